@@ -1,0 +1,45 @@
+# Every target sets up what it needs by itself: a virtual environment in .venv, torch, torchvision and the build.
+# A second run reuses it. PYTHON chooses the interpreter (>= 3.10); SSD_EXT_BUILD and TORCH_CUDA_ARCH_LIST the build.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    train, test and look at a small detector, no download of data or weights"
+	@echo "make test    lint and run all tests"
+	@echo "make format  sort imports and format"
+	@echo "make clean   remove the environment and all that was built"
+
+demo: .venv/built
+	$(BIN)/ssd demo --out demo
+
+test: lint
+	SSD_EXT_REQUIRE=cpu $(BIN)/python -m pytest -q --durations=10
+
+lint: .venv/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The package without kernels first: it brings torch, which the build then needs.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than 3.10; choose another: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip "setuptools>=77" wheel
+	SSD_EXT_BUILD=none $(BIN)/pip install -q -e ".[dev]"
+	@touch $@
+
+.venv/built: .venv/installed setup.py $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info ssd_ext/*.so
