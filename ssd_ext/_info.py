@@ -1,0 +1,68 @@
+"""What is installed here: versions, which kernels exist for which device, and why one is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from ssd_ext import _load
+from ssd_ext._registry import SCHEMAS
+
+
+@dataclass(frozen=True, repr=False)
+class Info:
+    """Versions, devices and kernels of this installation; prints as a table.
+
+    Attributes:
+        versions: package name -> version.
+        backend: the value of SSD_EXT_BACKEND.
+        gpus: names of the GPUs that torch sees.
+        kernels: op name -> the devices ("cpu", "cuda") that have a compiled kernel for it.
+        missing: device -> why its library is not in use; None where it is loaded.
+    """
+
+    versions: dict[str, str]
+    backend: str
+    gpus: list[str]
+    kernels: dict[str, list[str]]
+    missing: dict[str, str | None]
+
+    def __repr__(self) -> str:
+        lines = [f"{name:12} {version}" for name, version in self.versions.items()]
+        lines.append(f"{'backend':12} {self.backend} (SSD_EXT_BACKEND)")
+        lines.append(f"{'GPUs':12} {', '.join(self.gpus) or 'none visible'}")
+        for device, reason in self.missing.items():
+            lines.append(f"{device + ' library':12} {reason or 'loaded'}")
+        lines += ["", f"{'op':24} {'cpu':16} {'cuda':16}"]
+        for name, devices in self.kernels.items():
+            row = ("C++" if d == "cpu" else "CUDA" for d in ("cpu", "cuda"))
+            cells = (kind if d in devices else "plain PyTorch" for kind, d in zip(row, ("cpu", "cuda"), strict=True))
+            lines.append(f"{name:24} " + " ".join(f"{cell:16}" for cell in cells).rstrip())
+        return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def info() -> Info:
+    """Versions, which kernels exist for which device, and why one is missing; `print(ssd_ext.info())` shows a table."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return Info(
+        versions={
+            "ssd-ext": _version("ssd-ext"),
+            "torch": torch.__version__ + (f" (CUDA {torch.version.cuda})" if torch.version.cuda else ""),
+            "torchvision": _version("torchvision"),
+            "python": platform.python_version(),
+        },
+        backend=_load.backend(),
+        gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        kernels={name: [d for d in ("cpu", "cuda") if has_kernel(f"ssd_ext::{name}", d.upper())] for name in SCHEMAS},
+        missing=dict(_load.missing),
+    )

@@ -1,0 +1,62 @@
+"""Loads the compiled libraries: not built -> plain PyTorch, said once; built but broken -> an error with the reason.
+
+SSD_EXT_BACKEND chooses: `auto` (the default: compiled kernels where they are built), `python` (plain PyTorch only,
+for comparing or for ruling the kernels out) or `cpp` (the CPU library must be there).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+BACKENDS = ("auto", "python", "cpp")
+_HOW_TO_BUILD = "build it with `SSD_EXT_BUILD={0} pip install --no-build-isolation .`, which tells what is missing"
+
+#: Why the library of a device ("cpu", "cuda") is not in use; None where it is loaded.
+missing: dict[str, str | None] = {}
+
+
+def backend() -> str:
+    """The backend asked for by the environment variable SSD_EXT_BACKEND."""
+    name = os.environ.get("SSD_EXT_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ImportError(f"SSD_EXT_BACKEND={name!r}: expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+def _load(device: str) -> str | None:
+    """Loads the library of one device; returns why it is not in use, or None."""
+    if backend() == "python":
+        return "SSD_EXT_BACKEND=python"
+    if device == "cuda" and torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    folder = Path(__file__).parent
+    found = sorted(p for suffix in (".so", ".pyd", ".dylib") for p in folder.glob(f"_{device}*{suffix}"))
+    if not found:
+        return f"not built; {_HOW_TO_BUILD.format(device)}"
+    try:
+        torch.ops.load_library(found[0])
+    except OSError as error:
+        raise ImportError(
+            f"{found[0].name} is built but cannot be loaded with torch {torch.__version__}: {error}\n"
+            f"Rebuild it (pip install --no-build-isolation --force-reinstall --no-deps .), "
+            f"or set SSD_EXT_BACKEND=python to run on plain PyTorch."
+        ) from error
+    return None
+
+
+def load_libraries() -> None:
+    """Loads what is there, once, when `ssd_ext` is imported."""
+    for device in ("cpu", "cuda"):
+        missing[device] = _load(device)
+    if backend() == "cpp" and missing["cpu"]:
+        raise ImportError(f"SSD_EXT_BACKEND=cpp, but the CPU library is missing: {missing['cpu']}")
+    if backend() == "python":
+        return
+    if missing["cpu"]:
+        warnings.warn(f"ssd_ext runs on plain PyTorch: the CPU library is {missing['cpu']}.", stacklevel=3)
+    elif missing["cuda"] and torch.version.cuda and torch.cuda.device_count():
+        warnings.warn(f"ssd_ext runs on plain PyTorch on GPUs: the CUDA library is {missing['cuda']}.", stacklevel=3)

@@ -1,0 +1,38 @@
+"""What all tests share: the devices they run on, and SSD_EXT_REQUIRE.
+
+SSD_EXT_REQUIRE=cpu,cuda names the devices whose compiled kernels must be there: a missing library is then a failure of
+the whole run and not a quiet run on plain PyTorch.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssd_ext
+from ssd_ext import _load
+
+sys.path.insert(0, str(Path(__file__).parent))  # oracles.py and adversarial.py
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_configure(config):
+    for device in filter(None, os.environ.get("SSD_EXT_REQUIRE", "").split(",")):
+        if device not in _load.missing:
+            pytest.exit(f"SSD_EXT_REQUIRE: unknown device {device!r}", returncode=2)
+        if reason := _load.missing[device]:
+            pytest.exit(f"SSD_EXT_REQUIRE={device}: no compiled kernels: {reason}", returncode=2)
+        if device not in DEVICES:
+            pytest.exit(f"SSD_EXT_REQUIRE={device}: torch sees no such device", returncode=2)
+
+
+def pytest_report_header(config):
+    return repr(ssd_ext.info()).splitlines()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)

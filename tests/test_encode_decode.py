@@ -1,0 +1,181 @@
+import adversarial as adv
+import oracles
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ssd_ext
+from ssd_ext import reference
+
+VARIANCES = (0.1, 0.2)
+
+
+def reference_encode(boxes, priors, variances=VARIANCES):
+    return reference.encode_boxes(boxes, priors, *variances)
+
+
+def reference_decode(pred_offsets, priors, variances=VARIANCES, max_log_scale=None):
+    return reference.decode_boxes(pred_offsets, priors, *variances, max_log_scale)
+
+
+ENCODE = pytest.mark.parametrize("encode", [reference_encode, ssd_ext.encode_boxes], ids=["reference", "public"])
+DECODE = pytest.mark.parametrize("decode", [reference_decode, ssd_ext.decode_boxes], ids=["reference", "public"])
+BOTH = pytest.mark.parametrize(
+    ("encode", "decode"),
+    [(reference_encode, reference_decode), (ssd_ext.encode_boxes, ssd_ext.decode_boxes)],
+    ids=["reference", "public"],
+)
+# exp and log of PyTorch, of numpy and of the kernels differ by a few units in the last place of float32
+# (2^-24).
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+@ENCODE
+@pytest.mark.parametrize("n", adv.SIZES)
+def test_encode_equals_the_oracle(encode, n, device):
+    for seed, boxes in enumerate((adv.grid_boxes(3 * n), adv.random_boxes(3 * n), adv.hostile_boxes(3 * n))):
+        boxes = boxes.view(3, n, 4)
+        priors = adv.to_cxcywh(adv.random_boxes(n, seed))
+        expected = oracles.encode_boxes(boxes, priors, *VARIANCES)
+        actual = encode(boxes.to(device), priors.to(device)).cpu()
+        assert_close(actual[..., :2], expected[..., :2], rtol=0, atol=0, equal_nan=True)  # no log there: the same bits
+        assert_close(actual, expected, **CLOSE, equal_nan=True)
+        again = encode(adv.sliced(boxes.to(device)), adv.sliced(priors.to(device))).cpu()
+        assert_close(again, actual, rtol=0, atol=0, equal_nan=True)
+
+
+@DECODE
+@pytest.mark.parametrize("n", adv.SIZES)
+def test_decode_equals_the_oracle(decode, n, device):
+    for seed in range(3):
+        pred_offsets = torch.randn(2, n, 4, generator=adv.generator(seed)) * 3
+        priors = adv.to_cxcywh(adv.random_boxes(n, seed))
+        actual = decode(pred_offsets.to(device), priors.to(device)).cpu()
+        assert_close(actual, oracles.decode_boxes(pred_offsets, priors, *VARIANCES, None), **CLOSE)
+        assert torch.equal(decode(adv.sliced(pred_offsets.to(device)), adv.sliced(priors.to(device))).cpu(), actual)
+        pred_offsets[..., 2:] = 0  # exp(0) is 1: the rest has to be the same bits
+        actual = decode(pred_offsets.to(device), priors.to(device)).cpu()
+        assert torch.equal(actual, oracles.decode_boxes(pred_offsets, priors, *VARIANCES, None))
+
+
+@BOTH
+@pytest.mark.parametrize("variances", [VARIANCES, (1.0, 1.0), (0.3, 0.05)])
+def test_decode_undoes_encode(encode, decode, variances, device):
+    boxes, priors = adv.random_boxes(adv.N_PRIORS, 1), adv.to_cxcywh(adv.random_boxes(adv.N_PRIORS, 2))
+    boxes, priors = boxes.to(device), priors.to(device)
+    assert_close(decode(encode(boxes, priors, variances), priors, variances), boxes, rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+def test_a_prior_is_its_own_box(encode, decode, device):
+    boxes = adv.grid_boxes(65).to(device)
+    priors = adv.to_cxcywh(boxes)
+    assert not encode(boxes, priors).any()
+    assert torch.equal(decode(torch.zeros_like(boxes), priors), boxes)
+
+
+@BOTH
+def test_known_numbers(encode, decode, device):
+    prior = torch.tensor([[0.5, 0.5, 0.25, 0.5]], device=device)
+    box = torch.tensor([[0.5, 0.25, 1.0, 1.25]], device=device)  # centre (0.75, 0.75), size (0.5, 1)
+    log2 = 0.6931471805599453 / 0.2
+    wanted = torch.tensor([[0.25 / 0.025, 0.25 / 0.05, log2, log2]], device=device)
+    assert_close(encode(box, prior), wanted)
+    assert_close(decode(wanted, prior), box)
+
+
+@BOTH
+def test_any_leading_dimensions(encode, decode, device):
+    priors = adv.to_cxcywh(adv.random_boxes(33, 1)).to(device)
+    boxes = adv.random_boxes(6 * 33, 2).view(2, 3, 33, 4).to(device)
+    for op in (encode, decode):
+        whole = op(boxes, priors)
+        assert whole.shape == boxes.shape
+        for i in range(2):
+            for j in range(3):
+                assert torch.equal(whole[i, j], op(boxes[i, j], priors))
+        assert op(boxes[:, :0], priors).shape == (2, 0, 33, 4)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_dtypes(encode, decode, dtype, device):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    close = {"rtol": 1e-14, "atol": 1e-14} if dtype == torch.float64 else CLOSE
+    boxes = adv.grid_boxes(65).to(device, dtype)
+    priors = adv.to_cxcywh(adv.grid_boxes(65, 1)).to(device, dtype)
+    for actual, oracle in (
+        (encode(boxes, priors), oracles.encode_boxes(boxes, priors, *VARIANCES)),
+        (decode(boxes, priors), oracles.decode_boxes(boxes, priors, *VARIANCES, None)),
+        (decode(boxes, priors.float()), oracles.decode_boxes(boxes, priors.float(), *VARIANCES, None)),
+    ):
+        assert actual.dtype == wide
+        assert_close(actual.cpu(), oracle, **close)
+
+
+@ENCODE
+def test_integer_boxes(encode, device):
+    boxes, priors = (adv.grid_boxes(33) * 300).long(), adv.to_cxcywh(adv.random_boxes(33, 1) * 300)
+    expected = oracles.encode_boxes(boxes, priors, *VARIANCES)
+    assert_close(encode(boxes.to(device), priors.to(device)).cpu(), expected, **CLOSE)
+
+
+@DECODE
+def test_not_finite_offsets(decode, device):
+    values = torch.tensor([adv.NAN, adv.INF, -adv.INF, 1e4, -1e4])
+    pred_offsets = torch.cartesian_prod(values, values, values, values)
+    priors = adv.to_cxcywh(adv.grid_boxes(1)).expand(len(pred_offsets), 4)
+    for limit in (None, 4.0):
+        expected = oracles.decode_boxes(pred_offsets, priors, *VARIANCES, limit)
+        actual = decode(pred_offsets.to(device), priors.to(device), max_log_scale=limit)
+        assert_close(actual.cpu(), expected, **CLOSE, equal_nan=True)
+
+
+@DECODE
+def test_max_log_scale(decode, device):
+    prior = torch.tensor([[0.5, 0.5, 1.0, 1.0]], device=device)
+    pred_offsets = torch.tensor([[0.0, 0.0, 1000.0, 5.0]], device=device)  # log scales 200 and 1
+    assert decode(pred_offsets, prior).isinf().any()
+    box = adv.to_cxcywh(decode(pred_offsets, prior, max_log_scale=4.0))
+    assert_close(box, torch.tensor([[0.5, 0.5, 54.598150033, 2.718281828]], device=device))
+
+
+def test_gradcheck(device):
+    priors = adv.to_cxcywh(adv.random_boxes(5, 1)).to(device, torch.float64)
+    boxes = adv.random_boxes(10, 2).view(2, 5, 4).to(device, torch.float64).requires_grad_()
+    pred_offsets = torch.randn(2, 5, 4, dtype=torch.float64, generator=adv.generator(0)).to(device).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ssd_ext.encode_boxes(x, priors, (0.3, 0.4)), boxes)
+    assert torch.autograd.gradcheck(lambda x: ssd_ext.decode_boxes(x, priors, (0.3, 0.4)), pred_offsets)
+    # 0.1 limits some of the log scales and not others
+    assert (pred_offsets[..., 2:] * 0.2 > 0.1).any()
+    assert (pred_offsets[..., 2:] * 0.2 < 0.1).any()
+    assert torch.autograd.gradcheck(lambda x: ssd_ext.decode_boxes(x, priors, max_log_scale=0.1), pred_offsets)
+
+
+@pytest.mark.parametrize("limit", [None, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_closed_form_gradients(dtype, limit, device):
+    """The closed forms against autograd through the formulas."""
+    priors = adv.to_cxcywh(adv.random_boxes(33, 1)).to(device, dtype)
+    boxes = adv.random_boxes(66, 2).view(2, 33, 4).to(device, dtype).requires_grad_()
+    pred_offsets = torch.randn(2, 33, 4, generator=adv.generator(0)).to(device, dtype).requires_grad_()
+    grad = torch.randn(2, 33, 4, generator=adv.generator(1)).to(device, reference._compute_dtype(boxes))
+    for forward, backward, x, rest in (
+        (reference.encode_boxes, reference.encode_boxes_backward, boxes, VARIANCES),
+        (reference.decode_boxes, reference.decode_boxes_backward, pred_offsets, (*VARIANCES, limit)),
+    ):
+        (expected,) = torch.autograd.grad(forward(x, priors, *rest), x, grad)
+        ours = backward(grad, x.detach(), priors, *rest)
+        assert ours.dtype == dtype
+        assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("op", [ssd_ext.encode_boxes, ssd_ext.decode_boxes])
+def test_bad_input_is_named(op):
+    priors = torch.rand(5, 4)
+    with pytest.raises(ValueError, match=r"(boxes|pred_offsets) must be"):
+        op(torch.zeros(4, 4), priors)
+    with pytest.raises(ValueError, match="priors_cxcywh"):
+        op(torch.zeros(5, 4), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="variances"):
+        op(torch.zeros(5, 4), priors, variances=(0.1, 0.0))

@@ -1,0 +1,165 @@
+import adversarial as adv
+import oracles
+import pytest
+import torch
+
+import ssd_ext
+from ssd_ext import reference
+
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "match_priors", [reference.match_priors, ssd_ext.match_priors], ids=["reference", "public"]
+)
+MODES = pytest.mark.parametrize("mode", ["per_prior", "bipartite"])
+
+
+def check(match_priors, boxes, offsets, priors, threshold, mode, device):
+    expected = oracles.match_priors(boxes, offsets, priors, threshold, mode)
+    inputs = [x.to(device) for x in (boxes, offsets, priors)]
+    actual = match_priors(*inputs, threshold, mode)
+    assert actual.dtype == torch.int32
+    assert torch.equal(actual.cpu(), expected)
+    assert torch.equal(match_priors(*map(adv.sliced, inputs), threshold, mode).cpu(), expected)
+    return expected
+
+
+@IMPLEMENTATIONS
+@MODES
+@pytest.mark.parametrize("counts", adv.BATCHES.values(), ids=adv.BATCHES)
+def test_ragged_batches(match_priors, mode, counts, device):
+    offsets = adv.pack(counts)
+    for seed, n_priors in enumerate((0, 1, 33, 65)):
+        for make in (
+            lambda n, s: adv.grid_boxes(n, s, cells=4),
+            adv.grid_boxes,
+            adv.random_boxes,
+            adv.hostile_boxes,
+        ):
+            boxes, priors = make(sum(counts), seed), make(n_priors, seed + 50)
+            check(match_priors, boxes, offsets, priors, 0.5, mode, device)
+
+
+@IMPLEMENTATIONS
+@MODES
+@pytest.mark.parametrize("n_priors", adv.SIZES)
+def test_sizes(match_priors, mode, n_priors, device):
+    for n_objects in (0, 1, 33):
+        boxes, priors = adv.grid_boxes(n_objects, cells=8), adv.grid_boxes(n_priors, 1, cells=8)
+        check(match_priors, boxes, adv.pack((n_objects,)), priors, 0.5, mode, device)
+
+
+@IMPLEMENTATIONS
+@MODES
+def test_all_priors_of_ssd300(match_priors, mode, device):
+    boxes, priors = adv.grid_boxes(4), adv.grid_boxes(adv.N_PRIORS, 1)
+    match = check(match_priors, boxes, adv.pack((1, 0, 3)), priors, 0.5, mode, device)
+    assert (match >= 0).sum() > 100
+
+
+@IMPLEMENTATIONS
+@MODES
+def test_rows_past_the_last_offset_are_ignored(match_priors, mode, device):
+    boxes, priors, offsets = adv.grid_boxes(9), adv.grid_boxes(40, 1), adv.pack((2, 0, 3))
+    expected = check(match_priors, boxes[:5], offsets, priors, 0.5, mode, device)
+    boxes[5:] = priors[:4]  # they would match perfectly
+    check(match_priors, boxes, offsets, priors, 0.5, mode, device)
+    assert torch.equal(oracles.match_priors(boxes, offsets, priors, 0.5, mode), expected)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(("a", "b", "iou"), adv.AT_THRESHOLD)
+def test_threshold_is_inclusive(match_priors, a, b, iou, device):
+    # The first prior is forced; the second has the IoU of the threshold, the third nothing.
+    boxes, priors = (
+        torch.tensor([a], device=device),
+        torch.tensor([a, b, (7.0, 7.0, 8.0, 8.0)], device=device),
+    )
+    offsets = adv.pack((1,)).to(device)
+    assert match_priors(boxes, offsets, priors, iou, "per_prior").tolist() == [[0, 0, -1]]
+    above = float(torch.tensor(iou).nextafter(torch.tensor(2.0)))
+    assert match_priors(boxes, offsets, priors, above, "per_prior").tolist() == [[0, -1, -1]]
+
+
+@IMPLEMENTATIONS
+def test_threshold_is_compared_in_the_compute_dtype(match_priors, device):
+    # 3/10 in float32 is above 0.3 in float64 (but not above 0.3 in float32): no rounding may decide.
+    box, prior = (
+        torch.tensor([[0.0, 0.0, 10.0, 1.0]]),
+        torch.tensor([[0.0, 0.0, 10.0, 1.0], [0.0, 0.0, 3.0, 1.0]]),
+    )
+    for dtype in (torch.float32, torch.float64):
+        result = match_priors(
+            box.to(device, dtype), adv.pack((1,)).to(device), prior.to(device, dtype), 0.3, "per_prior"
+        )
+        assert result.tolist() == [[0, 0]]
+
+
+UNIT, LEFT, FAR = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (5.0, 5.0, 6.0, 6.0)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(
+    ("boxes", "priors", "per_prior", "bipartite"),
+    [
+        pytest.param([UNIT, UNIT], [UNIT, FAR], [1, -1], [0, -1], id="equal objects, one prior"),
+        pytest.param([UNIT], [UNIT, UNIT], [0, 0], [0, 0], id="equal priors are both over the threshold"),
+        pytest.param([LEFT], [(0.0, 0.0, 1.0, 4.0), (0.0, 0.0, 4.0, 1.0)], [0, -1], [0, -1], id="lowest prior forced"),
+        pytest.param([UNIT, UNIT], [UNIT, UNIT], [1, 0], [0, 1], id="rule 1 takes the lowest object"),
+        pytest.param([UNIT, UNIT], [UNIT, LEFT, FAR], [1, 0, -1], [0, 1, -1], id="bipartite gives each its own"),
+        pytest.param([FAR, UNIT], [UNIT, UNIT], [1, 1], [1, 1], id="an object without overlap claims nothing"),
+        pytest.param([adv.NOT_BOXES[0], UNIT], [adv.NOT_BOXES[0], UNIT], [-1, 1], [-1, 1], id="degenerate"),
+    ],
+)
+def test_rules(match_priors, boxes, priors, per_prior, bipartite, device):
+    boxes, priors = torch.tensor(boxes, device=device), torch.tensor(priors, device=device)
+    offsets = adv.pack((len(boxes),)).to(device)
+    assert match_priors(boxes, offsets, priors, 0.5, "per_prior").tolist() == [per_prior]
+    assert match_priors(boxes, offsets, priors, 0.5, "bipartite").tolist() == [bipartite]
+
+
+@IMPLEMENTATIONS
+@MODES
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 1.0])
+def test_a_match_always_overlaps(match_priors, mode, threshold, device):
+    boxes, priors, offsets = adv.hostile_boxes(12, 3), adv.hostile_boxes(65, 4), adv.pack((5, 0, 7))
+    match = check(match_priors, boxes, offsets, priors, threshold, mode, device)
+    iou = oracles.box_iou(boxes, priors)
+    for image, start in enumerate((0, 5, 5)):
+        for prior in (match[image] >= 0).nonzero()[:, 0].tolist():
+            assert iou[start + int(match[image, prior]), prior] > 0
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("seed", range(5))
+def test_bipartite_chains(match_priors, seed, device):
+    """Few priors for many alike objects: every round moves objects on to their next best prior."""
+    boxes, priors = adv.grid_boxes(50, seed, cells=3), adv.grid_boxes(64, seed + 9, cells=3)
+    match = check(match_priors, boxes, adv.pack((20, 30)), priors, 1.0, "bipartite", device)
+    owners = [match[i][match[i] >= 0] for i in (0, 1)]
+    assert [len(x.unique()) for x in owners] == [20, 30]
+
+
+@IMPLEMENTATIONS
+@MODES
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64], ids=str)
+def test_dtypes(match_priors, mode, dtype, device):
+    boxes, priors = adv.random_boxes(9, 1) * 64, adv.random_boxes(65, 2) * 64
+    boxes = boxes.to(dtype)
+    for priors_dtype in {dtype, torch.float32, torch.float64}:
+        check(match_priors, boxes, adv.pack((4, 5)), priors.to(priors_dtype), 0.3, mode, device)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("boxes", {"boxes": torch.zeros(3, 5)}),
+        ("priors_xyxy", {"priors_xyxy": torch.zeros(4)}),
+        ("offsets", {"offsets": torch.tensor([0, 9], dtype=torch.int32)}),
+        ("offsets", {"offsets": torch.tensor([0, 2, 1, 3], dtype=torch.int32)}),
+        ("offsets", {"offsets": torch.tensor([0, 3])}),
+        ("mode", {"mode": "best"}),
+    ],
+)
+def test_bad_input_is_named(name, change):
+    good = {"boxes": adv.grid_boxes(3), "offsets": adv.pack((1, 2)), "priors_xyxy": adv.grid_boxes(5)}
+    with pytest.raises(ValueError, match=name):
+        ssd_ext.match_priors(**{**good, **change})
