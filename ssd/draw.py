@@ -1,0 +1,300 @@
+"""Pictures of detections and of training curves."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+__all__ = ["class_color", "draw_detections", "plot_curves", "save_png", "side_by_side"]
+
+Box = tuple[int, int, int, int]
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """Colour of a class, the same in every picture.
+
+    Args:
+        label: class label >= 1.
+
+    Returns:
+        (red, green, blue) in 0..255.
+    """
+    # Steps of the golden ratio put each new hue into the widest gap left by those before it; the two levels
+    # of brightness keep apart hues that come close after some ten classes.
+    hue = 0.98 + (label - 1) * 0.618034
+    saturation, value = ((0.80, 1.0), (0.60, 0.85))[(label - 1) // 8 % 2]
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor | None = None,
+    *,
+    classes: Sequence[str],
+    width: int | None = None,
+) -> Tensor:
+    """Picture with boxes, each with the name of its class and, if given, its score.
+
+    Lines and text grow with the picture. A box is cut at the picture's edge; one that is wholly outside, empty,
+    inverted or NaN is left out, as is label 0 (the "nothing found" row of `ssd.detect`).
+
+    Args:
+        image: (3,H,W) uint8 RGB.
+        boxes: (k,4) xyxy, fractions of the image, k >= 0.
+        labels: (k,) integer in 0..C-1.
+        scores: (k,), in 0..1; the higher one is drawn on top. Without scores earlier rows are on top.
+        classes: the C-1 names without background; label i is `classes[i - 1]`.
+        width: line width in pixels, >= 1; by default 1/150 of the picture's size, at least 2.
+
+    Returns:
+        (3,H,W) uint8, a new tensor on the CPU.
+
+    Raises:
+        ValueError: a shape, dtype, label or width that does not fit.
+    """
+    picture = _to_pil(image)
+    if width is not None and width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    boxes, labels, ranks = _read(boxes, labels, scores, len(classes))
+    size = _size(picture)
+    width = width or max(2, round(size / 150))
+    font = ImageFont.load_default(size=max(11, round(size / 28)))
+
+    shown = []  # best first
+    for i in np.argsort(-ranks, kind="stable"):
+        corners = _to_pixels(boxes[i], picture.size)
+        if corners and labels[i] > 0:
+            text = classes[labels[i] - 1] + ("" if scores is None else f" {ranks[i]:.2f}")
+            shown.append((corners, text, class_color(int(labels[i]))))
+
+    draw = ImageDraw.Draw(picture)
+    for corners, _, color in reversed(shown):
+        draw.rectangle(corners, outline=color, width=width)
+    tabs: list[Box] = []
+    for corners, text, color in shown:  # the best one chooses its place first
+        tabs.append(_draw_tab(draw, corners, text, font, color, picture.size, tabs))
+    return _to_tensor(picture)
+
+
+def side_by_side(left: Tensor, right: Tensor, captions: tuple[str, str]) -> Tensor:
+    """Two pictures beside each other on white, each below its caption.
+
+    Args:
+        left: (3,H1,W1) uint8 RGB.
+        right: (3,H2,W2) uint8 RGB; the lower one of the two is enlarged to the height of the other.
+        captions: text above the left and above the right picture; cut if it is wider than its picture.
+
+    Returns:
+        (3,H,W) uint8, H > max(H1, H2).
+
+    Raises:
+        ValueError: a picture that is not (3,H,W) uint8, or not exactly two captions.
+    """
+    if len(captions) != 2:
+        raise ValueError(f"captions must be two texts, got {captions!r}")
+    pictures = [_to_pil(left), _to_pil(right)]
+    height = max(p.height for p in pictures)
+    pictures = [
+        p if p.height == height else p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures
+    ]
+    size = min(map(_size, pictures))
+    font = ImageFont.load_default(size=max(12, round(size / 22)))
+    margin = max(4, round(size / 40))
+    ascent, descent = font.getmetrics()
+    top = 2 * margin + ascent + descent
+
+    sheet = Image.new("RGB", (3 * margin + sum(p.width for p in pictures), top + height + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    x = margin
+    for picture, caption in zip(pictures, captions, strict=True):
+        sheet.paste(picture, (x, top))
+        draw.text((x, margin), _fit(caption, font, picture.width), fill=(40, 40, 40), font=font)
+        x += picture.width + margin
+    return _to_tensor(sheet)
+
+
+def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write a picture as PNG; the file appears, or replaces an older one, only when it is complete.
+
+    Args:
+        image: (3,H,W) uint8 RGB.
+        path: file to write, in an existing folder.
+
+    Raises:
+        ValueError: an image that is not (3,H,W) uint8.
+        FileNotFoundError: the folder does not exist.
+    """
+    picture = _to_pil(image)
+    with _replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
+    """Draw loss and mAP over the training steps into one PNG file.
+
+    Args:
+        history: lists of numbers: "step" and "loss", of one length, and "eval_step" and "mAP" (0..1), of one
+            length. A pair may be absent or empty; NaN leaves a gap.
+        path: file to write, in an existing folder.
+
+    Raises:
+        ValueError: two lists of a pair differ in length.
+        FileNotFoundError: the folder does not exist.
+    """
+    from matplotlib.figure import (
+        Figure,
+    )  # takes longer to import than all the rest, and only training needs it
+
+    figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
+    loss_axes, map_axes = figure.subplots(2, 1, sharex=True)
+
+    step, loss = _pair(history, "step", "loss")
+    loss_axes.plot(step, loss, color="tab:blue", alpha=0.25, linewidth=1)
+    loss_axes.plot(step, _running_mean(loss), color="tab:blue", linewidth=2)
+    loss_axes.set_ylabel("loss")
+    if np.isfinite(loss).any():
+        # Single high values, above all the first ones, would press the curve flat.
+        loss_axes.set_ylim(0, 1.2 * np.percentile(loss[np.isfinite(loss)], 99) or 1)
+
+    eval_step, mean_ap = _pair(history, "eval_step", "mAP")
+    map_axes.plot(eval_step, mean_ap, color="tab:orange", linewidth=2, marker="o", markersize=4)
+    if np.isfinite(mean_ap).any():
+        best = int(np.nanargmax(mean_ap))
+        map_axes.set_title(f"best {mean_ap[best]:.3f} at step {eval_step[best]:g}", loc="right", fontsize=10)
+    map_axes.set(ylabel="mAP", xlabel="step", ylim=(0, 1.02))
+
+    for axes in (loss_axes, map_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
+        raise ValueError(f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
+    return Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())  # (H,W,3)
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (3,H,W)
+
+
+def _size(picture: Image.Image) -> float:
+    """Side of the square of the same area: what lines and text are measured against."""
+    return (picture.width * picture.height) ** 0.5
+
+
+def _read(
+    boxes: Tensor, labels: Tensor, scores: Tensor | None, n_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    boxes = torch.as_tensor(boxes).detach().cpu().double().numpy()
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    labels = torch.as_tensor(labels).cpu().long().numpy()
+    # Without scores all rows rank alike, in their own order.
+    scores = np.zeros(len(boxes)) if scores is None else torch.as_tensor(scores).detach().cpu().double().numpy()
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must have shape (k, 4), got {boxes.shape}")
+    for name, values in (("labels", labels), ("scores", scores)):
+        if values.shape != (len(boxes),):
+            raise ValueError(f"{name} must have shape ({len(boxes)},), one for each box, got {values.shape}")
+    for wrong in labels[(labels < 0) | (labels > n_classes)]:
+        raise ValueError(f"labels must be in 0..{n_classes}, got {wrong}")
+    return boxes, labels, scores
+
+
+def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:
+    """First and last column and row (x0, y0, x1, y1) of a box's visible part; None if there is none."""
+    x0, y0, x1, y1 = np.clip(box, 0, 1)
+    if not (x0 < x1 and y0 < y1):  # NaN fails as well
+        return None
+    columns, rows = size
+    x0, y0 = min(round(x0 * columns), columns - 1), min(round(y0 * rows), rows - 1)
+    return x0, y0, max(x0, round(x1 * columns) - 1), max(y0, round(y1 * rows) - 1)
+
+
+def _draw_tab(
+    draw: ImageDraw.ImageDraw,
+    corners: Box,
+    text: str,
+    font: ImageFont.FreeTypeFont,
+    color: tuple[int, int, int],
+    size: tuple[int, int],
+    taken: Sequence[Box],
+) -> Box:
+    """Draw text on a filled tab at a corner of the box, inside the picture and, if possible, off other tabs."""
+    ascent, descent = font.getmetrics()
+    pad = max(2, ascent // 5)
+    text = _fit(text, font, size[0] - 2 * pad)
+    w, h = round(font.getlength(text)) + 2 * pad, ascent + descent + pad
+    x0, y0, x1, y1 = corners
+    places = [(x0, y0 - h), (x0, y0), (x1 - w, y0 - h), (x0, y1), (x1 - w, y1), (x0, y1 - h)]
+    tabs = [(x, y, x + w, y + h) for x, y in (_inside(place, (w, h), size) for place in places)]
+    tab = next((t for t in tabs if not any(_overlap(t, other) for other in taken)), tabs[0])
+
+    draw.rectangle(tab, fill=color)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140  # luma of ITU-R BT.601
+    draw.text((tab[0] + pad, tab[1] + pad // 2), text, fill="black" if bright else "white", font=font)
+    return tab
+
+
+def _inside(place: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The place moved so that a tab of that extent stays in the picture."""
+    x, y = (max(0, min(p, s - 1 - e)) for p, e, s in zip(place, extent, size, strict=True))
+    return x, y
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or its beginning and three dots where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _pair(history: Mapping[str, Sequence[float]], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    xs, ys = (np.asarray(history.get(name, ()), dtype=float) for name in (x, y))
+    if xs.shape != ys.shape:
+        raise ValueError(f"history: {x!r} has {len(xs)} values, {y!r} {len(ys)}")
+    return xs, ys
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the finite values in a window of about a fortieth of the curve, at each point."""
+    if len(values) == 0:
+        return values
+    window = np.ones(2 * (len(values) // 80) + 1)
+    finite = np.isfinite(values)
+    count = np.convolve(finite, window, mode="same")
+    total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
+    return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Name of a temporary file beside `path`, which takes its place when the block ends without an error."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"folder {str(path.parent)!r} of {path.name!r} does not exist")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,260 @@
+"""Mean average precision by the rules of the PASCAL VOC development kit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ssd.data import collate
+from ssd.detect import predict
+from ssd.model import SSD300
+from ssd_ext import box_iou
+
+__all__ = ["EvalResult", "average_precision", "evaluate"]
+
+METHODS = ("area", "11point")
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What `average_precision` found; `print` shows it as a table.
+
+    Attributes:
+        mAP: mean of `ap` over the classes that have ground truth, in 0..1; NaN if there is no such class.
+        ap: average precision by class name, in 0..1; NaN for a class without ground truth.
+        n_truths: ground-truth objects by class name, difficult ones not counted.
+        n_detections: detections by class name, those ignored for a difficult object included.
+        iou_threshold: smallest IoU of a true positive.
+        method: "area" or "11point".
+        curves: (recall (d,), precision (d,)) float64 by class name, after each of the d detections that
+            count, by falling score; empty for a class without ground truth.
+    """
+
+    mAP: float
+    ap: dict[str, float]
+    n_truths: dict[str, int]
+    n_detections: dict[str, int]
+    iou_threshold: float
+    method: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False, compare=False)
+
+    def summary(self) -> str:
+        """One line: the mean, then every class."""
+        per_class = ", ".join(f"{name} {_score(ap)}" for name, ap in self.ap.items())
+        return f"mAP@{self.iou_threshold:g} {_score(self.mAP)} ({per_class})"
+
+    def __str__(self) -> str:
+        title = f"mAP@{self.iou_threshold:g} ({self.method})"
+        width = max(map(len, (title, *self.ap)))
+        row = f"{{:<{width}}}  {{:>8}}  {{:>10}}  {{:>6}}".format
+        lines = [row("class", "truths", "detections", "AP")]
+        lines += [row(c, self.n_truths[c], self.n_detections[c], _score(ap)) for c, ap in self.ap.items()]
+        totals = sum(self.n_truths.values()), sum(self.n_detections.values())
+        lines += ["-" * len(lines[0]), row(title, *totals, _score(self.mAP))]
+        return "\n".join(lines)
+
+
+def average_precision(
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    method: str = "area",
+) -> EvalResult:
+    """Average precision of every class, and their mean, over a set of images.
+
+    The detections of one class in all images are gone through by falling score. Each looks at the object of
+    its image and class with the highest IoU, and only at that one: below `iou_threshold` it is a false
+    positive; if the object is difficult it is ignored; if an earlier detection took the object it is a false
+    positive; else a true positive.
+
+    Args:
+        detections: for each image (boxes (k,4) xyxy, labels (k,) integer in 0..C-1, scores (k,)), k >= 0, in
+            any order. Label 0 (background, the "nothing found" row of `ssd.detect`) is left out.
+        targets: for each image a mapping with "boxes" (n,4) xyxy in the unit of the detections (fractions of
+            the image or pixels), "labels" (n,) integer in 1..C-1, optionally "difficult" (n,) bool; n >= 0.
+        classes: the C-1 different names without background; label i is `classes[i - 1]`.
+        iou_threshold: smallest IoU that counts as found, in (0, 1]; compared with >=, as VOC does.
+        method: "area" is the area under the curve with its precision made non-increasing (VOC2010 and
+            later); "11point" the mean, over recalls 0, 0.1 .. 1, of the best precision at that recall or more
+            (VOC2007).
+
+    Returns:
+        An `EvalResult`. A class without (non-difficult) ground truth has AP NaN and stays out of the mean; a
+        class with ground truth and no detection has AP 0. With no image, or no such object, mAP is NaN.
+
+    Raises:
+        ValueError: numbers of images or rows that differ; a label, threshold, method or name not allowed.
+
+    Ties: equal scores go by image, then by row; NaN scores come last. Equal IoUs go to the first object.
+    Boxes are continuous: width is xmax - xmin, without the +1 of the development kit's whole pixels.
+
+    Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2; VOC2012
+    development kit, VOCevaldet.m.
+    """
+    classes = tuple(classes)
+    _check_arguments(len(detections), len(targets), classes, iou_threshold, method)
+    n_classes = len(classes) + 1
+
+    labels, scores, found = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
+    truth_labels, difficult = [np.empty(0, np.int64)], [np.empty(0, bool)]
+    n_objects = 0
+    for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
+        det_boxes, det_labels, det_scores = _read_detection(detection, f"detections[{i}]", n_classes)
+        gt_boxes, gt_labels, gt_difficult = _read_target(target, f"targets[{i}]", n_classes)
+        best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
+        labels.append(det_labels)
+        scores.append(det_scores)
+        found.append(np.where(best >= 0, best + n_objects, -1))
+        truth_labels.append(gt_labels)
+        difficult.append(gt_difficult)
+        n_objects += len(gt_labels)
+
+    labels, scores, found = map(np.concatenate, (labels, scores, found))  # (D,), rows by image
+    truth_labels = np.concatenate(truth_labels)  # (G,)
+    difficult = np.concatenate([*difficult, [False]])  # (G+1,): the last, index -1, stands for no object
+
+    ap, n_truths, n_detections, curves = {}, {}, {}, {}
+    for label, name in enumerate(classes, start=1):
+        rows = np.flatnonzero(labels == label)
+        n_detections[name] = len(rows)
+        n_truths[name] = int(np.count_nonzero((truth_labels == label) & ~difficult[:-1]))
+        rows = rows[~difficult[found[rows]]]
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        curves[name] = recall, precision = _curve(found[rows], n_truths[name])
+        ap[name] = _ap(recall, precision, method) if n_truths[name] else float("nan")
+
+    counted = [ap[name] for name in classes if n_truths[name]]
+    mean = float(np.mean(counted)) if counted else float("nan")
+    return EvalResult(mean, ap, n_truths, n_detections, float(iou_threshold), method, curves)
+
+
+def evaluate(
+    model: SSD300,
+    dataset: Dataset,
+    classes: Sequence[str],
+    *,
+    iou_threshold: float = 0.5,
+    method: str = "area",
+    min_score: float = 0.01,
+    max_overlap: float = 0.45,
+    top_k: int = 200,
+    batch_size: int = 8,
+    bf16: bool | None = None,
+    workers: int = 0,
+    quiet: bool = False,
+) -> EvalResult:
+    """Runs a network over a dataset and measures its average precision; the defaults are the tutorial's.
+
+    Args:
+        model: the network, run on the device of its parameters and left in evaluation mode.
+        dataset: gives (image, target) as `ssd.data.VOCDataset` with `ssd.transforms.eval_transform` does.
+        classes: the C-1 names without background.
+        iou_threshold, method: see `average_precision`.
+        min_score, max_overlap, top_k: see `ssd.detect.detect`.
+        batch_size: pictures per forward pass.
+        bf16: bfloat16 autocast; None uses it where the hardware has it.
+        workers: processes that read pictures.
+        quiet: no progress bar.
+
+    Returns:
+        An `EvalResult`.
+    """
+    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    detections, targets = [], []
+    for images, batch_targets in tqdm(loader, unit="batch", disable=True if quiet else None):
+        detections += predict(model, images, min_score, max_overlap, top_k, bf16=bf16)
+        targets += batch_targets
+    return average_precision(detections, targets, classes, iou_threshold, method)
+
+
+def _best_object(
+    boxes: Tensor, labels: np.ndarray, gt_boxes: Tensor, gt_labels: np.ndarray, iou_threshold: float
+) -> np.ndarray:
+    """Row of the object of the same class that overlaps most, for each detection; -1 below the threshold."""
+    if len(labels) == 0 or len(gt_labels) == 0:
+        return np.full(len(labels), -1)
+    iou = box_iou(boxes, gt_boxes).numpy()  # (k,n)
+    iou = np.where(labels[:, None] == gt_labels, iou, 0.0)
+    best = iou.argmax(axis=1)
+    return np.where(iou.max(axis=1) >= iou_threshold, best, -1)
+
+
+def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision after each detection of one class, from the object (or -1) that each one found."""
+    if n_truths == 0:
+        return np.empty(0), np.empty(0)
+    objects, first = np.unique(found, return_index=True)
+    true_positive = np.zeros(len(found))
+    true_positive[first[objects >= 0]] = 1  # a later detection of the same object is a false positive
+    true_positives = true_positive.cumsum()
+    return true_positives / n_truths, true_positives / np.arange(1, len(found) + 1)
+
+
+def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
+    """Average precision in 0..1 from a curve whose recall does not fall."""
+    # best[d]: highest precision at the recall of detection d or more; the last, 0: at recalls never reached.
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)
+    if method == "11point":
+        # i/10 and tp/n_truths are both correctly rounded quotients, so equal fractions compare equal; with
+        # i*0.1 a recall of exactly 3/10 would miss its point.
+        return float(best[np.searchsorted(recall, np.arange(11) / 10)].mean())
+    return float(np.diff(recall, prepend=0.0) @ best[:-1])
+
+
+def _read_detection(
+    detection: tuple[Tensor, Tensor, Tensor], name: str, n_classes: int
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    boxes, labels = _read_boxes(*detection[:2], name, range(n_classes))
+    scores = _read_column(detection[2], f"{name}: scores", len(labels)).double().numpy()
+    keep = labels > 0
+    return boxes[torch.from_numpy(keep)], labels[keep], scores[keep]
+
+
+def _read_target(target: Mapping[str, Tensor], name: str, n_classes: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    boxes, labels = _read_boxes(target["boxes"], target["labels"], name, range(1, n_classes))
+    difficult = target.get("difficult", torch.zeros(len(labels)))
+    return boxes, labels, _read_column(difficult, f"{name}: difficult", len(labels)).bool().numpy()
+
+
+def _read_boxes(boxes: Tensor, labels: Tensor, name: str, allowed: range) -> tuple[Tensor, np.ndarray]:
+    """Boxes (k,4) in float64, so that an IoU of exactly 7/10 is not below 0.7, and labels (k,) int64."""
+    boxes = torch.as_tensor(boxes).detach().cpu().double()
+    if boxes.numel() == 0:
+        boxes = boxes.reshape(0, 4)  # an empty list has shape (0,)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name}: boxes must have shape (k, 4), got {tuple(boxes.shape)}")
+    labels = _read_column(labels, f"{name}: labels", len(boxes)).long().numpy()
+    for wrong in labels[(labels < allowed.start) | (labels >= allowed.stop)]:
+        raise ValueError(f"{name}: labels must be in {allowed.start}..{allowed.stop - 1}, got {wrong}")
+    return boxes, labels
+
+
+def _read_column(values: Tensor, name: str, n_boxes: int) -> Tensor:
+    values = torch.as_tensor(values).detach().cpu()
+    if values.shape != (n_boxes,):
+        raise ValueError(f"{name} must have shape ({n_boxes},), one for each box, got {tuple(values.shape)}")
+    return values
+
+
+def _check_arguments(
+    n_detections: int, n_targets: int, classes: tuple[str, ...], iou_threshold: float, method: str
+) -> None:
+    if n_detections != n_targets:
+        raise ValueError(f"detections has {n_detections} images, targets has {n_targets}")
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"classes has a name twice: {classes}")
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+
+
+def _score(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4f}"

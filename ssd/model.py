@@ -1,0 +1,220 @@
+"""SSD300: VGG16 base, extra feature layers and prediction heads, with the parameter names of the tutorial."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssd.priors import PriorSpec, find_spec, make_priors
+
+IMAGE_SIZE = 300
+VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels), a pool after each
+CONV7_CHANNELS = 1024
+EXTRAS = (  # (block, channels of its 1x1, channels of its 3x3, options of its 3x3)
+    (8, 256, 512, {"stride": 2, "padding": 1}),
+    (9, 128, 256, {"stride": 2, "padding": 1}),
+    (10, 128, 256, {}),
+    (11, 128, 256, {}),
+)
+SOURCES = {"conv4_3": 512, "conv7": 1024, "conv8_2": 512, "conv9_2": 256, "conv10_2": 256, "conv11_2": 256}
+MAPS = (38, 19, 10, 5, 3, 1)  # cells per side of each source
+
+
+def scaled(channels: int, width: float) -> int:
+    """Number of channels at this width: a multiple of 8, at least 8."""
+    return max(8, 8 * round(channels * width / 8))
+
+
+class ConvStack(nn.Module):
+    """Convolutions `conv<name>`, each with ReLU and, if `batch_norm`, `bn<name>` in between.
+
+    With batch norm the convolutions have no bias: normalisation would take it out again.
+    """
+
+    def __init__(self, batch_norm: bool) -> None:
+        super().__init__()
+        self.batch_norm = batch_norm
+
+    def add_layer(self, name: str, inputs: int, outputs: int, kernel: int, **options: int) -> None:
+        conv = nn.Conv2d(inputs, outputs, kernel, bias=not self.batch_norm, **options)
+        self.add_module(f"conv{name}", conv)
+        if self.batch_norm:
+            self.add_module(f"bn{name}", nn.BatchNorm2d(outputs))
+
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        x = getattr(self, f"conv{name}")(x)
+        if self.batch_norm:
+            x = getattr(self, f"bn{name}")(x)
+        return F.relu(x, inplace=True)
+
+
+class VGGBase(ConvStack):
+    """VGG16 with its fully connected layers turned into the convolutions conv6 and conv7."""
+
+    def __init__(self, width: float = 1.0, batch_norm: bool = False) -> None:
+        super().__init__(batch_norm)
+        inputs = 3
+        for block, (convs, channels) in enumerate(VGG_BLOCKS, 1):
+            outputs = scaled(channels, width)
+            for i in range(1, convs + 1):
+                self.add_layer(f"{block}_{i}", inputs, outputs, 3, padding=1)
+                inputs = outputs
+        outputs = scaled(CONV7_CHANNELS, width)
+        self.add_layer("6", inputs, outputs, 3, padding=6, dilation=6)
+        self.add_layer("7", outputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for block, (convs, _) in enumerate(VGG_BLOCKS, 1):
+            for i in range(1, convs + 1):
+                x = self.layer(f"{block}_{i}", x)
+            if block == 4:
+                conv4_3 = x  # (B, 512, 38, 38)
+            if block < 5:
+                x = F.max_pool2d(x, 2, ceil_mode=block == 3)  # sides 150, 75, 38 (75 / 2 rounded up), 19
+            else:  # the map keeps its size; the dilation of conv6 makes up for the missing stride
+                x = F.max_pool2d(x, 3, stride=1, padding=1)  # (B, 512, 19, 19)
+        x = self.layer("7", self.layer("6", x))
+        return conv4_3, x  # (B, 512, 38, 38), (B, 1024, 19, 19)
+
+
+class AuxiliaryConvolutions(ConvStack):
+    """Extra feature layers: each block narrows the channels by a 1x1 and shrinks the map by a 3x3."""
+
+    def __init__(self, width: float = 1.0, batch_norm: bool = False) -> None:
+        super().__init__(batch_norm)
+        inputs = scaled(CONV7_CHANNELS, width)
+        for block, narrow, channels, options in EXTRAS:
+            self.add_layer(f"{block}_1", inputs, scaled(narrow, width), 1)
+            self.add_layer(f"{block}_2", scaled(narrow, width), scaled(channels, width), 3, **options)
+            inputs = scaled(channels, width)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for block, *_ in EXTRAS:
+            x = self.layer(f"{block}_2", self.layer(f"{block}_1", x))
+            features.append(x)
+        return features  # (B, 512, 10, 10), (B, 256, 5, 5), (B, 256, 3, 3), (B, 256, 1, 1)
+
+
+class PredictionConvolutions(nn.Module):
+    """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class scores."""
+
+    def __init__(
+        self, n_classes: int, width: float = 1.0, boxes_per_cell: tuple[int, ...] = (4, 6, 6, 6, 4, 4)
+    ) -> None:
+        super().__init__()
+        self.outputs = {"loc": 4, "cl": n_classes}
+        for head, outputs in self.outputs.items():
+            for (source, channels), boxes in zip(SOURCES.items(), boxes_per_cell, strict=True):
+                conv = nn.Conv2d(scaled(channels, width), boxes * outputs, 3, padding=1)
+                self.add_module(f"{head}_{source}", conv)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        predictions = []
+        for head, outputs in self.outputs.items():
+            maps = []
+            for source, x in zip(SOURCES, features, strict=True):
+                x = getattr(self, f"{head}_{source}")(x).permute(0, 2, 3, 1)  # (B, H, W, boxes * outputs)
+                maps.append(x.unflatten(3, (-1, outputs)).flatten(1, 3))  # (B, H * W * boxes, outputs)
+            predictions.append(torch.cat(maps, dim=1))
+        return tuple(predictions)  # (B, P, 4), (B, P, C)
+
+
+class SSD300(nn.Module):
+    """SSD for images of 300 x 300 pixels.
+
+    Without `batch_norm` and at `width` 1, its state dict has the names and shapes of tutorial checkpoints.
+    Nothing is downloaded here; `ssd.weights.load_vgg16_imagenet` fills the base.
+
+    Args:
+        n_classes: number of classes, background 0 included, at least 2.
+        width: factor on all numbers of channels, which become multiples of 8; more than 0.
+        batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
+        priors: name of a preset of `ssd.priors`, or a layout of your own for the maps 38, 19, 10, 5, 3, 1.
+
+    Attributes:
+        priors_cxcy: (P, 4) float32 cxcywh in fractions of the image; not in the state dict.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.1, figure 2 and section 3.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        *,
+        width: float = 1.0,
+        batch_norm: bool = False,
+        priors: str | PriorSpec = "tutorial",
+    ) -> None:
+        super().__init__()
+        if n_classes < 2:
+            raise ValueError(f"n_classes includes the background and must be at least 2, got {n_classes}")
+        if not 0 < width < float("inf"):
+            raise ValueError(f"width must be finite and more than 0, got {width}")
+        self.prior_spec = find_spec(priors)
+        if tuple(self.prior_spec.maps) != MAPS:
+            raise ValueError(f"priors must be laid out for the maps {MAPS}, got {self.prior_spec.maps}")
+        self.n_classes = n_classes
+        self.width = width
+        self.batch_norm = batch_norm
+        self.base = VGGBase(width, batch_norm)
+        self.aux_convs = AuxiliaryConvolutions(width, batch_norm)
+        self.pred_convs = PredictionConvolutions(n_classes, width, self.prior_spec.boxes_per_cell)
+        self.rescale_factors = nn.Parameter(torch.full((1, scaled(SOURCES["conv4_3"], width), 1, 1), 20.0))
+        self.register_buffer("priors_cxcy", make_priors(self.prior_spec), persistent=False)
+        for name, conv in self.named_modules():
+            if isinstance(conv, nn.Conv2d):
+                if name.startswith("base."):  # 15 layers of ReLU: xavier would leave no signal at the end
+                    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                else:
+                    nn.init.xavier_uniform_(conv.weight)
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts offsets and class scores for all priors.
+
+        Args:
+            images: (B, 3, 300, 300) floating-point RGB, normalised by the mean and deviation of ImageNet.
+
+        Returns:
+            Offsets (B, P, 4), see `ssd_ext.decode_boxes`, and class scores before softmax (B, P, C), both in
+            the dtype in which the convolutions ran.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            expected = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), for which the priors are laid out"
+            raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
+        conv4_3, conv7 = self.base(images)  # (B, 512, 38, 38), (B, 1024, 19, 19)
+        return self.pred_convs(self._rescale(conv4_3), conv7, *self.aux_convs(conv7))  # (B, P, 4), (B, P, C)
+
+    def detect_objects(
+        self,
+        predicted_locs: Tensor,
+        predicted_scores: Tensor,
+        min_score: float,
+        max_overlap: float,
+        top_k: int,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Turns predictions into boxes, labels and scores per image, see `ssd.detect.detect`."""
+        from ssd.detect import detect  # which imports this module
+
+        return detect(predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k)
+
+    def _rescale(self, x: Tensor) -> Tensor:
+        """Gives every cell the L2 norm 1, then each channel its learned factor: the values are large here."""
+        # In float16 the sum of squares would overflow and the guard against a norm of 0 round to 0.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (F.normalize(wide, dim=1, eps=1e-12) * self.rescale_factors).to(x.dtype)  # (B, 512, 38, 38)
+
+    def _apply(self, *args, **kwargs) -> SSD300:
+        super()._apply(*args, **kwargs)
+        if self.priors_cxcy.dtype.itemsize < 4:  # half() would move priors by up to half a pixel
+            self.priors_cxcy = make_priors(self.prior_spec).to(self.priors_cxcy.device)
+        return self

@@ -1,0 +1,47 @@
+"""Where and in which precision the network runs: the device, bfloat16 autocast and the memory layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or by default the first GPU, or else the CPU.
+
+    Raises:
+        ValueError: torch does not know the name or cannot use the device.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without that backend
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere autocast would only be slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    # Before get_capabilities became public (torch 2.13) only these told.
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
+    """A bfloat16 autocast context; by default enabled where `has_fast_bfloat16`."""
+    if enabled is None:
+        enabled = has_fast_bfloat16(device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def place(module_or_images: nn.Module | Tensor, device: torch.device) -> nn.Module | Tensor:
+    """On the device, in channels_last, the layout in which convolutions run fastest on CPU and tensor cores."""
+    return module_or_images.to(device=device, memory_format=torch.channels_last, non_blocking=True)

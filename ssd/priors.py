@@ -1,0 +1,133 @@
+"""Prior boxes of SSD300: the layouts that published checkpoints were trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """Where the priors of every feature map lie and which shapes they have.
+
+    A cell of map k holds, in this order, a square of side `scales[k]`, one of side `extra_scales[k]` and, for
+    every ratio in `ratios[k]`, a box with the area of the first square. Lengths are fractions of the image.
+
+    Args:
+        scales: side of the first square of each map.
+        extra_scales: side of the second square of each map.
+        ratios: width / height of the other shapes of each map.
+        cells: how many strides of each map fit into the image side: cell i is centred at (i + 0.5) / cells.
+            More than `maps` where the map stops short of the image's edge, less where it reaches beyond.
+        maps: cells per side of each map.
+        clamp: "cxcywh" limits centres and sizes to 0..1, "wh" only sizes, "none" nothing.
+
+    Raises:
+        ValueError: the tuples differ in length, or `clamp` is none of the three.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2.
+    """
+
+    scales: tuple[float, ...]
+    extra_scales: tuple[float, ...]
+    ratios: tuple[tuple[float, ...], ...]
+    cells: tuple[float, ...]
+    maps: tuple[int, ...] = (38, 19, 10, 5, 3, 1)
+    clamp: str = "cxcywh"
+
+    def __post_init__(self) -> None:
+        for name in ("scales", "extra_scales", "ratios", "cells"):
+            if len(getattr(self, name)) != len(self.maps):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.maps)} maps")
+        if self.clamp not in ("cxcywh", "wh", "none"):
+            raise ValueError(f"clamp must be 'cxcywh', 'wh' or 'none', got {self.clamp!r}")
+
+    @property
+    def boxes_per_cell(self) -> tuple[int, ...]:
+        """Number of priors in one cell of each map."""
+        return tuple(2 + len(ratios) for ratios in self.ratios)
+
+
+def _between(scales: tuple[float, ...]) -> tuple[float, ...]:
+    """Geometric means of neighbours: the sides of the extra squares."""
+    return tuple(sqrt(scale * following) for scale, following in pairwise(scales))
+
+
+def _tutorial() -> PriorSpec:
+    scales = (0.1, 0.2, 0.375, 0.55, 0.725, 0.9)
+    few, many = (2.0, 0.5), (2.0, 3.0, 0.5, 0.333)  # .333 and not 1/3, as existing checkpoints have it
+    return PriorSpec(
+        scales=scales,
+        extra_scales=(*_between(scales), 1.0),
+        ratios=(few, many, many, many, few, few),
+        cells=(38, 19, 10, 5, 3, 1),
+    )
+
+
+def _caffe(scales: tuple[float, ...], clamp: str = "cxcywh") -> PriorSpec:
+    """Caffe's layout; `scales` has one entry more than there are maps."""
+    few, many = (2.0, 1 / 2), (2.0, 1 / 2, 3.0, 1 / 3)
+    return PriorSpec(
+        scales=scales[:-1],
+        extra_scales=_between(scales),
+        ratios=(few, many, many, many, few, few),
+        cells=tuple(300 / stride for stride in (8, 16, 32, 64, 100, 300)),
+        clamp=clamp,
+    )
+
+
+PRESETS: dict[str, PriorSpec] = {
+    # sgrvinod/a-PyTorch-Tutorial-to-Object-Detection, model.py
+    "tutorial": _tutorial(),
+    # amdegroot/ssd.pytorch, data/config.py: sizes in pixels of the 300 x 300 image
+    "caffe_voc": _caffe(tuple(px / 300 for px in (30, 60, 111, 162, 213, 264, 315))),
+    "caffe_coco": _caffe(tuple(px / 300 for px in (21, 45, 99, 153, 207, 261, 315))),
+    # pytorch/vision, models/detection/ssd.py, ssd300_vgg16
+    "torchvision": _caffe((0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), clamp="wh"),
+}
+
+
+def find_spec(spec: str | PriorSpec) -> PriorSpec:
+    """Looks up a preset by its name; a `PriorSpec` comes back as it is.
+
+    Raises:
+        ValueError: no preset has this name.
+    """
+    if isinstance(spec, PriorSpec):
+        return spec
+    if spec not in PRESETS:
+        raise ValueError(f"priors must be a PriorSpec or one of {', '.join(PRESETS)}, got {spec!r}")
+    return PRESETS[spec]
+
+
+def make_priors(spec: str | PriorSpec = "tutorial") -> Tensor:
+    """Computes the prior boxes map by map, row by row, cell by cell, shape by shape.
+
+    Args:
+        spec: "tutorial", "caffe_voc", "caffe_coco", "torchvision", or a layout of your own.
+
+    Returns:
+        (P, 4) float32 cxcywh in fractions of the image; P = 8732 for the presets. Computed in float64 and
+        rounded once.
+
+    Raises:
+        ValueError: no preset has this name.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2.
+    """
+    spec = find_spec(spec)
+    boxes = []
+    for size, cells, scale, extra, ratios in zip(
+        spec.maps, spec.cells, spec.scales, spec.extra_scales, spec.ratios, strict=True
+    ):
+        shapes = [(scale, scale), (extra, extra), *((scale * sqrt(r), scale / sqrt(r)) for r in ratios)]
+        centres = [(i + 0.5) / cells for i in range(size)]
+        boxes += [(cx, cy, w, h) for cy in centres for cx in centres for w, h in shapes]
+    priors = torch.tensor(boxes, dtype=torch.float32)  # (P, 4)
+    if spec.clamp != "none":
+        priors[:, 0 if spec.clamp == "cxcywh" else 2 :].clamp_(0, 1)
+    return priors

@@ -1,0 +1,370 @@
+"""Training: from a folder of pictures to a checkpoint, resumable to the bit."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
+
+from ssd.checkpoint import init_weights, load_checkpoint, save_checkpoint
+from ssd.data import VOCDataset, list_splits, train_loader
+from ssd.draw import plot_curves
+from ssd.evaluate import EvalResult, evaluate
+from ssd.loss import MultiBoxLoss, pack_targets
+from ssd.model import SSD300
+from ssd.precision import autocast, pick_device, place
+from ssd.transforms import eval_transform, train_transform
+
+SCHEDULES = ("step", "onecycle", "cosine")
+SPLIT_PAIRS = (("train", "val"), ("trainval", "test"), ("train", "test"))
+HELD_OUT = 0.1  # of the pictures, for validation, where the data has no splits
+LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run besides the machine; kept in its checkpoints.
+
+    Attributes:
+        data: folders in Pascal VOC layout, trained on together.
+        split, val_split: lists of ImageSets/Main; by default the first pair of `SPLIT_PAIRS` that exists, and without
+            any splits a tenth of the pictures, drawn by `seed`, is held out.
+        val_data: folders to validate on, by default those of `data` that have `val_split`.
+        classes: class names; by default those found in the data, sorted.
+        weights: "imagenet" (VGG16, downloaded by torchvision), a file with VGG16 weights or a checkpoint; None: random.
+        width, batch_norm: see `SSD300`.
+        epochs, batch_size: passes over the data, pictures per step.
+        lr, momentum, weight_decay: of SGD; biases learn at twice the rate, as in the tutorial.
+        schedule: "step" (x 0.1 at 2/3 and 5/6 of the run, as in the tutorial), "onecycle" or "cosine".
+        warmup: steps of linear warm-up, at most a tenth of the run; "onecycle" has its own.
+        clip_grad: largest norm of the gradient; 0 does not clip.
+        loc_loss, matching, min_negatives: see `MultiBoxLoss`.
+        flips: mirror pictures top to bottom too, for pictures without an upright.
+        eval_every: epochs between validations; 0 validates about ten times in a run.
+        bf16: bfloat16 autocast; None uses it where the hardware has it.
+        seed: of the initial weights, the order of the pictures and their augmentation.
+    """
+
+    data: tuple[str, ...]
+    split: str | None = None
+    val_split: str | None = None
+    val_data: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    weights: str | None = None
+    width: float = 1.0
+    batch_norm: bool = False
+    epochs: int = 120
+    batch_size: int = 8
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "step"
+    warmup: int = 500
+    clip_grad: float = 0.0
+    loc_loss: str = "l1"
+    matching: str = "per_prior"
+    min_negatives: int = 0
+    flips: bool = False
+    eval_every: int = 0
+    bf16: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        for name in ("epochs", "batch_size", "lr", "width"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("warmup", "momentum", "weight_decay", "clip_grad", "eval_every", "min_negatives"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, VOCDataset]:
+    """The training and the validation set (None where the data has none), and the set that knows the classes.
+
+    Raises:
+        FileNotFoundError, ValueError: see `VOCDataset`.
+    """
+    split, val_split = settings.split, settings.val_split
+    splits = {root: list_splits(root) for root in settings.data}
+    known = {name for names in splits.values() for name in names}
+    if split is None and known:
+        pairs = [pair for pair in SPLIT_PAIRS if known.issuperset(pair)]
+        if not pairs:
+            raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
+        split, val_split = pairs[0][0], val_split or pairs[0][1]
+    augment, plain = train_transform(flips=settings.flips), eval_transform()
+    train_set = VOCDataset(settings.data, split, settings.classes, augment)
+    val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
+    if val_data:
+        return train_set, VOCDataset(val_data, val_split, train_set.classes, plain), train_set
+    if split is None and len(train_set) > 1:
+        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        n_val = max(1, round(HELD_OUT * len(order)))
+        unaugmented = VOCDataset(settings.data, split, train_set.classes, plain)
+        return Subset(train_set, sorted(order[n_val:])), Subset(unaugmented, sorted(order[:n_val])), train_set
+    return train_set, None, train_set
+
+
+def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
+    """What the learning rate is multiplied by at a step in 0..total-1."""
+    if schedule == "onecycle":  # a cosine up over the first 30 %, then a cosine down to nothing
+        peak = 0.3 * total
+        if step < peak:
+            return 0.04 + 0.96 * (1 - math.cos(math.pi * step / peak)) / 2
+        return max(1e-5, (1 + math.cos(math.pi * (step - peak) / (total - peak))) / 2)
+    warmup = min(warmup, total // 10)
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    if schedule == "cosine":
+        return rise * (1 + math.cos(math.pi * step / total)) / 2
+    return rise * (0.1 if step >= total * 2 / 3 else 1) * (0.1 if step >= total * 5 / 6 else 1)
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
+    """SGD with biases at twice the learning rate."""
+    biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
+    others = [p for name, p in model.named_parameters() if not name.endswith(".bias")]
+    groups = [{"params": biases, "lr_scale": 2.0}, {"params": others, "lr_scale": 1.0}]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def train(
+    settings: Settings | None,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> dict[str, list[float]]:
+    """Trains a network and leaves `last.pt`, `best.pt` and `curve.png` in a folder.
+
+    Ctrl-C stops after the step at hand and saves; a resumed run sees the same pictures and takes the same steps as one
+    that was never stopped, to the bit on the same machine. TensorBoard scalars are written where it is installed.
+
+    Args:
+        settings: of a new run; None with `resume`, which takes those of the checkpoint.
+        out: folder of the run.
+        resume: continue from `last.pt` in the folder.
+        device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
+        workers: processes that read pictures; by default one per core, at most 4. Changes nothing but speed.
+        quiet: no progress bar and no text.
+
+    Returns:
+        history: "step", "loss" (one per step), "eval_step", "mAP" (one per validation).
+
+    Raises:
+        ValueError: bad settings or data, or the folder already holds a run.
+        FileNotFoundError: data, or the checkpoint to resume from, is missing.
+        FloatingPointError: the loss is not finite.
+        KeyboardInterrupt: Ctrl-C, after saving.
+    """
+    out = Path(out)
+    last, best = out / "last.pt", out / "best.pt"
+    where = pick_device(device)
+    state: dict[str, Any] | None = None
+    if resume:
+        if not last.exists():
+            raise FileNotFoundError(f"{last}: no checkpoint to resume from")
+        state = load_checkpoint(last)
+        settings = Settings(**{f.name: state["settings"][f.name] for f in fields(Settings)})
+    elif last.exists():
+        raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
+    say = (lambda *_: None) if quiet else tqdm.write
+
+    train_set, val_set, source = open_sets(settings)
+    for drop in source.dropped:
+        say(f"dropped: {drop}")
+    settings = replace(settings, classes=source.classes)
+    torch.manual_seed(settings.seed)
+    model = SSD300(len(source.classes) + 1, width=settings.width, batch_norm=settings.batch_norm)
+    if state is None and settings.weights:
+        init_weights(model, settings.weights)
+    model = place(model, where)
+    criterion = MultiBoxLoss(
+        model.priors_cxcy,
+        loc_loss=settings.loc_loss,
+        matching=settings.matching,
+        min_negatives=settings.min_negatives,
+    )
+    optimizer = make_optimizer(model, settings)
+    history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
+    step = 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        history, step = state["history"], state["step"]
+
+    if workers is None:
+        workers = min(4, os.cpu_count() or 1)
+    seen_per_epoch = len(train_loader(train_set, settings.batch_size, settings.seed, 0))
+    total = settings.epochs * seen_per_epoch
+    eval_every = settings.eval_every or max(1, settings.epochs // 10)
+    out.mkdir(parents=True, exist_ok=True)
+    writer = _tensorboard(out, say)
+
+    def save() -> None:
+        save_checkpoint(
+            last,
+            model,
+            settings=asdict(settings),
+            classes=settings.classes,
+            step=step,
+            optimizer=optimizer.state_dict(),
+            history=history,
+        )
+
+    say(
+        f"{len(train_set)} pictures of {', '.join(source.classes)}; {len(val_set) if val_set else 'none'} held out; "
+        f"{total} steps of {settings.batch_size} pictures on {where}"
+    )
+    with (
+        _stop_after_step() as stopping,
+        tqdm(total=total, initial=step, disable=quiet, unit="step", smoothing=0.05) as bar,
+    ):
+        while step < total:
+            epoch, batch = divmod(step, seen_per_epoch)
+            loader = train_loader(train_set, settings.batch_size, settings.seed, epoch, batch, workers)
+            model.train()
+            meter = _Meter(history, bar, writer)
+            for images, targets in loader:
+                factor = lr_factor(step, total, settings.schedule, settings.warmup)
+                loss = train_step(model, criterion, optimizer, images, targets, settings, factor, where)
+                step += 1
+                meter.add(step, loss, len(images))
+                if stopping or step % LOG_EVERY == 0:
+                    meter.flush()
+                if stopping:
+                    save()
+                    say(f"stopped at step {step} of {total}; saved {last}. To go on: ssd train --out {out} --resume")
+                    raise KeyboardInterrupt
+            meter.flush()
+            epoch += 1
+            if val_set is not None and (epoch % eval_every == 0 or epoch == settings.epochs):
+                result = evaluate(model, val_set, settings.classes, bf16=settings.bf16, workers=workers, quiet=True)
+                _record(result, step, history, writer)
+                say(f"epoch {epoch} of {settings.epochs}: {result.summary()}")
+                if result.mAP >= max((m for m in history["mAP"] if not math.isnan(m)), default=0.0):
+                    save_checkpoint(
+                        best, model, settings=asdict(settings), classes=settings.classes, step=step, mAP=result.mAP
+                    )
+            save()
+            plot_curves(history, out / "curve.png")
+    if val_set is None:
+        save_checkpoint(best, model, settings=asdict(settings), classes=settings.classes, step=step)
+    return history
+
+
+def train_step(
+    model: SSD300,
+    criterion: MultiBoxLoss,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: list[dict[str, Tensor]],
+    settings: Settings,
+    factor: float,
+    device: torch.device,
+) -> Tensor:
+    """One step of the optimiser; returns the 0-d loss without waiting for the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * group["lr_scale"] * factor
+    cpu = torch.device("cpu")
+    packed = pack_targets([t["boxes"] for t in targets], [t["labels"] for t in targets], cpu)
+    boxes, labels, offsets = (t.to(device, non_blocking=True) for t in packed)
+    with autocast(device, settings.bf16):
+        locs, scores = model(place(images, device))
+    loss = criterion(locs, scores, boxes, labels, offsets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if settings.clip_grad:
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+    optimizer.step()
+    return loss.detach()
+
+
+class _Meter:
+    """Collects losses on the device and reads them some steps at a time."""
+
+    def __init__(self, history: dict[str, list[float]], bar: tqdm, writer: Any) -> None:
+        self.history, self.bar, self.writer = history, bar, writer
+        self.steps: list[int] = []
+        self.losses: list[Tensor] = []
+        self.pictures = 0
+        self.since = time.perf_counter()
+
+    def add(self, step: int, loss: Tensor, pictures: int) -> None:
+        self.steps.append(step)
+        self.losses.append(loss)
+        self.pictures += pictures
+
+    def flush(self) -> None:
+        if not self.losses:
+            return
+        losses = torch.stack(self.losses).tolist()
+        wrong = [(step, loss) for step, loss in zip(self.steps, losses, strict=True) if not math.isfinite(loss)]
+        if wrong:
+            raise FloatingPointError(
+                f"the loss became {wrong[0][1]} at step {wrong[0][0]}: try a lower learning rate, a longer warm-up "
+                f"or gradient clipping; last.pt, if there, is from before"
+            )
+        self.history["step"] += self.steps
+        self.history["loss"] += losses
+        rate = self.pictures / (time.perf_counter() - self.since)
+        self.bar.set_postfix_str(f"loss {sum(losses) / len(losses):.3f}, {rate:.1f} images/s", refresh=False)
+        self.bar.update(len(losses))
+        if self.writer:
+            for step, loss in zip(self.steps, losses, strict=True):
+                self.writer.add_scalar("loss", loss, step)
+            self.writer.add_scalar("images_per_second", rate, self.steps[-1])
+        self.steps, self.losses, self.pictures, self.since = [], [], 0, time.perf_counter()
+
+
+def _record(result: EvalResult, step: int, history: dict[str, list[float]], writer: Any) -> None:
+    history["eval_step"].append(step)
+    history["mAP"].append(result.mAP)
+    if writer:
+        writer.add_scalar("mAP", result.mAP, step)
+        for name, ap in result.ap.items():
+            writer.add_scalar(f"AP/{name}", ap, step)
+
+
+def _tensorboard(out: Path, say: Any) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("no TensorBoard scalars: tensorboard is not installed")
+        return None
+    return SummaryWriter(str(out))
+
+
+@contextmanager
+def _stop_after_step() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def handler(signum: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    try:
+        previous = signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not in the main thread, where Python allows no handler
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,191 @@
+"""Training on small drawn sets, with networks as narrow as they get: what is tested is the machinery, not the mAP."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+import ssd.train as training
+from ssd.checkpoint import init_weights, load_checkpoint, load_model, save_checkpoint
+from ssd.model import SSD300
+from ssd.shapes import write_shapes
+from ssd.train import Settings, lr_factor, make_optimizer, open_sets, train
+
+NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, 7, 3)
+    return str(folder)
+
+
+def run(settings, out, **options):
+    return train(settings, out, device="cpu", quiet=True, **{"workers": 0, **options})
+
+
+def states_equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(states_equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(states_equal(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
+    history = run(Settings((shapes,), "train", "test", epochs=2, eval_every=1, **NARROW), tmp_path / "run")
+    assert history["step"] == [1, 2, 3, 4, 5, 6]  # 7 pictures are 3 whole batches of 2
+    assert all(math.isfinite(x) for x in history["loss"])
+    assert history["eval_step"] == [3, 6]
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"last.pt", "best.pt", "curve.png"}
+    last = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert last["classes"] == ["circle", "square", "triangle"]
+    assert last["settings"]["lr"] == 1e-3
+    assert last["step"] == 6
+    model, classes = load_model(tmp_path / "run" / "best.pt", "cpu")
+    assert classes == ("circle", "square", "triangle")
+    assert not model.training
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4])  # inside the first epoch, at its end, inside the second
+def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after):
+    settings = Settings((shapes,), "train", "test", epochs=2, **NARROW)
+    straight = run(settings, tmp_path / "straight")
+
+    step, calls = training.train_step, []
+
+    def interrupted_step(*args):
+        calls.append(1)
+        if len(calls) == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args)
+
+    monkeypatch.setattr(training, "train_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "resumed")
+    assert load_checkpoint(tmp_path / "resumed" / "last.pt")["step"] == stop_after
+    monkeypatch.setattr(training, "train_step", step)
+    resumed = run(None, tmp_path / "resumed", resume=True, workers=2)
+
+    assert resumed["loss"] == straight["loss"]
+    assert resumed["step"] == straight["step"]
+    ends = [load_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "resumed")]
+    assert states_equal(ends[0]["model"], ends[1]["model"])
+    assert states_equal(ends[0]["optimizer"], ends[1]["optimizer"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_seed_is_another_run(shapes, tmp_path):
+    one, two = (run(Settings((shapes,), epochs=1, seed=s, **NARROW), tmp_path / str(s)) for s in (0, 1))
+    assert one["loss"] != two["loss"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
+    run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
+        run(None, tmp_path / "elsewhere", resume=True)
+
+
+def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"at step \d+: try a lower learning rate"):
+        run(Settings((shapes,), epochs=9, **{**NARROW, "lr": 1e30, "batch_norm": False}), tmp_path / "run")
+    if (tmp_path / "run" / "last.pt").exists():
+        state = load_checkpoint(tmp_path / "run" / "last.pt")
+        assert all(math.isfinite(x) for x in state["history"]["loss"])
+
+
+def test_splits_are_found_and_pictures_without_lists_held_out(shapes, tmp_path):
+    train_set, val_set, source = open_sets(Settings((shapes,)))  # train and test
+    assert (len(train_set), len(val_set)) == (7, 3)
+    assert source.classes == ("circle", "square", "triangle")
+    bare = tmp_path / "bare"
+    write_shapes(bare, 20, 0)
+    for file in (bare / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    train_set, val_set, _ = open_sets(Settings((str(bare),)))
+    assert (len(train_set), len(val_set)) == (18, 2)
+    assert not set(train_set.indices) & set(val_set.indices)
+    with pytest.raises(FileNotFoundError, match=r"there are: .*test.*train"):
+        open_sets(Settings((shapes,), split="trainval"))
+
+
+def test_images_without_any_object_train(tmp_path):
+    folder = tmp_path / "empty"
+    write_shapes(folder, 4, 0)
+    for file in (folder / "Annotations").iterdir():
+        text = file.read_text()
+        first, last = text.find("<object>"), text.rfind("</object>")
+        if first >= 0:
+            file.write_text(text[:first] + text[last + len("</object>") :])
+    settings = Settings((str(folder),), "train", classes=("thing",), epochs=1, **NARROW)
+    assert run(settings, tmp_path / "run")["loss"] == [0.0, 0.0]
+    settings = Settings((str(folder),), "train", classes=("thing",), epochs=1, min_negatives=3, **NARROW)
+    assert min(run(settings, tmp_path / "run2")["loss"]) > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_picture_is_named(tmp_path, workers):
+    folder = tmp_path / "broken"
+    write_shapes(folder, 4, 0)
+    victim = sorted((folder / "JPEGImages").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=victim.name):
+        run(Settings((str(folder),), "train", epochs=1, **NARROW), tmp_path / "run", workers=workers)
+
+
+def test_learning_rate_schedules():
+    assert lr_factor(0, 1000, "step", 99) == pytest.approx(0.01)
+    assert lr_factor(99, 1000, "step", 99) == 1
+    assert lr_factor(0, 1000, "step", 500) == pytest.approx(1 / 101)  # at most a tenth of the run
+    assert [lr_factor(s, 1200, "step", 0) for s in (799, 800, 999, 1000)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert lr_factor(500, 1000, "cosine", 0) == pytest.approx(0.5)
+    assert lr_factor(0, 1000, "onecycle", 0) == pytest.approx(0.04)
+    assert lr_factor(300, 1000, "onecycle", 0) == 1
+    assert 0 < lr_factor(999, 1000, "onecycle", 0) < 1e-4
+
+
+def test_biases_learn_at_twice_the_rate():
+    model = SSD300(3, width=0.01)
+    settings = Settings(("x",))
+    groups = make_optimizer(model, settings).param_groups
+    assert [g["lr_scale"] for g in groups] == [2, 1]
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    assert all(p.dim() == 1 for p in groups[0]["params"])
+    assert (groups[1]["momentum"], groups[1]["weight_decay"]) == (0.9, 5e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}]
+)
+def test_bad_settings_name_themselves(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
+        Settings(("x",), **wrong)
+
+
+def test_weights_of_a_checkpoint_with_other_classes(tmp_path):
+    torch.manual_seed(0)
+    old, new = SSD300(3, width=0.01), SSD300(5, width=0.01)
+    save_checkpoint(tmp_path / "old.pt", old, classes=["a", "b"])
+    heads = new.pred_convs.cl_conv7.weight.clone()
+    init_weights(new, str(tmp_path / "old.pt"))
+    assert torch.equal(new.base.conv3_1.weight, old.base.conv3_1.weight)
+    assert torch.equal(new.pred_convs.loc_conv7.weight, old.pred_convs.loc_conv7.weight)
+    assert torch.equal(new.pred_convs.cl_conv7.weight, heads)
+    with pytest.raises(ValueError, match=r"has width 0\.01, the model has 0\.05"):
+        init_weights(SSD300(3, width=0.05), str(tmp_path / "old.pt"))
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_model(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt: cannot be read"):
+        load_model(tmp_path / "text.pt")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: not a checkpoint"):
+        load_model(tmp_path / "other.pt")
