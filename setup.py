@@ -122,6 +122,7 @@ def extensions(choice):
         "-DUSE_CUDA",  # shows the stream functions of the stable interface
         "-fmad=false",  # the device's -ffp-contract=off
         "-Werror=all-warnings",
+        "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror",
         "-Xcompiler=-fvisibility=hidden,-ffp-contract=off",
         "--threads=0",  # one thread per architecture
         *cuda_arch_flags(),

@@ -36,7 +36,7 @@ def demo(
 
     Args:
         out: folder for the pictures (`shapes`), the run (`run_<n>`) and the drawings of held-out pictures (`held_out`).
-        epochs: passes over the 400 training pictures; by default 24.
+        epochs: passes over the 400 training pictures; by default 12.
         width: factor on all channels; by default 0.25 on a CPU and 1 on a GPU.
         device, workers, bf16: see `ssd.train.train` and `ssd.train.Settings`.
 
@@ -55,10 +55,12 @@ def demo(
         val_split="test",
         width=width or (0.25 if on_cpu else 1.0),
         batch_norm=True,
-        epochs=epochs or 24,
+        epochs=epochs or 12,
         lr=1e-2,
+        clip_grad=5.0,
         schedule="onecycle",
-        eval_every=6,
+        loc_loss="smooth_l1",
+        eval_every=4,
         bf16=bf16,
     )
     train(settings, run, device=device, workers=workers)

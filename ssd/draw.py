@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ssd.atomic import replacing
 
 __all__ = ["class_color", "draw_detections", "plot_curves", "save_png", "side_by_side"]
 
@@ -136,7 +136,7 @@ def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: the folder does not exist.
     """
     picture = _to_pil(image)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
@@ -152,9 +152,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
         ValueError: two lists of a pair differ in length.
         FileNotFoundError: the folder does not exist.
     """
-    from matplotlib.figure import (
-        Figure,
-    )  # takes longer to import than all the rest, and only training needs it
+    from matplotlib.figure import Figure  # slow to import, and only training needs it
 
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     loss_axes, map_axes = figure.subplots(2, 1, sharex=True)
@@ -177,7 +175,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     for axes in (loss_axes, map_axes):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
@@ -284,17 +282,3 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     count = np.convolve(finite, window, mode="same")
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
     return np.where(finite, total / np.maximum(count, 1), np.nan)
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Name of a temporary file beside `path`, which takes its place when the block ends without an error."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"folder {str(path.parent)!r} of {path.name!r} does not exist")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

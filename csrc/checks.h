@@ -1,0 +1,72 @@
+// What every op needs from the stable ABI: names, checks of the inputs, dispatch on the dtype.
+//
+// Friendly ValueErrors are raised in Python; a failed check here is a RuntimeError that keeps a direct call
+// of the op from reading out of bounds.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+namespace ssd_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Numbers are computed and returned in float; double stays double.
+template <typename scalar_t>
+using compute_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+inline ScalarType compute_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + ")";
+}
+
+inline void check_boxes(const Tensor& boxes, const char* name) {
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, name, " must have the shape (N, 4), got ",
+                  shape_of(boxes));
+}
+
+inline void check_same_device(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
+  STD_TORCH_CHECK(a.device() == b.device(), a_name, " and ", b_name, " must be on the same device");
+}
+
+inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), a_name, " and ", b_name,
+                  " must have the same dtype, got ", torch::headeronly::toString(a.scalar_type()), " and ",
+                  torch::headeronly::toString(b.scalar_type()));
+}
+
+// Calls function(scalar_t()) with the C++ type of a dtype that boxes may have.
+template <typename Function>
+void dispatch_box_dtype(ScalarType dtype, const Function& function) {
+  switch (dtype) {
+    case ScalarType::Float: return function(float());
+    case ScalarType::Double: return function(double());
+    case ScalarType::Half: return function(torch::headeronly::Half());
+    case ScalarType::BFloat16: return function(torch::headeronly::BFloat16());
+    case ScalarType::Byte: return function(uint8_t());
+    case ScalarType::Char: return function(int8_t());
+    case ScalarType::Short: return function(int16_t());
+    case ScalarType::Int: return function(int32_t());
+    case ScalarType::Long: return function(int64_t());
+    default:
+      STD_TORCH_CHECK(false, "boxes must be real numbers, got the dtype ",
+                      torch::headeronly::toString(dtype));
+  }
+}
+
+}  // namespace ssd_ext

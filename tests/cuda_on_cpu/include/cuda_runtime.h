@@ -1,0 +1,378 @@
+// The part of CUDA that the project's kernels use, for g++ in place of nvcc: found before the toolkit's
+// header of this name.
+//
+// What is missing here is missing on purpose: __shared__ (launch.cuh has a macro that this file defines
+// first), atomics on float (their order of addition is not fixed), __activemask (its answer is not defined by
+// the program), inline PTX.
+#pragma once
+
+#include "../runner.h"
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+// ---------------------------------------------------------------------------------- qualifiers and built-ins
+
+#define __host__
+#define __device__
+#define __global__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+
+using cuda_on_cpu::blockDim;
+using cuda_on_cpu::blockIdx;
+using cuda_on_cpu::gridDim;
+using cuda_on_cpu::threadIdx;
+
+constexpr int warpSize = 32;
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+// ------------------------------------------------------------------------------------------------- host side
+
+using cudaStream_t = void*;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;  // must be 0: shared arrays have a fixed size
+  cudaStream_t stream;      // launches run at once, whatever the stream
+};
+
+namespace cuda_on_cpu {
+cudaError_t record(bool succeeded, const std::string& error);  // the error is what the next check reports
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
+  const Call call = {kernel, std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)};
+  const auto run_thread = [](const void* data) {
+    const auto& call = *static_cast<const Call*>(data);
+    std::apply(call.first, call.second);
+  };
+  if (config->dynamicSmemBytes != 0)
+    return cuda_on_cpu::record(false, "shared memory of a size given at the launch");
+  const dim3 grid = config->gridDim;
+  const dim3 block = config->blockDim;
+  std::string error;
+  const bool succeeded =
+      cuda_on_cpu::run({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, run_thread, &call, error);
+  return cuda_on_cpu::record(succeeded, error);
+}
+
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
+// --------------------------------------------------------------------------------------------- shared memory
+
+#define SHARED_ARRAY(T, name, count)                                                    \
+  static_assert(std::is_trivially_destructible_v<T>, "shared memory holds plain data"); \
+  T(&name)                                                                              \
+  [count] = *static_cast<T(*)[count]>(                                                  \
+      ::cuda_on_cpu::shared_array({#name, __FILE__, __LINE__}, sizeof(T[count]), alignof(T)))
+
+// ----------------------------------------------------------------------------- barriers and warp collectives
+
+// The place of the call: default arguments are evaluated where a function is called.
+#define CUDA_ON_CPU_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(CUDA_ON_CPU_CALLER) {
+  cuda_on_cpu::block_barrier({"__syncthreads", file, line}, false);
+}
+
+inline int __syncthreads_count(int predicate, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::block_barrier({"__syncthreads_count", file, line}, predicate != 0).in_favour;
+}
+
+inline int __syncthreads_or(int predicate, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::block_barrier({"__syncthreads_or", file, line}, predicate != 0).in_favour != 0;
+}
+
+inline int __syncthreads_and(int predicate, CUDA_ON_CPU_CALLER) {
+  const cuda_on_cpu::Votes votes =
+      cuda_on_cpu::block_barrier({"__syncthreads_and", file, line}, predicate != 0);
+  return votes.in_favour == votes.all;
+}
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_ON_CPU_CALLER) {
+  cuda_on_cpu::warp_exchange({"__syncwarp", file, line}, mask, 0, true);
+}
+
+namespace cuda_on_cpu {
+
+inline unsigned ballot(const Site& site, unsigned mask, bool predicate, unsigned* lanes = nullptr) {
+  const Exchange exchange = warp_exchange(site, mask, predicate);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (exchange.lanes >> lane & 1) votes |= static_cast<unsigned>(exchange.values[lane]) << lane;
+  }
+  if (lanes != nullptr) *lanes = exchange.lanes;
+  return votes;
+}
+
+// source(lane) is the lane to read from, as a signed number that may fall outside of the segment: then a lane
+// reads itself.
+template <typename T, typename Source>
+T shuffle(const Site& site, unsigned mask, T value, int width, const Source& source) {
+  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
+                "CUDA shuffles 4 or 8 bytes");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  const Exchange exchange = warp_exchange(site, mask, bits);
+  const int lane = static_cast<int>(exchange.lane);
+  const int from = source(lane, lane / width * width);
+  if (from < 0 || from > 31 || !(exchange.lanes >> from & 1)) {
+    fail(site, "lane " + std::to_string(lane) + " reads lane " + std::to_string(from) +
+                   ", which did not take part");
+  }
+  T result;
+  std::memcpy(&result, &exchange.values[from], sizeof result);
+  return result;
+}
+
+template <typename T, typename Operation>
+T reduce(const Site& site, unsigned mask, T value, const Operation& operation) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>, "CUDA reduces 32-bit integers");
+  const Exchange exchange = warp_exchange(site, mask, static_cast<uint64_t>(static_cast<unsigned>(value)));
+  bool first = true;
+  T result = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!(exchange.lanes >> lane & 1)) continue;
+    const T other = static_cast<T>(static_cast<unsigned>(exchange.values[lane]));
+    result = first ? other : operation(result, other);
+    first = false;
+  }
+  return result;
+}
+
+}  // namespace cuda_on_cpu
+
+inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::ballot({"__ballot_sync", file, line}, mask, predicate != 0);
+}
+
+inline int __any_sync(unsigned mask, int predicate, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::ballot({"__any_sync", file, line}, mask, predicate != 0) != 0;
+}
+
+inline int __all_sync(unsigned mask, int predicate, CUDA_ON_CPU_CALLER) {
+  unsigned lanes = 0;
+  const unsigned votes = cuda_on_cpu::ballot({"__all_sync", file, line}, mask, predicate != 0, &lanes);
+  return votes == lanes;
+}
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::shuffle({"__shfl_sync", file, line}, mask, value, width,
+                              [=](int, int segment) { return segment + (source & (width - 1)); });
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::shuffle({"__shfl_up_sync", file, line}, mask, value, width, [=](int lane, int segment) {
+    const int from = lane - static_cast<int>(delta);
+    return from < segment ? lane : from;
+  });
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::shuffle({"__shfl_down_sync", file, line}, mask, value, width,
+                              [=](int lane, int segment) {
+                                const int from = lane + static_cast<int>(delta);
+                                return from >= segment + width ? lane : from;
+                              });
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::shuffle({"__shfl_xor_sync", file, line}, mask, value, width,
+                              [=](int lane, int segment) {
+                                const int from = lane ^ lane_mask;
+                                return from >= segment + width ? lane : from;
+                              });
+}
+
+template <typename T>
+T __reduce_add_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::reduce({"__reduce_add_sync", file, line}, mask, value, [](T a, T b) {
+    return static_cast<T>(static_cast<unsigned>(a) + static_cast<unsigned>(b));  // wraps around, signed too
+  });
+}
+
+template <typename T>
+T __reduce_min_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::reduce({"__reduce_min_sync", file, line}, mask, value,
+                             [](T a, T b) { return a < b ? a : b; });
+}
+
+template <typename T>
+T __reduce_max_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::reduce({"__reduce_max_sync", file, line}, mask, value,
+                             [](T a, T b) { return a > b ? a : b; });
+}
+
+inline unsigned __reduce_and_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::reduce({"__reduce_and_sync", file, line}, mask, value,
+                             [](unsigned a, unsigned b) { return a & b; });
+}
+
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::reduce({"__reduce_or_sync", file, line}, mask, value,
+                             [](unsigned a, unsigned b) { return a | b; });
+}
+
+// ----------------------------------------------------------------------------------- atomics (integers only)
+
+namespace cuda_on_cpu {
+template <typename T>
+constexpr bool is_atomic =
+    std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>;
+
+// Sets *address to update(*address) and returns the value before.
+template <typename T, typename Update>
+T atomic_update(T* address, const Update& update) {
+  static_assert(is_atomic<T>, "atomics are for integers: the order of float additions would not be fixed");
+  T before = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(address, &before, update(before), false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED)) {}
+  return before;
+}
+}  // namespace cuda_on_cpu
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  static_assert(cuda_on_cpu::is_atomic<T>,
+                "atomics are for integers: the order of float additions would not be fixed");
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+template <typename T>
+T atomicOr(T* address, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T before) { return before | value; });
+}
+
+template <typename T>
+T atomicAnd(T* address, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T before) { return before & value; });
+}
+
+template <typename T>
+T atomicXor(T* address, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T before) { return before ^ value; });
+}
+
+template <typename T>
+T atomicMin(T* address, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T before) { return before < value ? before : value; });
+}
+
+template <typename T>
+T atomicMax(T* address, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T before) { return before > value ? before : value; });
+}
+
+template <typename T>
+T atomicExch(T* address, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T) { return value; });
+}
+
+template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  return cuda_on_cpu::atomic_update(address, [=](T before) { return before == expected ? value : before; });
+}
+
+// ------------------------------------------------------------------------------------- arithmetic intrinsics
+
+namespace cuda_on_cpu {
+template <typename To, typename From>
+To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit casts keep the size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+}  // namespace cuda_on_cpu
+
+inline unsigned __float_as_uint(float x) { return cuda_on_cpu::bit_cast<unsigned>(x); }
+inline int __float_as_int(float x) { return cuda_on_cpu::bit_cast<int>(x); }
+inline float __uint_as_float(unsigned x) { return cuda_on_cpu::bit_cast<float>(x); }
+inline float __int_as_float(int x) { return cuda_on_cpu::bit_cast<float>(x); }
+inline long long __double_as_longlong(double x) { return cuda_on_cpu::bit_cast<long long>(x); }
+inline double __longlong_as_double(long long x) { return cuda_on_cpu::bit_cast<double>(x); }
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+
+// CUDA overloads these for every pair of one arithmetic type.
+template <typename T>
+T min(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fmin(a, b);
+  else
+    return a < b ? a : b;
+}
+
+template <typename T>
+T max(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fmax(a, b);
+  else
+    return a > b ? a : b;
+}

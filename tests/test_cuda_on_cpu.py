@@ -1,0 +1,142 @@
+"""The CUDA kernels, compiled for the CPU, against plain PyTorch; and the runner that they run on."""
+
+import pytest
+import torch
+from cuda_on_cpu import build, cases
+
+import ssd_ext
+from ssd_ext import reference
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+
+
+# ------------------------------------------------------------------------------------------------ the kernels
+
+
+@pytest.fixture(params=["forward", "reverse"])
+def order(request, monkeypatch):
+    """In which order blocks and threads run: no result may depend on it."""
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", request.param)
+
+
+def test_every_kernel_has_cases():
+    assert {path.stem for path in build.CUDA_KERNELS} <= cases.CASES.keys()
+
+
+@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.usefixtures("order")
+def test_kernel_equals_plain_pytorch(op):
+    run, plain = getattr(build.load(), op), getattr(reference, op)
+    for arguments in cases.CASES[op]():
+        before = [x.clone() for x in arguments]
+        assert cases.same_bits(run(*arguments), plain(*arguments)), [tuple(x.shape) for x in arguments]
+        assert cases.same_bits(arguments, before)
+
+
+@pytest.mark.parametrize("namespace", ["cpu", "cuda_on_cpu"])
+def test_a_direct_call_cannot_read_out_of_bounds(namespace):
+    box_iou = (torch.ops.ssd_ext if namespace == "cpu" else build.load()).box_iou
+    if namespace == "cpu" and ssd_ext._load.missing["cpu"]:
+        pytest.skip(f"CPU library: {ssd_ext._load.missing['cpu']}")
+    good = torch.rand(2, 4)
+    with pytest.raises(RuntimeError, match=r"boxes1 must have the shape \(N, 4\), got \(3, 5\)"):
+        box_iou(torch.rand(3, 5), good)
+    with pytest.raises(RuntimeError, match=r"boxes2 must have the shape \(N, 4\), got \(4\)"):
+        box_iou(good, torch.rand(4))
+    with pytest.raises(RuntimeError, match="same dtype, got Float and Double"):
+        box_iou(good, good.double())
+    with pytest.raises(RuntimeError, match="got the dtype Bool"):
+        box_iou(good.bool(), good.bool())
+
+
+# ------------------------------------------------------------------------------------------------- the runner
+
+
+def run(kernel, x=None):
+    return build.load_selftest()(torch.arange(64, dtype=torch.int32) if x is None else x, kernel)
+
+
+@pytest.mark.usefixtures("order")
+def test_barriers_and_shared_memory():
+    for n in (1, 63, 64, 65, 1000):
+        x = torch.arange(n, dtype=torch.int32)
+        expected = [part.sum().item() for part in x.split(64)]
+        assert run("block_sum", x).tolist() == expected
+
+
+@pytest.mark.usefixtures("order")
+def test_warp_collectives():
+    x = torch.randperm(32, generator=torch.Generator().manual_seed(0)).int()
+    v, lanes = x.tolist(), range(32)
+    ballot = sum(1 << i for i in lanes if v[i] % 2)
+    expected = [
+        [ballot - (1 << 32 if ballot >> 31 else 0)] * 32,
+        [1] * 32,
+        [0] * 32,
+        [v[5]] * 32,
+        [v[i // 8 * 8 + 5] for i in lanes],
+        [v[i - 3] if i >= 3 else v[i] for i in lanes],
+        [v[i + 3] if i + 3 < 32 else v[i] for i in lanes],
+        [v[i ^ 9] for i in lanes],
+        [sum(v)] * 32,
+        [0] * 32,
+        [31] * 32,
+        [max(v[:16])] * 16 + [-(1 << 16)] * 16,
+        [20] * 20 + [0] * 12,
+    ]
+    assert run("warp", x).view(-1, 32).tolist() == expected
+
+
+@pytest.mark.usefixtures("order")
+def test_votes_and_atomics():
+    x = torch.arange(64) - 3
+    for votes, expected in ((x, [60, 1, 0]), (torch.ones(64), [64, 1, 1]), (torch.zeros(64), [0, 0, 0])):
+        assert run("votes", votes.int()).tolist()[:3] == expected
+    every_or, every_xor = -1, 0
+    for value in x.tolist():
+        every_xor ^= value
+    assert run("atomics", x.int()).tolist() == [x.sum().item(), -3, 60, every_or, every_xor, 1, 7]
+
+
+@pytest.mark.usefixtures("order")
+def test_indices_in_three_dimensions():
+    ranges = [torch.arange(n) for n in (2, 3, 4, 2, 3, 5)]  # grid z, y, x, block z, y, x
+    bz, by, bx, tz, ty, tx = torch.meshgrid(*ranges, indexing="ij")
+    expected = bx + 10 * by + 100 * bz + 1000 * tx + 10000 * ty + 100000 * tz
+    assert run("index").tolist() == expected.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (
+            "divergent_barrier",
+            r"different barriers .*32 thread.* from \(0, 0, 0\) .*32 thread.* from \(32, 0, 0\)",
+        ),
+        ("deadlock", "deadlock .*16 thread.* __syncthreads .*16 thread.* __syncwarp"),
+        ("mask", "different masks .*0x0000ffff.*0xffffffff"),
+        ("call_site", "different collectives .*__ballot_sync .*__ballot_sync"),
+        ("own_mask", r"lane \d+ is not in its own mask 0x0000ffff"),
+        ("exited_source", "reads lane 5, which did not take part"),
+        ("shared_overrun", "a write after the shared array first .*before the shared array second"),
+        ("shared_too_large", "more than 49152 bytes"),
+        ("too_many_threads", r"invalid launch: .*block \(1025, 1, 1\)"),
+    ],
+)
+@pytest.mark.usefixtures("order")
+def test_mistakes_are_errors_with_a_reason(kernel, message):
+    with pytest.raises(RuntimeError, match=message):
+        run(kernel)
+    assert run("block_sum").tolist() == [64 * 63 // 2]  # the next launch is not disturbed
+
+
+def test_shared_memory_is_not_zero_at_first():
+    assert set(run("unset_shared").tolist()) == {int.from_bytes(b"\xcd" * 4, "little", signed=True)}
+
+
+def test_a_missing_barrier_shows_in_the_order_of_threads(monkeypatch):
+    results = set()
+    for order in ("forward", "reverse"):
+        monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        results.add(run("block_sum_without_barrier").item())
+    assert results != {64 * 63 // 2}
