@@ -50,21 +50,16 @@ inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& 
                   torch::headeronly::toString(b.scalar_type()));
 }
 
-// Calls function(scalar_t()) with the C++ type of a dtype that boxes may have.
+// Calls function(scalar_t()) with the C++ type of a floating dtype. Integers arrive here as float32.
 template <typename Function>
-void dispatch_box_dtype(ScalarType dtype, const Function& function) {
+void dispatch_floating_dtype(ScalarType dtype, const Function& function) {
   switch (dtype) {
     case ScalarType::Float: return function(float());
     case ScalarType::Double: return function(double());
     case ScalarType::Half: return function(torch::headeronly::Half());
     case ScalarType::BFloat16: return function(torch::headeronly::BFloat16());
-    case ScalarType::Byte: return function(uint8_t());
-    case ScalarType::Char: return function(int8_t());
-    case ScalarType::Short: return function(int16_t());
-    case ScalarType::Int: return function(int32_t());
-    case ScalarType::Long: return function(int64_t());
     default:
-      STD_TORCH_CHECK(false, "boxes must be real numbers, got the dtype ",
+      STD_TORCH_CHECK(false, "expected a floating dtype, got ",
                       torch::headeronly::toString(dtype));
   }
 }

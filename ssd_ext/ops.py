@@ -175,7 +175,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         ValueError: shapes do not fit, or the devices differ.
     """
     _check_scored_boxes(boxes, scores)
-    return _ops.nms(boxes, scores, iou_threshold)
+    return _ops.nms(_floating(boxes), scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -200,7 +200,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if idxs.shape != scores.shape or idxs.is_floating_point():
         raise ValueError(f"idxs must be ({len(scores)},) integer as scores is, got {_describe(idxs)}")
     _check_devices(boxes=boxes, idxs=idxs)
-    return _ops.batched_nms(boxes, scores, idxs, iou_threshold)
+    return _ops.batched_nms(_floating(boxes), scores, idxs, iou_threshold)
 
 
 def multibox_loss(
@@ -273,7 +273,7 @@ def multibox_loss(
     conf, loc, n_pos, _, _ = _ops.multibox_loss(
         pred_offsets,
         pred_logits,
-        boxes,
+        _floating(boxes),
         labels,
         offsets,
         priors_cxcywh,
@@ -348,8 +348,14 @@ def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
+def _floating(boxes: Tensor) -> Tensor:
+    """Integer boxes in float32, in which they are computed."""
+    return boxes if boxes.is_floating_point() else boxes.float()
+
+
 def _promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one dtype, so that kernels see a single one."""
+    """Both in one floating dtype, so that kernels see a single one."""
+    a, b = _floating(a), _floating(b)
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
 

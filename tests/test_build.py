@@ -85,7 +85,7 @@ def test_sdist_builds_one_wheel_for_all_newer_pythons(sdist, tmp_path):
     assert where.startswith(str(site))
     assert warned == "[]"
     assert "cpu library  loaded" in info
-    assert [line.split() for line in info if line.startswith("box_iou")][0][1] == "C++"
+    assert next(line.split() for line in info if line.startswith("box_iou"))[1] == "C++"
 
 
 def test_without_a_compiler_it_works_on_plain_pytorch_and_says_so_once(pure, tmp_path):

@@ -76,7 +76,7 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   const int64_t row_tiles = (n + kTileRows - 1) / kTileRows;
   const int64_t column_tiles = (m + kTileColumns - 1) / kTileColumns;
   const int64_t tile_pairs = std::min(n, kTileRows) * std::min(m, kTileColumns);
-  dispatch_box_dtype(boxes1.scalar_type(), [&](auto zero) {
+  dispatch_floating_dtype(boxes1.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     const auto* rows_data = static_cast<const scalar_t*>(rows.const_data_ptr());

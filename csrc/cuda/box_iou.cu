@@ -84,7 +84,7 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
   const Tensor rows = torch::stable::contiguous(boxes1);
   const Tensor columns = torch::stable::contiguous(boxes2);
   const cudaStream_t stream = current_stream(boxes1);
-  dispatch_box_dtype(boxes1.scalar_type(), [&](auto zero) {
+  dispatch_floating_dtype(boxes1.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     constexpr int64_t kColumns = Store<T>::kColumns;

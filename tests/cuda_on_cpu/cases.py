@@ -17,8 +17,6 @@ import adversarial as adv
 import torch
 from torch import Tensor
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
 
 def box_iou() -> Iterator[tuple[Tensor, Tensor]]:
     for n in adv.SIZES:
@@ -32,9 +30,6 @@ def box_iou() -> Iterator[tuple[Tensor, Tensor]]:
             yield adv.hostile_boxes(33, m).to(dtype), adv.hostile_boxes(m, 1).to(dtype)
     for dtype in (torch.float16, torch.bfloat16):
         yield adv.hostile_boxes(40, 1).to(dtype), adv.random_boxes(130, 2).to(dtype)
-    for dtype in INTEGERS:
-        boxes = (adv.grid_boxes(40) * 112).to(dtype)  # areas overflow 8 bits
-        yield boxes, boxes
     yield adv.random_boxes(2), adv.random_boxes(adv.N_PRIORS, 1)
     yield adv.random_boxes(adv.N_PRIORS, 1), adv.random_boxes(2)
     # A view that starts in the middle of a 16-byte unit.
