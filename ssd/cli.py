@@ -209,7 +209,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     model, classes = load_model(arguments.weights, arguments.device)
     dataset = VOCDataset(arguments.data, arguments.split, classes, eval_transform())
     for drop in dataset.dropped:
-        print(f"dropped: {drop}", file=sys.stderr)
+        print(drop, file=sys.stderr)
     result = evaluate(
         model,
         dataset,

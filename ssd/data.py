@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -57,6 +58,9 @@ class Dropped(NamedTuple):
     name: str
     box: tuple[float, float, float, float]  # as written in the file
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: object {self.index} ({self.name}, {self.box}) left out: {self.reason}"
 
 
 class _Sample(NamedTuple):
@@ -343,6 +347,11 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: boo
     return batches[:-1] if drop_last and n % batch_size and len(batches) > 1 else batches
 
 
+def ignore_interrupt(worker: int) -> None:
+    """For loader workers: Ctrl-C reaches all processes, but the main one decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Stack the images of a batch and list its targets.
 
@@ -376,6 +385,7 @@ def train_loader(
         SeededDataset(dataset, seed, epoch),
         batch_sampler=epoch_batches(len(dataset), batch_size, seed, epoch)[start_batch:],
         num_workers=workers,
+        worker_init_fn=ignore_interrupt,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # a loader would otherwise advance the global one

@@ -20,7 +20,7 @@ from ssd.transforms import eval_transform
 
 N_TRAIN, N_TEST = 400, 100
 N_DRAWN = 12
-MIN_SCORE = 0.4  # of the detections drawn
+MIN_SCORE = 0.5  # of the detections drawn
 
 
 def demo(
@@ -36,7 +36,7 @@ def demo(
 
     Args:
         out: folder for the pictures (`shapes`), the run (`run_<n>`) and the drawings of held-out pictures (`held_out`).
-        epochs: passes over the 400 training pictures; by default 12.
+        epochs: passes over the 400 training pictures; by default 10.
         width: factor on all channels; by default 0.25 on a CPU and 1 on a GPU.
         device, workers, bf16: see `ssd.train.train` and `ssd.train.Settings`.
 
@@ -47,7 +47,8 @@ def demo(
     out = Path(out)
     on_cpu = pick_device(device).type == "cpu"
     data = out / "shapes"
-    write_shapes(data, N_TRAIN, N_TEST)
+    if not data.exists():
+        write_shapes(data, N_TRAIN, N_TEST)
     run = next(folder for n in range(1, 10_000) if not (folder := out / f"run_{n}").exists())
     settings = Settings(
         data=(str(data),),
@@ -55,12 +56,12 @@ def demo(
         val_split="test",
         width=width or (0.25 if on_cpu else 1.0),
         batch_norm=True,
-        epochs=epochs or 12,
+        epochs=epochs or 10,
         lr=1e-2,
         clip_grad=5.0,
         schedule="onecycle",
         loc_loss="smooth_l1",
-        eval_every=4,
+        eval_every=5,
         bf16=bf16,
     )
     train(settings, run, device=device, workers=workers)
@@ -73,7 +74,7 @@ def demo(
     folder = out / "held_out"
     folder.mkdir(exist_ok=True)
     prepare = eval_transform()
-    for index in range(N_DRAWN):
+    for index in range(min(N_DRAWN, len(held_out))):
         path = held_out.pictures[index]
         image, truth = read_image(path), held_out[index][1]
         height, width_px = image.shape[-2:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import os
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +16,16 @@ __all__ = ["class_color", "draw_detections", "plot_curves", "save_png", "side_by
 
 Box = tuple[int, int, int, int]
 
+# Twenty colours as far apart from each other in Oklab as the bright and saturated ones can be, farthest first.
+PALETTE = bytes.fromhex(
+    "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
+    "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
+)
+SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
+
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Colour of a class, the same in every picture.
+    """Colour of a class, the same in every picture and another one for each of 80 neighbouring classes.
 
     Args:
         label: class label >= 1.
@@ -27,12 +33,9 @@ def class_color(label: int) -> tuple[int, int, int]:
     Returns:
         (red, green, blue) in 0..255.
     """
-    # Steps of the golden ratio put each new hue into the widest gap left by those before it; the two levels
-    # of brightness keep apart hues that come close after some ten classes.
-    hue = 0.98 + (label - 1) * 0.618034
-    saturation, value = ((0.80, 1.0), (0.60, 0.85))[(label - 1) // 8 % 2]
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    shade, color = divmod((label - 1) % 80, 20)
+    red, green, blue = (round(SHADES[shade] * channel) for channel in PALETTE[3 * color : 3 * color + 3])
+    return red, green, blue
 
 
 def draw_detections(
@@ -76,14 +79,16 @@ def draw_detections(
         corners = _to_pixels(boxes[i], picture.size)
         if corners and labels[i] > 0:
             text = classes[labels[i] - 1] + ("" if scores is None else f" {ranks[i]:.2f}")
-            shown.append((corners, text, class_color(int(labels[i]))))
+            shown.append((corners, _fit(text, font, picture.width - 2 * _pad(font)), class_color(int(labels[i]))))
 
     draw = ImageDraw.Draw(picture)
     for corners, _, color in reversed(shown):
         draw.rectangle(corners, outline=color, width=width)
     tabs: list[Box] = []
-    for corners, text, color in shown:  # the best one chooses its place first
-        tabs.append(_draw_tab(draw, corners, text, font, color, picture.size, tabs))
+    for corners, text, _ in shown:  # the best one chooses its place first ...
+        tabs.append(_place_tab(corners, text, font, picture.size, tabs))
+    for tab, (_, text, color) in reversed(list(zip(tabs, shown, strict=True))):  # ... and is drawn over the others
+        _draw_tab(draw, tab, text, font, color)
     return _to_tensor(picture)
 
 
@@ -153,13 +158,15 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
         FileNotFoundError: the folder does not exist.
     """
     from matplotlib.figure import Figure  # slow to import, and only training needs it
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     loss_axes, map_axes = figure.subplots(2, 1, sharex=True)
 
     step, loss = _pair(history, "step", "loss")
     loss_axes.plot(step, loss, color="tab:blue", alpha=0.25, linewidth=1)
-    loss_axes.plot(step, _running_mean(loss), color="tab:blue", linewidth=2)
+    # Dots while there are few points: one between two gaps has no line to be seen by.
+    loss_axes.plot(step, _running_mean(loss), color="tab:blue", linewidth=2, marker="o" if len(loss) < 50 else "")
     loss_axes.set_ylabel("loss")
     if np.isfinite(loss).any():
         # Single high values, above all the first ones, would press the curve flat.
@@ -169,8 +176,9 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     map_axes.plot(eval_step, mean_ap, color="tab:orange", linewidth=2, marker="o", markersize=4)
     if np.isfinite(mean_ap).any():
         best = int(np.nanargmax(mean_ap))
-        map_axes.set_title(f"best {mean_ap[best]:.3f} at step {eval_step[best]:g}", loc="right", fontsize=10)
+        map_axes.set_title(f"best mAP {mean_ap[best]:.3f} at step {eval_step[best]:g}", loc="right", fontsize=10)
     map_axes.set(ylabel="mAP", xlabel="step", ylim=(0, 1.02))
+    map_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     for axes in (loss_axes, map_axes):
         axes.grid(alpha=0.3)
@@ -222,29 +230,30 @@ def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:
     return x0, y0, max(x0, round(x1 * columns) - 1), max(y0, round(y1 * rows) - 1)
 
 
-def _draw_tab(
-    draw: ImageDraw.ImageDraw,
-    corners: Box,
-    text: str,
-    font: ImageFont.FreeTypeFont,
-    color: tuple[int, int, int],
-    size: tuple[int, int],
-    taken: Sequence[Box],
+def _place_tab(
+    corners: Box, text: str, font: ImageFont.FreeTypeFont, size: tuple[int, int], taken: Sequence[Box]
 ) -> Box:
-    """Draw text on a filled tab at a corner of the box, inside the picture and, if possible, off other tabs."""
+    """Tab for the text at a corner of the box, inside the picture and, if possible, off the tabs taken."""
     ascent, descent = font.getmetrics()
-    pad = max(2, ascent // 5)
-    text = _fit(text, font, size[0] - 2 * pad)
+    pad = _pad(font)
     w, h = round(font.getlength(text)) + 2 * pad, ascent + descent + pad
     x0, y0, x1, y1 = corners
     places = [(x0, y0 - h), (x0, y0), (x1 - w, y0 - h), (x0, y1), (x1 - w, y1), (x0, y1 - h)]
     tabs = [(x, y, x + w, y + h) for x, y in (_inside(place, (w, h), size) for place in places)]
-    tab = next((t for t in tabs if not any(_overlap(t, other) for other in taken)), tabs[0])
+    return next((tab for tab in tabs if not any(_overlap(tab, other) for other in taken)), tabs[0])
 
+
+def _draw_tab(
+    draw: ImageDraw.ImageDraw, tab: Box, text: str, font: ImageFont.FreeTypeFont, color: tuple[int, int, int]
+) -> None:
     draw.rectangle(tab, fill=color)
     bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140  # luma of ITU-R BT.601
+    pad = _pad(font)
     draw.text((tab[0] + pad, tab[1] + pad // 2), text, fill="black" if bright else "white", font=font)
-    return tab
+
+
+def _pad(font: ImageFont.FreeTypeFont) -> int:
+    return max(2, font.getmetrics()[0] // 5)
 
 
 def _inside(place: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

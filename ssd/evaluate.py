@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ssd.data import collate
+from ssd.data import collate, ignore_interrupt
 from ssd.detect import predict
 from ssd.model import SSD300
 from ssd_ext import box_iou
@@ -166,7 +166,7 @@ def evaluate(
     Returns:
         An `EvalResult`.
     """
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+    loader = DataLoader(dataset, batch_size, num_workers=workers, worker_init_fn=ignore_interrupt, collate_fn=collate)
     detections, targets = [], []
     for images, batch_targets in tqdm(loader, unit="batch", disable=True if quiet else None):
         detections += predict(model, images, min_score, max_overlap, top_k, bf16=bf16)

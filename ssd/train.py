@@ -7,20 +7,20 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ssd.checkpoint import init_weights, load_checkpoint, save_checkpoint
-from ssd.data import VOCDataset, list_splits, train_loader
+from ssd.data import Dropped, VOCDataset, list_splits, train_loader
 from ssd.draw import plot_curves
-from ssd.evaluate import EvalResult, evaluate
+from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss, pack_targets
 from ssd.model import SSD300
 from ssd.precision import autocast, pick_device, place
@@ -91,8 +91,8 @@ class Settings:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
 
-def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, VOCDataset]:
-    """The training and the validation set (None where the data has none), and the set that knows the classes.
+def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, ...], list[Dropped]]:
+    """The training set, the validation set (None where the data has none), the classes and what the reader left out.
 
     Raises:
         FileNotFoundError, ValueError: see `VOCDataset`.
@@ -105,17 +105,18 @@ def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, VOCDataset]:
         if not pairs:
             raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
         split, val_split = pairs[0][0], val_split or pairs[0][1]
-    augment, plain = train_transform(flips=settings.flips), eval_transform()
-    train_set = VOCDataset(settings.data, split, settings.classes, augment)
+    whole = VOCDataset(settings.data, split, settings.classes, train_transform(flips=settings.flips))
     val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
     if val_data:
-        return train_set, VOCDataset(val_data, val_split, train_set.classes, plain), train_set
-    if split is None and len(train_set) > 1:
-        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        val_set = VOCDataset(val_data, val_split, whole.classes, eval_transform())
+        return whole, val_set, whole.classes, whole.dropped + val_set.dropped
+    if split is None and len(whole) > 1:
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n_val = max(1, round(HELD_OUT * len(order)))
-        unaugmented = VOCDataset(settings.data, split, train_set.classes, plain)
-        return Subset(train_set, sorted(order[n_val:])), Subset(unaugmented, sorted(order[:n_val])), train_set
-    return train_set, None, train_set
+        unaugmented = VOCDataset(settings.data, split, whole.classes, eval_transform())
+        held_out = Subset(unaugmented, sorted(order[:n_val]))
+        return Subset(whole, sorted(order[n_val:])), held_out, whole.classes, whole.dropped
+    return whole, None, whole.classes, whole.dropped
 
 
 def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
@@ -171,100 +172,136 @@ def train(
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt: Ctrl-C, after saving.
     """
-    out = Path(out)
-    last, best = out / "last.pt", out / "best.pt"
-    where = pick_device(device)
-    state: dict[str, Any] | None = None
-    if resume:
-        if not last.exists():
-            raise FileNotFoundError(f"{last}: no checkpoint to resume from")
-        state = load_checkpoint(last)
-        settings = Settings(**{f.name: state["settings"][f.name] for f in fields(Settings)})
-    elif last.exists():
-        raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
-    say = (lambda *_: None) if quiet else tqdm.write
+    run = _Run(settings, Path(out), resume, pick_device(device), workers, quiet)
+    with run.writer or nullcontext(), _stop_after_step() as stopping:
+        run.to_the_end(stopping)
+    return run.history
 
-    train_set, val_set, source = open_sets(settings)
-    for drop in source.dropped:
-        say(f"dropped: {drop}")
-    settings = replace(settings, classes=source.classes)
-    torch.manual_seed(settings.seed)
-    model = SSD300(len(source.classes) + 1, width=settings.width, batch_norm=settings.batch_norm)
-    if state is None and settings.weights:
-        init_weights(model, settings.weights)
-    model = place(model, where)
-    criterion = MultiBoxLoss(
-        model.priors_cxcy,
-        loc_loss=settings.loc_loss,
-        matching=settings.matching,
-        min_negatives=settings.min_negatives,
-    )
-    optimizer = make_optimizer(model, settings)
-    history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
-    step = 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        history, step = state["history"], state["step"]
 
-    if workers is None:
-        workers = min(4, os.cpu_count() or 1)
-    seen_per_epoch = len(train_loader(train_set, settings.batch_size, settings.seed, 0))
-    total = settings.epochs * seen_per_epoch
-    eval_every = settings.eval_every or max(1, settings.epochs // 10)
-    out.mkdir(parents=True, exist_ok=True)
-    writer = _tensorboard(out, say)
+class _Run:
+    """All that a run holds: what it was asked for, the data, the network and how far it has come."""
 
-    def save() -> None:
-        save_checkpoint(
-            last,
-            model,
-            settings=asdict(settings),
-            classes=settings.classes,
-            step=step,
-            optimizer=optimizer.state_dict(),
-            history=history,
+    def __init__(
+        self,
+        settings: Settings | None,
+        out: Path,
+        resume: bool,
+        device: torch.device,
+        workers: int | None,
+        quiet: bool,
+    ) -> None:
+        self.out, self.last, self.best = out, out / "last.pt", out / "best.pt"
+        state: dict[str, Any] | None = None
+        if resume:
+            if not self.last.exists():
+                raise FileNotFoundError(f"{self.last}: no checkpoint to resume from")
+            state = load_checkpoint(self.last)
+            settings = Settings(**{f.name: state["settings"][f.name] for f in fields(Settings)})
+        elif self.last.exists():
+            raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
+        self.device = device
+        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        self.quiet = quiet
+
+        self.train_set, self.val_set, classes, dropped = open_sets(settings)
+        self.settings = settings = replace(settings, classes=classes)
+        for drop in dropped:
+            self.say(drop)
+
+        torch.manual_seed(settings.seed)
+        model = SSD300(len(classes) + 1, width=settings.width, batch_norm=settings.batch_norm)
+        if settings.weights and state is None:
+            init_weights(model, settings.weights)
+        self.model = place(model, device)
+        self.criterion = MultiBoxLoss(
+            self.model.priors_cxcy,
+            loc_loss=settings.loc_loss,
+            matching=settings.matching,
+            min_negatives=settings.min_negatives,
         )
+        self.optimizer = make_optimizer(self.model, settings)
+        self.step = 0
+        self.history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.history = state["step"], state["history"]
 
-    say(
-        f"{len(train_set)} pictures of {', '.join(source.classes)}; {len(val_set) if val_set else 'none'} held out; "
-        f"{total} steps of {settings.batch_size} pictures on {where}"
-    )
-    with (
-        _stop_after_step() as stopping,
-        tqdm(total=total, initial=step, disable=quiet, unit="step", smoothing=0.05) as bar,
-    ):
-        while step < total:
-            epoch, batch = divmod(step, seen_per_epoch)
-            loader = train_loader(train_set, settings.batch_size, settings.seed, epoch, batch, workers)
-            model.train()
-            meter = _Meter(history, bar, writer)
-            for images, targets in loader:
-                factor = lr_factor(step, total, settings.schedule, settings.warmup)
-                loss = train_step(model, criterion, optimizer, images, targets, settings, factor, where)
-                step += 1
-                meter.add(step, loss, len(images))
-                if stopping or step % LOG_EVERY == 0:
-                    meter.flush()
-                if stopping:
-                    save()
-                    say(f"stopped at step {step} of {total}; saved {last}. To go on: ssd train --out {out} --resume")
-                    raise KeyboardInterrupt
-            meter.flush()
-            epoch += 1
-            if val_set is not None and (epoch % eval_every == 0 or epoch == settings.epochs):
-                result = evaluate(model, val_set, settings.classes, bf16=settings.bf16, workers=workers, quiet=True)
-                _record(result, step, history, writer)
-                say(f"epoch {epoch} of {settings.epochs}: {result.summary()}")
-                if result.mAP >= max((m for m in history["mAP"] if not math.isnan(m)), default=0.0):
-                    save_checkpoint(
-                        best, model, settings=asdict(settings), classes=settings.classes, step=step, mAP=result.mAP
+        self.steps_per_epoch = len(self.loader(epoch=0, start=0))
+        self.total = settings.epochs * self.steps_per_epoch
+        self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
+        out.mkdir(parents=True, exist_ok=True)
+        self.writer = _tensorboard(out, self.say)
+
+    def say(self, text: object) -> None:
+        if not self.quiet:
+            tqdm.write(str(text))
+
+    def loader(self, epoch: int, start: int) -> DataLoader:
+        return train_loader(self.train_set, self.settings.batch_size, self.settings.seed, epoch, start, self.workers)
+
+    def to_the_end(self, stopping: list[int]) -> None:
+        """Trains until done, or until `stopping` is no longer empty: then saves and raises KeyboardInterrupt."""
+        self.say(
+            f"{len(self.train_set)} pictures of {', '.join(self.settings.classes)}; "
+            f"{len(self.val_set) if self.val_set else 'none'} held out; "
+            f"{self.total} steps of {self.settings.batch_size} pictures on {self.device}"
+        )
+        with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
+            while self.step < self.total:
+                self.epoch(bar, stopping)
+                epoch = self.step // self.steps_per_epoch
+                if self.step % self.steps_per_epoch == 0:
+                    if self.val_set and (epoch % self.eval_every == 0 or epoch == self.settings.epochs):
+                        self.validate(epoch)
+                    plot_curves(self.history, self.out / "curve.png")
+                self.save(self.last, optimizer=self.optimizer.state_dict(), history=self.history)
+                if stopping and self.step < self.total:
+                    self.say(
+                        f"stopped at step {self.step} of {self.total}; saved {self.last}. "
+                        f"To go on: ssd train --out {self.out} --resume"
                     )
-            save()
-            plot_curves(history, out / "curve.png")
-    if val_set is None:
-        save_checkpoint(best, model, settings=asdict(settings), classes=settings.classes, step=step)
-    return history
+                    raise KeyboardInterrupt
+        if self.val_set is None:
+            self.save(self.best)
+
+    def epoch(self, bar: tqdm, stopping: list[int]) -> None:
+        """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty."""
+        settings = self.settings
+        self.model.train()
+        meter = _Meter(self.history, bar, self.writer)
+        for images, targets in self.loader(*divmod(self.step, self.steps_per_epoch)):
+            factor = lr_factor(self.step, self.total, settings.schedule, settings.warmup)
+            loss = train_step(
+                self.model, self.criterion, self.optimizer, images, targets, settings, factor, self.device
+            )
+            self.step += 1
+            meter.add(self.step, loss, len(images))
+            if self.step % LOG_EVERY == 0:
+                meter.flush()
+            if stopping:
+                break
+        meter.flush()
+
+    def validate(self, epoch: int) -> None:
+        """Measures the mAP, and keeps the network as best.pt where no earlier one was better."""
+        settings = self.settings
+        result = evaluate(
+            self.model, self.val_set, settings.classes, bf16=settings.bf16, workers=self.workers, quiet=True
+        )
+        self.say(f"epoch {epoch} of {settings.epochs}: {result.summary()}")
+        if not self.best.exists() or result.mAP >= max(filter(math.isfinite, self.history["mAP"]), default=0):
+            self.save(self.best, mAP=result.mAP)
+        self.history["eval_step"].append(self.step)
+        self.history["mAP"].append(result.mAP)
+        if self.writer:
+            self.writer.add_scalar("mAP", result.mAP, self.step)
+            for name, ap in result.ap.items():
+                self.writer.add_scalar(f"AP/{name}", ap, self.step)
+
+    def save(self, path: Path, **extra: Any) -> None:
+        settings = asdict(self.settings)
+        save_checkpoint(path, self.model, self.settings.classes, settings=settings, step=self.step, **extra)
 
 
 def train_step(
@@ -329,15 +366,6 @@ class _Meter:
                 self.writer.add_scalar("loss", loss, step)
             self.writer.add_scalar("images_per_second", rate, self.steps[-1])
         self.steps, self.losses, self.pictures, self.since = [], [], 0, time.perf_counter()
-
-
-def _record(result: EvalResult, step: int, history: dict[str, list[float]], writer: Any) -> None:
-    history["eval_step"].append(step)
-    history["mAP"].append(result.mAP)
-    if writer:
-        writer.add_scalar("mAP", result.mAP, step)
-        for name, ap in result.ap.items():
-            writer.add_scalar(f"AP/{name}", ap, step)
 
 
 def _tensorboard(out: Path, say: Any) -> Any:

@@ -1,6 +1,10 @@
 """The command line from end to end on a drawn set, with a network as narrow as it gets."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,6 +53,22 @@ def test_train_resume_eval(shapes, tmp_path, capsys):
     assert main(["eval", str(shapes), "--weights", f"{run}/best.pt", "--split", "test", *MACHINE]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in ("circle", "square", "triangle", "mAP@0.5 (area)"))
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_in_a_terminal_saves_and_resumes(shapes, tmp_path, workers):
+    """The signal goes to the whole process group, loader workers included, as from a terminal."""
+    command = [sys.executable, "-m", "ssd.cli", "train", str(shapes), "--out", str(tmp_path / "run"), "--epochs", "400"]
+    command += ["--width", "0.01", "--batch-size", "2", "--device", "cpu", "--workers", workers]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
+        while b"images/s" not in process.stderr.read1():  # in the bar, after some steps
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert b"To go on: ssd train --out" in out
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 1
 
 
 def test_train_mistakes_are_named(shapes, tmp_path, capsys):

@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import sys
+import types
 
 import pytest
 import torch
@@ -50,9 +52,9 @@ def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
     assert not model.training
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 4])  # inside the first epoch, at its end, inside the second
+@pytest.mark.parametrize("stop_after", [2, 3])  # inside the first epoch, and at its end
 def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after):
-    settings = Settings((shapes,), "train", "test", epochs=2, **NARROW)
+    settings = Settings((shapes,), "train", "test", epochs=2, eval_every=1, **NARROW)
     straight = run(settings, tmp_path / "straight")
 
     step, calls = training.train_step, []
@@ -70,12 +72,36 @@ def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after)
     monkeypatch.setattr(training, "train_step", step)
     resumed = run(None, tmp_path / "resumed", resume=True, workers=2)
 
-    assert resumed["loss"] == straight["loss"]
-    assert resumed["step"] == straight["step"]
+    assert resumed == straight  # losses, and mAP at the end of both epochs
     ends = [load_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "resumed")]
     assert states_equal(ends[0]["model"], ends[1]["model"])
     assert states_equal(ends[0]["optimizer"], ends[1]["optimizer"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "run")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            written.append(("closed", 0))
+
+        def add_scalar(self, tag, value, step):
+            written.append((tag, step))
+
+    stub = types.ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    run(Settings((shapes,), "train", "test", epochs=1, **NARROW), tmp_path / "run")
+    assert [step for tag, step in written if tag == "loss"] == [1, 2, 3]
+    assert written[-1] == ("closed", 0)
+    assert {tag for tag, step in written if step == 3} >= {"mAP", "AP/circle", "AP/square", "AP/triangle"}
 
 
 def test_another_seed_is_another_run(shapes, tmp_path):
@@ -100,14 +126,15 @@ def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
 
 
 def test_splits_are_found_and_pictures_without_lists_held_out(shapes, tmp_path):
-    train_set, val_set, source = open_sets(Settings((shapes,)))  # train and test
+    train_set, val_set, classes, dropped = open_sets(Settings((shapes,)))  # train and test
     assert (len(train_set), len(val_set)) == (7, 3)
-    assert source.classes == ("circle", "square", "triangle")
+    assert classes == ("circle", "square", "triangle")
+    assert dropped == []
     bare = tmp_path / "bare"
     write_shapes(bare, 20, 0)
     for file in (bare / "ImageSets" / "Main").iterdir():
         file.unlink()
-    train_set, val_set, _ = open_sets(Settings((str(bare),)))
+    train_set, val_set, *_ = open_sets(Settings((str(bare),)))
     assert (len(train_set), len(val_set)) == (18, 2)
     assert not set(train_set.indices) & set(val_set.indices)
     with pytest.raises(FileNotFoundError, match=r"there are: .*test.*train"):
