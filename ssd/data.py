@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
@@ -345,6 +346,11 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: boo
     order = torch.randperm(n, generator=generator).tolist()
     batches = [order[start : start + batch_size] for start in range(0, n, batch_size)]
     return batches[:-1] if drop_last and n % batch_size and len(batches) > 1 else batches
+
+
+def worker_count(workers: int | None) -> int:
+    """The number of loader workers asked for; by default one per core, at most 4."""
+    return min(4, os.cpu_count() or 1) if workers is None else workers
 
 
 def ignore_interrupt(worker: int) -> None:

@@ -83,7 +83,9 @@ def draw_detections(
 
     draw = ImageDraw.Draw(picture)
     for corners, _, color in reversed(shown):
-        draw.rectangle(corners, outline=color, width=width)
+        x0, y0, x1, y1 = corners
+        # Pillow draws a line that is wider than the box outside of it too.
+        draw.rectangle(corners, outline=color, width=min(width, (min(x1 - x0, y1 - y0) + 2) // 2))
     tabs: list[Box] = []
     for corners, text, _ in shown:  # the best one chooses its place first ...
         tabs.append(_place_tab(corners, text, font, picture.size, tabs))
@@ -124,7 +126,9 @@ def side_by_side(left: Tensor, right: Tensor, captions: tuple[str, str]) -> Tens
     x = margin
     for picture, caption in zip(pictures, captions, strict=True):
         sheet.paste(picture, (x, top))
-        draw.text((x, margin), _fit(caption, font, picture.width), fill=(40, 40, 40), font=font)
+        caption = _fit(caption, font, picture.width)
+        overhang = min(0, font.getbbox(caption)[0])  # some letters begin left of where the text begins
+        draw.text((x - overhang, margin), caption, fill=(40, 40, 40), font=font)
         x += picture.width + margin
     return _to_tensor(sheet)
 
@@ -247,7 +251,7 @@ def _draw_tab(
     draw: ImageDraw.ImageDraw, tab: Box, text: str, font: ImageFont.FreeTypeFont, color: tuple[int, int, int]
 ) -> None:
     draw.rectangle(tab, fill=color)
-    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140  # luma of ITU-R BT.601
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 100  # luma of ITU-R BT.601
     pad = _pad(font)
     draw.text((tab[0] + pad, tab[1] + pad // 2), text, fill="black" if bright else "white", font=font)
 
@@ -268,9 +272,14 @@ def _overlap(a: Box, b: Box) -> bool:
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, or its beginning and three dots where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
+
+    def fits(text: str) -> bool:
+        left, _, right, _ = font.getbbox(text)
+        return right - min(0, left) <= width
+
+    if fits(text):
         return text
-    while text and font.getlength(text + "...") > width:
+    while text and not fits(text + "..."):
         text = text[:-1]
     return text + "..."
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ssd.data import collate, ignore_interrupt
+from ssd.data import collate, ignore_interrupt, worker_count
 from ssd.detect import predict
 from ssd.model import SSD300
 from ssd_ext import box_iou
@@ -121,7 +121,7 @@ def average_precision(
     difficult = np.concatenate([*difficult, [False]])  # (G+1,): the last, index -1, stands for no object
 
     ap, n_truths, n_detections, curves = {}, {}, {}, {}
-    for label, name in enumerate(classes, start=1):
+    for label, name in enumerate(classes, start=1):  # label 0, nothing found, is left out
         rows = np.flatnonzero(labels == label)
         n_detections[name] = len(rows)
         n_truths[name] = int(np.count_nonzero((truth_labels == label) & ~difficult[:-1]))
@@ -147,7 +147,7 @@ def evaluate(
     top_k: int = 200,
     batch_size: int = 8,
     bf16: bool | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     quiet: bool = False,
 ) -> EvalResult:
     """Runs a network over a dataset and measures its average precision; the defaults are the tutorial's.
@@ -160,13 +160,19 @@ def evaluate(
         min_score, max_overlap, top_k: see `ssd.detect.detect`.
         batch_size: pictures per forward pass.
         bf16: bfloat16 autocast; None uses it where the hardware has it.
-        workers: processes that read pictures.
+        workers: processes that read pictures; by default one per core, at most 4.
         quiet: no progress bar.
 
     Returns:
         An `EvalResult`.
     """
-    loader = DataLoader(dataset, batch_size, num_workers=workers, worker_init_fn=ignore_interrupt, collate_fn=collate)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        num_workers=worker_count(workers),
+        worker_init_fn=ignore_interrupt,
+        collate_fn=collate,
+    )
     detections, targets = [], []
     for images, batch_targets in tqdm(loader, unit="batch", disable=True if quiet else None):
         detections += predict(model, images, min_score, max_overlap, top_k, bf16=bf16)
@@ -212,9 +218,7 @@ def _read_detection(
     detection: tuple[Tensor, Tensor, Tensor], name: str, n_classes: int
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     boxes, labels = _read_boxes(*detection[:2], name, range(n_classes))
-    scores = _read_column(detection[2], f"{name}: scores", len(labels)).double().numpy()
-    keep = labels > 0
-    return boxes[torch.from_numpy(keep)], labels[keep], scores[keep]
+    return boxes, labels, _read_column(detection[2], f"{name}: scores", len(labels)).double().numpy()
 
 
 def _read_target(target: Mapping[str, Tensor], name: str, n_classes: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
@@ -224,7 +228,7 @@ def _read_target(target: Mapping[str, Tensor], name: str, n_classes: int) -> tup
 
 
 def _read_boxes(boxes: Tensor, labels: Tensor, name: str, allowed: range) -> tuple[Tensor, np.ndarray]:
-    """Boxes (k,4) in float64, so that an IoU of exactly 7/10 is not below 0.7, and labels (k,) int64."""
+    """Boxes (k,4) in float64, so that no IoU below the threshold is rounded up to it, and labels (k,) int64."""
     boxes = torch.as_tensor(boxes).detach().cpu().double()
     if boxes.numel() == 0:
         boxes = boxes.reshape(0, 4)  # an empty list has shape (0,)

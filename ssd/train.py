@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ssd.checkpoint import init_weights, load_checkpoint, save_checkpoint
-from ssd.data import Dropped, VOCDataset, list_splits, train_loader
+from ssd.data import Dropped, VOCDataset, list_splits, train_loader, worker_count
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss, pack_targets
@@ -200,7 +200,7 @@ class _Run:
         elif self.last.exists():
             raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
         self.device = device
-        self.workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        self.workers = worker_count(workers)
         self.quiet = quiet
 
         self.train_set, self.val_set, classes, dropped = open_sets(settings)

@@ -42,7 +42,7 @@ def cat_ap(detections, target, **options) -> float:
     return average_precision([found(*detections)], [truth(*target)], CLASSES, **options).ap["cat"]
 
 
-# --- The rules once more, as loops over single objects with exact fractions -------------------------------------------
+# --- The rules once more, as loops over single objects with exact fractions ------------------------------------------
 
 
 def slow_iou(a, b) -> float:
@@ -162,7 +162,7 @@ def test_order_of_images_and_rows_does_not_matter() -> None:
     assert average_precision(shuffled_detections, shuffled_targets, classes) == expected
 
 
-# --- Cases with numbers worked out by hand -----------------------------------------------------------------------------
+# --- Cases with numbers worked out by hand ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["area", "11point"])
@@ -330,7 +330,7 @@ def test_detection_without_an_area_is_false(box: list[float]) -> None:
     assert cat_ap([(box, CAT, 0.9), (A, CAT, 0.8)], [(A, CAT)]) == pytest.approx(1 / 2)
 
 
-# --- Nothing there -----------------------------------------------------------------------------------------------------
+# --- Nothing there ---------------------------------------------------------------------------------------------------
 
 
 def test_nothing_found_placeholder_is_left_out() -> None:
@@ -384,7 +384,7 @@ def test_without_objects_all_is_nan(detections, targets) -> None:
     assert result.summary()
 
 
-# --- Bad input ---------------------------------------------------------------------------------------------------------
+# --- Bad input -------------------------------------------------------------------------------------------------------
 
 GOOD = (torch.tensor([A, B]), torch.tensor([CAT, DOG]), torch.tensor([0.5, 0.6]))
 GOOD_TARGET = {"boxes": GOOD[0], "labels": GOOD[1], "difficult": torch.tensor([False, True])}
@@ -446,7 +446,7 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
         average_precision(**{**arguments, **options})
 
 
-# --- The result as text ------------------------------------------------------------------------------------------------
+# --- The result as text ----------------------------------------------------------------------------------------------
 
 
 def test_result_as_text() -> None:
@@ -468,7 +468,7 @@ def test_result_as_text() -> None:
     assert result.summary() == "mAP@0.75 0.4167 (cat 0.8333, a dog with a long name 0.0000, bird -)"
 
 
-# --- evaluate ----------------------------------------------------------------------------------------------------------
+# --- evaluate --------------------------------------------------------------------------------------------------------
 
 
 class Replay(torch.nn.Module):
@@ -575,3 +575,10 @@ def test_progress_bar_unless_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue() == ""
     evaluate(*three_boxes(), CLASSES)
     assert "1/1" in terminal.getvalue()
+
+
+def test_iou_just_below_the_threshold_is_not_rounded_up_to_it() -> None:
+    # The IoU is exactly 1/2, which float32 cannot tell from 1/2 + 1e-9.
+    detections, targets = [found(([0, 0, 5, 10], CAT, 0.9))], [truth((A, CAT))]
+    assert average_precision(detections, targets, CLASSES, iou_threshold=0.5).ap["cat"] == 1
+    assert average_precision(detections, targets, CLASSES, iou_threshold=0.5 + 1e-9).ap["cat"] == 0

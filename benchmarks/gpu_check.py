@@ -1,0 +1,112 @@
+"""All that has to be seen on a machine with a GPU, in one command: `make gpu-check OUT=folder`.
+
+Builds for this machine's GPU with the Python that runs this file (no virtual environment, no internet), then runs the
+tests with CUDA required, the kernels under compute-sanitizer, and the benchmarks. Every step runs, whatever became of
+those before it. Writes gpu_check.json and gpu_check.txt into the folder; the exit code is 0 if every step passed or
+could not be tried for a reason that the report names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TAIL = 60  # lines of a step's output in the report
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+
+
+@dataclass
+class Step:
+    name: str
+    outcome: str  # "passed", "failed", "timed out" or "not tried: <reason>"
+    seconds: float = 0.0
+    output: str = ""
+
+
+def run(name: str, command: list[str], environment: dict[str, str], limit: float) -> Step:
+    """Runs one command in the project's folder."""
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=limit,
+        )
+        outcome, output = ("failed" if done.returncode else "passed"), done.stdout
+    except subprocess.TimeoutExpired as error:
+        outcome, output = "timed out", (error.stdout or b"").decode(errors="replace")
+    step = Step(name, outcome, time.perf_counter() - started, "\n".join(output.splitlines()[-TAIL:]))
+    print(f"{step.output}\n-- {name}: {outcome} after {step.seconds:.0f} s", flush=True)
+    return step
+
+
+def steps(limit: float, benchmarks_json: Path) -> list[Step]:
+    python = sys.executable
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    building = {**environment, "SSD_EXT_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": capability}
+    required = {**environment, "SSD_EXT_REQUIRE": "cpu,cuda", "TORCH_CUDA_ARCH_LIST": capability}
+    results = [run("build", [python, "setup.py", "-q", "build_ext", "--inplace"], building, limit)]
+    if results[0].outcome != "passed":
+        return results
+    results.append(run("info", [python, "-c", "import ssd_ext; print(ssd_ext.info())"], environment, limit))
+    results.append(run("tests", [python, "-m", "pytest", "-q", "-x", "--durations=10", "tests"], required, limit))
+    for tool in SANITIZERS:
+        name = f"compute-sanitizer {tool}"
+        if shutil.which("compute-sanitizer") is None:
+            results.append(Step(name, "not tried: compute-sanitizer is not on PATH"))
+            continue
+        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", python, "tests/cuda_cases.py"]
+        results.append(run(name, command, required, limit))
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        results.append(Step("benchmarks", "not tried: pytest-benchmark is not installed"))
+    else:
+        command = [python, "-m", "pytest", "-q", "benchmarks", f"--benchmark-json={benchmarks_json}"]
+        results.append(run("benchmarks", command, environment, limit))
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the reports")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one step (default: %(default)s)")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("gpu-check needs a GPU that torch can use: torch.cuda.is_available() is False")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = steps(arguments.limit, arguments.out.resolve() / "benchmarks.json")
+    report = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": sys.version.split()[0],
+        "steps": [asdict(step) for step in results],
+    }
+    (arguments.out / "gpu_check.json").write_text(json.dumps(report, indent=1))
+    lines = [f"{report['gpu']}, torch {report['torch']}, CUDA {report['cuda']}, Python {report['python']}", ""]
+    lines += [f"{step.name:28} {step.outcome} ({step.seconds:.0f} s)" for step in results]
+    lines += [f"\n===== {step.name}\n{step.output}" for step in results if step.output]
+    (arguments.out / "gpu_check.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines[: 2 + len(results)]))
+    return int(any(step.outcome in ("failed", "timed out") for step in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
