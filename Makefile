@@ -6,12 +6,13 @@ BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format gpu-check clean
 
 help:
 	@echo "make demo    train, test and look at a small detector, no download of data or weights"
 	@echo "make test    lint and run all tests"
 	@echo "make format  sort imports and format"
+	@echo "make gpu-check OUT=DIR   all checks that need a GPU, with the python of PATH; reports in DIR"
 	@echo "make clean   remove the environment and all that was built"
 
 demo: .venv/built
@@ -27,6 +28,11 @@ lint: .venv/built
 format: .venv/built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# With the Python that holds torch and not with .venv: a machine with a GPU may have no internet.
+OUT ?= build/gpu-check
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --out $(OUT) $(if $(BCCD),--bccd $(BCCD))
 
 # The package without kernels first: it brings torch, which the build then needs.
 .venv/installed: pyproject.toml

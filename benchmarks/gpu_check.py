@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +58,21 @@ def run(name: str, command: list[str], environment: dict[str, str], limit: float
     return step
 
 
-def steps(limit: float, benchmarks_json: Path) -> list[Step]:
+def training(python: str, out: Path, pictures: Path | None, environment: dict[str, str], limit: float) -> list[Step]:
+    """The demo, and the README's training on the BCCD pictures where there are some."""
+    ssd = [python, "-m", "ssd.cli"]
+    results = [run("demo", [*ssd, "demo", "--out", str(out / "demo")], environment, limit)]
+    if pictures is None:
+        return [*results, Step("BCCD", "not tried: no --bccd folder")]
+    options = "--split trainval --val-split test --batch-norm --loc-loss smooth_l1 --lr 1e-2 --clip-grad 5"
+    options += " --schedule onecycle --epochs 25 --flips"
+    command = [*ssd, "train", str(pictures), "--out", str(out / "bccd"), *options.split()]
+    results.append(run("BCCD: train", command, environment, limit))
+    command = [*ssd, "eval", str(pictures), "--weights", str(out / "bccd" / "best.pt"), "--split", "test"]
+    return [*results, run("BCCD: eval", command, environment, limit)]
+
+
+def steps(limit: float, out: Path, pictures: Path | None) -> list[Step]:
     python = sys.executable
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -78,20 +93,23 @@ def steps(limit: float, benchmarks_json: Path) -> list[Step]:
     if importlib.util.find_spec("pytest_benchmark") is None:
         results.append(Step("benchmarks", "not tried: pytest-benchmark is not installed"))
     else:
-        command = [python, "-m", "pytest", "-q", "benchmarks", f"--benchmark-json={benchmarks_json}"]
+        command = [python, "-m", "pytest", "-q", "benchmarks", f"--benchmark-json={out / 'benchmarks.json'}"]
         results.append(run("benchmarks", command, environment, limit))
+    with tempfile.TemporaryDirectory() as folder:  # runs are large; the reports keep what they printed
+        results += training(python, Path(folder), pictures, environment, limit)
     return results
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the reports")
+    parser.add_argument("--bccd", type=Path, help="folder of the BCCD pictures, to train on them too")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one step (default: %(default)s)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu-check needs a GPU that torch can use: torch.cuda.is_available() is False")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = steps(arguments.limit, arguments.out.resolve() / "benchmarks.json")
+    results = steps(arguments.limit, arguments.out.resolve(), arguments.bccd)
     report = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
