@@ -349,8 +349,11 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, drop_last: boo
 
 
 def worker_count(workers: int | None) -> int:
-    """The number of loader workers asked for; by default one per core, at most 4."""
-    return min(4, os.cpu_count() or 1) if workers is None else workers
+    """The number of loader workers asked for; by default one per core that this process may use, at most 4."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
 
 
 def ignore_interrupt(worker: int) -> None:
