@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
+# Where nvcc is, CUDA is built for the GPUs of this machine, or for one architecture if there is none: a build for all
+# takes minutes (pip install does that; the tests compile every kernel for all).
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format gpu-check clean
@@ -44,7 +47,7 @@ gpu-check:
 	@touch $@
 
 .venv/built: .venv/installed setup.py $(SOURCES)
-	$(BIN)/python setup.py -q build_ext --inplace
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$(or $(GPUS),9.0)}" $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 clean:

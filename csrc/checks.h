@@ -50,6 +50,17 @@ inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& 
                   torch::headeronly::toString(b.scalar_type()));
 }
 
+// One row of `values` for every prior, as encode_boxes and decode_boxes take them.
+inline void check_per_prior(const Tensor& values, const char* name, const Tensor& priors_cxcywh) {
+  check_boxes(priors_cxcywh, "priors_cxcywh");
+  const int64_t n_priors = priors_cxcywh.size(0);
+  const int64_t dim = values.dim();
+  STD_TORCH_CHECK(dim >= 2 && values.size(dim - 2) == n_priors && values.size(dim - 1) == 4, name,
+                  " must have the shape (..., ", n_priors, ", 4), got ", shape_of(values));
+  check_same_device(values, name, priors_cxcywh, "priors_cxcywh");
+  check_same_dtype(values, name, priors_cxcywh, "priors_cxcywh");
+}
+
 // Calls function(scalar_t()) with the C++ type of a floating dtype. Integers arrive here as float32.
 template <typename Function>
 void dispatch_floating_dtype(ScalarType dtype, const Function& function) {

@@ -200,6 +200,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if idxs.shape != scores.shape or idxs.is_floating_point():
         raise ValueError(f"idxs must be ({len(scores)},) integer as scores is, got {_describe(idxs)}")
     _check_devices(boxes=boxes, idxs=idxs)
+    idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels know
     return _ops.batched_nms(_floating(boxes), scores, idxs, iou_threshold)
 
 

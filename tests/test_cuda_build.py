@@ -35,6 +35,11 @@ FLAGS = [
 INEXACT = re.compile(r"\b(?:fma\.r[nzmp]|mad\.r[nzmp]|div\.approx|div\.full|\w+(?:\.\w+)*\.ftz)\b[\w.]*")
 
 
+# CUDA's exp and log of double are made of these; the same operations in float would be a mistake.
+DOUBLE_EXP_AND_LOG = {"fma.rn.f64", "rcp.approx.ftz.f64"}
+WITH_DOUBLE_EXP_AND_LOG = {"encode_decode"}
+
+
 def nvcc():
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     return shutil.which("nvcc") or shutil.which("nvcc", path=Path(home) / "bin")
@@ -80,7 +85,8 @@ def test_compiles_for_every_architecture_to_exact_arithmetic(source):
     assert sorted(ptx) == architectures()
     for architecture, text in ptx.items():
         assert ".entry" in text
-        assert INEXACT.findall(text) == [], f"sm_{architecture}"
+        allowed = DOUBLE_EXP_AND_LOG if source.stem in WITH_DOUBLE_EXP_AND_LOG else set()
+        assert set(INEXACT.findall(text)) <= allowed, f"sm_{architecture}"
 
 
 def test_inexact_arithmetic_is_found(tmp_path):

@@ -1,11 +1,12 @@
 """The CUDA kernels, compiled for the CPU, against plain PyTorch; and the runner that they run on."""
 
+import re
+
 import pytest
 import torch
 from cuda_on_cpu import build, cases
 
 import ssd_ext
-from ssd_ext import reference
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -20,24 +21,36 @@ def order(request, monkeypatch):
 
 
 def test_every_kernel_has_cases():
-    assert {path.stem for path in build.CUDA_KERNELS} <= cases.CASES.keys()
+    registered = {op for path in build.CUDA_KERNELS for op in re.findall(r'm\.impl\("(\w+)"', path.read_text())}
+    assert registered <= cases.CASES.keys()
 
 
 @pytest.mark.parametrize("op", cases.CASES)
 @pytest.mark.usefixtures("order")
 def test_kernel_equals_plain_pytorch(op):
-    run, plain = getattr(build.load(), op), getattr(reference, op)
+    """To the bit, or closely where there is an exp or a log: then to the bit the CPU kernel, where that is built."""
+    kernels = {"CUDA": build.load()}
+    if op in cases.CLOSE and ssd_ext._load.missing["cpu"] is None:
+        kernels["CPU"] = torch.ops.ssd_ext
     for arguments in cases.CASES[op]():
-        before = [x.clone() for x in arguments]
-        assert cases.same_bits(run(*arguments), plain(*arguments)), [tuple(x.shape) for x in arguments]
-        assert cases.same_bits(arguments, before)
+        before = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+        cases.check(op, arguments, kernels)
+        for x, y in zip(arguments, before, strict=True):
+            assert cases.same_bits(x, y) if isinstance(x, torch.Tensor) else x is y
 
 
-@pytest.mark.parametrize("namespace", ["cpu", "cuda_on_cpu"])
-def test_a_direct_call_cannot_read_out_of_bounds(namespace):
-    box_iou = (torch.ops.ssd_ext if namespace == "cpu" else build.load()).box_iou
-    if namespace == "cpu" and ssd_ext._load.missing["cpu"]:
+@pytest.fixture(params=["cpu", "cuda_on_cpu"])
+def kernels(request):
+    """The ops without the checks of the public functions."""
+    if request.param == "cuda_on_cpu":
+        return build.load()
+    if ssd_ext._load.missing["cpu"]:
         pytest.skip(f"CPU library: {ssd_ext._load.missing['cpu']}")
+    return torch.ops.ssd_ext
+
+
+def test_a_direct_call_of_box_iou_cannot_read_out_of_bounds(kernels):
+    box_iou = kernels.box_iou
     good = torch.rand(2, 4)
     with pytest.raises(RuntimeError, match=r"boxes1 must have the shape \(N, 4\), got \(3, 5\)"):
         box_iou(torch.rand(3, 5), good)
@@ -47,6 +60,39 @@ def test_a_direct_call_cannot_read_out_of_bounds(namespace):
         box_iou(good, good.double())
     with pytest.raises(RuntimeError, match="expected a floating dtype, got Bool"):
         box_iou(good.bool(), good.bool())
+
+
+def test_a_direct_call_of_match_priors_cannot_read_out_of_bounds(kernels):
+    boxes, offsets = torch.rand(2, 4), torch.tensor([0, 2], dtype=torch.int32)
+    for message, *arguments in (
+        (r"boxes must have the shape \(N, 4\), got \(3, 5\)", torch.rand(3, 5), offsets, boxes),
+        (r"priors_xyxy must have the shape \(N, 4\), got \(4\)", boxes, offsets, torch.rand(4)),
+        (r"offsets must be \(B \+ 1,\) int32, got \(2\) Long", boxes, offsets.long(), boxes),
+        (r"offsets must be \(B \+ 1,\) int32, got \(0\) Int", boxes, offsets[:0], boxes),
+        ("same dtype, got Float and Double", boxes, offsets, boxes.double()),
+        ("expected a floating dtype, got Int", boxes.int(), offsets, boxes.int()),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            kernels.match_priors(*arguments, 0.5, "per_prior")
+    with pytest.raises(RuntimeError, match="mode must be one of per_prior, bipartite, got best"):
+        kernels.match_priors(boxes, offsets, boxes, 0.5, "best")
+    wild = torch.tensor([7, -3, 2**31 - 1, 0, -(2**31), 2, 1], dtype=torch.int32)
+    for mode in ("per_prior", "bipartite"):
+        assert set(kernels.match_priors(boxes, wild, boxes, 0.0, mode).flatten().tolist()) <= {-1, 0, 1}
+
+
+@pytest.mark.parametrize(("op", "rest"), [("encode_boxes", (0.1, 0.2)), ("decode_boxes", (0.1, 0.2, None))])
+def test_a_direct_call_per_prior_cannot_read_out_of_bounds(kernels, op, rest):
+    run, good = getattr(kernels, op), torch.rand(2, 4)
+    with pytest.raises(RuntimeError, match=r"priors_cxcywh must have the shape \(N, 4\), got \(2, 5\)"):
+        run(good, torch.rand(2, 5), *rest)
+    for shape in ((4,), (3, 4), (2, 5), (2, 3, 4)):
+        with pytest.raises(RuntimeError, match=r"(boxes|offsets) must have the shape \(\.\.\., 2, 4\), got \("):
+            run(torch.rand(shape), good, *rest)
+    with pytest.raises(RuntimeError, match="same dtype, got Float and Double"):
+        run(good, good.double(), *rest)
+    with pytest.raises(RuntimeError, match="expected a floating dtype, got Int"):
+        run(good.int(), good.int(), *rest)
 
 
 # ------------------------------------------------------------------------------------------------- the runner

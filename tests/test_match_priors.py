@@ -139,6 +139,32 @@ def test_bipartite_chains(match_priors, seed, device):
 
 
 @IMPLEMENTATIONS
+def test_equal_priors_are_taken_from_the_lowest_on(match_priors, device):
+    """However many of them a kernel looks at together."""
+    boxes, priors = torch.tensor([LEFT] * 70, device=device), torch.tensor([FAR] + [UNIT] * 600, device=device)
+    offsets = adv.pack((70,)).to(device)
+    per_prior = match_priors(boxes, offsets, priors, 0.75, "per_prior")
+    assert per_prior.tolist() == [[-1, 69] + [-1] * 599]
+    bipartite = match_priors(boxes, offsets, priors, 0.75, "bipartite")
+    assert bipartite.tolist() == [[-1, *range(70)] + [-1] * 530]
+
+
+@IMPLEMENTATIONS
+def test_equal_objects_take_their_best_priors(match_priors, device):
+    box, priors = adv.random_boxes(1), adv.random_boxes(600, 1)
+    match = check(match_priors, box.repeat(20, 1), adv.pack((20,)), priors, 1.0, "bipartite", device)
+    best = oracles.box_iou(box, priors)[0].topk(20).indices
+    assert match[0, best].tolist() == list(range(20))
+
+
+@IMPLEMENTATIONS
+@MODES
+def test_many_images(match_priors, mode, device):
+    boxes, priors = adv.grid_boxes(200, 1, cells=8), adv.grid_boxes(130, 2, cells=8)
+    check(match_priors, boxes, adv.pack((1, 0, 3, 4) * 25), priors, 0.5, mode, device)
+
+
+@IMPLEMENTATIONS
 @MODES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64], ids=str)
 def test_dtypes(match_priors, mode, dtype, device):

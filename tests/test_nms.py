@@ -121,6 +121,25 @@ def test_the_threshold_itself_does_not_suppress(nms, a, b, iou, device):
 
 
 @NMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_only_numbers_below_the_iou_suppress(nms, dtype, device):
+    """Kernels avoid the division where they can: their shortcut may not decide one unit in the last place early."""
+    scores = torch.tensor([1.0, 0.5], device=device)
+    for box in adv.random_boxes(40).to(dtype):
+        boxes = torch.stack([box, box + (box[2:] - box[:2]).repeat(2) * 0.2]).to(device)
+        iou = reference.box_iou(boxes[:1], boxes[1:])[0, 0].cpu()
+        assert iou > 0
+        assert nms(boxes, scores, iou.item()).tolist() == [0, 1]
+        assert nms(boxes, scores, iou.nextafter(torch.zeros_like(iou)).item()).tolist() == [0]
+
+
+@NMS
+def test_a_negative_threshold_suppresses_all_but_the_first(nms, device):
+    boxes, scores = torch.tensor(adv.NOT_BOXES, device=device), torch.zeros(len(adv.NOT_BOXES), device=device)
+    assert nms(boxes, scores, -1.0).tolist() == [0]
+
+
+@NMS
 def test_threshold_is_compared_in_the_compute_dtype(nms, device):
     # 3/10 in float32 is above 0.3 in float64: no rounding may decide.
     for dtype in (torch.float32, torch.float64):

@@ -109,6 +109,17 @@ def test_dtypes(select, dtype, device):
     check(select, loss.to(dtype), positives((3, 100), 0.1), 3, 0, device)
 
 
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_neighbouring_numbers_are_told_apart(select, dtype, device):
+    step = torch.finfo(dtype).eps
+    for sign in (1, -1):
+        steps = torch.randperm(100, generator=adv.generator(0)) // 2  # each number twice
+        loss = (sign * (1 + steps.double() * step)).to(dtype)[None]
+        for n_pos in range(1, 20):
+            check(select, loss, torch.arange(100)[None] < n_pos, 1, 0, device)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

@@ -1,0 +1,139 @@
+// What the threads of a block do together: counting, and selecting the largest of many keys.
+//
+// Integers only, so that the order in which threads and warps arrive changes no result. All threads of the
+// block have to call these functions, in blocks of whole warps.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace ssd_ext {
+
+constexpr unsigned kWarpSize = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+
+// The sum over a warp, in every lane.
+__device__ __forceinline__ unsigned warp_sum(unsigned value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // no such instruction yet
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+#else
+  return __reduce_add_sync(kAllLanes, value);
+#endif
+}
+
+// Adds kCounters counters over a block, again and again, with one barrier each time.
+template <int kCounters>
+class BlockSums {
+ public:
+  // Three sets of sums in turn: one is added to, the next is set to 0 meanwhile, the last may still be read.
+  static constexpr int kShared = 3 * kCounters;
+  static_assert(kShared <= static_cast<int>(kWarpSize), "a block has a thread for each");
+
+  // shared: kShared counters in shared memory.
+  __device__ explicit BlockSums(unsigned* shared) : shared_(shared) {
+    if (threadIdx.x < kShared) shared_[threadIdx.x] = 0;
+    __syncthreads();
+  }
+
+  // Replaces each counter by its sum over all threads.
+  __device__ void add(unsigned (&counters)[kCounters]) {
+    unsigned* const sums = shared_ + set_ * kCounters;
+    set_ = (set_ + 1) % 3;
+    for (int i = 0; i < kCounters; ++i) {
+      const unsigned sum = warp_sum(counters[i]);
+      if (threadIdx.x % kWarpSize == 0) atomicAdd(sums + i, sum);
+    }
+    if (threadIdx.x < kCounters) shared_[set_ * kCounters + threadIdx.x] = 0;
+    __syncthreads();
+    for (int i = 0; i < kCounters; ++i) counters[i] = sums[i];
+  }
+
+ private:
+  unsigned* const shared_;
+  int set_ = 0;
+};
+
+// Of the threads before this one, for how many the predicate holds. warp_counts: as many counters in shared
+// memory as the block has warps.
+__device__ inline unsigned block_rank(bool predicate, unsigned* warp_counts) {
+  const unsigned lane = threadIdx.x % kWarpSize;
+  const unsigned warp = threadIdx.x / kWarpSize;
+  const unsigned votes = __ballot_sync(kAllLanes, predicate);
+  if (lane == 0) warp_counts[warp] = __popc(votes);
+  __syncthreads();
+  unsigned rank = __popc(votes & ((1u << lane) - 1));
+  for (unsigned i = 0; i < warp; ++i) rank += warp_counts[i];
+  return rank;
+}
+
+// The keys above `value`, and those equal to it up to the index `last`.
+template <typename Bits>
+struct Selection {
+  Bits value;
+  unsigned last;
+
+  __device__ bool contains(Bits key, unsigned index) const {
+    return key > value || (key == value && index <= last);
+  }
+};
+
+// The k largest of the block's keys; of equal keys those with the lowest index. Keys of 0 do not count.
+//
+// Two bits of the k-th largest key, then two bits of the index of the last key that equals it, are found in
+// each pass over the keys: no sort, and a time that does not depend on how the keys are distributed.
+//
+//   for_each_key(f): calls f(key, index) for each key of this thread
+//   n:               number of keys of the block, indices are below it
+//   n_candidates:    number of keys that are not 0, at least k
+//   k:               at least 1
+template <typename Bits, typename ForEachKey>
+__device__ Selection<Bits> select_largest(const ForEachKey& for_each_key, unsigned n, unsigned n_candidates,
+                                          unsigned k, BlockSums<3>& sums) {
+  // The largest value that at least k keys reach, or any value that exactly k keys reach.
+  Selection<Bits> selection = {1, kAllLanes};
+  unsigned reaching = n_candidates;
+  if (reaching == k) return selection;
+  selection.value = 0;
+  for (int shift = 8 * sizeof(Bits) - 2; shift >= 0 && reaching != k; shift -= 2) {
+    unsigned counts[3] = {};
+    for_each_key([&](Bits key, unsigned) {
+      for (unsigned digit = 1; digit < 4; ++digit) {
+        counts[digit - 1] += key >= (selection.value | Bits(digit) << shift);
+      }
+    });
+    sums.add(counts);
+    unsigned digit = 3;
+    while (digit > 0 && counts[digit - 1] < k) --digit;
+    if (digit > 0) {
+      selection.value |= Bits(digit) << shift;
+      reaching = counts[digit - 1];
+    }
+  }
+  if (reaching == k) return selection;
+
+  unsigned counts[3] = {};
+  for_each_key([&](Bits key, unsigned) { counts[0] += key > selection.value; });
+  sums.add(counts);
+  const unsigned wanted = k - counts[0];  // of the keys that equal the value
+  // The largest index before which fewer than that many lie is the index of the last one.
+  selection.last = 0;
+  int shift = 0;
+  while (shift < 30 && n >> shift >= 4) shift += 2;
+  for (; shift >= 0; shift -= 2) {
+    unsigned before[3] = {};
+    for_each_key([&](Bits key, unsigned index) {
+      for (unsigned digit = 1; digit < 4; ++digit) {
+        before[digit - 1] += key == selection.value && index < (selection.last | digit << shift);
+      }
+    });
+    sums.add(before);
+    unsigned digit = 3;
+    while (digit > 0 && before[digit - 1] >= wanted) --digit;
+    selection.last |= digit << shift;
+  }
+  return selection;
+}
+
+}  // namespace ssd_ext

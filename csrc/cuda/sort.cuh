@@ -1,0 +1,95 @@
+// Sorting on the GPU, of unique keys: the result depends on nothing else.
+//
+// One launch sorts tiles of 1024 keys in shared memory (a bitonic network), then each launch merges runs in
+// pairs: a key's place in the merged run is its place in its own run plus the number of keys before it in
+// the other one, which a thread finds by bisection. 1 + log2(N / 1024) launches.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "cuda/scratch.cuh"
+#include "order.h"
+
+#include <cstdint>
+#include <utility>
+
+namespace ssd_ext {
+
+constexpr int kSortTile = 1024;
+constexpr int kMergeThreads = 256;
+
+// make_key(i) gives the i-th of n keys.
+template <typename MakeKey>
+__global__ void __launch_bounds__(kSortTile / 2)
+    sort_tiles_kernel(const MakeKey make_key, RankKey* __restrict__ keys, int64_t n) {
+  SHARED_ARRAY(RankKey, tile, kSortTile);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSortTile;
+  const int count = static_cast<int>(n - begin < kSortTile ? n - begin : kSortTile);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) tile[i] = make_key(begin + i);
+  __syncthreads();
+
+  // Keys that a last tile lacks would be the largest: no exchange moves them, since all go upwards.
+  const int t = threadIdx.x;
+  const auto exchange = [&](int low, int high) {
+    if (high < count && tile[high] < tile[low]) {
+      const RankKey key = tile[low];
+      tile[low] = tile[high];
+      tile[high] = key;
+    }
+    __syncthreads();
+  };
+  for (int half = 1; half < count; half *= 2) {
+    // Of two sorted halves the first and the mirrored second one, then within ever smaller parts.
+    const int middle = t / half * 2 * half + half;
+    exchange(middle - 1 - t % half, middle + t % half);
+    for (int stride = half / 2; stride > 0; stride /= 2) {
+      const int low = t / stride * 2 * stride + t % stride;
+      exchange(low, low + stride);
+    }
+  }
+  for (int i = threadIdx.x; i < count; i += blockDim.x) keys[begin + i] = tile[i];
+}
+
+static __global__ void __launch_bounds__(kMergeThreads)
+    merge_runs_kernel(const RankKey* __restrict__ runs,  // (N,) in sorted runs of `width`
+                      RankKey* __restrict__ merged,      // (N,) in sorted runs of 2 * width
+                      int64_t n, int64_t width) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kMergeThreads + threadIdx.x;
+  if (i >= n) return;
+  const RankKey key = runs[i];
+  const int64_t own = i / width * width;
+  const int64_t pair = i / (2 * width) * (2 * width);
+  const int64_t other = own == pair ? pair + width : pair;
+  int64_t low = other < n ? other : n;
+  int64_t high = other + width < n ? other + width : n;
+  const int64_t first = low;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (runs[middle] < key) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  merged[pair + (i - own) + (low - first)] = key;
+}
+
+// The keys make_key(0), ..., make_key(n - 1), sorted; n >= 1.
+template <typename MakeKey>
+Scratch<RankKey> sorted_keys(const MakeKey& make_key, int64_t n, const Tensor& like, cudaStream_t stream) {
+  Scratch<RankKey> keys(like, n);
+  // One thread for two keys; fewer than a tile of keys wait for fewer threads.
+  unsigned threads = kSortTile / 2;
+  while (threads > 32 && threads >= n) threads /= 2;
+  launch(sort_tiles_kernel<MakeKey>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kSortTile))),
+         dim3(threads), stream, make_key, keys.data(), n);
+  if (n <= kSortTile) return keys;
+  Scratch<RankKey> merged(like, n);
+  for (int64_t width = kSortTile; width < n; width *= 2) {
+    launch(merge_runs_kernel, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kMergeThreads))),
+           dim3(kMergeThreads), stream, keys.data(), merged.data(), n, width);
+    std::swap(keys, merged);
+  }
+  return keys;
+}
+
+}  // namespace ssd_ext

@@ -1,0 +1,44 @@
+// The one order of scores and losses, for host and device: value descending, then index ascending.
+//
+// Values become unsigned integers that compare as the values do, and with the index below them they become
+// keys of which no two are equal. Whatever sorts or selects by such keys, in whatever order it works, gives
+// the same answer. Integer operations only: flushing of subnormal numbers to zero changes nothing.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace ssd_ext {
+
+// The unsigned integer as wide as the compute type T: float or double.
+template <typename T>
+using bits_t = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
+
+// Larger for larger values; -0 equals 0, and all NaN are equal and the largest. Never 0, which stays free
+// for "no value".
+template <typename T>
+C10_HOST_DEVICE inline bits_t<T> ordered_bits(T value) {
+  using Bits = bits_t<T>;
+  constexpr Bits kSign = Bits(1) << (8 * sizeof(Bits) - 1);
+  constexpr Bits kInfinity = static_cast<Bits>(sizeof(T) == 8 ? 0x7ff0000000000000 : 0x7f800000);
+  Bits bits;
+  memcpy(&bits, &value, sizeof bits);
+  const Bits magnitude = bits & ~kSign;
+  const Bits ordered = bits & kSign ? kSign - magnitude : kSign + magnitude;
+  return magnitude > kInfinity ? ~Bits(0) : ordered;
+}
+
+// A key that sorts ascending: the best value first, equal ones by their index.
+struct RankKey {
+  uint64_t high;  // the smaller, the better
+  uint32_t index;
+};
+
+C10_HOST_DEVICE inline bool operator<(const RankKey& a, const RankKey& b) {
+  return a.high < b.high || (a.high == b.high && a.index < b.index);
+}
+
+}  // namespace ssd_ext
