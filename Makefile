@@ -35,7 +35,7 @@ format: .venv/built
 # With the Python that holds torch and not with .venv: a machine with a GPU may have no internet.
 OUT ?= build/gpu-check
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py --out $(OUT) $(if $(BCCD),--bccd $(BCCD))
+	$(PYTHON) benchmarks/gpu_check.py --out $(OUT) $(if $(BCCD),--bccd $(BCCD)) $(if $(REHEARSE),--rehearse)
 
 # The package without kernels first: it brings torch, which the build then needs.
 .venv/installed: pyproject.toml

@@ -98,6 +98,26 @@ def test_planted_races_in_cuda_kernels_are_found():
     assert {"block_sum_kernel", "warp_handover_kernel", "shuffle_handover_kernel"} <= set(racing)
 
 
+@pytest.mark.parametrize(("op", "barrier"), [("box_iou", 0), ("nms", 0)])
+def test_a_barrier_removed_from_a_kernel_is_found(op, barrier, tmp_path):
+    """The positive control of test_kernels_are_clean: the same kernel, cases and detector, one barrier less."""
+    parts = (build.CSRC / "cuda" / f"{op}.cu").read_text().split("__syncthreads();")
+    planted = tmp_path / f"{op}.cu"
+    planted.write_text("__syncthreads();".join(parts[: barrier + 1]) + "__syncthreads();".join(parts[barrier + 1 :]))
+    script = f"""
+import sys
+sys.path.insert(0, {str(build.HERE.parent)!r})
+from pathlib import Path
+from cuda_on_cpu import build, cases
+kernel = getattr(build.load("thread", (Path({str(planted)!r}),)), {op!r})
+for arguments in cases.CASES[{op!r}]():
+    kernel(*arguments)
+"""
+    status, output = run("thread", "-c", script)
+    assert status == 66, output
+    assert re.search(r"data race .*?#0 ", output, re.DOTALL)
+
+
 def test_a_planted_overrun_in_a_cpu_kernel_is_found(tmp_path):
     source = (build.CSRC / "cpu" / "box_iou.cpp").read_text()
     loop = "for (int64_t i = row_begin; i < row_end; ++i)"
