@@ -43,7 +43,7 @@ def table(rows: list[dict]) -> str:
     cases = defaultdict(dict)
     for row in rows:
         cases[row["case"], row["threads"]][row["contender"]] = row["median_ms"]
-    lines = ["| case | threads | ssd_ext ms | plain PyTorch ms | torchvision ms | ratio |", "|---|---|---|---|---|---|"]
+    lines = ["| case | threads | ssd_ext ms | plain PyTorch ms | peer ms | ratio |", "|---|---|---|---|---|---|"]
     for (case, threads), ms in cases.items():
         ratio = ms["peer"] / ms["ssd_ext"]
         cells = (f"{ms[name]:.3g}" for name in ("ssd_ext", "plain_pytorch", "peer"))
