@@ -17,7 +17,7 @@ import torchvision
 def compact(run: dict) -> dict:
     rows = [
         {
-            **{k: bench["extra_info"][k] for k in ("case", "contender", "threads")},
+            **{k: bench["extra_info"][k] for k in ("case", "contender", "device", "threads")},
             "median_ms": round(bench["stats"]["median"] * 1e3, 4),
             "rounds": bench["stats"]["rounds"],
         }
@@ -42,12 +42,15 @@ def compact(run: dict) -> dict:
 def table(rows: list[dict]) -> str:
     cases = defaultdict(dict)
     for row in rows:
-        cases[row["case"], row["threads"]][row["contender"]] = row["median_ms"]
-    lines = ["| case | threads | ssd_ext ms | plain PyTorch ms | peer ms | ratio |", "|---|---|---|---|---|---|"]
-    for (case, threads), ms in cases.items():
+        cases[row["case"], row["device"], row["threads"]][row["contender"]] = row["median_ms"]
+    lines = [
+        "| case | device | threads | ssd_ext ms | plain PyTorch ms | peer ms | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (case, device, threads), ms in cases.items():
         ratio = ms["peer"] / ms["ssd_ext"]
         cells = (f"{ms[name]:.3g}" for name in ("ssd_ext", "plain_pytorch", "peer"))
-        lines.append(f"| {case} | {threads} | {' | '.join(cells)} | {ratio:.0f}x |")
+        lines.append(f"| {case} | {device} | {threads} | {' | '.join(cells)} | {ratio:.0f}x |")
     return "\n".join(lines)
 
 

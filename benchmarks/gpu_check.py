@@ -84,7 +84,9 @@ def steps(limit: float, out: Path, pictures: Path | None) -> list[Step]:
     if results[0].outcome != "passed":
         return results
     results.append(run("info", [python, "-c", "import ssd_ext; print(ssd_ext.info())"], environment, limit))
-    results.append(run("tests", [python, "-m", "pytest", "-q", "-x", "--durations=10", "tests"], required, limit))
+    results.append(
+        run("tests", [python, "-m", "pytest", "-q", "--maxfail=20", "--durations=10", "tests"], required, limit)
+    )
     if not gpu:
         needing = [*(f"compute-sanitizer {tool}" for tool in SANITIZERS), "benchmarks", "demo", "BCCD"]
         return results + [Step(name, "not tried: no GPU") for name in needing]

@@ -41,44 +41,48 @@ def boxes_like_objects(n: int, seed: int, size: float = 0.3) -> torch.Tensor:
     return torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
 
 
-def box_iou(n: int) -> Case:
+def box_iou(n: int, device: str) -> Case:
     boxes = PRIORS_XYXY[torch.randperm(len(PRIORS), generator=torch.Generator().manual_seed(0))[:n]]
     functions = {
         "ssd_ext": ssd_ext.box_iou,
         "plain_pytorch": reference.box_iou,
         "peer": torchvision.ops.box_iou,
     }
-    calls = {name: lambda f=f: f(boxes, PRIORS_XYXY) for name, f in functions.items()}
+    boxes, priors = boxes.to(device), PRIORS_XYXY.to(device)
+    calls = {name: lambda f=f: f(boxes, priors) for name, f in functions.items()}
     return Case(calls, rtol=1e-6, rounds=10 if n > 5000 else 50)
 
 
-def match_priors(batch: int, most: int) -> Case:
+def match_priors(batch: int, most: int, device: str) -> Case:
     """1..most objects per image; the peer is box_iou and SSDMatcher of torchvision, image by image."""
     counts = torch.randint(1, most + 1, (batch,), generator=torch.Generator().manual_seed(1)).tolist()
     images = [boxes_like_objects(n, seed) for seed, n in enumerate(counts)]
     packed, _, offsets = pack_targets(images, [torch.ones(n, dtype=torch.int64) for n in counts], torch.device("cpu"))
+    images, priors = [b.to(device) for b in images], PRIORS_XYXY.to(device)
+    packed, offsets = packed.to(device), offsets.to(device)
     matcher = SSDMatcher(0.5)
 
     def peer():
-        return torch.stack([matcher(torchvision.ops.box_iou(b, PRIORS_XYXY)) for b in images]).to(torch.int32)
+        return torch.stack([matcher(torchvision.ops.box_iou(b, priors)) for b in images]).to(torch.int32)
 
     return Case(
         {
-            "ssd_ext": lambda: ssd_ext.match_priors(packed, offsets, PRIORS_XYXY),
-            "plain_pytorch": lambda: reference.match_priors(packed, offsets, PRIORS_XYXY, 0.5, "per_prior"),
+            "ssd_ext": lambda: ssd_ext.match_priors(packed, offsets, priors),
+            "plain_pytorch": lambda: reference.match_priors(packed, offsets, priors, 0.5, "per_prior"),
             "peer": peer,
         },
         rounds=15,
     )
 
 
-def select_hard_negatives(batch: int) -> Case:
+def select_hard_negatives(batch: int, device: str) -> Case:
     """The peer is the double sort that torchvision's SSD and the tutorial's descendants use."""
     g = torch.Generator().manual_seed(2)
     loss, positive = (
         torch.rand(batch, len(PRIORS), generator=g) * 8,
         torch.rand(batch, len(PRIORS), generator=g) < 0.002,
     )
+    loss, positive = loss.to(device), positive.to(device)
 
     def peer():
         masked = loss.masked_fill(positive, -torch.inf)
@@ -94,44 +98,47 @@ def select_hard_negatives(batch: int) -> Case:
     )
 
 
-def encode_boxes(batch: int) -> Case:
-    boxes = boxes_like_objects(batch * len(PRIORS), 3).view(batch, -1, 4)
+def encode_boxes(batch: int, device: str) -> Case:
+    boxes = boxes_like_objects(batch * len(PRIORS), 3).view(batch, -1, 4).to(device)
+    priors, corners = PRIORS.to(device), PRIORS_XYXY.to(device)
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
     return Case(
         {
-            "ssd_ext": lambda: ssd_ext.encode_boxes(boxes, PRIORS),
-            "plain_pytorch": lambda: reference.encode_boxes(boxes, PRIORS, 0.1, 0.2),
-            "peer": lambda: torch.stack([coder.encode_single(b, PRIORS_XYXY) for b in boxes]),
+            "ssd_ext": lambda: ssd_ext.encode_boxes(boxes, priors),
+            "plain_pytorch": lambda: reference.encode_boxes(boxes, priors, 0.1, 0.2),
+            "peer": lambda: torch.stack([coder.encode_single(b, corners) for b in boxes]),
         },
         rtol=1e-3,  # torchvision starts from the priors' corners
         rounds=20,
     )
 
 
-def decode_boxes(batch: int) -> Case:
-    pred = torch.randn(batch, len(PRIORS), 4, generator=torch.Generator().manual_seed(4))
+def decode_boxes(batch: int, device: str) -> Case:
+    pred = torch.randn(batch, len(PRIORS), 4, generator=torch.Generator().manual_seed(4)).to(device)
+    priors, corners = PRIORS.to(device), PRIORS_XYXY.to(device)
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
     return Case(
         {
-            "ssd_ext": lambda: ssd_ext.decode_boxes(pred, PRIORS),
-            "plain_pytorch": lambda: reference.decode_boxes(pred, PRIORS, 0.1, 0.2, None),
-            "peer": lambda: torch.stack([coder.decode_single(p, PRIORS_XYXY) for p in pred]),
+            "ssd_ext": lambda: ssd_ext.decode_boxes(pred, priors),
+            "plain_pytorch": lambda: reference.decode_boxes(pred, priors, 0.1, 0.2, None),
+            "peer": lambda: torch.stack([coder.decode_single(p, corners) for p in pred]),
         },
         rtol=1e-3,
         rounds=20,
     )
 
 
-def _scored(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _scored(n: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Boxes in clusters, as a detector gives them, with scores that all differ."""
     g = torch.Generator().manual_seed(n)
     centres = boxes_like_objects(max(1, n // 20), n)
     boxes = centres[torch.randint(len(centres), (n,), generator=g)] + 0.02 * torch.randn(n, 4, generator=g)
-    return boxes, torch.randperm(n, generator=g) / n, torch.randint(20, (n,), generator=g)
+    scores, idxs = torch.randperm(n, generator=g) / n, torch.randint(20, (n,), generator=g)
+    return boxes.to(device), scores.to(device), idxs.to(device)
 
 
-def nms(n: int) -> Case:
-    boxes, scores, _ = _scored(n)
+def nms(n: int, device: str) -> Case:
+    boxes, scores, _ = _scored(n, device)
     return Case(
         {
             "ssd_ext": lambda: ssd_ext.nms(boxes, scores, 0.45),
@@ -142,8 +149,8 @@ def nms(n: int) -> Case:
     )
 
 
-def batched_nms(n: int) -> Case:
-    boxes, scores, idxs = _scored(n)
+def batched_nms(n: int, device: str) -> Case:
+    boxes, scores, idxs = _scored(n, device)
     return Case(
         {
             "ssd_ext": lambda: ssd_ext.batched_nms(boxes, scores, idxs, 0.45),
@@ -167,19 +174,29 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("threads", sorted({1, torch.get_num_threads()}))
+ALL = torch.get_num_threads()
+PLACES = sorted({("cpu", 1), ("cpu", ALL)}) + ([("cuda", ALL)] if torch.cuda.is_available() else [])
+
+
+@pytest.mark.parametrize(("device", "threads"), PLACES)
 @pytest.mark.parametrize("contender", ["ssd_ext", "plain_pytorch", "peer"])
 @pytest.mark.parametrize("name", CASES)
-def test_op(benchmark, name, contender, threads):
+def test_op(benchmark, name, contender, device, threads):
     make, *sizes = CASES[name]
-    case = make(*sizes)
+    case = make(*sizes, device)
     function, ours = case.contenders[contender], case.contenders["ssd_ext"]()
     torch.testing.assert_close(function(), ours, rtol=case.rtol, atol=case.rtol)
-    benchmark.group = f"{name}, {threads} thread(s)"
-    benchmark.extra_info.update(case=name, contender=contender, threads=threads)
+    benchmark.group = f"{name}, {device}, {threads} thread(s)"
+    benchmark.extra_info.update(case=name, contender=contender, device=device, threads=threads)
+
+    def finished():
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        benchmark.pedantic(function, rounds=case.rounds, warmup_rounds=2)
+        benchmark.pedantic(finished, rounds=case.rounds, warmup_rounds=2)
     finally:
         torch.set_num_threads(before)

@@ -76,6 +76,9 @@ def compile_for_all(source):
             for path in Path(folder).glob("*.ptx"):
                 path.rename(ptx / path.name)
             os.replace(ptx, kept)
+    if len(architectures()) == 1:  # nvcc then leaves it out of the name
+        (path,) = kept.glob("*.ptx")
+        return {architectures()[0]: path.read_text()}
     return {int(re.search(r"compute_(\d+)", path.name)[1]): path.read_text() for path in kept.glob("*.ptx")}
 
 
