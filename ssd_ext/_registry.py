@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import Library, fallthrough_kernel, register_autograd, register_fake
 
 from ssd_ext import reference
-from ssd_ext.reference import _compute_dtype as compute_dtype
+from ssd_ext.reference import compute_dtype
 
 _LIB = Library("ssd_ext", "DEF")
 

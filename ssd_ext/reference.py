@@ -21,7 +21,7 @@ _NMS_CHUNK = 16384
 _DETECT_BYTES = 16 << 20
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any of the tensors is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
@@ -54,7 +54,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Returns:
         (N, M) in [0, 1], float64 if an input is float64, else float32.
     """
-    dtype = _compute_dtype(boxes1, boxes2)
+    dtype = compute_dtype(boxes1, boxes2)
     return _overlap(boxes1.to(dtype)[:, None], boxes2.to(dtype))[0]
 
 
@@ -69,7 +69,7 @@ def box_iou_backward(grad: Tensor, boxes1: Tensor, boxes2: Tensor) -> tuple[Tens
     Returns:
         The gradients (N, 4) and (M, 4), in the dtypes of the boxes.
     """
-    dtype = _compute_dtype(boxes1, boxes2)
+    dtype = compute_dtype(boxes1, boxes2)
     a, b = boxes1.to(dtype)[:, None], boxes2.to(dtype)
     iou, union, width, height = _overlap(a, b)
     touching = iou > 0
@@ -178,7 +178,7 @@ def encode_boxes(boxes: Tensor, priors_cxcywh: Tensor, center_variance: float, s
 
     Source: SSD (arXiv 1512.02325), equation 2, with the variances of its published code.
     """
-    dtype = _compute_dtype(boxes, priors_cxcywh)
+    dtype = compute_dtype(boxes, priors_cxcywh)
     low, high = boxes.to(dtype).split(2, dim=-1)
     prior_centre, prior_size = priors_cxcywh.to(dtype).split(2, dim=-1)
     centre = ((low + high) * 0.5 - prior_centre) / (prior_size * center_variance)
@@ -202,7 +202,7 @@ def encode_boxes_backward(
     Returns:
         (..., P, 4), in the dtype of the boxes.
     """
-    dtype = _compute_dtype(boxes, priors_cxcywh)
+    dtype = compute_dtype(boxes, priors_cxcywh)
     low, high = boxes.to(dtype).split(2, dim=-1)
     to_centre, to_size = grad.to(dtype).split(2, dim=-1)
     centre = to_centre / (priors_cxcywh.to(dtype)[..., 2:] * center_variance) * 0.5
@@ -235,7 +235,7 @@ def decode_boxes(
 
     Source: SSD (arXiv 1512.02325), equation 2 solved for the box.
     """
-    dtype = _compute_dtype(pred_offsets, priors_cxcywh)
+    dtype = compute_dtype(pred_offsets, priors_cxcywh)
     shift, log_scale = pred_offsets.to(dtype).split(2, dim=-1)
     prior_centre, prior_size = priors_cxcywh.to(dtype).split(2, dim=-1)
     log_scale = log_scale * size_variance
@@ -266,7 +266,7 @@ def decode_boxes_backward(
     Returns:
         (..., P, 4), in the dtype of pred_offsets.
     """
-    dtype = _compute_dtype(pred_offsets, priors_cxcywh)
+    dtype = compute_dtype(pred_offsets, priors_cxcywh)
     prior_size = priors_cxcywh.to(dtype)[..., 2:]
     to_low, to_high = grad.to(dtype).split(2, dim=-1)
     log_scale = pred_offsets.to(dtype)[..., 2:] * size_variance
@@ -351,7 +351,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     best_first = scores.argsort(descending=True, stable=True)
     # Class after class, so that a band concerns only the rest of its last class: linear in the classes.
     order = best_first[idxs[best_first].argsort(stable=True)]
-    boxes, idxs = boxes.to(_compute_dtype(boxes))[order], idxs[order]
+    boxes, idxs = boxes.to(compute_dtype(boxes))[order], idxs[order]
     ends = torch.searchsorted(idxs, idxs, right=True)  # where the class of each box ends
     alive = torch.ones_like(idxs, dtype=torch.bool)
     for start in range(0, len(order), _NMS_BAND):
@@ -424,7 +424,7 @@ def multibox_loss(
 
     Source: SSD (arXiv 1512.02325), equations 1 to 3.
     """
-    dtype = _compute_dtype(pred_offsets, pred_logits)
+    dtype = compute_dtype(pred_offsets, pred_logits)
     boxes, priors_cxcywh = boxes.to(dtype), priors_cxcywh.to(dtype)
     match = match_priors(boxes, offsets, _cxcywh_to_xyxy(priors_cxcywh), threshold, matching)
     true_boxes, true_classes = _targets(boxes, labels, offsets, match, pred_logits.shape[-1])
@@ -474,7 +474,7 @@ def multibox_loss_backward(
     Returns:
         The gradients in pred_offsets (B, P, 4) and pred_logits (B, P, C), in their dtypes.
     """
-    dtype = _compute_dtype(pred_offsets, pred_logits)
+    dtype = compute_dtype(pred_offsets, pred_logits)
     n_classes = pred_logits.shape[-1]
     true_boxes, true_classes = _targets(boxes.to(dtype), labels, offsets, match, n_classes)
     positive = match >= 0

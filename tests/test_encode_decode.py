@@ -173,7 +173,7 @@ def test_closed_form_gradients(dtype, limit, device):
     priors = adv.to_cxcywh(adv.random_boxes(33, 1)).to(device, dtype)
     boxes = adv.random_boxes(66, 2).view(2, 33, 4).to(device, dtype).requires_grad_()
     pred_offsets = torch.randn(2, 33, 4, generator=adv.generator(0)).to(device, dtype).requires_grad_()
-    grad = torch.randn(2, 33, 4, generator=adv.generator(1)).to(device, reference._compute_dtype(boxes))
+    grad = torch.randn(2, 33, 4, generator=adv.generator(1)).to(device, reference.compute_dtype(boxes))
     for forward, backward, x, rest in (
         (reference.encode_boxes, reference.encode_boxes_backward, boxes, VARIANCES),
         (reference.decode_boxes, reference.decode_boxes_backward, pred_offsets, (*VARIANCES, limit)),
