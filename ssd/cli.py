@@ -103,8 +103,8 @@ examples:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--split", help="list to train on (default: train, or trainval, if its partner exists)")
-    data.add_argument("--val-split", help="list to validate on (default: val beside train, test beside trainval)")
+    data.add_argument("--split", help="list to train on (default: train, or trainval, if val or test exists)")
+    data.add_argument("--val-split", help="list to validate on (default: the partner of the default --split)")
     data.add_argument("--val-data", nargs="+", metavar="DATA", help="folders to validate on (default: those of DATA)")
     data.add_argument(
         "--classes", help="names, separated by commas, or a file of one name per line (default: from DATA)"

@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         data: folders in Pascal VOC layout, trained on together.
         split, val_split: lists of ImageSets/Main; by default the first pair of `SPLIT_PAIRS` that exists, and without
-            any splits a tenth of the pictures, drawn by `seed`, is held out.
+            any splits a tenth of the pictures, drawn by `seed`, is held out. A `split` alone is not validated.
         val_data: folders to validate on, by default those of `data` that have `val_split`.
         classes: class names; by default those found in the data, sorted.
         weights: "imagenet" (VGG16, downloaded by torchvision), a file with VGG16 weights or a checkpoint; None: random.

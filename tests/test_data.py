@@ -24,14 +24,7 @@ from ssd.data import (
 )
 from ssd.transforms import eval_transform, train_transform
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a loader's worker; on a busy machine the threads of one small op wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def add_picture(root: Path, name: str, objects=(), *, size=(60, 40), filename=None, suffix=".jpg", declared=None):

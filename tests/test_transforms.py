@@ -8,14 +8,7 @@ from torchvision.transforms import v2
 import ssd.transforms
 from ssd.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in a loader's worker; on a busy machine the threads of one small op wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sample(boxes, height=120, width=200):
