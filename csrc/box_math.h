@@ -33,6 +33,16 @@ struct alignas(4 * sizeof(T)) BoxOffsets {
   T x, y, w, h;
 };
 
+// A box in xyxy form, from either form.
+template <typename T>
+C10_HOST_DEVICE inline Box<T> corners(const Box<T>& box) {
+  return box;
+}
+template <typename T>
+C10_HOST_DEVICE inline Box<T> corners(const CenterBox<T>& box) {
+  return {box.cx - box.w * T(0.5), box.cy - box.h * T(0.5), box.cx + box.w * T(0.5), box.cy + box.h * T(0.5)};
+}
+
 // Row i of a contiguous (N, 4) array as a Box, CenterBox or BoxOffsets. Loads one number at a time: a view may
 // start at any element, so wider loads could be misaligned.
 template <typename Row, typename scalar_t>
@@ -120,7 +130,7 @@ C10_HOST_DEVICE inline Box<T> decode(const BoxOffsets<T>& offsets, const CenterB
   const T log_h = offsets.h * variances.size;
   const T w = exact_exp(log_w > max_log_scale ? max_log_scale : log_w) * prior.w;
   const T h = exact_exp(log_h > max_log_scale ? max_log_scale : log_h) * prior.h;
-  return {cx - w * T(0.5), cy - h * T(0.5), cx + w * T(0.5), cy + h * T(0.5)};
+  return corners(CenterBox<T>{cx, cy, w, h});
 }
 
 }  // namespace ssd_ext

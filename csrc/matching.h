@@ -47,6 +47,13 @@ C10_HOST_DEVICE inline int32_t taken_by(int32_t object) { return -2 - object; }
 C10_HOST_DEVICE inline bool is_taken(int32_t match) { return match < -1; }
 C10_HOST_DEVICE inline int32_t without_mark(int32_t match) { return is_taken(match) ? -2 - match : match; }
 
+// Returns whether the mode is "bipartite".
+inline bool check_match_mode(const std::string& mode) {
+  STD_TORCH_CHECK(mode == "per_prior" || mode == "bipartite",
+                  "mode must be one of per_prior, bipartite, got ", mode);
+  return mode == "bipartite";
+}
+
 // Checks the arguments of match_priors; returns whether the mode is "bipartite".
 inline bool check_match_arguments(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
                                   const std::string& mode) {
@@ -60,9 +67,7 @@ inline bool check_match_arguments(const Tensor& boxes, const Tensor& offsets, co
   check_same_dtype(boxes, "boxes", priors_xyxy, "priors_xyxy");
   STD_TORCH_CHECK(priors_xyxy.size(0) <= std::numeric_limits<int32_t>::max(),
                   "there may be at most 2^31 - 1 priors, got ", priors_xyxy.size(0));
-  STD_TORCH_CHECK(mode == "per_prior" || mode == "bipartite",
-                  "mode must be one of per_prior, bipartite, got ", mode);
-  return mode == "bipartite";
+  return check_match_mode(mode);
 }
 
 }  // namespace ssd_ext

@@ -54,6 +54,29 @@ def detect(
 
 
 @torch.inference_mode()
+def predict_padded(
+    model: SSD300,
+    images: Tensor,
+    min_score: float = 0.01,
+    max_overlap: float = 0.45,
+    top_k: int = 200,
+    *,
+    bf16: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`predict` without waiting for the device: the tensors of `ssd_ext.postprocess_detections`, on the device."""
+    model.eval()
+    device = model.priors_cxcy.device
+    with autocast(device, bf16):
+        locs, scores = model(place(images, device))
+    return ssd_ext.postprocess_detections(locs, scores, model.priors_cxcy, min_score, max_overlap, top_k)
+
+
+def unpad(boxes: Tensor, scores: Tensor, labels: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What `predict_padded` gave, as what `predict` gives: a copy to the host of each tensor."""
+    boxes, scores, labels = boxes.cpu(), scores.cpu(), labels.cpu()
+    return [(boxes[i, :k], labels[i, :k], scores[i, :k]) for i, k in enumerate(counts.tolist())]
+
+
 def predict(
     model: SSD300,
     images: Tensor,
@@ -75,10 +98,4 @@ def predict(
         For each picture boxes (k, 4) float32 fractional xyxy, labels (k,) int64, scores (k,) float32, on the CPU, by
         descending score; k is 0 where nothing was found.
     """
-    model.eval()
-    device = model.priors_cxcy.device
-    with autocast(device, bf16):
-        locs, scores = model(place(images, device))
-    padded = ssd_ext.postprocess_detections(locs, scores, model.priors_cxcy, min_score, max_overlap, top_k)
-    boxes, scores, labels, counts = (t.cpu() for t in padded)
-    return [(boxes[i, :k], labels[i, :k], scores[i, :k]) for i, k in enumerate(counts.tolist())]
+    return unpad(*predict_padded(model, images, min_score, max_overlap, top_k, bf16=bf16))

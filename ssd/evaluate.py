@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ssd.data import collate, ignore_interrupt, worker_count
-from ssd.detect import predict
+from ssd.detect import predict_padded, unpad
 from ssd.model import SSD300
 from ssd_ext import box_iou
 
 __all__ = ["EvalResult", "average_precision", "evaluate"]
 
 METHODS = ("area", "11point")
+READ_EVERY = 32  # batches between two reads of the detections, each of which waits for the device
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,21 @@ def evaluate(
         num_workers=worker_count(workers),
         worker_init_fn=ignore_interrupt,
         collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
     )
-    detections, targets = [], []
+    detections, targets, waiting = [], [], []
+
+    def read() -> None:
+        for padded in waiting:
+            detections.extend(unpad(*padded))
+        waiting.clear()
+
     for images, batch_targets in tqdm(loader, unit="batch", disable=True if quiet else None):
-        detections += predict(model, images, min_score, max_overlap, top_k, bf16=bf16)
+        waiting.append(predict_padded(model, images, min_score, max_overlap, top_k, bf16=bf16))
         targets += batch_targets
+        if len(waiting) == READ_EVERY:
+            read()
+    read()
     return average_precision(detections, targets, classes, iou_threshold, method)
 
 

@@ -23,7 +23,7 @@ from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss, pack_targets
 from ssd.model import SSD300
-from ssd.precision import autocast, pick_device, place
+from ssd.precision import autocast, pick_device, place, send
 from ssd.transforms import eval_transform, train_transform
 
 SCHEDULES = ("step", "onecycle", "cosine")
@@ -319,7 +319,7 @@ def train_step(
         group["lr"] = settings.lr * group["lr_scale"] * factor
     cpu = torch.device("cpu")
     packed = pack_targets([t["boxes"] for t in targets], [t["labels"] for t in targets], cpu)
-    boxes, labels, offsets = (t.to(device, non_blocking=True) for t in packed)
+    boxes, labels, offsets = (send(t, device) for t in packed)
     with autocast(device, settings.bf16):
         locs, scores = model(place(images, device))
     loss = criterion(locs, scores, boxes, labels, offsets)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssd_ext import _registry  # noqa: F401  (defines torch.ops.ssd_ext)
+from ssd_ext.reference import compute_dtype
 
 _ops = torch.ops.ssd_ext
 
@@ -271,13 +272,17 @@ def multibox_loss(
     _check_choice("loc_loss", loc_loss, LOC_LOSSES)
     _check_choice("matching", matching, MATCHINGS)
     _check_not_negative(neg_pos_ratio=neg_pos_ratio, min_negatives=min_negatives)
+    # Boxes and priors in the dtype of the arithmetic; of the predictions only float64 needs the other one to follow.
+    dtype = compute_dtype(pred_offsets, pred_logits)
+    if dtype == torch.float64:
+        pred_offsets, pred_logits = pred_offsets.double(), pred_logits.double()
     conf, loc, n_pos, _, _ = _ops.multibox_loss(
         pred_offsets,
         pred_logits,
-        _floating(boxes),
+        boxes.to(dtype),
         labels,
         offsets,
-        priors_cxcywh,
+        priors_cxcywh.to(dtype),
         threshold,
         neg_pos_ratio,
         loc_loss,

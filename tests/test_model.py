@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import ssd_ext
 from ssd.detect import detect
+from ssd.loss import MultiBoxLoss, pack_targets
 from ssd.model import SSD300
 from ssd.priors import PRESETS, make_priors
 
@@ -285,6 +287,47 @@ def test_export_with_dynamic_batch(images: Tensor) -> None:
     with torch.no_grad():
         for output, expected in zip(exported(images[:1]), model(images[:1]), strict=True):
             torch.testing.assert_close(output, expected)
+
+
+class Detector(nn.Module):
+    """Pictures to padded detections, in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = SSD300(3, width=NARROW)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        locs, scores = self.model(images)
+        return ssd_ext.postprocess_detections(locs, scores, self.model.priors_cxcy, 0.2, 0.45, 50)
+
+
+@torch.no_grad()
+def test_network_and_detection_in_one_program(images: Tensor) -> None:
+    detector = Detector().eval()
+    expected = detector(images)
+    assert expected[3].all()
+    exported = torch.export.export(detector, (images,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    compiled = torch.compile(detector, fullgraph=True, backend="aot_eager")
+    for program in (exported.module(), compiled):
+        for n in (1, 2):
+            for ours, whole in zip(program(images[:n]), detector(images[:n]), strict=True):
+                assert torch.equal(ours, whole)
+
+
+def test_network_and_loss_in_one_graph(images: Tensor) -> None:
+    model = SSD300(3, width=NARROW)
+    criterion = MultiBoxLoss(model.priors_cxcy)
+    targets = pack_targets([torch.tensor([[0.1, 0.2, 0.6, 0.9]])] * 2, [torch.tensor([1])] * 2, images.device)
+
+    def loss(images: Tensor, *targets: Tensor) -> Tensor:
+        return criterion(*model(images), *targets)
+
+    grads = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        grads.append(torch.autograd.grad(function(images[:2], *targets), list(model.parameters())))
+    torch.testing.assert_close(grads[1], grads[0])
+    assert all(g.isfinite().all() for g in grads[0])
+    assert sum(g.abs().sum() for g in grads[0]) > 0
 
 
 def test_empty_batch() -> None:

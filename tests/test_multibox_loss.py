@@ -266,9 +266,9 @@ def test_not_finite_logits_follow_cross_entropy(multibox_loss, where, value, dev
 @OPTIONS
 def test_dtypes(dtype, options, device):
     """Half is computed in float32 and rounded once, in the gradients; float64 stays."""
-    inputs = to(device, sample((3, 0, 12), n_priors=65))
-    inputs[:2] = (x.to(dtype) for x in inputs[:2])
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = to(device, sample((3, 0, 12), n_priors=65), wide)
+    inputs[:2] = (x.to(dtype) for x in inputs[:2])
     result = torch.ops.ssd_ext.multibox_loss(*inputs, *options)
     expected = torch.ops.ssd_ext.multibox_loss(*to(device, inputs, wide), *options)
     assert_close(result, expected, rtol=0, atol=0)

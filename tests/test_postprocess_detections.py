@@ -234,11 +234,11 @@ def test_empty_inputs(postprocess, n_images, n_priors, n_classes, device):
 @pytest.mark.parametrize("value", [adv.NAN, adv.INF, -adv.INF])
 def test_not_finite_logits(postprocess, value, device):
     """A row with a NaN or +inf has no scores; -inf is a probability of 0; a row of -inf has none."""
-    inputs = separated(2, 33, 4)
-    inputs[1][0, 3, 0] = value
-    inputs[1][0, 7, 2] = value
-    inputs[1][1, 5] = value
-    for min_score in (0.05, -1.0):
+    for make, min_score in ((separated, 0.05), (exact, -1.0)):
+        inputs = make(2, 33, 4)
+        inputs[1][0, 3, 0] = value
+        inputs[1][0, 7, 2] = value
+        inputs[1][1, 5] = value
         check(postprocess, inputs, min_score, 0.4, 200, device=device)
         check(postprocess, inputs, min_score, 0.4, 200, device=device, pre_nms_top_k=2)
     inputs[1].fill_(value)

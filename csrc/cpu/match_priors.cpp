@@ -7,6 +7,8 @@
 // 3. A task owns an image: its objects force their best priors, or take them one by one (bipartite).
 //
 // No IoU matrix: beyond the output, memory for the tiles and for one candidate per object and run.
+#include "cpu/match_priors.h"
+
 #include "box_math.h"
 #include "checks.h"
 #include "cpu/vector_clones.h"
@@ -207,6 +209,8 @@ void take_best_pairs(const scalar_t* boxes,  // (count, 4) xyxy, of the image
   std::transform(match, match + n_priors, match, without_mark);
 }
 
+}  // namespace
+
 Tensor match_priors_cpu(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
                         double threshold, const std::string& mode) {
   const bool bipartite = check_match_arguments(boxes, offsets, priors_xyxy, mode);
@@ -278,7 +282,6 @@ Tensor match_priors_cpu(const Tensor& boxes, const Tensor& offsets, const Tensor
   return match;
 }
 
-}  // namespace
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {

@@ -8,7 +8,7 @@
 
 #include "box_math.h"
 #include "checks.h"
-#include "cpu/vector_clones.h"
+#include "cpu/kept_boxes.h"
 #include "order.h"
 
 #include <algorithm>
@@ -95,81 +95,9 @@ Groups group_by_id(const id_t* ids, const std::vector<uint32_t>& ranked) {
 
 // ------------------------------------------------------------------------------------------------ suppression
 
-constexpr int64_t kBlock = 64;  // the loop over a block is unrolled; at most so many tests are in vain
 constexpr int64_t kChunk = 512;  // boxes that threads test at once, before they are tested among themselves
 constexpr int64_t kPairsPerTask = 1 << 16;  // about 30 us: fewer pairs are not worth waking a thread
 constexpr int64_t kBoxesPerTask = 1 << 9;   // the same for boxes in small groups
-
-// Boxes of zeros fill the last block: they overlap nothing.
-template <typename T>
-struct KeptBlock {
-  T x0[kBlock] = {}, y0[kBlock] = {}, x1[kBlock] = {}, y1[kBlock] = {}, area[kBlock] = {};
-};
-
-template <typename T>
-inline bool is_suppressed_by(const KeptBlock<T>* blocks, int64_t n_blocks, const Box<T>& candidate,
-                             T threshold) {
-  const Box<T> box = candidate;  // a copy stays in registers
-  const T box_area = area(box);
-  for (const KeptBlock<T>* block = blocks; block < blocks + n_blocks; ++block) {
-    bits_t<T> may = 0;  // as wide as T, so that a vector holds as many of both
-    for (int64_t j = 0; j < kBlock; ++j) {
-      const Box<T> kept = {block->x0[j], block->y0[j], block->x1[j], block->y1[j]};
-      may |= iou_may_exceed(overlap(kept, block->area[j], box, box_area), threshold);
-    }
-    if (may == 0) continue;
-    bits_t<T> does = 0;
-    for (int64_t j = 0; j < kBlock; ++j) {
-      const Box<T> kept = {block->x0[j], block->y0[j], block->x1[j], block->y1[j]};
-      does |= iou(kept, block->area[j], box, box_area) > threshold;
-    }
-    if (does != 0) return true;
-  }
-  return false;
-}
-
-// Instruction sets are chosen per function, which a template cannot be.
-VECTOR_CLONES bool is_suppressed(const KeptBlock<float>* blocks, int64_t n_blocks, const Box<float>& box,
-                                 float threshold) {
-  return is_suppressed_by(blocks, n_blocks, box, threshold);
-}
-VECTOR_CLONES bool is_suppressed(const KeptBlock<double>* blocks, int64_t n_blocks, const Box<double>& box,
-                                 double threshold) {
-  return is_suppressed_by(blocks, n_blocks, box, threshold);
-}
-
-template <typename T>
-class KeptBoxes {
- public:
-  void clear() {
-    blocks_.clear();
-    count_ = 0;
-  }
-
-  void push_back(const Box<T>& box) {
-    const int64_t j = count_++ % kBlock;
-    if (j == 0) blocks_.emplace_back();
-    KeptBlock<T>& block = blocks_.back();
-    block.x0[j] = box.x0;
-    block.y0[j] = box.y0;
-    block.x1[j] = box.x1;
-    block.y1[j] = box.y1;
-    block.area[j] = area(box);
-  }
-
-  int64_t size() const { return count_; }
-
-  // Whether a kept box from number `first` on, or from a few before, suppresses this box. threshold >= 0.
-  bool suppress(const Box<T>& box, T threshold, int64_t first = 0) const {
-    const int64_t skipped = first / kBlock;
-    return is_suppressed(blocks_.data() + skipped, static_cast<int64_t>(blocks_.size()) - skipped, box,
-                         threshold);
-  }
-
- private:
-  std::vector<KeptBlock<T>> blocks_;
-  int64_t count_ = 0;
-};
 
 // Sets is_kept[rank] for the kept boxes among the `count` ranks of one group.
 template <typename scalar_t, typename T>
@@ -178,8 +106,6 @@ void suppress_group(const scalar_t* boxes,                // (N, 4) xyxy
                     const uint32_t* ranks, int64_t count,  // of this group, rising
                     T threshold, KeptBoxes<T>& kept, bool* is_kept) {
   kept.clear();
-  // Every IoU is greater than a negative number: the first box suppresses all others.
-  if (threshold < 0) count = 1;
   bool suppressed[kChunk];
   for (int64_t begin = 0; begin < count; begin += kChunk) {
     const int64_t end = std::min(count, begin + kChunk);

@@ -1,0 +1,31 @@
+// The softmax of many rows of logits at once on the CPU: see softmax.h for that of one.
+//
+// A tile holds 64 rows turned on their side, one class after another, so that each step of a row becomes a
+// loop over 64 neighbours, which the compiler vectorises.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace ssd_ext {
+
+constexpr int64_t kTileRows = 64;
+
+// The tile of n_rows <= kTileRows rows, each given by its first logit; zeros past the last row.
+template <typename T, typename scalar_t>
+void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T* tile) {
+  if (n_rows < kTileRows) std::fill_n(tile, n_classes * kTileRows, T(0));
+  for (int64_t row = 0; row < n_rows; ++row) {
+    for (int64_t c = 0; c < n_classes; ++c) tile[c * kTileRows + row] = static_cast<T>(rows[row][c]);
+  }
+}
+void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile);
+
+// The maximum of every row, and the sum of its exponentials.
+void sum_tile(const float* tile, int64_t n_classes, float* maxima, float* sums);
+void sum_tile(const double* tile, int64_t n_classes, double* maxima, double* sums);
+
+// The tile becomes that of the exponentials; their sum in every row, and the largest of a class >= 1.
+void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest);
+
+}  // namespace ssd_ext

@@ -1,0 +1,329 @@
+// The SSD loss on the CPU: pred_offsets (B, P, 4), pred_logits (B, P, C) and packed objects -> conf_loss,
+// loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
+//
+// Forward: matching first. A task then owns a run of tiles of 64 priors and writes the cross entropy of each
+// prior, the only thing kept of the logits, which are read once. A task then owns an image: it selects the
+// hard negatives and adds up the losses of what counts. Targets are computed where they are needed only.
+//
+// Backward: a task owns a run of priors, fills their gradients with zeros and computes those of the few that
+// count from their logits.
+#include "any_rows.h"
+#include "box_math.h"
+#include "checks.h"
+#include "cpu/huge_pages.h"
+#include "cpu/logit_tile.h"
+#include "cpu/match_priors.h"
+#include "cpu/select_largest.h"
+#include "cpu/vector_clones.h"
+#include "hard_negatives.h"
+#include "lane_sums.h"
+#include "matching.h"
+#include "multibox.h"
+#include "order.h"
+#include "softmax.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace ssd_ext {
+namespace {
+
+constexpr int64_t kLogitsPerTask = 1 << 16;  // about 40 us: fewer are not worth waking a thread
+
+// The objects of a batch, and what the network has to predict of them. T is the compute type.
+template <typename T>
+struct Targets {
+  const T* boxes;          // (G, 4) xyxy
+  const int64_t* labels;   // (G,)
+  const int32_t* offsets;  // (B + 1,)
+  const T* priors;         // (P, 4) cxcywh
+  const int32_t* match;    // (B, P)
+  int64_t n_objects, n_priors, n_classes;
+  Variances<T> variances;
+
+  const int32_t* match_of(int64_t image) const { return match + image * n_priors; }
+  int64_t row(int64_t image, int32_t object) const {
+    return objects_of(image, offsets, n_objects).begin + object;
+  }
+  int64_t true_class(int64_t image, int32_t object) const {
+    return object < 0 ? 0 : class_of(labels[row(image, object)], n_classes);
+  }
+  BoxOffsets<T> true_offsets(int64_t image, int32_t object, int64_t prior) const {
+    return encode(load_box<T>(boxes, row(image, object)), load_row<CenterBox<T>>(priors, prior), variances);
+  }
+};
+
+// Of contiguous tensors.
+template <typename T>
+Targets<T> targets_of(const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
+                      const Tensor& priors_cxcywh, const Tensor& match, int64_t n_classes,
+                      double center_variance, double size_variance) {
+  return {static_cast<const T*>(boxes.const_data_ptr()),
+          static_cast<const int64_t*>(labels.const_data_ptr()),
+          static_cast<const int32_t*>(offsets.const_data_ptr()),
+          static_cast<const T*>(priors_cxcywh.const_data_ptr()),
+          static_cast<const int32_t*>(match.const_data_ptr()),
+          boxes.size(0),
+          priors_cxcywh.size(0),
+          n_classes,
+          {static_cast<T>(center_variance), static_cast<T>(size_variance)}};
+}
+
+struct ImageLoss {
+  double conf, loc;
+  int64_t n_pos;
+};
+
+// --------------------------------------------------------------------------------------------------- forward
+
+Tensor to_corners(const Tensor& priors_cxcywh) {
+  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const Tensor boxes = torch::stable::new_empty(priors, priors.sizes());
+  dispatch_floating_dtype(priors.scalar_type(), [&](auto zero) {
+    using T = compute_t<decltype(zero)>;
+    const auto* const from = static_cast<const T*>(priors.const_data_ptr());
+    auto* const to = static_cast<Box<T>*>(boxes.mutable_data_ptr());
+    for (int64_t i = 0; i < priors.size(0); ++i) to[i] = corners(load_row<CenterBox<T>>(from, i));
+  });
+  return boxes;
+}
+
+// The cross entropy of the rows begin..end of one image.
+template <typename scalar_t, typename T>
+void cross_entropies(const scalar_t* logits,  // (P, C)
+                     const Targets<T>& targets, int64_t image, int64_t begin, int64_t end,
+                     T* tile,  // (C, kTileRows), scratch
+                     T* ce) {  // (P,)
+  const scalar_t* row_logits[kTileRows];
+  T maxima[kTileRows], sums[kTileRows];
+  const int64_t n_classes = targets.n_classes;
+  const int32_t* const match = targets.match_of(image);
+  for (; begin < end; begin += kTileRows) {
+    const int64_t rows = std::min(kTileRows, end - begin);
+    for (int64_t row = 0; row < rows; ++row) row_logits[row] = logits + (begin + row) * n_classes;
+    load_tile(row_logits, rows, n_classes, tile);
+    sum_tile(tile, n_classes, maxima, sums);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t true_class = targets.true_class(image, match[begin + row]);
+      ce[begin + row] = cross_entropy(tile[true_class * kTileRows + row], maxima[row], sums[row]);
+    }
+  }
+}
+
+// Selects the hard negatives of an image and adds up the losses.
+template <typename T>
+ImageLoss add_up_image(const T* ce,  // (P,)
+                       const AnyRows& pred_offsets, const Targets<T>& targets, int64_t image, double ratio,
+                       int64_t min_negatives, bool smooth,
+                       bits_t<T>* keys,   // (P,), scratch
+                       bool* selected) {  // (P,)
+  const int64_t n_priors = targets.n_priors;
+  const int32_t* const match = targets.match_of(image);
+  int64_t n_pos = 0;
+  for (int64_t p = 0; p < n_priors; ++p) {
+    keys[p] = match[p] >= 0 ? 0 : ordered_bits(ce[p]);
+    n_pos += match[p] >= 0;
+  }
+  const int64_t k = hard_negative_count(n_pos, n_priors - n_pos, ratio, min_negatives);
+  if (k > 0) {
+    select_largest(keys, n_priors, k, selected);
+  } else {
+    std::fill_n(selected, n_priors, false);
+  }
+  LaneSums<kPriorLanes> conf, loc;
+  for (int64_t p = 0; p < n_priors; ++p) {
+    if (match[p] < 0 && !selected[p]) continue;
+    conf.add(p, ce[p]);
+    if (match[p] < 0) continue;
+    const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, image * n_priors + p);
+    loc.add(p, localization_error(predicted, targets.true_offsets(image, match[p], p), smooth));
+  }
+  return {conf.total(), loc.total(), n_pos};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
+    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
+    const Tensor& offsets, const Tensor& priors_cxcywh, double threshold, double neg_pos_ratio,
+    const std::string& loc_loss, const std::string& matching, int64_t min_negatives, double center_variance,
+    double size_variance) {
+  const bool smooth =
+      check_multibox_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh, loc_loss);
+
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  const ScalarType dtype = compute_dtype(pred_logits);
+  const Tensor conf = torch::stable::new_empty(pred_logits, {}, dtype);
+  const Tensor loc = torch::stable::new_empty(pred_logits, {}, dtype);
+  const Tensor n_pos = torch::stable::new_empty(pred_logits, {}, ScalarType::Long);
+  const Tensor match = match_priors_cpu(boxes, offsets, to_corners(priors_cxcywh), threshold, matching);
+  const Tensor selected = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Bool);
+
+  const Tensor all_logits = torch::stable::contiguous(pred_logits);
+  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
+  const Tensor all_boxes = torch::stable::contiguous(boxes);
+  const Tensor all_labels = torch::stable::contiguous(labels);
+  const Tensor starts = torch::stable::contiguous(offsets);
+  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    using T = compute_t<scalar_t>;
+    const auto targets = targets_of<T>(all_boxes, all_labels, starts, priors, match, n_classes,
+                                       center_variance, size_variance);
+    const auto* const logits_data = static_cast<const scalar_t*>(all_logits.const_data_ptr());
+    const AnyRows offsets_rows = rows_of(all_offsets);
+    auto* const selected_data = static_cast<bool*>(selected.mutable_data_ptr());
+    const std::unique_ptr<T[]> ce(new T[n_images * n_priors]);
+    std::vector<ImageLoss> losses(n_images);
+
+    const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // per image
+    const int64_t tiles_per_task = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
+    torch::stable::parallel_for(0, n_images * tiles, tiles_per_task, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
+      while (begin < end) {
+        const int64_t image = begin / tiles;
+        const int64_t image_end = std::min(end, (image + 1) * tiles);
+        cross_entropies(logits_data + image * n_priors * n_classes, targets, image,
+                        (begin - image * tiles) * kTileRows,
+                        std::min(n_priors, (image_end - image * tiles) * kTileRows), tile.get(),
+                        ce.get() + image * n_priors);
+        begin = image_end;
+      }
+    });
+    torch::stable::parallel_for(0, n_images, 1, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<bits_t<T>[]> keys(new bits_t<T>[n_priors]);
+      for (int64_t image = begin; image < end; ++image) {
+        losses[image] = add_up_image(ce.get() + image * n_priors, offsets_rows, targets, image, neg_pos_ratio,
+                                     min_negatives, smooth, keys.get(), selected_data + image * n_priors);
+      }
+    });
+
+    LaneSums<kImageLanes> conf_sum, loc_sum;
+    int64_t total_pos = 0;
+    for (int64_t image = 0; image < n_images; ++image) {
+      conf_sum.add(image, losses[image].conf);
+      loc_sum.add(image, losses[image].loc);
+      total_pos += losses[image].n_pos;
+    }
+    *static_cast<T*>(conf.mutable_data_ptr()) = static_cast<T>(conf_sum.total() / conf_divisor(total_pos));
+    *static_cast<T*>(loc.mutable_data_ptr()) = static_cast<T>(loc_sum.total() / loc_divisor(total_pos, smooth));
+    *static_cast<int64_t*>(n_pos.mutable_data_ptr()) = total_pos;
+  });
+  return {conf, loc, n_pos, match, selected};
+}
+
+// -------------------------------------------------------------------------------------------------- backward
+
+template <typename T>
+inline void exponentiate_each(const T* __restrict logits, int64_t n, T maximum, T* __restrict out) {
+  for (int64_t c = 0; c < n; ++c) out[c] = exp_of_logit(logits[c], maximum);
+}
+
+// Instruction sets are chosen per function, which a template cannot be.
+VECTOR_CLONES void exponentiate(const float* logits, int64_t n, float maximum, float* out) {
+  exponentiate_each(logits, n, maximum, out);
+}
+void exponentiate(const double* logits, int64_t n, double maximum, double* out) {
+  exponentiate_each(logits, n, maximum, out);
+}
+
+// (softmax - one hot) * factor of one row.
+template <typename scalar_t, typename T>
+void logits_gradient(const scalar_t* logits, int64_t n_classes, int64_t true_class, T factor,
+                     T* row, T* exponentials,  // (C,), scratch
+                     scalar_t* grad) {         // (C,)
+  std::copy_n(logits, n_classes, row);
+  T maximum = row[0];
+  for (int64_t c = 1; c < n_classes; ++c) maximum = larger(maximum, row[c]);
+  exponentiate(row, n_classes, maximum, exponentials);
+  T sum = 0;
+  for (int64_t c = 0; c < n_classes; ++c) sum += exponentials[c];
+  for (int64_t c = 0; c < n_classes; ++c) {
+    const T one_hot = c == true_class ? T(1) : T(0);
+    grad[c] = static_cast<scalar_t>((exponentials[c] / sum - one_hot) * factor);
+  }
+}
+
+std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
+    const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_offsets, const Tensor& pred_logits,
+    const Tensor& boxes, const Tensor& labels, const Tensor& offsets, const Tensor& priors_cxcywh,
+    const Tensor& match, const Tensor& selected, const Tensor& n_pos, const std::string& loc_loss,
+    double center_variance, double size_variance) {
+  const bool smooth =
+      check_multibox_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh, loc_loss);
+  check_multibox_results(grad_conf, grad_loc, pred_logits, match, selected, n_pos);
+
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  const Tensor grad_offsets = torch::stable::new_empty(pred_offsets, {n_images, n_priors, 4});
+  const Tensor grad_logits = torch::stable::new_empty(pred_logits, {n_images, n_priors, n_classes});
+  if (n_images == 0 || n_priors == 0) return {grad_offsets, grad_logits};
+
+  const Tensor all_logits = torch::stable::contiguous(pred_logits);
+  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
+  const Tensor all_boxes = torch::stable::contiguous(boxes);
+  const Tensor all_labels = torch::stable::contiguous(labels);
+  const Tensor starts = torch::stable::contiguous(offsets);
+  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const Tensor matches = torch::stable::contiguous(match);
+  const Tensor negatives = torch::stable::contiguous(selected);
+  dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto logits_zero) {
+    dispatch_floating_dtype(pred_offsets.scalar_type(), [&](auto offsets_zero) {
+      using scalar_t = decltype(logits_zero);
+      using offsets_t = decltype(offsets_zero);
+      using T = compute_t<scalar_t>;
+      const auto targets = targets_of<T>(all_boxes, all_labels, starts, priors, matches, n_classes,
+                                         center_variance, size_variance);
+      const auto* const logits_data = static_cast<const scalar_t*>(all_logits.const_data_ptr());
+      const auto* const offsets_data = static_cast<const offsets_t*>(all_offsets.const_data_ptr());
+      const auto* const selected_data = static_cast<const bool*>(negatives.const_data_ptr());
+      auto* const grad_logits_data = static_cast<scalar_t*>(grad_logits.mutable_data_ptr());
+      auto* const grad_offsets_data = static_cast<offsets_t*>(grad_offsets.mutable_data_ptr());
+      prefer_huge_pages(grad_logits_data, grad_logits.numel() * sizeof(scalar_t));
+      const int64_t total_pos = *static_cast<const int64_t*>(n_pos.const_data_ptr());
+      const T conf_factor =
+          *static_cast<const T*>(grad_conf.const_data_ptr()) / static_cast<T>(conf_divisor(total_pos));
+      const T loc_factor =
+          *static_cast<const T*>(grad_loc.const_data_ptr()) / static_cast<T>(loc_divisor(total_pos, smooth));
+
+      const int64_t rows_per_task = std::max<int64_t>(1, kLogitsPerTask / n_classes);
+      torch::stable::parallel_for(0, n_images * n_priors, rows_per_task, [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<T[]> scratch(new T[2 * n_classes]);
+        std::memset(grad_logits_data + begin * n_classes, 0, (end - begin) * n_classes * sizeof(scalar_t));
+        std::memset(grad_offsets_data + begin * 4, 0, (end - begin) * 4 * sizeof(offsets_t));
+        for (int64_t i = begin; i < end; ++i) {
+          const int32_t object = targets.match[i];
+          if (object < 0 && !selected_data[i]) continue;
+          const int64_t image = i / n_priors;
+          logits_gradient(logits_data + i * n_classes, n_classes, targets.true_class(image, object), conf_factor,
+                          scratch.get(), scratch.get() + n_classes, grad_logits_data + i * n_classes);
+          if (object < 0) continue;
+          const auto predicted = load_row<BoxOffsets<T>>(offsets_data, i);
+          const BoxOffsets<T> target = targets.true_offsets(image, object, i % n_priors);
+          offsets_t* const grad = grad_offsets_data + 4 * i;
+          const auto slope = [&](T d) {
+            return static_cast<offsets_t>(localization_slope(d, smooth) * loc_factor);
+          };
+          grad[0] = slope(predicted.x - target.x);
+          grad[1] = slope(predicted.y - target.y);
+          grad[2] = slope(predicted.w - target.w);
+          grad[3] = slope(predicted.h - target.h);
+        }
+      });
+    });
+  });
+  return {grad_offsets, grad_logits};
+}
+
+}  // namespace
+}  // namespace ssd_ext
+
+STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
+  m.impl("multibox_loss", TORCH_BOX(&ssd_ext::multibox_loss_cpu));
+  m.impl("multibox_loss_backward", TORCH_BOX(&ssd_ext::multibox_loss_backward_cpu));
+}

@@ -1,0 +1,260 @@
+// Detection on the CPU: pred_offsets (B, P, 4) and pred_logits (B, P, C) -> the best top_k boxes of each image
+// after softmax, threshold and non-maximum suppression in each class.
+//
+// 1. A task owns a run of tiles of 64 priors of one image and lists their candidates, priors with a class, as
+//    keys (detection.h). It reads the logits once and divides only where the score may pass.
+// 2. A task owns an image and walks its candidates best first over all classes together: a box is decoded and
+//    kept if no kept box of its class suppresses it, until top_k are kept. Only better boxes of its class
+//    decide over a box, so this equals suppression in every class followed by the cut. The next best candidates
+//    are selected and sorted in bands: what is never reached is never sorted.
+//
+// A list has room for all that could pass; images are taken in parts, so that the lists stay small.
+#include "any_rows.h"
+#include "box_math.h"
+#include "checks.h"
+#include "cpu/kept_boxes.h"
+#include "cpu/logit_tile.h"
+#include "cpu/vector_clones.h"
+#include "detection.h"
+#include "softmax.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace ssd_ext {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kListBytes = 48 << 20;     // of all lists of a part; most of it is never touched
+constexpr int64_t kLogitsPerTask = 1 << 16;  // about 50 us: fewer are not worth waking a thread
+constexpr int64_t kFirstBand = 256;          // candidates; each further band is twice as large
+
+// A difference of logits below which no score of the class passes, whatever the other classes are: the sum of
+// the exponentials is at least that of background. The margin is far more than all rounding on the way.
+float least_difference(float min_score) {
+  constexpr float kMargin = 1e-3f;
+  constexpr float kTiny = 1e-30f;  // from here on exponentials may be subnormal, and rounding coarse
+  return min_score >= kTiny ? std::log(min_score) - kMargin : -std::numeric_limits<float>::infinity();
+}
+
+// The rows with a class whose logit is not that far below the one of background; returns their number.
+template <typename scalar_t>
+inline int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
+                           int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
+  int64_t n_passing = 0;
+  for (int64_t row = 0; row < n_rows; ++row, logits += n_classes) {
+    const auto background = static_cast<float>(logits[0]);
+    int32_t any = 0;
+    for (int64_t c = 1; c < n_classes; ++c) any |= static_cast<float>(logits[c]) - background >= least;
+    passing[n_passing] = static_cast<int32_t>(row);
+    n_passing += any;
+  }
+  return n_passing;
+}
+
+// Instruction sets are chosen per function, which a template cannot be.
+VECTOR_CLONES int64_t screen(const float* logits, int64_t n_rows, int64_t n_classes, float least,
+                             int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, least, passing);
+}
+VECTOR_CLONES int64_t screen(const BFloat16* logits, int64_t n_rows, int64_t n_classes, float least,
+                             int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, least, passing);
+}
+VECTOR_CLONES int64_t screen(const Half* logits, int64_t n_rows, int64_t n_classes, float least,
+                             int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, least, passing);
+}
+int64_t screen(const double* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, least, passing);
+}
+
+// Lists the candidates of the priors begin..end of an image; returns the end of the list.
+template <typename scalar_t>
+uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
+                          int64_t n_priors, int64_t n_classes, int64_t begin, int64_t end, float min_score,
+                          int32_t* screened,  // (end - begin,), scratch
+                          float* tile,        // (C, kTileRows), scratch
+                          uint64_t* list) {   // ((end - begin) * (C - 1),)
+  const scalar_t* rows[kTileRows];
+  float sums[kTileRows], largest[kTileRows];
+  int64_t passing[kTileRows];
+  const int64_t n_screened =
+      screen(logits + begin * n_classes, end - begin, n_classes, least_difference(min_score), screened);
+  for (int64_t first = 0; first < n_screened; first += kTileRows) {
+    const int64_t n_rows = std::min(kTileRows, n_screened - first);
+    const int32_t* const priors = screened + first;  // relative to `begin`
+    for (int64_t row = 0; row < n_rows; ++row) rows[row] = logits + (begin + priors[row]) * n_classes;
+    load_tile(rows, n_rows, n_classes, tile);
+    exponentiate_tile(tile, n_classes, sums, largest);
+    int64_t n_passing = 0;
+    for (int64_t row = 0; row < n_rows; ++row) {
+      if (score_may_exceed(largest[row], sums[row], min_score)) passing[n_passing++] = row;
+    }
+    for (int64_t c = 1; c < n_classes; ++c) {
+      const float* const exponentials = tile + c * kTileRows;
+      for (int64_t i = 0; i < n_passing; ++i) {
+        const int64_t row = passing[i];
+        if (!score_may_exceed(exponentials[row], sums[row], min_score)) continue;
+        const float score = exponentials[row] / sums[row];
+        if (score > min_score) *list++ = DetectionKey::pack(score, c - 1, begin + priors[row], n_priors);
+      }
+    }
+  }
+  return list;
+}
+
+// Moves the n best keys to the front, in any order.
+//
+// Of many keys a pivot from a sample leaves few (as in the selection of Floyd and Rivest). It may leave too
+// few; then all are looked at after all.
+void select_best(uint64_t* begin, uint64_t* end, int64_t n) {
+  constexpr int64_t kStride = 61;  // shares no factor with the tiles that the keys come from
+  if (end - begin > kStride * n) {
+    std::vector<uint64_t> sample;
+    for (int64_t i = 0; i < end - begin; i += kStride) sample.push_back(begin[i]);
+    const auto pivot = sample.begin() + 2 * n / kStride + 8;
+    std::nth_element(sample.begin(), pivot, sample.end(), std::greater<>());
+    uint64_t* const above = std::partition(begin, end, [&](uint64_t key) { return key >= *pivot; });
+    if (above - begin >= n) end = above;
+  }
+  std::nth_element(begin, begin + n, end, std::greater<>());
+}
+
+// What all images have in common.
+struct Detector {
+  AnyRows pred_offsets;  // (B * P, 4)
+  AnyRows priors;        // (P, 4) cxcywh
+  Variances<float> variances;
+  int64_t n_priors, n_labels;  // labels: classes without background
+  float max_overlap;
+  int64_t top_k, pre_nms_top_k;
+
+  // Walks the candidates of an image best first; returns the number of boxes that it kept.
+  int64_t walk(int64_t image, uint64_t* candidates, uint64_t* end,
+               std::vector<KeptBoxes<float>>& kept,  // of each label, scratch
+               Box<float>* boxes,                    // (top_k,)
+               float* scores, int64_t* labels) const {  // (top_k,)
+    for (KeptBoxes<float>& of_label : kept) of_label.clear();
+    std::vector<int64_t> walked(n_labels);  // candidates of each label
+    int64_t n_kept = 0;
+    for (int64_t band = kFirstBand; candidates < end && n_kept < top_k; band *= 2) {
+      uint64_t* const band_end = candidates + std::min<int64_t>(band, end - candidates);
+      if (band_end < end) select_best(candidates, end, band);
+      std::sort(candidates, band_end, std::greater<>());
+      for (; candidates < band_end && n_kept < top_k; ++candidates) {
+        const int64_t place = DetectionKey::place(*candidates);
+        const int64_t label = place / n_priors;
+        if (walked[label]++ >= pre_nms_top_k) continue;
+        const int64_t prior = place % n_priors;
+        const Box<float> box = decode(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
+                                      load_row<CenterBox<float>>(priors, prior), variances,
+                                      std::numeric_limits<float>::infinity());
+        if (kept[label].suppress(box, max_overlap)) continue;
+        kept[label].push_back(box);
+        boxes[n_kept] = box;
+        scores[n_kept] = DetectionKey::score(*candidates);
+        labels[n_kept] = label + 1;
+        ++n_kept;
+      }
+    }
+    return n_kept;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
+    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh, double min_score,
+    double max_overlap, int64_t top_k, std::optional<int64_t> pre_nms_top_k, double center_variance,
+    double size_variance) {
+  check_detection_arguments(pred_offsets, pred_logits, priors_cxcywh, top_k, pre_nms_top_k);
+
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  const Tensor boxes = torch::stable::new_empty(pred_logits, {n_images, top_k, 4}, ScalarType::Float);
+  const Tensor scores = torch::stable::new_empty(pred_logits, {n_images, top_k}, ScalarType::Float);
+  const Tensor labels = torch::stable::new_empty(pred_logits, {n_images, top_k}, ScalarType::Long);
+  const Tensor counts = torch::stable::new_empty(pred_logits, {n_images}, ScalarType::Int);
+  if (n_images == 0) return {boxes, scores, labels, counts};
+
+  const Tensor all_logits = torch::stable::contiguous(pred_logits);
+  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
+  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const Detector detector = {rows_of(all_offsets),
+                             rows_of(priors),
+                             {static_cast<float>(center_variance), static_cast<float>(size_variance)},
+                             n_priors,
+                             n_classes - 1,
+                             static_cast<float>(max_overlap),
+                             top_k,
+                             pre_nms_top_k.value_or(std::numeric_limits<int64_t>::max())};
+  auto* const boxes_data = static_cast<Box<float>*>(boxes.mutable_data_ptr());
+  auto* const scores_data = static_cast<float*>(scores.mutable_data_ptr());
+  auto* const labels_data = static_cast<int64_t*>(labels.mutable_data_ptr());
+  auto* const counts_data = static_cast<int32_t*>(counts.mutable_data_ptr());
+
+  const int64_t list_size = n_priors * (n_classes - 1);  // of an image
+  const int64_t images_per_part =
+      std::min(n_images, std::max<int64_t>(1, kListBytes / (8 * std::max<int64_t>(1, list_size))));
+  const std::unique_ptr<uint64_t[]> lists(new uint64_t[images_per_part * list_size]);
+  const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // of an image
+  const int64_t tiles_per_run = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
+  const int64_t runs = (tiles + tiles_per_run - 1) / tiles_per_run;  // of an image, each with its own list
+  std::vector<int64_t> list_sizes(images_per_part * runs);
+
+  for (int64_t first = 0; first < n_images; first += images_per_part) {
+    const int64_t images = std::min(images_per_part, n_images - first);
+    dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
+      using scalar_t = decltype(zero);
+      const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
+      torch::stable::parallel_for(0, images * runs, 1, [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<float[]> tile(new float[n_classes * kTileRows]);
+        const std::unique_ptr<int32_t[]> screened(new int32_t[tiles_per_run * kTileRows]);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t image = i / runs;
+          const int64_t from = i % runs * tiles_per_run * kTileRows;
+          const int64_t to = std::min(n_priors, from + tiles_per_run * kTileRows);
+          uint64_t* const list = lists.get() + image * list_size + from * (n_classes - 1);
+          list_sizes[i] = list_candidates(logits + (first + image) * n_priors * n_classes, n_priors, n_classes,
+                                          from, to, static_cast<float>(min_score), screened.get(), tile.get(),
+                                          list) -
+                          list;
+        }
+      });
+    });
+    torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+      std::vector<KeptBoxes<float>> kept(n_classes - 1);
+      for (int64_t i = begin; i < end; ++i) {
+        uint64_t* const list = lists.get() + i * list_size;
+        uint64_t* list_end = list;
+        for (int64_t run = 0; run < runs; ++run) {  // join the lists of the runs
+          const uint64_t* const part = list + run * tiles_per_run * kTileRows * (n_classes - 1);
+          list_end = std::copy_n(part, list_sizes[i * runs + run], list_end);
+        }
+        const int64_t out = (first + i) * top_k;
+        const int64_t n_kept = detector.walk(first + i, list, list_end, kept, boxes_data + out,
+                                             scores_data + out, labels_data + out);
+        std::fill(boxes_data + out + n_kept, boxes_data + out + top_k, Box<float>{0, 0, 0, 0});
+        std::fill(scores_data + out + n_kept, scores_data + out + top_k, 0.0f);
+        std::fill(labels_data + out + n_kept, labels_data + out + top_k, 0);
+        counts_data[first + i] = static_cast<int32_t>(n_kept);
+      }
+    });
+  }
+  return {boxes, scores, labels, counts};
+}
+
+}  // namespace
+}  // namespace ssd_ext
+
+STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
+  m.impl("postprocess_detections", TORCH_BOX(&ssd_ext::postprocess_detections_cpu));
+}

@@ -1,0 +1,31 @@
+// Sums of doubles with the same bits on the CPU and on the GPU: number i goes to lane i % kLanes, a lane adds
+// its numbers in rising order, and a tree adds the lanes. On the GPU a thread is a lane.
+#pragma once
+
+#include <cstdint>
+
+namespace ssd_ext {
+
+constexpr int kPriorLanes = 512;  // the sum over the priors of an image: the threads of its block
+constexpr int kImageLanes = 32;   // the sum over the images: one warp
+
+// The sum on the CPU. A number 0 need not be added: no lane is ever -0.
+template <int kLanes>
+class LaneSums {
+ public:
+  void add(int64_t i, double number) { lanes_[i % kLanes] += number; }
+
+  // The tree: lane i takes lane i + kLanes / 2, then lane i + kLanes / 4, and so on. Ends the sum.
+  double total() {
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lanes_[i] += lanes_[i + half];
+    }
+    return lanes_[0];
+  }
+
+ private:
+  static_assert((kLanes & (kLanes - 1)) == 0, "the tree halves the lanes");
+  double lanes_[kLanes] = {};
+};
+
+}  // namespace ssd_ext

@@ -1,0 +1,117 @@
+// What the multibox loss has on the CPU and on the GPU alike: the checks, the parts of ONE prior.
+#pragma once
+
+#include "box_math.h"
+#include "checks.h"
+#include "matching.h"
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cstdint>
+#include <string>
+
+namespace ssd_ext {
+
+// The class a matched prior has to predict. On a GPU nobody has checked the labels: one out of range may not
+// become an index out of range.
+C10_HOST_DEVICE inline int64_t class_of(int64_t label, int64_t n_classes) {
+  return label < 0 ? 0 : label < n_classes ? label : n_classes - 1;
+}
+
+// |d|, or smooth L1 of d, of all four differences.
+template <typename T>
+C10_HOST_DEVICE inline double localization_error(const BoxOffsets<T>& predicted, const BoxOffsets<T>& target,
+                                                 bool smooth) {
+  const T differences[4] = {predicted.x - target.x, predicted.y - target.y, predicted.w - target.w,
+                            predicted.h - target.h};
+  double sum = 0;
+  for (const T d : differences) {
+    const T error = d < T(0) ? -d : d;
+    sum += static_cast<double>(!smooth ? error : error < T(1) ? error * error * T(0.5) : error - T(0.5));
+  }
+  return sum;
+}
+
+// The derivative of |d|, or of smooth L1 of d.
+template <typename T>
+C10_HOST_DEVICE inline T localization_slope(T d, bool smooth) {
+  if (smooth) return d > T(1) ? T(1) : d < T(-1) ? T(-1) : d;
+  return static_cast<T>((d > T(0)) - (d < T(0)));
+}
+
+// What the sums over the batch are divided by.
+C10_HOST_DEVICE inline double conf_divisor(int64_t n_pos) { return n_pos > 1 ? static_cast<double>(n_pos) : 1; }
+C10_HOST_DEVICE inline double loc_divisor(int64_t n_pos, bool smooth) {
+  return conf_divisor(n_pos) * (smooth ? 1 : 4);
+}
+
+// Checks what forward and backward both take; returns whether the localisation loss is smooth L1. Predictions
+// may be of two dtypes, of which float64 goes only with itself; boxes and priors are in the compute dtype.
+inline bool check_multibox_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
+                                     const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
+                                     const Tensor& priors_cxcywh, const std::string& loc_loss) {
+  STD_TORCH_CHECK(pred_logits.dim() == 3 && pred_logits.size(2) >= 1,
+                  "pred_logits must have the shape (B, P, C) with C >= 1, got ", shape_of(pred_logits));
+  check_boxes(priors_cxcywh, "priors_cxcywh");
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  STD_TORCH_CHECK(pred_offsets.dim() == 3 && pred_offsets.size(0) == n_images &&
+                      pred_offsets.size(1) == n_priors && pred_offsets.size(2) == 4,
+                  "pred_offsets must have the shape (", n_images, ", ", n_priors, ", 4), got ",
+                  shape_of(pred_offsets));
+  STD_TORCH_CHECK(priors_cxcywh.size(0) == n_priors, "priors_cxcywh must have ", n_priors, " rows, got ",
+                  shape_of(priors_cxcywh));
+  STD_TORCH_CHECK(n_priors <= INT32_MAX, "there may be at most 2^31 - 1 priors, got ", n_priors);
+  check_boxes(boxes, "boxes");
+  STD_TORCH_CHECK(labels.dim() == 1 && labels.size(0) == boxes.size(0) &&
+                      labels.scalar_type() == ScalarType::Long,
+                  "labels must be (", boxes.size(0), ",) int64, got ", shape_of(labels), " ",
+                  torch::headeronly::toString(labels.scalar_type()));
+  STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) == n_images + 1 &&
+                      offsets.scalar_type() == ScalarType::Int,
+                  "offsets must be (", n_images + 1, ",) int32, got ", shape_of(offsets), " ",
+                  torch::headeronly::toString(offsets.scalar_type()));
+  const ScalarType dtype = compute_dtype(pred_logits);
+  STD_TORCH_CHECK(compute_dtype(pred_offsets) == dtype && boxes.scalar_type() == dtype &&
+                      priors_cxcywh.scalar_type() == dtype,
+                  "boxes and priors_cxcywh must be in the compute dtype of pred_offsets and pred_logits, ",
+                  torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(boxes.scalar_type()),
+                  " and ", torch::headeronly::toString(priors_cxcywh.scalar_type()));
+  check_same_device(pred_logits, "pred_logits", pred_offsets, "pred_offsets");
+  check_same_device(pred_logits, "pred_logits", boxes, "boxes");
+  check_same_device(pred_logits, "pred_logits", labels, "labels");
+  check_same_device(pred_logits, "pred_logits", offsets, "offsets");
+  check_same_device(pred_logits, "pred_logits", priors_cxcywh, "priors_cxcywh");
+  STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ",
+                  loc_loss);
+  return loc_loss == "smooth_l1";
+}
+
+// Checks what the backward takes besides.
+inline void check_multibox_results(const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_logits,
+                                   const Tensor& match, const Tensor& selected, const Tensor& n_pos) {
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  for (const Tensor* tensor : {&match, &selected}) {
+    STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == n_images && tensor->size(1) == n_priors,
+                    "match and selected must have the shape (", n_images, ", ", n_priors, "), got ",
+                    shape_of(*tensor));
+    check_same_device(pred_logits, "pred_logits", *tensor, "match and selected");
+  }
+  STD_TORCH_CHECK(match.scalar_type() == ScalarType::Int && selected.scalar_type() == ScalarType::Bool &&
+                      n_pos.scalar_type() == ScalarType::Long,
+                  "match, selected and n_pos must be Int, Bool and Long");
+  const ScalarType dtype = compute_dtype(pred_logits);
+  for (const Tensor* tensor : {&grad_conf, &grad_loc}) {
+    STD_TORCH_CHECK(tensor->scalar_type() == dtype, "gradients must be in ",
+                    torch::headeronly::toString(dtype), ", got ",
+                    torch::headeronly::toString(tensor->scalar_type()));
+  }
+  for (const Tensor* tensor : {&grad_conf, &grad_loc, &n_pos}) {
+    STD_TORCH_CHECK(tensor->numel() == 1, "the gradients and n_pos must be one number each, got ",
+                    shape_of(*tensor));
+    check_same_device(pred_logits, "pred_logits", *tensor, "the gradients and n_pos");
+  }
+}
+
+}  // namespace ssd_ext
