@@ -103,6 +103,17 @@ C10_HOST_DEVICE inline bool iou_may_exceed(const Overlap<T>& both, T threshold) 
   return (both.inter > T(0)) & (both.inter >= threshold * both.uni);
 }
 
+// Whether a kept box suppresses another: whether their IoU is greater than the threshold.
+template <typename T>
+C10_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& box, T threshold) {
+  // Every IoU is greater than a negative number.
+  if (threshold < T(0)) return true;
+  const T kept_area = area(kept);
+  const T box_area = area(box);
+  return iou_may_exceed(overlap(kept, kept_area, box, box_area), threshold) &&
+         iou(kept, kept_area, box, box_area) > threshold;
+}
+
 // What the offsets of centre and size are divided by.
 template <typename T>
 struct Variances {

@@ -38,13 +38,16 @@ constexpr float kLog2E = 1.44269502f;
 constexpr float kToWhole = 12582912.0f;
 constexpr uint32_t kToWholeBits = 0x4B400000u;
 
-// e^x: gradual underflow below 2^-126, inf above 88.72, exp(-inf) = 0, exp(NaN) = NaN.
+constexpr uint32_t kInfBits = 0x7F800000u;
+constexpr uint32_t kNanBits = 0x7FC00000u;
+
+// e^x for x from kLeastExp to kLargestExp, NaN for a NaN; anything for other numbers.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r) with q of degree 4. The factor 2^n is
 // multiplied in two halves, since one float cannot hold 2^128 or 2^-150.
-C10_HOST_DEVICE inline float exact_exp(float x) {
-  x = x < -104.0f ? -104.0f : x;  // e^x is below half of the smallest subnormal number
-  x = x > 89.0f ? 89.0f : x;      // e^x is above the largest number; a NaN passes both comparisons
+constexpr float kLeastExp = -104.0f;   // below, e^x is less than half of the smallest subnormal number
+constexpr float kLargestExp = 89.0f;  // above, e^x is above the largest number
+C10_HOST_DEVICE inline float exp_in_range(float x) {
   constexpr float kBias = 254.0f;  // of the exponents of both halves together
   const float whole = x * kLog2E + (kToWhole + kBias);
   const float n = whole - (kToWhole + kBias);
@@ -60,6 +63,18 @@ C10_HOST_DEVICE inline float exact_exp(float x) {
   const uint32_t exponent = bits_of(whole);  // n + 254 in the low 9 bits; the shifts drop all others
   const uint32_t half = exponent >> 1;
   return e_r * float_of(half << 23) * float_of((exponent - half) << 23);
+}
+
+// e^x: gradual underflow below 2^-126, inf above 88.72, exp(-inf) = 0, exp(NaN) = NaN.
+C10_HOST_DEVICE inline float exact_exp(float x) {
+  const float e_x = exp_in_range(x);
+  return x < kLeastExp ? 0.0f : x > kLargestExp ? float_of(kInfBits) : e_x;
+}
+
+// The same for x <= 0 or NaN.
+C10_HOST_DEVICE inline float exact_exp_below_1(float x) {
+  const float e_x = exp_in_range(x);
+  return x < kLeastExp ? 0.0f : e_x;
 }
 
 // The natural logarithm: log(0) = -inf, also of -0, log(inf) = inf, NaN for negative numbers and NaN.
@@ -85,14 +100,13 @@ C10_HOST_DEVICE inline float exact_log(float x) {
   q = q * f + 0.333333313f;
   const float tail = f * f * (f * q - 0.5f);
   const float log_x = e * kLn2High + (f + (tail + e * kLn2Low));
-  constexpr uint32_t kInfBits = 0x7F800000u;
-  constexpr uint32_t kNanBits = 0x7FC00000u;
   const float inf = float_of(kInfBits);
   const float special = x == 0.0f ? -inf : x == inf ? inf : float_of(kNanBits);
   return (x > 0.0f) & (x < inf) ? log_x : special;
 }
 
 C10_HOST_DEVICE inline double exact_exp(double x) { return std::exp(x); }
+C10_HOST_DEVICE inline double exact_exp_below_1(double x) { return std::exp(x); }
 C10_HOST_DEVICE inline double exact_log(double x) { return std::log(x); }
 
 }  // namespace ssd_ext

@@ -1,4 +1,4 @@
-// What the multibox loss has on the CPU and on the GPU alike: the checks, the parts of ONE prior.
+// What the multibox loss has on the CPU and on the GPU alike: targets and losses of ONE prior, the checks.
 #pragma once
 
 #include "box_math.h"
@@ -38,6 +38,58 @@ C10_HOST_DEVICE inline T localization_slope(T d, bool smooth) {
   if (smooth) return d > T(1) ? T(1) : d < T(-1) ? T(-1) : d;
   return static_cast<T>((d > T(0)) - (d < T(0)));
 }
+
+// The objects of a batch, and what the network has to predict of them. T is the compute type; i counts the
+// priors of all images in a row.
+template <typename T>
+struct Targets {
+  const T* boxes;          // (G, 4) xyxy
+  const int64_t* labels;   // (G,)
+  const int32_t* offsets;  // (B + 1,)
+  const T* priors;         // (P, 4) cxcywh
+  const int32_t* match;    // (B, P)
+  int64_t n_objects, n_priors, n_classes;
+  Variances<T> variances;
+
+  // The object of prior i in the image, -1 for background, which any other number out of range stands for too.
+  C10_HOST_DEVICE int32_t object(int64_t i) const {
+    const int32_t object = match[i];
+    return object >= 0 && object < objects_of(i / n_priors, offsets, n_objects).count ? object : -1;
+  }
+  C10_HOST_DEVICE int64_t true_class(int64_t i, int32_t object) const {
+    return object < 0 ? 0 : class_of(labels[row(i, object)], n_classes);
+  }
+  // object >= 0.
+  C10_HOST_DEVICE BoxOffsets<T> true_offsets(int64_t i, int32_t object) const {
+    return encode(load_box<T>(boxes, row(i, object)), load_row<CenterBox<T>>(priors, i % n_priors), variances);
+  }
+
+ private:
+  C10_HOST_DEVICE int64_t row(int64_t i, int32_t object) const {
+    return objects_of(i / n_priors, offsets, n_objects).begin + object;
+  }
+};
+
+// Of contiguous tensors.
+template <typename T>
+Targets<T> targets_of(const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
+                      const Tensor& priors_cxcywh, const Tensor& match, int64_t n_classes,
+                      double center_variance, double size_variance) {
+  return {static_cast<const T*>(boxes.const_data_ptr()),
+          static_cast<const int64_t*>(labels.const_data_ptr()),
+          static_cast<const int32_t*>(offsets.const_data_ptr()),
+          static_cast<const T*>(priors_cxcywh.const_data_ptr()),
+          static_cast<const int32_t*>(match.const_data_ptr()),
+          boxes.size(0),
+          priors_cxcywh.size(0),
+          n_classes,
+          {static_cast<T>(center_variance), static_cast<T>(size_variance)}};
+}
+
+struct ImageLoss {
+  double conf, loc;
+  int64_t n_pos;
+};
 
 // What the sums over the batch are divided by.
 C10_HOST_DEVICE inline double conf_divisor(int64_t n_pos) { return n_pos > 1 ? static_cast<double>(n_pos) : 1; }

@@ -22,7 +22,7 @@ C10_HOST_DEVICE inline T larger(T maximum, T logit) {
 // Softmax without its denominator: at most 1, and 1 for the largest logit.
 template <typename T>
 C10_HOST_DEVICE inline T exp_of_logit(T logit, T maximum) {
-  return exact_exp(logit - maximum);
+  return exact_exp_below_1(logit - maximum);
 }
 
 // -log(softmax) of the logit of the true class.

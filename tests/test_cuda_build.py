@@ -37,7 +37,7 @@ INEXACT = re.compile(r"\b(?:fma\.r[nzmp]|mad\.r[nzmp]|div\.approx|div\.full|\w+(
 
 # CUDA's exp and log of double are made of these; the same operations in float would be a mistake.
 DOUBLE_EXP_AND_LOG = {"fma.rn.f64", "rcp.approx.ftz.f64"}
-WITH_DOUBLE_EXP_AND_LOG = {"encode_decode"}
+WITH_DOUBLE_EXP_AND_LOG = {"encode_decode", "multibox_loss"}
 
 
 def nvcc():

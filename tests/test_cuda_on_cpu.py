@@ -1,6 +1,8 @@
 """The CUDA kernels, compiled for the CPU, against plain PyTorch; and the runner that they run on."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,6 +39,29 @@ def test_kernel_equals_plain_pytorch(op):
         cases.check(op, arguments, kernels)
         for x, y in zip(arguments, before, strict=True):
             assert cases.same_bits(x, y) if isinstance(x, torch.Tensor) else x is y
+
+
+def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
+    source = (build.CSRC / "cuda" / "postprocess_detections.cu").read_text()
+    for usual, small in (("kBand = 1024", "kBand = 64"), ("kListBytes = 256 << 20", "kListBytes = 4096")):
+        assert usual in source
+        source = source.replace(usual, small)
+    changed = tmp_path / "postprocess_detections.cu"
+    changed.write_text(source)
+    script = f"""  # in a process of its own: the usual kernel has the name here
+import sys
+sys.path.insert(0, {str(build.HERE.parent)!r})
+from pathlib import Path
+import torch, ssd_ext
+from cuda_on_cpu import build, cases
+kernels = {{"CUDA": build.load(None, (Path({str(changed)!r}),))}}
+if ssd_ext._load.missing["cpu"] is None:
+    kernels["CPU"] = torch.ops.ssd_ext
+for arguments in cases.CASES["postprocess_detections"]():
+    cases.check("postprocess_detections", arguments, kernels)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(params=["cpu", "cuda_on_cpu"])
@@ -93,6 +118,79 @@ def test_a_direct_call_per_prior_cannot_read_out_of_bounds(kernels, op, rest):
         run(good, good.double(), *rest)
     with pytest.raises(RuntimeError, match="expected a floating dtype, got Int"):
         run(good.int(), good.int(), *rest)
+
+
+PREDICTIONS = {
+    "pred_offsets": torch.zeros(2, 9, 4),
+    "pred_logits": torch.zeros(2, 9, 3),
+    "boxes": torch.tensor([[0.1, 0.1, 0.9, 0.9]]),
+    "labels": torch.tensor([1]),
+    "offsets": torch.tensor([0, 1, 1], dtype=torch.int32),
+    "priors_cxcywh": torch.full((9, 4), 0.5),
+}
+RESULTS = {
+    "match": torch.zeros(2, 9, dtype=torch.int32),
+    "selected": torch.zeros(2, 9, dtype=torch.bool),
+    "n_pos": torch.tensor(1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("pred_offsets", torch.zeros(2, 9, 5), r"pred_offsets must have the shape \(2, 9, 4\), got \(2, 9, 5\)"),
+        ("pred_offsets", torch.zeros(3, 9, 4), r"pred_offsets must have the shape \(2, 9, 4\), got \(3, 9, 4\)"),
+        ("pred_offsets", torch.zeros(2, 9, 4).double(), "compute dtype"),
+        ("pred_logits", torch.zeros(2, 9), r"pred_logits must have the shape \(B, P, C\) with C >= 1"),
+        ("pred_logits", torch.zeros(2, 9, 0), r"pred_logits must have the shape \(B, P, C\) with C >= 1"),
+        ("pred_logits", torch.zeros(2, 9, 3, dtype=torch.int32), "floating dtype"),
+        ("boxes", torch.zeros(1, 5), r"boxes must have the shape \(N, 4\)"),
+        ("boxes", torch.zeros(1, 4).double(), "boxes and priors_cxcywh must be in the compute dtype"),
+        ("labels", torch.tensor([1, 1]), r"labels must be \(1,\) int64, got \(2\) Long"),
+        ("labels", torch.tensor([1], dtype=torch.int32), r"labels must be \(1,\) int64, got \(1\) Int"),
+        ("offsets", torch.tensor([0, 1], dtype=torch.int32), r"offsets must be \(3,\) int32, got \(2\) Int"),
+        ("priors_cxcywh", torch.zeros(8, 4), r"priors_cxcywh must have 9 rows, got \(8, 4\)"),
+        ("match", torch.zeros(2, 8, dtype=torch.int32), r"match and selected must have the shape \(2, 9\)"),
+        ("match", torch.zeros(2, 9), "match, selected and n_pos must be Int, Bool and Long"),
+        ("selected", torch.zeros(1, 9, dtype=torch.bool), r"match and selected must have the shape \(2, 9\)"),
+        ("n_pos", torch.tensor([1, 1]), "must be one number each"),
+    ],
+)
+def test_a_direct_call_of_the_loss_cannot_read_out_of_bounds(kernels, name, bad, message):
+    one = torch.ones(())
+    arguments = {**PREDICTIONS, **RESULTS, name: bad}
+    if name in PREDICTIONS:
+        with pytest.raises(RuntimeError, match=message):
+            kernels.multibox_loss(*list(arguments.values())[:6], 0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2)
+    with pytest.raises(RuntimeError, match=message):
+        kernels.multibox_loss_backward(one, one, *arguments.values(), "l1", 0.1, 0.2)
+
+
+def test_a_match_out_of_range_is_background_for_the_backward(kernels):
+    one = torch.ones(())
+    wild = torch.tensor([0, 1, 2**31 - 1, -(2**31), -2] + [-1] * 4, dtype=torch.int32).repeat(2, 1)
+    arguments = {**PREDICTIONS, **RESULTS, "match": wild}
+    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), "l1", 0.1, 0.2):
+        assert grad.any(dim=2).nonzero().tolist() == [[0, 0]]  # the one object of the first image
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "message"),
+    [
+        ("pred_offsets", torch.zeros(2, 8, 4), r"pred_offsets must have the shape \(2, 9, 4\), got \(2, 8, 4\)"),
+        ("pred_offsets", torch.zeros(2, 9, 4, dtype=torch.int64), "floating dtype"),
+        ("pred_logits", torch.zeros(2, 9), r"pred_logits must have the shape \(B, P, C\) with C >= 1"),
+        ("pred_logits", torch.zeros(2, 9, 3, dtype=torch.int32), "floating dtype"),
+        ("priors_cxcywh", torch.zeros(8, 4), r"priors_cxcywh must have 9 rows, got \(8, 4\)"),
+        ("top_k", -1, "top_k must be >= 0, got -1"),
+        ("pre_nms_top_k", -1, "pre_nms_top_k must be >= 0"),
+    ],
+)
+def test_a_direct_call_of_detection_cannot_read_out_of_bounds(kernels, name, bad, message):
+    tensors = {k: PREDICTIONS[k] for k in ("pred_offsets", "pred_logits", "priors_cxcywh")}
+    arguments = {**tensors, "min_score": 0.1, "max_overlap": 0.5, "top_k": 5, "pre_nms_top_k": None, name: bad}
+    with pytest.raises(RuntimeError, match=message):
+        kernels.postprocess_detections(*arguments.values(), 0.1, 0.2)
 
 
 # ------------------------------------------------------------------------------------------------- the runner

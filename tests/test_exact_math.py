@@ -18,6 +18,7 @@ SOURCE = r"""
     for (int64_t i = 0; i < n; ++i) out[i] = ssd_ext::function(in[i]);                    \
   }
 EXPORT(all_exp, exact_exp)
+EXPORT(all_exp_below_1, exact_exp_below_1)
 EXPORT(all_log, exact_log)
 """
 HOST = [flag for flag in build.FLAGS if "cuda_on_cpu" not in flag]
@@ -51,7 +52,7 @@ def functions(tmp_path_factory):
     for name, flags in BUILDS.items():
         library = folder / f"{name}.so"
         subprocess.run([build.compiler(), *flags, "-shared", source, "-o", library], check=True)
-        for f in ("exp", "log"):
+        for f in ("exp", "exp_below_1", "log"):
             built[name, f] = function(getattr(ctypes.CDLL(str(library)), f"all_{f}"))
     return built
 
@@ -81,6 +82,15 @@ def test_every_build_gives_the_same_bits(functions, f):
         actual = functions[name, f](FLOATS)
         assert np.array_equal(np.isnan(actual), np.isnan(expected))
         assert np.array_equal(actual.view(np.uint32)[actual == actual], expected.view(np.uint32)[actual == actual])
+
+
+def test_exp_below_1_is_exp(functions):
+    x = FLOATS[~(FLOATS > 0)]
+    expected = functions["O0", "exp"](x)
+    for name in BUILDS:
+        actual = functions[name, "exp_below_1"](x)
+        assert np.array_equal(actual, expected, equal_nan=True)
+        assert np.array_equal(np.signbit(actual[x <= 0]), np.signbit(expected[x <= 0]))
 
 
 def test_special_values(functions):

@@ -98,18 +98,29 @@ def test_planted_races_in_cuda_kernels_are_found():
     assert {"block_sum_kernel", "warp_handover_kernel", "shuffle_handover_kernel"} <= set(racing)
 
 
-@pytest.mark.parametrize(("op", "barrier"), [("box_iou", 0), ("nms", 0)])
-def test_a_barrier_removed_from_a_kernel_is_found(op, barrier, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "op", "barrier"),
+    [
+        ("box_iou", "box_iou", "__syncthreads();"),
+        ("nms", "nms", "__syncthreads();"),
+        ("multibox_loss", "multibox_loss_backward", "__syncwarp();"),
+        ("postprocess_detections", "postprocess_detections", "__syncthreads();"),
+    ],
+)
+def test_a_barrier_removed_from_a_kernel_is_found(name, op, barrier, tmp_path, monkeypatch):
     """The positive control of test_kernels_are_clean: the same kernel, cases and detector, one barrier less."""
-    parts = (build.CSRC / "cuda" / f"{op}.cu").read_text().split("__syncthreads();")
-    planted = tmp_path / f"{op}.cu"
-    planted.write_text("__syncthreads();".join(parts[: barrier + 1]) + "__syncthreads();".join(parts[barrier + 1 :]))
+    monkeypatch.setitem(OPTIONS, "thread", {k: v + ":halt_on_error=1" for k, v in OPTIONS["thread"].items()})
+    source = (build.CSRC / "cuda" / f"{name}.cu").read_text()
+    assert barrier in source
+    planted = tmp_path / f"{name}.cu"
+    planted.write_text(source.replace(barrier, "", 1))
+    kernels = [str(planted if path.stem == name else path) for path in build.CUDA_KERNELS]
     script = f"""
 import sys
 sys.path.insert(0, {str(build.HERE.parent)!r})
 from pathlib import Path
 from cuda_on_cpu import build, cases
-kernel = getattr(build.load("thread", (Path({str(planted)!r}),)), {op!r})
+kernel = getattr(build.load("thread", tuple(map(Path, {kernels!r}))), {op!r})
 for arguments in cases.CASES[{op!r}]():
     kernel(*arguments)
 """

@@ -22,7 +22,7 @@ struct Columns {
 };
 
 template <typename T>
-inline void iou_of_row(const Box<T>& box, const Columns<T>& columns, int64_t count, T* __restrict out) {
+INLINE_IN_CLONES void iou_of_row(const Box<T>& box, const Columns<T>& columns, int64_t count, T* __restrict out) {
   const Box<T> row = box;  // a copy: the compiler sees that `out` cannot change it
   const T row_area = area(row);
   for (int64_t j = 0; j < count; ++j) {

@@ -19,7 +19,7 @@ constexpr int64_t kTile = 256;           // boxes; converted, they and their pri
 constexpr int64_t kBoxesPerTask = 8192;  // about 15 us: fewer boxes are not worth waking a thread
 
 template <typename T>
-inline void encode_each(const T* __restrict boxes,   // (count, 4) xyxy
+INLINE_IN_CLONES void encode_each(const T* __restrict boxes,   // (count, 4) xyxy
                         const T* __restrict priors,  // (count, 4) cxcywh
                         int64_t count, Variances<T> variances,
                         T* __restrict out) {  // (count, 4)
@@ -34,7 +34,7 @@ inline void encode_each(const T* __restrict boxes,   // (count, 4) xyxy
 }
 
 template <typename T>
-inline void decode_each(const T* __restrict pred_offsets,  // (count, 4)
+INLINE_IN_CLONES void decode_each(const T* __restrict pred_offsets,  // (count, 4)
                         const T* __restrict priors,        // (count, 4) cxcywh
                         int64_t count, Variances<T> variances, T max_log_scale,
                         T* __restrict out) {  // (count, 4) xyxy

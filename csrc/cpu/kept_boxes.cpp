@@ -7,7 +7,7 @@ namespace ssd_ext {
 namespace {
 
 template <typename T>
-inline bool is_suppressed_by(const KeptBlock<T>* blocks, int64_t n_blocks, const Box<T>& candidate,
+INLINE_IN_CLONES bool is_suppressed_by(const KeptBlock<T>* blocks, int64_t n_blocks, const Box<T>& candidate,
                              T threshold) {
   const Box<T> box = candidate;  // a copy stays in registers
   const T box_area = area(box);

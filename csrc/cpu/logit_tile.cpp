@@ -33,7 +33,7 @@ inline void load_4x4(const float* const* rows, int64_t c, float* tile) {
 #endif
 
 template <typename T>
-inline void find_maxima(const T* __restrict tile, int64_t n_classes, T* __restrict maxima) {
+INLINE_IN_CLONES void find_maxima(const T* __restrict tile, int64_t n_classes, T* __restrict maxima) {
   std::copy_n(tile, kTileRows, maxima);
   for (int64_t c = 1; c < n_classes; ++c) {
     for (int64_t row = 0; row < kTileRows; ++row) {
@@ -43,14 +43,24 @@ inline void find_maxima(const T* __restrict tile, int64_t n_classes, T* __restri
 }
 
 template <typename T>
-inline void sum_tile_of(const T* __restrict tile, int64_t n_classes, T* __restrict maxima,
-                        T* __restrict sums) {
-  find_maxima(tile, n_classes, maxima);
+INLINE_IN_CLONES void find_sums(const T* __restrict tile, int64_t n_classes, const T* __restrict maxima,
+                      T* __restrict sums) {
   std::fill_n(sums, kTileRows, T(0));
   for (int64_t c = 0; c < n_classes; ++c) {
     for (int64_t row = 0; row < kTileRows; ++row) {
       sums[row] += exp_of_logit(tile[c * kTileRows + row], maxima[row]);
     }
+  }
+}
+
+template <typename T>
+INLINE_IN_CLONES void cross_entropy_of(const T* __restrict tile, int64_t n_classes, const T* __restrict true_logits,
+                             T* __restrict ce) {
+  T maxima[kTileRows], sums[kTileRows];
+  find_maxima(tile, n_classes, maxima);
+  find_sums(tile, n_classes, maxima, sums);
+  for (int64_t row = 0; row < kTileRows; ++row) {
+    ce[row] = cross_entropy(true_logits[row], maxima[row], sums[row]);
   }
 }
 
@@ -74,11 +84,12 @@ void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, floa
 }
 
 // Instruction sets are chosen per function, which a template cannot be.
-VECTOR_CLONES void sum_tile(const float* tile, int64_t n_classes, float* maxima, float* sums) {
-  sum_tile_of(tile, n_classes, maxima, sums);
+VECTOR_CLONES void cross_entropy_of_tile(const float* tile, int64_t n_classes, const float* true_logits,
+                                         float* ce) {
+  cross_entropy_of(tile, n_classes, true_logits, ce);
 }
-void sum_tile(const double* tile, int64_t n_classes, double* maxima, double* sums) {
-  sum_tile_of(tile, n_classes, maxima, sums);
+void cross_entropy_of_tile(const double* tile, int64_t n_classes, const double* true_logits, double* ce) {
+  cross_entropy_of(tile, n_classes, true_logits, ce);
 }
 
 VECTOR_CLONES void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest) {

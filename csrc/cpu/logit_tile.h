@@ -21,9 +21,9 @@ void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T
 }
 void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile);
 
-// The maximum of every row, and the sum of its exponentials.
-void sum_tile(const float* tile, int64_t n_classes, float* maxima, float* sums);
-void sum_tile(const double* tile, int64_t n_classes, double* maxima, double* sums);
+// The cross entropy of every row, given the logit of its true class.
+void cross_entropy_of_tile(const float* tile, int64_t n_classes, const float* true_logits, float* ce);
+void cross_entropy_of_tile(const double* tile, int64_t n_classes, const double* true_logits, double* ce);
 
 // The tile becomes that of the exponentials; their sum in every row, and the largest of a class >= 1.
 void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest);

@@ -84,7 +84,7 @@ inline bool can_overlap(const Box<T>& box, const PriorTile<T>& tile) {
 // The priors that have a higher IoU with this object than with those before take it. Returns the highest IoU
 // of all with this object.
 template <typename T>
-inline T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
+INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
   const Box<T> row = box;  // a copy: the compiler sees that `match` cannot change it
   const T row_area = area(row);
   const auto owner = static_cast<bits_t<T>>(object);

@@ -34,50 +34,6 @@ namespace {
 
 constexpr int64_t kLogitsPerTask = 1 << 16;  // about 40 us: fewer are not worth waking a thread
 
-// The objects of a batch, and what the network has to predict of them. T is the compute type.
-template <typename T>
-struct Targets {
-  const T* boxes;          // (G, 4) xyxy
-  const int64_t* labels;   // (G,)
-  const int32_t* offsets;  // (B + 1,)
-  const T* priors;         // (P, 4) cxcywh
-  const int32_t* match;    // (B, P)
-  int64_t n_objects, n_priors, n_classes;
-  Variances<T> variances;
-
-  const int32_t* match_of(int64_t image) const { return match + image * n_priors; }
-  int64_t row(int64_t image, int32_t object) const {
-    return objects_of(image, offsets, n_objects).begin + object;
-  }
-  int64_t true_class(int64_t image, int32_t object) const {
-    return object < 0 ? 0 : class_of(labels[row(image, object)], n_classes);
-  }
-  BoxOffsets<T> true_offsets(int64_t image, int32_t object, int64_t prior) const {
-    return encode(load_box<T>(boxes, row(image, object)), load_row<CenterBox<T>>(priors, prior), variances);
-  }
-};
-
-// Of contiguous tensors.
-template <typename T>
-Targets<T> targets_of(const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
-                      const Tensor& priors_cxcywh, const Tensor& match, int64_t n_classes,
-                      double center_variance, double size_variance) {
-  return {static_cast<const T*>(boxes.const_data_ptr()),
-          static_cast<const int64_t*>(labels.const_data_ptr()),
-          static_cast<const int32_t*>(offsets.const_data_ptr()),
-          static_cast<const T*>(priors_cxcywh.const_data_ptr()),
-          static_cast<const int32_t*>(match.const_data_ptr()),
-          boxes.size(0),
-          priors_cxcywh.size(0),
-          n_classes,
-          {static_cast<T>(center_variance), static_cast<T>(size_variance)}};
-}
-
-struct ImageLoss {
-  double conf, loc;
-  int64_t n_pos;
-};
-
 // --------------------------------------------------------------------------------------------------- forward
 
 Tensor to_corners(const Tensor& priors_cxcywh) {
@@ -92,42 +48,61 @@ Tensor to_corners(const Tensor& priors_cxcywh) {
   return boxes;
 }
 
-// The cross entropy of the rows begin..end of one image.
+// The cross entropies of the rows begin..end.
 template <typename scalar_t, typename T>
-void cross_entropies(const scalar_t* logits,  // (P, C)
-                     const Targets<T>& targets, int64_t image, int64_t begin, int64_t end,
+void cross_entropies(const scalar_t* logits,  // (B * P, C)
+                     const Targets<T>& targets, int64_t begin, int64_t end,
                      T* tile,  // (C, kTileRows), scratch
-                     T* ce) {  // (P,)
+                     T* ce) {  // (B * P,)
   const scalar_t* row_logits[kTileRows];
-  T maxima[kTileRows], sums[kTileRows];
+  T true_logits[kTileRows], tile_ce[kTileRows];
   const int64_t n_classes = targets.n_classes;
-  const int32_t* const match = targets.match_of(image);
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, end - begin);
     for (int64_t row = 0; row < rows; ++row) row_logits[row] = logits + (begin + row) * n_classes;
     load_tile(row_logits, rows, n_classes, tile);
-    sum_tile(tile, n_classes, maxima, sums);
+    std::copy_n(tile, kTileRows, true_logits);  // of background, as nearly always
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t true_class = targets.true_class(image, match[begin + row]);
-      ce[begin + row] = cross_entropy(tile[true_class * kTileRows + row], maxima[row], sums[row]);
+      const int32_t object = targets.match[begin + row];
+      if (object >= 0) true_logits[row] = tile[targets.true_class(begin + row, object) * kTileRows + row];
     }
+    cross_entropy_of_tile(tile, n_classes, true_logits, tile_ce);
+    std::copy_n(tile_ce, rows, ce + begin);
   }
+}
+
+template <typename T>
+INLINE_IN_CLONES int64_t make_keys_of(const T* __restrict ce, const int32_t* __restrict match, int64_t n,
+                            bits_t<T>* __restrict keys) {
+  int64_t n_pos = 0;
+  for (int64_t p = 0; p < n; ++p) {
+    keys[p] = match[p] >= 0 ? 0 : ordered_bits(ce[p]);
+    n_pos += match[p] >= 0;
+  }
+  return n_pos;
+}
+
+// The keys of an image to select negatives by, 0 for its positives; returns their number. Instruction sets are
+// chosen per function, which a template cannot be.
+VECTOR_CLONES int64_t make_keys(const float* ce, const int32_t* match, int64_t n, uint32_t* keys) {
+  return make_keys_of(ce, match, n, keys);
+}
+int64_t make_keys(const double* ce, const int32_t* match, int64_t n, uint64_t* keys) {
+  return make_keys_of(ce, match, n, keys);
 }
 
 // Selects the hard negatives of an image and adds up the losses.
 template <typename T>
-ImageLoss add_up_image(const T* ce,  // (P,)
-                       const AnyRows& pred_offsets, const Targets<T>& targets, int64_t image, double ratio,
-                       int64_t min_negatives, bool smooth,
+ImageLoss add_up_image(const T* ce,                  // (B * P,)
+                       const AnyRows& pred_offsets,  // (B * P, 4)
+                       const Targets<T>& targets, int64_t image, double ratio, int64_t min_negatives,
+                       bool smooth,
                        bits_t<T>* keys,   // (P,), scratch
-                       bool* selected) {  // (P,)
+                       bool* selected) {  // (B * P,)
   const int64_t n_priors = targets.n_priors;
-  const int32_t* const match = targets.match_of(image);
-  int64_t n_pos = 0;
-  for (int64_t p = 0; p < n_priors; ++p) {
-    keys[p] = match[p] >= 0 ? 0 : ordered_bits(ce[p]);
-    n_pos += match[p] >= 0;
-  }
+  const int64_t first = image * n_priors;
+  selected += first;
+  const int64_t n_pos = make_keys(ce + first, targets.match + first, n_priors, keys);
   const int64_t k = hard_negative_count(n_pos, n_priors - n_pos, ratio, min_negatives);
   if (k > 0) {
     select_largest(keys, n_priors, k, selected);
@@ -136,11 +111,13 @@ ImageLoss add_up_image(const T* ce,  // (P,)
   }
   LaneSums<kPriorLanes> conf, loc;
   for (int64_t p = 0; p < n_priors; ++p) {
-    if (match[p] < 0 && !selected[p]) continue;
-    conf.add(p, ce[p]);
-    if (match[p] < 0) continue;
-    const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, image * n_priors + p);
-    loc.add(p, localization_error(predicted, targets.true_offsets(image, match[p], p), smooth));
+    const int64_t i = first + p;
+    const int32_t object = targets.match[i];
+    if (object < 0 && !selected[p]) continue;
+    conf.add(p, ce[i]);
+    if (object < 0) continue;
+    const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
+    loc.add(p, localization_error(predicted, targets.true_offsets(i, object), smooth));
   }
   return {conf.total(), loc.total(), n_pos};
 }
@@ -180,25 +157,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     const std::unique_ptr<T[]> ce(new T[n_images * n_priors]);
     std::vector<ImageLoss> losses(n_images);
 
-    const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // per image
+    const int64_t n_rows = n_images * n_priors;
     const int64_t tiles_per_task = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
-    torch::stable::parallel_for(0, n_images * tiles, tiles_per_task, [&](int64_t begin, int64_t end) {
+    const int64_t tiles = (n_rows + kTileRows - 1) / kTileRows;
+    torch::stable::parallel_for(0, tiles, tiles_per_task, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
-      while (begin < end) {
-        const int64_t image = begin / tiles;
-        const int64_t image_end = std::min(end, (image + 1) * tiles);
-        cross_entropies(logits_data + image * n_priors * n_classes, targets, image,
-                        (begin - image * tiles) * kTileRows,
-                        std::min(n_priors, (image_end - image * tiles) * kTileRows), tile.get(),
-                        ce.get() + image * n_priors);
-        begin = image_end;
-      }
+      cross_entropies(logits_data, targets, begin * kTileRows, std::min(n_rows, end * kTileRows), tile.get(),
+                      ce.get());
     });
     torch::stable::parallel_for(0, n_images, 1, [&](int64_t begin, int64_t end) {
       const std::unique_ptr<bits_t<T>[]> keys(new bits_t<T>[n_priors]);
       for (int64_t image = begin; image < end; ++image) {
-        losses[image] = add_up_image(ce.get() + image * n_priors, offsets_rows, targets, image, neg_pos_ratio,
-                                     min_negatives, smooth, keys.get(), selected_data + image * n_priors);
+        losses[image] = add_up_image(ce.get(), offsets_rows, targets, image, neg_pos_ratio, min_negatives, smooth,
+                                     keys.get(), selected_data);
       }
     });
 
@@ -219,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
 // -------------------------------------------------------------------------------------------------- backward
 
 template <typename T>
-inline void exponentiate_each(const T* __restrict logits, int64_t n, T maximum, T* __restrict out) {
+INLINE_IN_CLONES void exponentiate_each(const T* __restrict logits, int64_t n, T maximum, T* __restrict out) {
   for (int64_t c = 0; c < n; ++c) out[c] = exp_of_logit(logits[c], maximum);
 }
 
@@ -229,6 +200,18 @@ VECTOR_CLONES void exponentiate(const float* logits, int64_t n, float maximum, f
 }
 void exponentiate(const double* logits, int64_t n, double maximum, double* out) {
   exponentiate_each(logits, n, maximum, out);
+}
+
+constexpr size_t kAhead = 8;  // rows
+
+// Begins to load the first cache lines of a row.
+inline void prefetch(const void* row) {
+#if defined(__GNUC__)
+  __builtin_prefetch(row);
+  __builtin_prefetch(static_cast<const char*>(row) + 64);
+#else
+  static_cast<void>(row);
+#endif
 }
 
 // (softmax - one hot) * factor of one row.
@@ -296,15 +279,20 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
         const std::unique_ptr<T[]> scratch(new T[2 * n_classes]);
         std::memset(grad_logits_data + begin * n_classes, 0, (end - begin) * n_classes * sizeof(scalar_t));
         std::memset(grad_offsets_data + begin * 4, 0, (end - begin) * 4 * sizeof(offsets_t));
+        std::vector<int64_t> rows;  // that count
         for (int64_t i = begin; i < end; ++i) {
-          const int32_t object = targets.match[i];
-          if (object < 0 && !selected_data[i]) continue;
-          const int64_t image = i / n_priors;
-          logits_gradient(logits_data + i * n_classes, n_classes, targets.true_class(image, object), conf_factor,
+          if (targets.object(i) >= 0 || selected_data[i]) rows.push_back(i);
+        }
+        for (size_t j = 0; j < rows.size(); ++j) {
+          // They lie far apart: the processor would wait for each of them.
+          if (j + kAhead < rows.size()) prefetch(logits_data + rows[j + kAhead] * n_classes);
+          const int64_t i = rows[j];
+          const int32_t object = targets.object(i);
+          logits_gradient(logits_data + i * n_classes, n_classes, targets.true_class(i, object), conf_factor,
                           scratch.get(), scratch.get() + n_classes, grad_logits_data + i * n_classes);
           if (object < 0) continue;
           const auto predicted = load_row<BoxOffsets<T>>(offsets_data, i);
-          const BoxOffsets<T> target = targets.true_offsets(image, object, i % n_priors);
+          const BoxOffsets<T> target = targets.true_offsets(i, object);
           offsets_t* const grad = grad_offsets_data + 4 * i;
           const auto slope = [&](T d) {
             return static_cast<offsets_t>(localization_slope(d, smooth) * loc_factor);

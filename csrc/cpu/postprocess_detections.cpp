@@ -19,7 +19,6 @@
 #include "softmax.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -37,17 +36,9 @@ constexpr int64_t kListBytes = 48 << 20;     // of all lists of a part; most of 
 constexpr int64_t kLogitsPerTask = 1 << 16;  // about 50 us: fewer are not worth waking a thread
 constexpr int64_t kFirstBand = 256;          // candidates; each further band is twice as large
 
-// A difference of logits below which no score of the class passes, whatever the other classes are: the sum of
-// the exponentials is at least that of background. The margin is far more than all rounding on the way.
-float least_difference(float min_score) {
-  constexpr float kMargin = 1e-3f;
-  constexpr float kTiny = 1e-30f;  // from here on exponentials may be subnormal, and rounding coarse
-  return min_score >= kTiny ? std::log(min_score) - kMargin : -std::numeric_limits<float>::infinity();
-}
-
-// The rows with a class whose logit is not that far below the one of background; returns their number.
+// The rows with a class whose logit is less far below the one of background than `least`; returns their number.
 template <typename scalar_t>
-inline int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
+INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
                            int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
   int64_t n_passing = 0;
   for (int64_t row = 0; row < n_rows; ++row, logits += n_classes) {
@@ -88,7 +79,7 @@ uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
   float sums[kTileRows], largest[kTileRows];
   int64_t passing[kTileRows];
   const int64_t n_screened =
-      screen(logits + begin * n_classes, end - begin, n_classes, least_difference(min_score), screened);
+      screen(logits + begin * n_classes, end - begin, n_classes, least_difference_to_background(min_score), screened);
   for (int64_t first = 0; first < n_screened; first += kTileRows) {
     const int64_t n_rows = std::min(kTileRows, n_screened - first);
     const int32_t* const priors = screened + first;  // relative to `begin`

@@ -19,14 +19,14 @@ constexpr int64_t kPriorsPerTask = 1 << 13;  // about 10 us: fewer are not worth
 
 // Counters as wide as the keys, so that a vector holds as many of both.
 template <typename Bits>
-inline int64_t count_at_least(const Bits* keys, int64_t n, Bits least) {
+INLINE_IN_CLONES int64_t count_at_least(const Bits* keys, int64_t n, Bits least) {
   Bits count = 0;
   for (int64_t i = 0; i < n; ++i) count += keys[i] >= least;
   return static_cast<int64_t>(count);
 }
 
 template <typename Bits>
-inline void select_largest_of(const Bits* keys, int64_t n, int64_t k, bool* selected) {
+INLINE_IN_CLONES void select_largest_of(const Bits* keys, int64_t n, int64_t k, bool* selected) {
   // The largest value that at least k keys reach, or any value that exactly k keys reach.
   Bits value = 0;
   int64_t reaching = n;
@@ -46,7 +46,7 @@ inline void select_largest_of(const Bits* keys, int64_t n, int64_t k, bool* sele
 
 // The keys of an image; returns the number of its positives.
 template <typename scalar_t, typename T>
-inline int64_t make_keys_of(const scalar_t* loss, const bool* positive, int64_t n, bits_t<T>* keys) {
+INLINE_IN_CLONES int64_t make_keys_of(const scalar_t* loss, const bool* positive, int64_t n, bits_t<T>* keys) {
   int64_t n_pos = 0;
   for (int64_t i = 0; i < n; ++i) {
     keys[i] = positive[i] ? 0 : ordered_bits(static_cast<T>(loss[i]));

@@ -4,6 +4,8 @@
 // One library serves every x86-64 processor this way (no -march=native), and -ffp-contract=off keeps the bits
 // of all versions equal. Only where the loader can choose (GCC, glibc), and not under sanitizers, whose
 // instrumentation is not ready when the loader chooses.
+//
+// INLINE_IN_CLONES before a template that such functions share: a call would leave the instruction set behind.
 #pragma once
 
 #include <cstdlib>  // any standard header tells the C library
@@ -13,4 +15,10 @@
 #define VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define VECTOR_CLONES
+#endif
+
+#if defined(__GNUC__)
+#define INLINE_IN_CLONES __attribute__((always_inline)) inline
+#else
+#define INLINE_IN_CLONES inline
 #endif

@@ -1,7 +1,8 @@
-// What the threads of a block do together: counting, and selecting the largest of many keys.
+// What the threads of a block do together: counting, selecting the largest of many keys, adding.
 //
-// Integers only, so that the order in which threads and warps arrive changes no result. All threads of the
-// block have to call these functions, in blocks of whole warps.
+// Counters are integers, and other numbers are added in a fixed order, so that the order in which threads and
+// warps arrive changes no result. All threads of the block have to call these functions, in blocks of whole
+// warps.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,6 +21,16 @@ __device__ __forceinline__ unsigned warp_sum(unsigned value) {
   return value;
 #else
   return __reduce_add_sync(kAllLanes, value);
+#endif
+}
+
+// The bits that any lane of a warp has set, in every lane.
+__device__ __forceinline__ unsigned warp_or(unsigned bits) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) bits |= __shfl_xor_sync(kAllLanes, bits, offset);
+  return bits;
+#else
+  return __reduce_or_sync(kAllLanes, bits);
 #endif
 }
 
@@ -68,6 +79,25 @@ __device__ inline unsigned block_rank(bool predicate, unsigned* warp_counts) {
   return rank;
 }
 
+// LaneSums::total of lane_sums.h where thread i is lane i: the sum of what the kLanes threads of the block
+// have, in thread 0. shared: kLanes numbers in shared memory, which the next call may use again; one warp
+// needs none.
+template <int kLanes, typename T>
+__device__ T sum_of_lanes(T number, T* shared = nullptr) {
+  // With a single step over shared memory the next call could write what this one has still to read.
+  static_assert(kLanes == kWarpSize || kLanes >= 4 * kWarpSize, "one warp, or at least four");
+  const int lane = threadIdx.x;
+  int half = kLanes / 2;
+  for (; half >= static_cast<int>(kWarpSize); half /= 2) {
+    // Each step has a part of the array to itself: one barrier is enough.
+    if (half <= lane && lane < 2 * half) shared[lane] = number;
+    __syncthreads();
+    if (lane < half) number += shared[half + lane];
+  }
+  for (; half > 0; half /= 2) number += __shfl_down_sync(kAllLanes, number, half);
+  return number;
+}
+
 // The keys above `value`, and those equal to it up to the index `last`.
 template <typename Bits>
 struct Selection {
@@ -104,12 +134,13 @@ __device__ Selection<Bits> select_largest(const ForEachKey& for_each_key, unsign
       }
     });
     sums.add(counts);
-    unsigned digit = 3;
-    while (digit > 0 && counts[digit - 1] < k) --digit;
-    if (digit > 0) {
-      selection.value |= Bits(digit) << shift;
+    unsigned largest = 0;  // digit; the counts fall with it
+    for (unsigned digit = 1; digit < 4; ++digit) {
+      if (counts[digit - 1] < k) continue;
+      largest = digit;
       reaching = counts[digit - 1];
     }
+    selection.value |= Bits(largest) << shift;
   }
   if (reaching == k) return selection;
 
@@ -129,9 +160,11 @@ __device__ Selection<Bits> select_largest(const ForEachKey& for_each_key, unsign
       }
     });
     sums.add(before);
-    unsigned digit = 3;
-    while (digit > 0 && before[digit - 1] >= wanted) --digit;
-    selection.last |= digit << shift;
+    unsigned largest = 0;  // the counts rise with the digit
+    for (unsigned digit = 1; digit < 4; ++digit) {
+      if (before[digit - 1] < wanted) largest = digit;
+    }
+    selection.last |= largest << shift;
   }
   return selection;
 }

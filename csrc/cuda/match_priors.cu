@@ -1,4 +1,4 @@
-// Matching on the GPU: boxes (G, 4) of B images and priors (P, 4) xyxy -> (B, P), the object of every prior.
+// Matching on the GPU: boxes (G, 4) of B images and priors (P, 4) -> (B, P), the object of every prior.
 //
 // 1. best_pairs_kernel: a block owns a chunk of the priors of one image, a thread one prior at a time, in
 //    registers. The objects come through shared memory. Each prior keeps its best object, and each object gets
@@ -9,9 +9,12 @@
 //
 // No IoU matrix and no atomics. Writes 4 bytes per prior and image and 8 (double: 16) per object and chunk;
 // reads 4 numbers per prior and image, and the candidates of an image once for each of its chunks.
+#include "cuda/match_priors.cuh"
+
 #include "box_math.h"
 #include "checks.h"
 #include "cuda/launch.cuh"
+#include "cuda/scratch.cuh"
 #include "matching.h"
 
 #include <algorithm>
@@ -58,11 +61,12 @@ __device__ Candidate<T> best_of_chunks(const Candidate<T>* candidates, int chunk
   return best_of_warp(best);
 }
 
-template <typename scalar_t, typename T>
+// Prior: Box<T> or CenterBox<T>, the form of the priors.
+template <typename Prior, typename scalar_t, typename T>
 __global__ void __launch_bounds__(kThreads)
     best_pairs_kernel(const scalar_t* __restrict__ boxes,   // (G, 4) xyxy
                       const int32_t* __restrict__ offsets,  // (B + 1,)
-                      const scalar_t* __restrict__ priors,  // (P, 4) xyxy
+                      const scalar_t* __restrict__ priors,  // (P, 4)
                       Candidate<T>* __restrict__ candidates,  // (G, chunks)
                       int32_t* __restrict__ match,            // (B, P)
                       int64_t n_objects, int64_t n_priors, int chunks, T threshold) {
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t stride = static_cast<int64_t>(chunks) * kThreads;
   for (int64_t first = chunk * kThreads; first < n_priors; first += stride) {
     const int64_t p = first + thread;
-    const Box<T> prior = p < n_priors ? load_box<T>(priors, p) : Box<T>{0, 0, 0, 0};
+    const Box<T> prior = p < n_priors ? corners(load_row<Prior>(priors, p)) : Box<T>{0, 0, 0, 0};
     const T prior_area = area(prior);
     Candidate<T> best = {0, -1};  // of the objects, for this prior
     for (int64_t begin = 0; begin < rows.count; begin += kObjects) {
@@ -143,11 +147,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // The best pair of all takes its prior, again and again. An object's candidate may meanwhile have been taken;
 // it is then replaced when its turn comes, which is soon enough, for its next one ranks lower.
-template <typename scalar_t, typename T>
+template <typename Prior, typename scalar_t, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     take_best_pairs_kernel(const scalar_t* __restrict__ boxes,     // (G, 4) xyxy
                            const int32_t* __restrict__ offsets,    // (B + 1,)
-                           const scalar_t* __restrict__ priors,    // (P, 4) xyxy
+                           const scalar_t* __restrict__ priors,    // (P, 4)
                            Candidate<T>* __restrict__ candidates,  // (G, chunks)
                            int32_t* __restrict__ match,            // (B, P)
                            int64_t n_objects, int64_t n_priors, int chunks) {
@@ -181,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const T box_area = area(box);
       Candidate<T> best = {0, 0};
       for (int64_t p = thread; p < n_priors; p += kThreads) {
-        const Box<T> prior = load_box<T>(priors, p);
+        const Box<T> prior = corners(load_row<Prior>(priors, p));
         const Candidate<T> other = {iou(box, box_area, prior, area(prior)), static_cast<int32_t>(p)};
         if (outranks(other, best) && !is_taken(match[p])) best = other;
       }
@@ -195,6 +199,38 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   for (int64_t p = thread; p < n_priors; p += kThreads) match[p] = without_mark(match[p]);
 }
+
+}  // namespace
+
+template <typename Prior, typename scalar_t>
+void launch_match_priors(const scalar_t* boxes, const int32_t* offsets, const scalar_t* priors,
+                         int32_t* match, int64_t n_images, int64_t n_objects, int64_t n_priors,
+                         double threshold, bool bipartite, const Tensor& like, cudaStream_t stream) {
+  using T = compute_t<scalar_t>;
+  const int64_t chunks = std::min(kMaxChunks, ceil_div<int64_t>(n_priors, kThreads));
+  const Scratch<Candidate<T>> candidates(like, n_objects * chunks);
+  const dim3 chunk_grid(static_cast<unsigned>(n_images * chunks));
+  launch(best_pairs_kernel<Prior, scalar_t, T>, chunk_grid, dim3(kThreads), stream, boxes, offsets, priors,
+         candidates.data(), match, n_objects, n_priors, static_cast<int>(chunks), static_cast<T>(threshold));
+  if (n_objects == 0) return;
+  if (bipartite) {
+    launch(take_best_pairs_kernel<Prior, scalar_t, T>, dim3(static_cast<unsigned>(n_images)), dim3(kThreads),
+           stream, boxes, offsets, priors, candidates.data(), match, n_objects, n_priors,
+           static_cast<int>(chunks));
+  } else {
+    launch(force_best_priors_kernel<T>, chunk_grid, dim3(kThreads), stream, offsets, candidates.data(), match,
+           n_objects, n_priors, static_cast<int>(chunks));
+  }
+}
+
+template void launch_match_priors<CenterBox<float>>(const float*, const int32_t*, const float*, int32_t*,
+                                                    int64_t, int64_t, int64_t, double, bool, const Tensor&,
+                                                    cudaStream_t);
+template void launch_match_priors<CenterBox<double>>(const double*, const int32_t*, const double*, int32_t*,
+                                                     int64_t, int64_t, int64_t, double, bool, const Tensor&,
+                                                     cudaStream_t);
+
+namespace {
 
 Tensor match_priors_cuda(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
                          double threshold, const std::string& mode) {
@@ -213,28 +249,12 @@ Tensor match_priors_cuda(const Tensor& boxes, const Tensor& offsets, const Tenso
   const cudaStream_t stream = current_stream(boxes);
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
-    using T = compute_t<scalar_t>;
-    const int64_t chunks = std::min(kMaxChunks, ceil_div<int64_t>(n_priors, kThreads));
-    const auto bytes = static_cast<int64_t>(n_objects * chunks * sizeof(Candidate<T>));
-    const Tensor scratch = torch::stable::new_empty(boxes, {bytes}, ScalarType::Byte);
-    const auto* const boxes_data = static_cast<const scalar_t*>(objects.const_data_ptr());
-    const auto* const offsets_data = static_cast<const int32_t*>(starts.const_data_ptr());
-    const auto* const priors_data = static_cast<const scalar_t*>(priors.const_data_ptr());
-    auto* const candidates = static_cast<Candidate<T>*>(scratch.mutable_data_ptr());
-    auto* const match_data = static_cast<int32_t*>(match.mutable_data_ptr());
-    const dim3 chunk_grid(static_cast<unsigned>(n_images * chunks));
-    launch(best_pairs_kernel<scalar_t, T>, chunk_grid, dim3(kThreads), stream, boxes_data, offsets_data,
-           priors_data, candidates, match_data, n_objects, n_priors, static_cast<int>(chunks),
-           static_cast<T>(threshold));
-    if (n_objects == 0) return;
-    if (bipartite) {
-      launch(take_best_pairs_kernel<scalar_t, T>, dim3(static_cast<unsigned>(n_images)), dim3(kThreads),
-             stream, boxes_data, offsets_data, priors_data, candidates, match_data, n_objects, n_priors,
-             static_cast<int>(chunks));
-    } else {
-      launch(force_best_priors_kernel<T>, chunk_grid, dim3(kThreads), stream, offsets_data, candidates,
-             match_data, n_objects, n_priors, static_cast<int>(chunks));
-    }
+    launch_match_priors<Box<compute_t<scalar_t>>>(
+        static_cast<const scalar_t*>(objects.const_data_ptr()),
+        static_cast<const int32_t*>(starts.const_data_ptr()),
+        static_cast<const scalar_t*>(priors.const_data_ptr()),
+        static_cast<int32_t*>(match.mutable_data_ptr()), n_images, n_objects, n_priors, threshold, bipartite,
+        boxes, stream);
   });
   return match;
 }

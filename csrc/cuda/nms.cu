@@ -119,16 +119,6 @@ __global__ void __launch_bounds__(kTile)
 
 // ------------------------------------------------------------------------------------------------ suppression
 
-template <typename T>
-__device__ bool suppresses(const Box<T>& kept, const Box<T>& box, T threshold) {
-  const T kept_area = area(kept);
-  const T box_area = area(box);
-  // Every IoU is greater than a negative number.
-  if (threshold < 0) return true;
-  return iou_may_exceed(overlap(kept, kept_area, box, box_area), threshold) &&
-         iou(kept, kept_area, box, box_area) > threshold;
-}
-
 // Word w of a position's pairs: bit b is whether its box suppresses that at position 32 * w + b of its band,
 // for later positions only. Words before that of the position itself are not set.
 template <typename T>

@@ -6,6 +6,7 @@
 // 5 bytes per prior (float) and writes 1.
 #include "checks.h"
 #include "cuda/block_ops.cuh"
+#include "cuda/hard_negatives.cuh"
 #include "cuda/launch.cuh"
 #include "hard_negatives.h"
 #include "order.h"
@@ -16,58 +17,20 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int kMaxThreads = 512;
-constexpr int kItems = 18;  // keys of a thread: 9216 in a block, so that the 8732 priors of SSD300 fit
-
-template <typename scalar_t, typename T>
-__device__ bits_t<T> key_of(const scalar_t* loss, const bool* positive, unsigned i) {
-  return positive[i] ? 0 : ordered_bits(static_cast<T>(loss[i]));
-}
-
 template <typename scalar_t, typename T, bool kInRegisters>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMiningThreads, 1)
     select_hard_negatives_kernel(const scalar_t* __restrict__ loss,  // (B, P)
                                  const bool* __restrict__ positive,  // (B, P)
                                  bool* __restrict__ selected,        // (B, P)
                                  unsigned n_priors, double ratio, int64_t min_negatives) {
-  using Bits = bits_t<T>;
-  using Sums = BlockSums<3>;
-  SHARED_ARRAY(unsigned, shared_sums, Sums::kShared);
-  Sums sums(shared_sums);
-
+  SHARED_ARRAY(unsigned, shared_sums, BlockSums<3>::kShared);
+  BlockSums<3> sums(shared_sums);
   const int64_t image = static_cast<int64_t>(blockIdx.x) * n_priors;
-  loss += image;
-  positive += image;
-  selected += image;
-
-  Bits keys[kItems];
-  if (kInRegisters) {
-    for (int i = 0; i < kItems; ++i) {
-      const unsigned prior = i * blockDim.x + threadIdx.x;
-      keys[i] = prior < n_priors ? key_of<scalar_t, T>(loss, positive, prior) : 0;
-    }
-  }
-  const auto for_each_key = [&](const auto& function) {
-    if (kInRegisters) {
-      for (int i = 0; i < kItems; ++i) function(keys[i], i * blockDim.x + threadIdx.x);
-    } else {
-      for (unsigned prior = threadIdx.x; prior < n_priors; prior += blockDim.x) {
-        function(key_of<scalar_t, T>(loss, positive, prior), prior);
-      }
-    }
+  const auto key_of = [&](unsigned prior) -> bits_t<T> {
+    return positive[image + prior] ? 0 : ordered_bits(static_cast<T>(loss[image + prior]));
   };
-
-  unsigned counts[3] = {};
-  for_each_key([&](Bits key, unsigned) { counts[0] += key != 0; });
-  sums.add(counts);
-  const unsigned n_neg = counts[0];
-  const auto k =
-      static_cast<unsigned>(hard_negative_count(n_priors - n_neg, n_neg, ratio, min_negatives));
-  Selection<Bits> hardest = {};
-  if (k > 0) hardest = select_largest<Bits>(for_each_key, n_priors, n_neg, k, sums);
-  for_each_key([&](Bits key, unsigned prior) {
-    if (prior < n_priors) selected[prior] = k > 0 && hardest.contains(key, prior);
-  });
+  select_hard_negatives_of_image<kInRegisters, bits_t<T>>(key_of, n_priors, ratio, min_negatives, sums,
+                                                          selected + image);
 }
 
 Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, double ratio,
@@ -83,10 +46,10 @@ Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, do
   const Tensor losses = torch::stable::contiguous(loss);
   const Tensor positives = torch::stable::contiguous(positive);
   const cudaStream_t stream = current_stream(loss);
-  const bool in_registers = n_priors <= kMaxThreads * kItems;
+  const bool in_registers = n_priors <= kMiningPriors;
   // Whole warps, as few as hold all keys in their registers.
-  const int64_t warps = ceil_div<int64_t>(n_priors, kWarpSize * kItems);
-  const auto threads = static_cast<unsigned>(std::min<int64_t>(kMaxThreads, warps * kWarpSize));
+  const int64_t warps = ceil_div<int64_t>(n_priors, kWarpSize * kMiningKeys);
+  const auto threads = static_cast<unsigned>(std::min<int64_t>(kMiningThreads, warps * kWarpSize));
   dispatch_floating_dtype(loss.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;

@@ -17,23 +17,17 @@ namespace ssd_ext {
 constexpr int kSortTile = 1024;
 constexpr int kMergeThreads = 256;
 
-// make_key(i) gives the i-th of n keys.
-template <typename MakeKey>
-__global__ void __launch_bounds__(kSortTile / 2)
-    sort_tiles_kernel(const MakeKey make_key, RankKey* __restrict__ keys, int64_t n) {
-  SHARED_ARRAY(RankKey, tile, kSortTile);
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSortTile;
-  const int count = static_cast<int>(n - begin < kSortTile ? n - begin : kSortTile);
-  for (int i = threadIdx.x; i < count; i += blockDim.x) tile[i] = make_key(begin + i);
-  __syncthreads();
-
-  // Keys that a last tile lacks would be the largest: no exchange moves them, since all go upwards.
+// Sorts keys in shared memory, ascending, with a bitonic network; a thread for every two of them. All threads
+// of the block call it, after a barrier, and see the keys sorted afterwards.
+template <typename Key>
+__device__ void sort_block(Key* keys, int count) {
+  // Keys that are lacking to a power of two would be the largest: no exchange moves them, since all go upwards.
   const int t = threadIdx.x;
   const auto exchange = [&](int low, int high) {
-    if (high < count && tile[high] < tile[low]) {
-      const RankKey key = tile[low];
-      tile[low] = tile[high];
-      tile[high] = key;
+    if (high < count && keys[high] < keys[low]) {
+      const Key key = keys[low];
+      keys[low] = keys[high];
+      keys[high] = key;
     }
     __syncthreads();
   };
@@ -46,6 +40,18 @@ __global__ void __launch_bounds__(kSortTile / 2)
       exchange(low, low + stride);
     }
   }
+}
+
+// make_key(i) gives the i-th of n keys.
+template <typename MakeKey>
+__global__ void __launch_bounds__(kSortTile / 2)
+    sort_tiles_kernel(const MakeKey make_key, RankKey* __restrict__ keys, int64_t n) {
+  SHARED_ARRAY(RankKey, tile, kSortTile);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSortTile;
+  const int count = static_cast<int>(n - begin < kSortTile ? n - begin : kSortTile);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) tile[i] = make_key(begin + i);
+  __syncthreads();
+  sort_block(tile, count);
   for (int i = threadIdx.x; i < count; i += blockDim.x) keys[begin + i] = tile[i];
 }
 
