@@ -1,9 +1,10 @@
 // The SSD loss on the CPU: pred_offsets (B, P, 4), pred_logits (B, P, C) and packed objects -> conf_loss,
 // loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
 //
-// Forward: matching first. A task then owns a run of tiles of 64 priors and writes the cross entropy of each
-// prior, the only thing kept of the logits, which are read once. A task then owns an image: it selects the
-// hard negatives and adds up the losses of what counts. Targets are computed where they are needed only.
+// Forward: matching first. A thread then owns an image (or all threads own the tiles of one, where images are
+// few). From tiles of 64 rows it computes the cross entropy of each prior, the only thing kept of the logits,
+// which are read once; it selects the hard negatives and adds up the losses of what counts. Targets are computed
+// where they are needed only.
 //
 // Backward: a task owns a run of priors, fills their gradients with zeros and computes those of the few that
 // count from their logits.
@@ -13,6 +14,8 @@
 #include "cpu/huge_pages.h"
 #include "cpu/logit_tile.h"
 #include "cpu/match_priors.h"
+#include "cpu/parallel_images.h"
+#include "cpu/prefetch.h"
 #include "cpu/select_largest.h"
 #include "cpu/vector_clones.h"
 #include "hard_negatives.h"
@@ -48,23 +51,27 @@ Tensor to_corners(const Tensor& priors_cxcywh) {
   return boxes;
 }
 
-// The cross entropies of the rows begin..end.
+// The cross entropies of the priors begin..end of an image.
 template <typename scalar_t, typename T>
 void cross_entropies(const scalar_t* logits,  // (B * P, C)
-                     const Targets<T>& targets, int64_t begin, int64_t end,
+                     const Targets<T>& targets, int64_t image, int64_t begin, int64_t end,
                      T* tile,  // (C, kTileRows), scratch
-                     T* ce) {  // (B * P,)
+                     T* ce) {  // (P,)
+  const int64_t first = image * targets.n_priors;
   const scalar_t* row_logits[kTileRows];
   T true_logits[kTileRows], tile_ce[kTileRows];
   const int64_t n_classes = targets.n_classes;
   for (; begin < end; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, end - begin);
-    for (int64_t row = 0; row < rows; ++row) row_logits[row] = logits + (begin + row) * n_classes;
+    const scalar_t* const tile_logits = logits + (first + begin) * n_classes;
+    for (int64_t row = 0; row < rows; ++row) row_logits[row] = tile_logits + row * n_classes;
     load_tile(row_logits, rows, n_classes, tile);
+    prefetch(tile_logits + kTileRows * n_classes, kTileRows * n_classes * sizeof(scalar_t));
     std::copy_n(tile, kTileRows, true_logits);  // of background, as nearly always
     for (int64_t row = 0; row < rows; ++row) {
-      const int32_t object = targets.match[begin + row];
-      if (object >= 0) true_logits[row] = tile[targets.true_class(begin + row, object) * kTileRows + row];
+      const int64_t i = first + begin + row;
+      const int32_t object = targets.match[i];
+      if (object >= 0) true_logits[row] = tile[targets.true_class(i, object) * kTileRows + row];
     }
     cross_entropy_of_tile(tile, n_classes, true_logits, tile_ce);
     std::copy_n(tile_ce, rows, ce + begin);
@@ -93,7 +100,7 @@ int64_t make_keys(const double* ce, const int32_t* match, int64_t n, uint64_t* k
 
 // Selects the hard negatives of an image and adds up the losses.
 template <typename T>
-ImageLoss add_up_image(const T* ce,                  // (B * P,)
+ImageLoss add_up_image(const T* ce,                  // (P,)
                        const AnyRows& pred_offsets,  // (B * P, 4)
                        const Targets<T>& targets, int64_t image, double ratio, int64_t min_negatives,
                        bool smooth,
@@ -102,7 +109,7 @@ ImageLoss add_up_image(const T* ce,                  // (B * P,)
   const int64_t n_priors = targets.n_priors;
   const int64_t first = image * n_priors;
   selected += first;
-  const int64_t n_pos = make_keys(ce + first, targets.match + first, n_priors, keys);
+  const int64_t n_pos = make_keys(ce, targets.match + first, n_priors, keys);
   const int64_t k = hard_negative_count(n_pos, n_priors - n_pos, ratio, min_negatives);
   if (k > 0) {
     select_largest(keys, n_priors, k, selected);
@@ -114,7 +121,7 @@ ImageLoss add_up_image(const T* ce,                  // (B * P,)
     const int64_t i = first + p;
     const int32_t object = targets.match[i];
     if (object < 0 && !selected[p]) continue;
-    conf.add(p, ce[i]);
+    conf.add(p, ce[p]);
     if (object < 0) continue;
     const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
     loc.add(p, localization_error(predicted, targets.true_offsets(i, object), smooth));
@@ -154,20 +161,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     const auto* const logits_data = static_cast<const scalar_t*>(all_logits.const_data_ptr());
     const AnyRows offsets_rows = rows_of(all_offsets);
     auto* const selected_data = static_cast<bool*>(selected.mutable_data_ptr());
-    const std::unique_ptr<T[]> ce(new T[n_images * n_priors]);
     std::vector<ImageLoss> losses(n_images);
 
-    const int64_t n_rows = n_images * n_priors;
+    const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // of an image
     const int64_t tiles_per_task = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
-    const int64_t tiles = (n_rows + kTileRows - 1) / kTileRows;
-    torch::stable::parallel_for(0, tiles, tiles_per_task, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
-      cross_entropies(logits_data, targets, begin * kTileRows, std::min(n_rows, end * kTileRows), tile.get(),
-                      ce.get());
-    });
-    torch::stable::parallel_for(0, n_images, 1, [&](int64_t begin, int64_t end) {
+    parallel_over_images(n_images, n_images, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<T[]> ce(new T[n_priors]);
       const std::unique_ptr<bits_t<T>[]> keys(new bits_t<T>[n_priors]);
       for (int64_t image = begin; image < end; ++image) {
+        torch::stable::parallel_for(0, tiles, tiles_per_task, [&](int64_t from, int64_t to) {
+          const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
+          cross_entropies(logits_data, targets, image, from * kTileRows, std::min(n_priors, to * kTileRows),
+                          tile.get(), ce.get());
+        });
         losses[image] = add_up_image(ce.get(), offsets_rows, targets, image, neg_pos_ratio, min_negatives, smooth,
                                      keys.get(), selected_data);
       }
@@ -203,16 +209,6 @@ void exponentiate(const double* logits, int64_t n, double maximum, double* out) 
 }
 
 constexpr size_t kAhead = 8;  // rows
-
-// Begins to load the first cache lines of a row.
-inline void prefetch(const void* row) {
-#if defined(__GNUC__)
-  __builtin_prefetch(row);
-  __builtin_prefetch(static_cast<const char*>(row) + 64);
-#else
-  static_cast<void>(row);
-#endif
-}
 
 // (softmax - one hot) * factor of one row.
 template <typename scalar_t, typename T>
@@ -285,7 +281,9 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
         }
         for (size_t j = 0; j < rows.size(); ++j) {
           // They lie far apart: the processor would wait for each of them.
-          if (j + kAhead < rows.size()) prefetch(logits_data + rows[j + kAhead] * n_classes);
+          if (j + kAhead < rows.size()) {
+            prefetch(logits_data + rows[j + kAhead] * n_classes, n_classes * sizeof(scalar_t));
+          }
           const int64_t i = rows[j];
           const int32_t object = targets.object(i);
           logits_gradient(logits_data + i * n_classes, n_classes, targets.true_class(i, object), conf_factor,

@@ -1,19 +1,21 @@
 // Detection on the CPU: pred_offsets (B, P, 4) and pred_logits (B, P, C) -> the best top_k boxes of each image
 // after softmax, threshold and non-maximum suppression in each class.
 //
-// 1. A task owns a run of tiles of 64 priors of one image and lists their candidates, priors with a class, as
-//    keys (detection.h). It reads the logits once and divides only where the score may pass.
-// 2. A task owns an image and walks its candidates best first over all classes together: a box is decoded and
-//    kept if no kept box of its class suppresses it, until top_k are kept. Only better boxes of its class
-//    decide over a box, so this equals suppression in every class followed by the cut. The next best candidates
-//    are selected and sorted in bands: what is never reached is never sorted.
+// A thread owns an image, or all threads own the rows of one where images are few.
+// 1. It lists the candidates, priors with a class, as keys (detection.h). It reads the logits once, computes the
+//    softmax of rows that may pass and divides where a score may pass.
+// 2. It walks the candidates best first over all classes together: a box is decoded and kept if no kept box of
+//    its class suppresses it, until top_k are kept. Only better boxes of its class decide over a box, so this
+//    equals suppression in every class followed by the cut. The next best candidates are selected and sorted in
+//    bands: what is never reached is never sorted.
 //
-// A list has room for all that could pass; images are taken in parts, so that the lists stay small.
+// A list has room for all that could pass; only so many images are at work that all lists stay small.
 #include "any_rows.h"
 #include "box_math.h"
 #include "checks.h"
 #include "cpu/kept_boxes.h"
 #include "cpu/logit_tile.h"
+#include "cpu/parallel_images.h"
 #include "cpu/vector_clones.h"
 #include "detection.h"
 #include "softmax.h"
@@ -32,7 +34,7 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kListBytes = 48 << 20;     // of all lists of a part; most of it is never touched
+constexpr int64_t kListBytes = 48 << 20;     // of all lists together; most of it is never touched
 constexpr int64_t kLogitsPerTask = 1 << 16;  // about 50 us: fewer are not worth waking a thread
 constexpr int64_t kFirstBand = 256;          // candidates; each further band is twice as large
 
@@ -193,53 +195,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
   auto* const counts_data = static_cast<int32_t*>(counts.mutable_data_ptr());
 
   const int64_t list_size = n_priors * (n_classes - 1);  // of an image
-  const int64_t images_per_part =
-      std::min(n_images, std::max<int64_t>(1, kListBytes / (8 * std::max<int64_t>(1, list_size))));
-  const std::unique_ptr<uint64_t[]> lists(new uint64_t[images_per_part * list_size]);
-  const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // of an image
-  const int64_t tiles_per_run = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
-  const int64_t runs = (tiles + tiles_per_run - 1) / tiles_per_run;  // of an image, each with its own list
-  std::vector<int64_t> list_sizes(images_per_part * runs);
-
-  for (int64_t first = 0; first < n_images; first += images_per_part) {
-    const int64_t images = std::min(images_per_part, n_images - first);
-    dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
-      using scalar_t = decltype(zero);
-      const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
-      torch::stable::parallel_for(0, images * runs, 1, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<float[]> tile(new float[n_classes * kTileRows]);
-        const std::unique_ptr<int32_t[]> screened(new int32_t[tiles_per_run * kTileRows]);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t image = i / runs;
-          const int64_t from = i % runs * tiles_per_run * kTileRows;
-          const int64_t to = std::min(n_priors, from + tiles_per_run * kTileRows);
-          uint64_t* const list = lists.get() + image * list_size + from * (n_classes - 1);
-          list_sizes[i] = list_candidates(logits + (first + image) * n_priors * n_classes, n_priors, n_classes,
-                                          from, to, static_cast<float>(min_score), screened.get(), tile.get(),
-                                          list) -
-                          list;
-        }
-      });
-    });
-    torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+  const int64_t most_lists = std::max<int64_t>(1, kListBytes / (8 * std::max<int64_t>(1, list_size)));
+  const int64_t rows_per_run = std::max<int64_t>(kTileRows, kLogitsPerTask / n_classes);
+  const int64_t runs = (n_priors + rows_per_run - 1) / rows_per_run;  // of an image, each with its own list
+  dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
+    parallel_over_images(n_images, most_lists, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<uint64_t[]> list(new uint64_t[list_size]);
+      std::vector<int64_t> list_sizes(runs);
       std::vector<KeptBoxes<float>> kept(n_classes - 1);
-      for (int64_t i = begin; i < end; ++i) {
-        uint64_t* const list = lists.get() + i * list_size;
-        uint64_t* list_end = list;
+      for (int64_t image = begin; image < end; ++image) {
+        torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t last_run) {
+          const std::unique_ptr<float[]> tile(new float[n_classes * kTileRows]);
+          const std::unique_ptr<int32_t[]> screened(new int32_t[rows_per_run]);
+          for (; run < last_run; ++run) {
+            const int64_t from = run * rows_per_run;
+            uint64_t* const part = list.get() + from * (n_classes - 1);
+            list_sizes[run] = list_candidates(logits + image * n_priors * n_classes, n_priors, n_classes, from,
+                                              std::min(n_priors, from + rows_per_run),
+                                              static_cast<float>(min_score), screened.get(), tile.get(), part) -
+                              part;
+          }
+        });
+        uint64_t* list_end = list.get();
         for (int64_t run = 0; run < runs; ++run) {  // join the lists of the runs
-          const uint64_t* const part = list + run * tiles_per_run * kTileRows * (n_classes - 1);
-          list_end = std::copy_n(part, list_sizes[i * runs + run], list_end);
+          const uint64_t* const part = list.get() + run * rows_per_run * (n_classes - 1);
+          list_end = std::copy_n(part, list_sizes[run], list_end);
         }
-        const int64_t out = (first + i) * top_k;
-        const int64_t n_kept = detector.walk(first + i, list, list_end, kept, boxes_data + out,
+        const int64_t out = image * top_k;
+        const int64_t n_kept = detector.walk(image, list.get(), list_end, kept, boxes_data + out,
                                              scores_data + out, labels_data + out);
         std::fill(boxes_data + out + n_kept, boxes_data + out + top_k, Box<float>{0, 0, 0, 0});
         std::fill(scores_data + out + n_kept, scores_data + out + top_k, 0.0f);
         std::fill(labels_data + out + n_kept, labels_data + out + top_k, 0);
-        counts_data[first + i] = static_cast<int32_t>(n_kept);
+        counts_data[image] = static_cast<int32_t>(n_kept);
       }
     });
-  }
+  });
   return {boxes, scores, labels, counts};
 }
 

@@ -1,0 +1,19 @@
+// Loading ahead, where the processor does not see by itself what will be read next.
+#pragma once
+
+#include <cstdint>
+
+namespace ssd_ext {
+
+// Begins to load these bytes into the cache. They need not exist.
+inline void prefetch(const void* data, int64_t bytes) {
+#if defined(__GNUC__)
+  constexpr int64_t kCacheLine = 64;
+  for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(static_cast<const char*>(data) + i);
+#else
+  static_cast<void>(data);
+  static_cast<void>(bytes);
+#endif
+}
+
+}  // namespace ssd_ext
