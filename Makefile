@@ -9,12 +9,13 @@ SOURCES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format gpu-check clean
+.PHONY: help demo test lint format bench bench-report gpu-check clean
 
 help:
 	@echo "make demo    train, test and look at a small detector, no download of data or weights"
 	@echo "make test    lint and run all tests"
 	@echo "make format  sort imports and format"
+	@echo "make bench   measure everything on this machine; then make bench-report writes docs/performance.md"
 	@echo "make gpu-check OUT=DIR   all checks that need a GPU, with the python of PATH; reports in DIR"
 	@echo "make clean   remove the environment and all that was built"
 
@@ -31,6 +32,15 @@ lint: .venv/built
 format: .venv/built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Contenders that disagree end it before there is a result file.
+bench: .venv/built
+	mkdir -p build
+	$(BIN)/python -m pytest -q benchmarks --benchmark-json=build/bench.json --benchmark-columns=median,iqr,rounds
+	$(BIN)/python benchmarks/compact.py build/bench.json
+
+bench-report: .venv/installed
+	$(BIN)/python benchmarks/report.py
 
 # With the Python that holds torch and not with .venv: a machine with a GPU may have no internet.
 OUT ?= build/gpu-check

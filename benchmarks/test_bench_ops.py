@@ -1,202 +1,195 @@
-"""The ops against what a user would take instead, in one process, on equal inputs, with equal numbers of threads.
+"""Each op against what a user would take instead: plain PyTorch, torchvision, the tutorial's code.
 
-    .venv/bin/python -m pytest benchmarks/test_bench_ops.py
-
-Contenders: `ssd_ext` (our kernel), `plain_pytorch` (our fallback) and `peer` (torchvision's function, or what its SSD
-does where it has none). Every contender is checked before it is timed. Compare medians of one run with each other, not
-with those of another machine or another day.
+.venv/bin/python -m pytest benchmarks/test_bench_ops.py -k nms-1000
 """
 
-from dataclasses import dataclass
-from typing import Any
-
-import pytest
+import peers
 import torch
 import torchvision
-from torchvision.models.detection._utils import BoxCoder, SSDMatcher
+import tutorial
+from harness import Case, close, compiled, each, measure
+from inputs import PRIORS, PRIORS_XYXY, P, clustered_boxes, generator, objects, random_boxes
 
 import ssd_ext
-from ssd.boxes import cxcy_to_xy
 from ssd.loss import pack_targets
-from ssd.priors import make_priors
 from ssd_ext import reference
 
-PRIORS = make_priors()  # (8732, 4) cxcywh
-PRIORS_XYXY = cxcy_to_xy(PRIORS)
-BATCH = 32
+CPU = torch.device("cpu")
+COMPILE_TIME = "compiled only for 32 images with 1-20 objects: each shape is compiled anew"
+AS_TORCHVISION = "the same operations as torchvision's, for which 8732 boxes take seconds and gigabytes"
+MATRIX = "its matrix of all pairs would take 1.6 GB, several times over"
 
 
-@dataclass
-class Case:
-    """One comparison: contender name -> function without arguments; all give the same, up to `rtol`."""
+def box_iou(n: int, **options) -> Case:
+    def inputs():
+        return PRIORS_XYXY[torch.randperm(P, generator=generator(0))[:n]], PRIORS_XYXY
 
-    contenders: dict[str, Any]
-    rtol: float = 0.0
-    rounds: int = 50
-
-
-def boxes_like_objects(n: int, seed: int, size: float = 0.3) -> torch.Tensor:
-    g = torch.Generator().manual_seed(seed)
-    centre, sides = torch.rand(n, 2, generator=g), 0.05 + size * torch.rand(n, 2, generator=g)
-    return torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
-
-
-def box_iou(n: int, device: str) -> Case:
-    boxes = PRIORS_XYXY[torch.randperm(len(PRIORS), generator=torch.Generator().manual_seed(0))[:n]]
-    functions = {
+    contenders = {
         "ssd_ext": ssd_ext.box_iou,
         "plain_pytorch": reference.box_iou,
-        "peer": torchvision.ops.box_iou,
+        "torchvision": torchvision.ops.box_iou,
+        "tutorial": tutorial.iou if n < P else AS_TORCHVISION,
+        "compiled_fallback": compiled(reference.box_iou),
     }
-    boxes, priors = boxes.to(device), PRIORS_XYXY.to(device)
-    calls = {name: lambda f=f: f(boxes, priors) for name, f in functions.items()}
-    return Case(calls, rtol=1e-6, rounds=10 if n > 5000 else 50)
+    everywhere = ("ssd_ext", "plain_pytorch", "torchvision")
+    return Case("ops", "box_iou", {"boxes": n, "priors": P}, inputs, contenders, close(1e-5), everywhere, **options)
 
 
-def match_priors(batch: int, most: int, device: str) -> Case:
-    """1..most objects per image; the peer is box_iou and SSDMatcher of torchvision, image by image."""
-    counts = torch.randint(1, most + 1, (batch,), generator=torch.Generator().manual_seed(1)).tolist()
-    images = [boxes_like_objects(n, seed) for seed, n in enumerate(counts)]
-    packed, _, offsets = pack_targets(images, [torch.ones(n, dtype=torch.int64) for n in counts], torch.device("cpu"))
-    images, priors = [b.to(device) for b in images], PRIORS_XYXY.to(device)
-    packed, offsets = packed.to(device), offsets.to(device)
-    matcher = SSDMatcher(0.5)
+def match_priors(images: int, most: int, fewest: int = 1, **options) -> Case:
+    """Peers work image by image."""
 
-    def peer():
-        return torch.stack([matcher(torchvision.ops.box_iou(b, priors)) for b in images]).to(torch.int32)
+    def inputs():
+        boxes, labels = objects(images, 21, fewest, most)
+        packed, _, offsets = pack_targets(boxes, labels, CPU)
+        return packed, offsets, PRIORS_XYXY, boxes
 
-    return Case(
-        {
-            "ssd_ext": lambda: ssd_ext.match_priors(packed, offsets, priors),
-            "plain_pytorch": lambda: reference.match_priors(packed, offsets, priors, 0.5, "per_prior"),
-            "peer": peer,
-        },
-        rounds=15,
-    )
+    def check(name, got, expected):
+        # On a GPU torchvision and the tutorial leave open which of two objects gets a prior that both force, and
+        # compiled code rounds once where others round twice, which decides ties.
+        wrong = float((got != expected).float().mean())
+        limit = 1e-3 if got.is_cuda and name != "plain_pytorch" else 0
+        assert wrong <= limit, f"{wrong:.2%} of the priors got another object"
 
+    def plain(packed, offsets, priors, boxes=None):
+        return reference.match_priors(packed, offsets, priors, 0.5, "per_prior")
 
-def select_hard_negatives(batch: int, device: str) -> Case:
-    """The peer is the double sort that torchvision's SSD and the tutorial's descendants use."""
-    g = torch.Generator().manual_seed(2)
-    loss, positive = (
-        torch.rand(batch, len(PRIORS), generator=g) * 8,
-        torch.rand(batch, len(PRIORS), generator=g) < 0.002,
-    )
-    loss, positive = loss.to(device), positive.to(device)
-
-    def peer():
-        masked = loss.masked_fill(positive, -torch.inf)
-        return masked.sort(1, descending=True).indices.sort(1).indices < 3 * positive.sum(1, keepdim=True)
-
-    return Case(
-        {
-            "ssd_ext": lambda: ssd_ext.select_hard_negatives(loss, positive),
-            "plain_pytorch": lambda: reference.select_hard_negatives(loss, positive, 3, 0),
-            "peer": peer,
-        },
-        rounds=20,
-    )
+    compiling = compiled(lambda packed, offsets, priors, boxes: plain(packed, offsets, priors))
+    contenders = {
+        "ssd_ext": lambda packed, offsets, priors, boxes: ssd_ext.match_priors(packed, offsets, priors),
+        "plain_pytorch": plain,
+        "torchvision": lambda packed, offsets, priors, boxes: peers.match(boxes, priors),
+        "tutorial": lambda packed, offsets, priors, boxes: torch.stack(
+            [tutorial.match(b, priors, 0.5) for b in boxes]
+        ).int(),
+        "compiled_fallback": compiling if images == 32 and most == 20 else COMPILE_TIME,
+    }
+    sizes = {"images": images, "objects each": most if fewest == most else f"{fewest}-{most}"}
+    return Case("ops", "match_priors", sizes, inputs, contenders, check, **options)
 
 
-def encode_boxes(batch: int, device: str) -> Case:
-    boxes = boxes_like_objects(batch * len(PRIORS), 3).view(batch, -1, 4).to(device)
-    priors, corners = PRIORS.to(device), PRIORS_XYXY.to(device)
-    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-    return Case(
-        {
-            "ssd_ext": lambda: ssd_ext.encode_boxes(boxes, priors),
-            "plain_pytorch": lambda: reference.encode_boxes(boxes, priors, 0.1, 0.2),
-            "peer": lambda: torch.stack([coder.encode_single(b, corners) for b in boxes]),
-        },
-        rtol=1e-3,  # torchvision starts from the priors' corners
-        rounds=20,
-    )
+def select_hard_negatives(images: int, **options) -> Case:
+    def inputs():
+        g = generator(2)
+        return torch.rand(images, P, generator=g) * 8, torch.rand(images, P, generator=g) < 0.002
+
+    def plain(loss, positive):
+        return reference.select_hard_negatives(loss, positive, 3, 0)
+
+    def check(name, got, expected):
+        if name == "tutorial":  # it has the losses and not their places
+            loss = inputs()[0].to(got.device)
+            got, expected = got.sort().values, loss[expected].sort().values
+        close(0)(name, got, expected)
+
+    contenders = {
+        "ssd_ext": lambda loss, positive: ssd_ext.select_hard_negatives(loss, positive),
+        "plain_pytorch": plain,
+        "torchvision": peers.select_hard_negatives,
+        "tutorial": lambda loss, positive: tutorial.hardest(loss, positive, 3),
+        "compiled_fallback": compiled(plain),
+    }
+    return Case("ops", "select_hard_negatives", {"images": images}, inputs, contenders, check, **options)
 
 
-def decode_boxes(batch: int, device: str) -> Case:
-    pred = torch.randn(batch, len(PRIORS), 4, generator=torch.Generator().manual_seed(4)).to(device)
-    priors, corners = PRIORS.to(device), PRIORS_XYXY.to(device)
-    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-    return Case(
-        {
-            "ssd_ext": lambda: ssd_ext.decode_boxes(pred, priors),
-            "plain_pytorch": lambda: reference.decode_boxes(pred, priors, 0.1, 0.2, None),
-            "peer": lambda: torch.stack([coder.decode_single(p, corners) for p in pred]),
-        },
-        rtol=1e-3,
-        rounds=20,
-    )
+def coding(op: str, images: int, **options) -> Case:
+    """encode_boxes and decode_boxes; torchvision starts from the priors' corners, hence the tolerance."""
+    if op == "encode_boxes":
+        values = random_boxes(images * P, 3).view(images, P, 4)
+        ours, rest = ssd_ext.encode_boxes, (0.1, 0.2)
+        single, loop = peers.CODER.encode_single, tutorial.encode
+    else:
+        values = torch.randn(images, P, 4, generator=generator(4))
+        ours, rest = ssd_ext.decode_boxes, (0.1, 0.2, None)
+        single, loop = peers.CODER.decode_single, tutorial.decode
+
+    def plain(values, priors, corners):
+        return getattr(reference, op)(values, priors, *rest)
+
+    contenders = {
+        "ssd_ext": lambda values, priors, corners: ours(values, priors),
+        "plain_pytorch": plain,
+        "torchvision": lambda values, priors, corners: torch.stack([single(v, corners) for v in values]),
+        "tutorial": lambda values, priors, corners: torch.stack([loop(v, priors) for v in values]),
+        "compiled_fallback": compiled(plain),
+    }
+
+    def inputs():
+        return values, PRIORS, PRIORS_XYXY
+
+    graphs = ("ssd_ext", "plain_pytorch")
+    return Case("ops", op, {"images": images}, inputs, contenders, close(1e-3), graphs, **options)
 
 
-def _scored(n: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Boxes in clusters, as a detector gives them, with scores that all differ."""
-    g = torch.Generator().manual_seed(n)
-    centres = boxes_like_objects(max(1, n // 20), n)
-    boxes = centres[torch.randint(len(centres), (n,), generator=g)] + 0.02 * torch.randn(n, 4, generator=g)
-    scores, idxs = torch.randperm(n, generator=g) / n, torch.randint(20, (n,), generator=g)
-    return boxes.to(device), scores.to(device), idxs.to(device)
+def check_kept(name, got, expected) -> None:
+    """Peers round IoUs differently, and torchvision shifts boxes by their class: 1 in 1000 may be kept or not."""
+    both = torch.isin(got, expected).sum()
+    wrong, total = len(got) + len(expected) - 2 * int(both), len(expected)
+    assert wrong <= total / 1000, f"{name}: {wrong} of {total} kept boxes differ"
+    assert name != "plain_pytorch" or torch.equal(got, expected), "plain_pytorch: another order"
 
 
-def nms(n: int, device: str) -> Case:
-    boxes, scores, _ = _scored(n, device)
-    return Case(
-        {
-            "ssd_ext": lambda: ssd_ext.nms(boxes, scores, 0.45),
-            "plain_pytorch": lambda: reference.nms(boxes, scores, 0.45),
-            "peer": lambda: torchvision.ops.nms(boxes, scores, 0.45),
-        },
-        rounds=10,
-    )
+def nms(n: int, **options) -> Case:
+    contenders = {
+        "ssd_ext": lambda boxes, scores: ssd_ext.nms(boxes, scores, 0.45),
+        "plain_pytorch": lambda boxes, scores: reference.nms(boxes, scores, 0.45),
+        "torchvision": lambda boxes, scores: torchvision.ops.nms(boxes, scores, 0.45),
+        "tutorial": MATRIX if n > 5000 else lambda boxes, scores: tutorial.nms(boxes, scores, 0.45),
+        "compiled_fallback": compiled(lambda boxes, scores: reference.nms(boxes, scores, 0.45)),
+    }
+    return Case("ops", "nms", {"boxes": n}, lambda: clustered_boxes(n)[:2], contenders, close(0), graphs=(), **options)
 
 
-def batched_nms(n: int, device: str) -> Case:
-    boxes, scores, idxs = _scored(n, device)
-    return Case(
-        {
-            "ssd_ext": lambda: ssd_ext.batched_nms(boxes, scores, idxs, 0.45),
-            "plain_pytorch": lambda: reference.batched_nms(boxes, scores, idxs, 0.45),
-            "peer": lambda: torchvision.ops.batched_nms(boxes, scores, idxs, 0.45),
-        },
-        rounds=10,
-    )
+def batched_nms(n: int, **options) -> Case:
+    """Boxes of 20 classes."""
+
+    def loop(boxes, scores, idxs):
+        kept = []
+        for label in range(20):
+            rows = (idxs == label).nonzero()[:, 0]
+            kept.append(rows[tutorial.nms(boxes[rows], scores[rows], 0.45)])
+        kept = torch.cat(kept)
+        return kept[scores[kept].sort(descending=True).indices]
+
+    contenders = {
+        "ssd_ext": lambda boxes, scores, idxs: ssd_ext.batched_nms(boxes, scores, idxs, 0.45),
+        "plain_pytorch": lambda boxes, scores, idxs: reference.batched_nms(boxes, scores, idxs, 0.45),
+        "torchvision": lambda boxes, scores, idxs: torchvision.ops.batched_nms(boxes, scores, idxs, 0.45),
+        "tutorial": loop,
+        "compiled_fallback": compiled(lambda *inputs: reference.batched_nms(*inputs, 0.45)),
+    }
+    return Case("ops", "batched_nms", {"boxes": n}, lambda: clustered_boxes(n), contenders, check_kept, (), **options)
 
 
-CASES = {
-    "box_iou 20 x 8732": (box_iou, 20),
-    "box_iou 8732 x 8732": (box_iou, 8732),
-    "match_priors 1 image": (match_priors, 1, 20),
-    "match_priors 32 images": (match_priors, BATCH, 20),
-    "select_hard_negatives 32 x 8732": (select_hard_negatives, BATCH),
-    "encode_boxes 32 x 8732": (encode_boxes, BATCH),
-    "decode_boxes 32 x 8732": (decode_boxes, BATCH),
-    **{f"nms {n}": (nms, n) for n in (1000, 5000, 20000)},
-    **{f"batched_nms {n}, 20 classes": (batched_nms, n) for n in (1000, 5000, 20000)},
-}
+CASES = [
+    *(box_iou(n) for n in (20, 1024, P)),
+    *(match_priors(images, 20) for images in (1, 8, 32)),
+    *(match_priors(images, 100, 100) for images in (1, 8, 32)),
+    select_hard_negatives(32),
+    coding("encode_boxes", 32),
+    coding("decode_boxes", 32),
+    *(nms(n) for n in (200, 1000, 5000, 20000)),
+    *(batched_nms(n) for n in (200, 1000, 5000, 20000)),
+]
 
 
-ALL = torch.get_num_threads()
-PLACES = sorted({("cpu", 1), ("cpu", ALL)}) + ([("cuda", ALL)] if torch.cuda.is_available() else [])
+def only_charts(case: Case) -> Case:
+    """Our op and torchvision, for more points of a scaling chart."""
+    case.chart_only = True
+    case.contenders = {name: case.contenders[name] for name in ("ssd_ext", "torchvision")}
+    return case
 
 
-@pytest.mark.parametrize(("device", "threads"), PLACES)
-@pytest.mark.parametrize("contender", ["ssd_ext", "plain_pytorch", "peer"])
-@pytest.mark.parametrize("name", CASES)
-def test_op(benchmark, name, contender, device, threads):
-    make, *sizes = CASES[name]
-    case = make(*sizes, device)
-    function, ours = case.contenders[contender], case.contenders["ssd_ext"]()
-    torch.testing.assert_close(function(), ours, rtol=case.rtol, atol=case.rtol)
-    benchmark.group = f"{name}, {device}, {threads} thread(s)"
-    benchmark.extra_info.update(case=name, contender=contender, device=device, threads=threads)
+CHARTS = [
+    *(only_charts(box_iou(n)) for n in (64, 256, 2048)),
+    *(only_charts(match_priors(images, 20)) for images in (2, 4, 16)),
+    *(only_charts(match_priors(8, n, n)) for n in (1, 5, 20, 50, 200)),
+    *(only_charts(select_hard_negatives(images)) for images in (1, 2, 4, 8, 16)),
+    *(only_charts(coding(op, images)) for op in ("encode_boxes", "decode_boxes") for images in (1, 2, 4, 8, 16)),
+    *(only_charts(nms(n)) for n in (500, 2000, 10000)),
+    *(only_charts(batched_nms(n)) for n in (500, 2000, 10000)),
+]
 
-    def finished():
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        benchmark.pedantic(finished, rounds=case.rounds, warmup_rounds=2)
-    finally:
-        torch.set_num_threads(before)
+@each(CASES + CHARTS)
+def test_op(benchmark, case, contender, place):
+    measure(benchmark, case, contender, place)

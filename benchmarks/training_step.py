@@ -80,12 +80,13 @@ def main() -> None:
         clock.seconds.clear()
         with clock("step"):
             train_step(model, criterion, optimizer, images, targets, settings, 1.0, args.device)
-        steps.append(dict(clock.seconds))
+        seconds = dict(clock.seconds)
+        seconds["network backward"] = seconds.pop("backward") - seconds["loss backward"]
+        seconds["rest"] = 2 * seconds["step"] - sum(seconds.values())
+        steps.append(seconds)
     median = {name: statistics.median(step[name] for step in steps[1:]) for name in steps[-1]}
 
     step = median.pop("step")
-    median["network backward"] = median.pop("backward") - median["loss backward"]
-    median["rest"] = step - sum(median.values())
     print(f"batch {args.batch}, width {args.width}, {args.device}, {torch.get_num_threads()} threads")
     for name, seconds in [*sorted(median.items(), key=lambda item: -item[1]), ("step", step)]:
         print(f"{name:17} {seconds * 1e3:9.2f} ms {seconds / step:7.2%}")

@@ -1,0 +1,25 @@
+"""What the result file says besides times: the machine, the versions, and what was left out."""
+
+import os
+
+import torch
+import torchvision
+from harness import ALL, left_out
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["ssd_ext"] = {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": ALL,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {
+            "python": machine_info["python_version"],
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    output_json["left_out"] = left_out

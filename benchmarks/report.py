@@ -1,0 +1,260 @@
+"""Writes docs/performance.md and the charts in docs/charts/ from benchmarks/results/*.json: `make bench-report`.
+
+The text between the tables is in benchmarks/performance.md. A line `{{table SUITE}}` there becomes the tables of all
+machines, `{{bars SUITE}}` and `{{scaling SUITE}}` the charts, `{{machines}}` and `{{left out}}` what they say. The same
+results give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssd.atomic import replacing
+
+ROOT = Path(__file__).resolve().parent.parent
+# Contender -> (heading, colour).
+CONTENDERS = {
+    "ssd_ext": ("ssd_ext", "tab:blue"),
+    "plain_pytorch": ("plain PyTorch", "tab:cyan"),
+    "compiled_fallback": ("compiled", "tab:purple"),
+    "torchvision": ("torchvision", "tab:orange"),
+    "torchvision_no_cap": ("torchvision, no cap", "tab:red"),
+    "tutorial": ("tutorial", "tab:gray"),
+    "ssd_ext_bf16": ("ssd_ext bf16", "tab:cyan"),
+    "torchvision_bf16": ("torchvision bf16", "tab:red"),
+}
+Row = dict
+
+
+class Machine:
+    """One result file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.stem
+        self.result = json.loads(path.read_text())
+        self.rows: list[Row] = self.result["results"]
+
+    def describe(self) -> str:
+        r = self.result
+        versions = ", ".join(f"{name} {version}" for name, version in r["versions"].items())
+        commit, comma, changes = r["commit"].partition(",")
+        commit = commit[:8] + comma + changes
+        cpu = f"{r['cpu']} ({r['instructions']}), {units({'cores': r['cores'], 'threads': r['threads']})}"
+        return f"**{self.name}**: {r['gpu'] or 'no GPU'}; {cpu}; {versions}; commit {commit}, {r['date']}"
+
+
+def units(sizes: dict) -> str:
+    return ", ".join(f"{n} {unit if n != 1 else unit.removesuffix('s')}" for unit, n in sizes.items())
+
+
+def case_name(row: Row) -> str:
+    return f"{row['op']}, {units(row['sizes'])}"
+
+
+def number(x: float | None) -> str:
+    """Three significant digits without an exponent."""
+    if x is None:
+        return "-"
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.3g}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+# ----------------------------------------------------------------------------------------------------- tables
+
+
+def tables(machine: Machine, suite: str) -> Iterator[str]:
+    """A table for the CPU and one for the GPU, where there are measurements."""
+    for device in ("cpu", "cuda"):
+        rows = [r for r in machine.rows if (r["suite"], r["device"]) == (suite, device) and not r["chart_only"]]
+        if rows:
+            yield f"{machine.name}, {device}, medians in ms:\n\n{table(rows, device)}"
+
+
+def table(rows: list[Row], device: str) -> str:
+    bandwidth = device == "cuda" and rows[0]["suite"] in ("ops", "loss", "detection")  # a network reads its weights too
+    cases: dict[tuple, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        how = ("graph" if row["graph"] else "eager") if device == "cuda" else str(row["threads"])
+        cases[case_name(row), how][row["contender"]] = row
+    contenders = [name for name in CONTENDERS if any(name in case for case in cases.values())]
+    with_candidates = any("candidates" in row for row in rows)
+    head = ["case", *(["candidates per image"] if with_candidates else [])]
+    head += ["called" if device == "cuda" else "threads", *(CONTENDERS[name][0] for name in contenders)]
+    head += ["torchvision / ssd_ext", "MB ssd_ext", "MB torchvision"]
+    head += ["GB/s ssd_ext", "ssd_ext / copy"] if bandwidth else []
+    lines = []
+    for (name, how), case in cases.items():
+        ours, peer = case.get("ssd_ext"), case.get("torchvision")
+        cells = [name, *([str(next(iter(case.values()))["candidates"])] if with_candidates else []), how]
+        cells += [number(case[c]["median_ms"]) if c in case else "-" for c in contenders]
+        cells.append(f"{number(peer['median_ms'] / ours['median_ms'])}x" if ours and peer else "-")
+        cells += [number(r and r["peak_mb"]) for r in (ours, peer)]
+        if bandwidth and ours:
+            cells += [
+                number(ours["bytes"] / ours["median_ms"] / 1e6),
+                f"{number(ours['median_ms'] / ours['copy_ms'])}x",
+            ]
+        elif bandwidth:
+            cells += ["-", "-"]
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def reasons(machines: list[Machine]) -> str:
+    """What was left out and why, the cases of one reason together."""
+    groups: dict[tuple, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    for machine in machines:
+        for row in machine.result["left_out"]:
+            groups[row["contender"], row["suite"], row["reason"]][row["op"]][units(row["sizes"])] = None
+    lines = []
+    for (contender, suite, reason), ops in groups.items():
+        by_sizes: dict[str, list[str]] = defaultdict(list)
+        for op, sizes in ops.items():
+            by_sizes["; ".join(sizes)].append(op)
+        cases = ". ".join(f"{', '.join(names)}: {sizes}" for sizes, names in by_sizes.items())
+        lines.append([CONTENDERS[contender][0], suite, cases, reason])
+    return markdown(["contender", "table", "cases", "why there is no number"], lines) if lines else "Nothing."
+
+
+# ----------------------------------------------------------------------------------------------------- charts
+
+
+def fullest(machine: Machine, suite: str) -> list[Row]:
+    """Rows of the fullest use of the machine: the GPU without graphs, or all threads of the CPU."""
+    rows = [r for r in machine.rows if r["suite"] == suite and not r["graph"]]
+    gpu = [r for r in rows if r["device"] == "cuda"]
+    return gpu or [r for r in rows if r["threads"] == machine.result["threads"]]
+
+
+def where(rows: list[Row]) -> str:
+    return "GPU" if rows[0]["device"] == "cuda" else f"CPU, {units({'threads': rows[0]['threads']})}"
+
+
+def series(rows: list[Row], op: str, axis: str) -> tuple[dict, dict[str, list[tuple[float, float]]]]:
+    """The other sizes, held fixed, and contender -> [(size, ms), ...]; the choice with most points of ssd_ext."""
+    fixed: dict[tuple, dict[str, dict]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row["op"] == op and isinstance(row["sizes"].get(axis), int):
+            others = tuple((k, v) for k, v in row["sizes"].items() if k != axis)
+            fixed[others][row["contender"]][row["sizes"][axis]] = row["median_ms"]
+    others, lines = max(fixed.items(), key=lambda item: len(item[1]["ssd_ext"]), default=((), {}))
+    return dict(others), {name: sorted(points.items()) for name, points in lines.items() if len(points) >= 3}
+
+
+def figure(panels: int):
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.hashsalt": "ssd_ext", "svg.fonttype": "none", "font.size": 9})
+    sheet = Figure(figsize=(4.2 * panels, 3.2), layout="constrained")
+    axes = sheet.subplots(1, panels, squeeze=False)[0]
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    return sheet, axes
+
+
+def save(sheet, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        sheet.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
+    return path
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def scaling(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
+    """For every op a chart with time against each size that was varied."""
+    rows = fullest(machine, suite)
+    for op in dict.fromkeys(row["op"] for row in rows):
+        axes_of = dict.fromkeys(axis for row in rows if row["op"] == op for axis in row["sizes"])
+        found = {axis: series(rows, op, axis) for axis in axes_of}
+        found = {axis: (others, lines) for axis, (others, lines) in found.items() if "ssd_ext" in lines}
+        if not found:
+            continue
+        sheet, panels = figure(len(found))
+        for ax, (axis, (others, lines)) in zip(panels, found.items(), strict=True):
+            for name in (name for name in CONTENDERS if name in lines):
+                label, color = CONTENDERS[name]
+                ax.plot(*zip(*lines[name], strict=True), color=color, marker="o", markersize=3, label=label)
+            ax.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=units(others))
+            ticks = [x for x, _ in lines["ssd_ext"]]
+            ax.set_xticks(ticks, [str(x) for x in ticks], rotation=45 if max(ticks) > 999 else 0)
+            ax.minorticks_off()
+        panels[0].legend(frameon=False)
+        sheet.suptitle(f"{op}, {where(rows)}" if suite == "ops" else f"{suite}, {op}, {where(rows)}")
+        yield save(sheet, folder / machine.name / f"{slug(suite)}-{slug(op)}.svg")
+
+
+def bars(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
+    """One chart, a panel for each op, a group of bars for each case."""
+    rows = [row for row in fullest(machine, suite) if not row["chart_only"]]
+    if not rows:
+        return
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    sheet, panels = figure(len(ops))
+    names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
+    width = 0.8 / len(names)
+    for ax, op in zip(panels, ops, strict=True):
+        cases = list(dict.fromkeys(units(row["sizes"]) for row in rows if row["op"] == op))
+        for i, name in enumerate(names):
+            mine = {units(r["sizes"]): r["median_ms"] for r in rows if (r["op"], r["contender"]) == (op, name)}
+            x = [j + (i - (len(names) - 1) / 2) * width for j, case in enumerate(cases) if case in mine]
+            ax.bar(x, list(mine.values()), width, color=CONTENDERS[name][1], label=CONTENDERS[name][0])
+        ax.set_xticks(range(len(cases)), [case.replace(", ", "\n") for case in cases], fontsize=7)
+        ax.set(yscale="log", ylabel="ms", title=op)
+        ax.grid(visible=False, axis="x")
+    sheet.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
+    sheet.suptitle(f"{suite}, {where(rows)}")
+    yield save(sheet, folder / machine.name / f"{slug(suite)}-bars.svg")
+
+
+# ----------------------------------------------------------------------------------------------------- report
+
+
+def render(template: str, machines: list[Machine], docs: Path | None) -> str:
+    """The template with its marked lines replaced; draws the charts into docs/charts, or none without `docs`."""
+
+    def replacement(match: re.Match) -> str:
+        kind, _, suite = match[1].partition(" ")
+        if match[1] == "machines":
+            return "\n".join(f"* {machine.describe()}" for machine in machines)
+        if match[1] == "left out":
+            return reasons(machines)
+        if kind == "table":
+            return "\n\n".join(t for m in machines for t in tables(m, suite)) or "No measurements yet."
+        if docs is None:
+            return ""
+        draw = {"scaling": scaling, "bars": bars}[kind]
+        paths = [path.relative_to(docs).as_posix() for m in machines for path in draw(m, suite, docs / "charts")]
+        return "\n".join(f"![{Path(path).stem}]({path})" for path in paths) or "No measurements yet."
+
+    return re.sub(r"^\{\{(.+?)\}\}$", replacement, template, flags=re.MULTILINE)
+
+
+def main(root: Path = ROOT) -> None:
+    machines = [Machine(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))]
+    docs = root / "docs"
+    before = set((docs / "charts").glob("*/*.svg"))
+    text = render((root / "benchmarks" / "performance.md").read_text(), machines, docs)
+    with replacing(docs / "performance.md") as temporary:
+        temporary.write_text(text)
+    for stale in before:
+        if stale.relative_to(docs).as_posix() not in text:
+            stale.unlink()
+    print(f"{len(machines)} machine(s): {docs / 'performance.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""SSD's loss and detection as code after the well-known tutorial does them: image by image, class by class.
+
+Written for this comparison from a description; what it computes is in docs/semantics.md. Boxes are xyxy unless a name
+says cxcywh, in fractions of the image.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) IoU of (N, 4) and (M, 4)."""
+    low = torch.max(a[:, None, :2], b[None, :, :2])
+    high = torch.min(a[:, None, 2:], b[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2)
+    area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
+    return shared / (area_a[:, None] + area_b[None, :] - shared)
+
+
+def to_cxcywh(boxes: Tensor) -> Tensor:
+    return torch.cat([(boxes[:, 2:] + boxes[:, :2]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
+
+
+def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    centre, size = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=1)
+
+
+def encode(boxes: Tensor, priors_cxcywh: Tensor) -> Tensor:
+    """(P, 4) offsets of one image."""
+    b = to_cxcywh(boxes)
+    centre = (b[:, :2] - priors_cxcywh[:, :2]) / (priors_cxcywh[:, 2:] / 10)
+    return torch.cat([centre, torch.log(b[:, 2:] / priors_cxcywh[:, 2:]) * 5], dim=1)
+
+
+def decode(offsets: Tensor, priors_cxcywh: Tensor) -> Tensor:
+    """(P, 4) boxes of one image."""
+    centre = offsets[:, :2] * priors_cxcywh[:, 2:] / 10 + priors_cxcywh[:, :2]
+    return to_xyxy(torch.cat([centre, torch.exp(offsets[:, 2:] / 5) * priors_cxcywh[:, 2:]], dim=1))
+
+
+def match(boxes: Tensor, priors: Tensor, threshold: float) -> Tensor:
+    """(P,) int64: the object of each prior of one image, -1 for background."""
+    overlap = iou(boxes, priors)
+    best, which = overlap.max(dim=0)
+    forced = overlap.max(dim=1).indices
+    which[forced] = torch.arange(len(boxes), device=boxes.device)
+    best[forced] = 1.0
+    which[best < threshold] = -1
+    return which
+
+
+def hardest(losses: Tensor, positive: Tensor, ratio: int) -> Tensor:
+    """The losses of the hard negatives of a batch, found by sorting all of them."""
+    ordered = losses.masked_fill(positive, 0).sort(dim=1, descending=True).values
+    rank = torch.arange(losses.shape[1], device=losses.device)
+    return ordered[rank < ratio * positive.sum(dim=1, keepdim=True)]
+
+
+def loss(
+    locs: Tensor, logits: Tensor, boxes: list[Tensor], labels: list[Tensor], priors_cxcywh: Tensor, priors: Tensor
+):
+    """conf_loss and loc_loss (L1) of a batch."""
+    classes, offsets = [], []
+    for image_boxes, image_labels in zip(boxes, labels, strict=True):
+        which = match(image_boxes, priors, 0.5)
+        image_classes = image_labels[which]
+        image_classes[which < 0] = 0
+        classes.append(image_classes)
+        offsets.append(encode(image_boxes[which], priors_cxcywh))
+    classes, offsets = torch.stack(classes), torch.stack(offsets)
+    positive = classes > 0
+    loc_loss = F.l1_loss(locs[positive], offsets[positive])
+    losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view(classes.shape)
+    conf_loss = (losses[positive].sum() + hardest(losses, positive, 3).sum()) / positive.sum()
+    return conf_loss, loc_loss
+
+
+def nms(boxes: Tensor, scores: Tensor, max_overlap: float) -> Tensor:
+    """Kept indices by falling score; the IoU of all pairs first, then a loop over the boxes."""
+    order = scores.sort(descending=True).indices
+    overlap = iou(boxes[order], boxes[order])
+    suppressed = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept = []
+    for i in range(len(boxes)):
+        if suppressed[i]:
+            continue
+        kept.append(i)
+        suppressed |= overlap[i] > max_overlap
+    return order[kept]
+
+
+def detect(locs: Tensor, logits: Tensor, priors_cxcywh: Tensor, min_score: float, max_overlap: float, top_k: int):
+    """Boxes (k, 4), scores (k,) and labels (k,) of each image."""
+    found = []
+    for image_locs, image_scores in zip(locs, logits.softmax(dim=2), strict=True):
+        decoded = decode(image_locs, priors_cxcywh)
+        boxes, scores, labels = [], [], []
+        for label in range(1, logits.shape[2]):
+            passing = image_scores[:, label] > min_score
+            if not passing.any():
+                continue
+            class_boxes, class_scores = decoded[passing], image_scores[passing, label]
+            kept = nms(class_boxes, class_scores, max_overlap)
+            boxes.append(class_boxes[kept])
+            scores.append(class_scores[kept])
+            labels.append(torch.full_like(kept, label))
+        if not boxes:
+            found.append((locs.new_zeros(0, 4), locs.new_zeros(0), torch.zeros(0, dtype=torch.int64)))
+            continue
+        boxes, scores, labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+        best = scores.sort(descending=True).indices[:top_k]
+        found.append((boxes[best], scores[best], labels[best]))
+    return found
