@@ -1,8 +1,8 @@
-"""Writes docs/performance.md and the charts in docs/charts/ from benchmarks/results/*.json: `make bench-report`.
+"""Writes docs/performance.md, the charts in docs/charts/ and the table of the README: `make bench-report`.
 
-The text between the tables is in benchmarks/performance.md. A line `{{table SUITE}}` there becomes the tables of all
-machines, `{{bars SUITE}}` and `{{scaling SUITE}}` the charts, `{{machines}}` and `{{left out}}` what they say. The same
-results give the same bytes.
+All comes from benchmarks/results/*.json; the text between the tables is in benchmarks/performance.md. A line
+`{{table SUITE}}` there becomes the tables of all machines, `{{bars SUITE}}` and `{{scaling SUITE}}` the charts,
+`{{machines}}` and `{{left out}}` what they say. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ CONTENDERS = {
     "ssd_ext_bf16": ("ssd_ext bf16", "tab:cyan"),
     "torchvision_bf16": ("torchvision bf16", "tab:red"),
 }
+# What the README quotes: suite, op, sizes; of the first machine, with the fullest use of it.
+QUOTED = (
+    ("loss", "forward and backward", {"images": 32, "classes": 21}),
+    ("loss", "forward and backward", {"images": 32, "classes": 81}),
+    ("detection", "trained", {"images": 32, "classes": 21}),
+    ("detection", "trained", {"images": 32, "classes": 81}),
+    ("detection", "untrained", {"images": 32, "classes": 21}),
+    ("ops", "match_priors", {"images": 32, "objects each": "1-20"}),
+    ("ops", "box_iou", {"boxes": 8732, "priors": 8732}),
+    ("ops", "nms", {"boxes": 20000}),
+)
+QUOTE = re.compile(r"(?<=<!-- written by make bench-report -->\n).*?(?=<!-- end -->)", re.DOTALL)
 Row = dict
 
 
@@ -122,6 +134,25 @@ def reasons(machines: list[Machine]) -> str:
         cases = ". ".join(f"{', '.join(names)}: {sizes}" for sizes, names in by_sizes.items())
         lines.append([CONTENDERS[contender][0], suite, cases, reason])
     return markdown(["contender", "table", "cases", "why there is no number"], lines) if lines else "Nothing."
+
+
+def quotation(machine: Machine) -> str:
+    """The table of the README, each row with the name of its case for `pytest -k`."""
+    lines = []
+    for suite, op, sizes in QUOTED:
+        rows = [r for r in fullest(machine, suite) if (r["op"], r["sizes"]) == (op, sizes)]
+        by = {row["contender"]: row for row in rows}
+        if not {"ssd_ext", "torchvision"} <= by.keys():
+            continue
+        ours, peer = by["ssd_ext"], by["torchvision"]
+        name = case_name(ours)
+        cells = [f"{suite}: {name}" if suite != "ops" else name]
+        cells += [number(ours["median_ms"]), number(peer["median_ms"])]
+        cells.append(f"{number(peer['median_ms'] / ours['median_ms'])}x")
+        cells += [number(ours["peak_mb"]), number(peer["peak_mb"])]
+        lines.append([*cells, f"`{re.sub('[ ,]+', '-', name)}`"])
+    head = ["work", "ssd_ext ms", "torchvision ms", "ratio", "ssd_ext MB", "torchvision MB", "`-k`"]
+    return markdown(head, lines) + f"\n\n{machine.describe()}\n"
 
 
 # ----------------------------------------------------------------------------------------------------- charts
@@ -250,6 +281,10 @@ def main(root: Path = ROOT) -> None:
     text = render((root / "benchmarks" / "performance.md").read_text(), machines, docs)
     with replacing(docs / "performance.md") as temporary:
         temporary.write_text(text)
+    readme = root / "README.md"
+    if machines and readme.exists():
+        with replacing(readme) as temporary:
+            temporary.write_text(QUOTE.sub(lambda _: quotation(machines[0]), readme.read_text()))
     for stale in before:
         if stale.relative_to(docs).as_posix() not in text:
             stale.unlink()

@@ -127,3 +127,9 @@ def test_documentation_is_the_report_of_the_results():
         return [line for line in lines if line and not line.startswith("![") and line != "No measurements yet."]
 
     assert without_charts(text) == without_charts(expected)
+
+
+def test_the_readme_quotes_the_results():
+    machines = [report.Machine(path) for path in sorted((ROOT / "benchmarks/results").glob("*.json"))]
+    (quoted,) = report.QUOTE.findall((ROOT / "README.md").read_text())
+    assert quoted == report.quotation(machines[0])

@@ -204,6 +204,31 @@ def test_without_positives_the_loss_is_exactly_zero(counts, value, device):
 
 
 @IMPLEMENTATIONS
+def test_a_batch_is_its_images(multibox_loss, device):
+    """Many images are shared out to threads, of few the rows are."""
+    counts = (3, 0, 5, 1) * 5
+    inputs = to(device, sample(counts, n_priors=700))
+    conf, loc, n_pos, match, selected = multibox_loss(*inputs, *TUTORIAL)
+    sums = torch.zeros(2, dtype=torch.float64)
+    first = 0
+    for i, count in enumerate(counts):
+        objects, image = slice(first, first + count), slice(i, i + 1)
+        alone = (
+            inputs[0][image],
+            inputs[1][image],
+            inputs[2][objects],
+            inputs[3][objects],
+            adv.pack((count,)).to(device),
+        )
+        *losses, n, its_match, its_selected = multibox_loss(*alone, inputs[5], *TUTORIAL)
+        assert torch.equal(its_match, match[image])
+        assert torch.equal(its_selected, selected[image])
+        sums += torch.stack(losses).cpu() * n.cpu()
+        first += count
+    assert_close((sums / n_pos.cpu()).float(), torch.stack([conf, loc]).cpu(), **CLOSE)
+
+
+@IMPLEMENTATIONS
 def test_min_negatives_lets_empty_images_teach(multibox_loss, device):
     inputs = to(device, sample((0, 0)))
     conf, loc, n_pos, _, selected = multibox_loss(*inputs, 0.5, 3.0, "l1", "per_prior", 4, 0.1, 0.2)

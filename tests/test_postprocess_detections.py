@@ -231,6 +231,17 @@ def test_empty_inputs(postprocess, n_images, n_priors, n_classes, device):
 
 
 @IMPLEMENTATIONS
+def test_a_batch_is_its_images(postprocess, device):
+    """Many images are shared out to threads, of few the rows are."""
+    inputs = [x.to(device) for x in exact(17, 700, 5)]
+    whole = postprocess(*inputs, 0.15, 0.4, 30)
+    for i in range(17):
+        image = slice(i, i + 1)
+        alone = postprocess(inputs[0][image], inputs[1][image], inputs[2], 0.15, 0.4, 30)
+        assert all(torch.equal(a, b[image]) for a, b in zip(alone, whole, strict=True))
+
+
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("value", [adv.NAN, adv.INF, -adv.INF])
 def test_not_finite_logits(postprocess, value, device):
     """A row with a NaN or +inf has no scores; -inf is a probability of 0; a row of -inf has none."""

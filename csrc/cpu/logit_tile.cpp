@@ -64,6 +64,33 @@ INLINE_IN_CLONES void cross_entropy_of(const T* __restrict tile, int64_t n_class
   }
 }
 
+template <typename T>
+INLINE_IN_CLONES void exponentiate(T* __restrict tile, int64_t n_classes, const T* __restrict maxima,
+                                   T* __restrict sums) {
+  std::fill_n(sums, kTileRows, T(0));
+  for (int64_t c = 0; c < n_classes; ++c) {
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      const T e = exp_of_logit(tile[c * kTileRows + row], maxima[row]);
+      tile[c * kTileRows + row] = e;
+      sums[row] += e;
+    }
+  }
+}
+
+template <typename T>
+INLINE_IN_CLONES void differentiate(T* __restrict tile, int64_t n_classes,
+                                    const int32_t* __restrict true_classes, T factor) {
+  T maxima[kTileRows], sums[kTileRows];
+  find_maxima(tile, n_classes, maxima);
+  exponentiate(tile, n_classes, maxima, sums);
+  for (int64_t c = 0; c < n_classes; ++c) {
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      const T one_hot = true_classes[row] == c ? T(1) : T(0);
+      tile[c * kTileRows + row] = (tile[c * kTileRows + row] / sums[row] - one_hot) * factor;
+    }
+  }
+}
+
 }  // namespace
 
 void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile) {
@@ -92,18 +119,21 @@ void cross_entropy_of_tile(const double* tile, int64_t n_classes, const double* 
   cross_entropy_of(tile, n_classes, true_logits, ce);
 }
 
+VECTOR_CLONES void differentiate_tile(float* tile, int64_t n_classes, const int32_t* true_classes,
+                                      float factor) {
+  differentiate(tile, n_classes, true_classes, factor);
+}
+void differentiate_tile(double* tile, int64_t n_classes, const int32_t* true_classes, double factor) {
+  differentiate(tile, n_classes, true_classes, factor);
+}
+
 VECTOR_CLONES void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest) {
   float maxima[kTileRows];
   find_maxima(tile, n_classes, maxima);
-  std::fill_n(sums, kTileRows, 0.0f);
+  exponentiate(tile, n_classes, maxima, sums);
   std::fill_n(largest, kTileRows, 0.0f);
-  for (int64_t c = 0; c < n_classes; ++c) {
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      const float e = exp_of_logit(tile[c * kTileRows + row], maxima[row]);
-      tile[c * kTileRows + row] = e;
-      sums[row] += e;
-      if (c > 0) largest[row] = larger(largest[row], e);
-    }
+  for (int64_t c = 1; c < n_classes; ++c) {
+    for (int64_t row = 0; row < kTileRows; ++row) largest[row] = larger(largest[row], tile[c * kTileRows + row]);
   }
 }
 

@@ -1,30 +1,28 @@
 // Matching on the CPU: boxes (G, 4) of B images and priors (P, 4) xyxy -> (B, P), the object of every prior.
 //
 // 1. The priors are laid out once in tiles, with one array per coordinate.
-// 2. A task owns a run of tiles in one image. It offers each object to each tile that it can overlap: one
-//    vectorised loop over the priors, which keep their best object, while the object keeps the best prior of
-//    the run.
-// 3. A task owns an image: its objects force their best priors, or take them one by one (bipartite).
+// 2. A thread owns an image, or a run of its tiles where images are few. It offers each object to each tile that
+//    it can overlap: one vectorised loop over the priors, which keep their best object, while the object keeps the
+//    best prior of the run.
+// 3. The objects of an image force their best priors, or take them one by one (bipartite).
 //
 // No IoU matrix: beyond the output, memory for the tiles and for one candidate per object and run.
 #include "cpu/match_priors.h"
 
 #include "box_math.h"
 #include "checks.h"
+#include "cpu/parallel_images.h"
 #include "cpu/vector_clones.h"
 #include "matching.h"
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kTile = 64;               // few priors lie close together, so that many objects miss a tile
-constexpr int64_t kTilesPerTask = 128;      // about 10 us of laying out
-constexpr int64_t kTasks = 64;              // at least so many, where there are tiles: enough for many threads
+constexpr int64_t kTile = kPriorTile;
 constexpr int64_t kPairsPerTask = 1 << 15;  // about 20 us: fewer pairs are not worth waking a thread
 
 // An integer as wide as T: a loop over both vectorises best. That of an IoU orders as the IoU, never negative.
@@ -38,13 +36,6 @@ inline bits_t<T> bits_of(T value) {
   return bits;
 }
 
-// Priors side by side. Past the last prior lie empty boxes, which match nothing.
-template <typename T>
-struct PriorTile {
-  Box<T> bounds;  // outside of it, no prior overlaps anything
-  T x0[kTile], y0[kTile], x1[kTile], y1[kTile], area[kTile];
-};
-
 // The priors of a tile and what they have been offered.
 template <typename T>
 struct TileMatch {
@@ -52,27 +43,6 @@ struct TileMatch {
   bits_t<T> owner[kTile];  // the first object that has it, -1 for none
   T iou[kTile];            // with the last object
 };
-
-template <typename T, typename scalar_t>
-void lay_out(const scalar_t* priors,  // (P, 4) xyxy
-             int64_t n_priors, int64_t tile_index, PriorTile<T>& tile) {
-  const T inf = std::numeric_limits<T>::infinity();
-  tile.bounds = {inf, inf, -inf, -inf};
-  for (int64_t k = 0; k < kTile; ++k) {
-    const int64_t p = tile_index * kTile + k;
-    const Box<T> prior = p < n_priors ? load_box<T>(priors, p) : Box<T>{0, 0, 0, 0};
-    tile.x0[k] = prior.x0;
-    tile.y0[k] = prior.y0;
-    tile.x1[k] = prior.x1;
-    tile.y1[k] = prior.y1;
-    tile.area[k] = area(prior);
-    // NaN passes no comparison, and a prior that has one overlaps nothing.
-    if (prior.x0 < tile.bounds.x0) tile.bounds.x0 = prior.x0;
-    if (prior.y0 < tile.bounds.y0) tile.bounds.y0 = prior.y0;
-    if (prior.x1 > tile.bounds.x1) tile.bounds.x1 = prior.x1;
-    if (prior.y1 > tile.bounds.y1) tile.bounds.y1 = prior.y1;
-  }
-}
 
 // False only if the object has IoU 0 with all priors of the tile.
 template <typename T>
@@ -120,19 +90,18 @@ void clear(TileMatch<T>& match) {
 }
 
 // Rule 1 for the tiles begin..end of one image; the best prior of each object in them.
-template <typename scalar_t, typename T>
-void match_run(const scalar_t* boxes,      // (count, 4) xyxy, of the image
-               int32_t count,
-               const PriorTile<T>* tiles,  // all
+template <typename T>
+void match_run(const Box<T>* boxes, int32_t count,  // of the image
+               const PriorTile<T>* tiles,           // all
                int64_t begin, int64_t end, int64_t n_priors, T threshold,
-               Candidate<T>* candidates,   // (count,)
-               int32_t* match) {           // (P,)
+               Candidate<T>* candidates,  // (count,)
+               int32_t* match) {          // (P,)
   std::fill_n(candidates, count, Candidate<T>{0, 0});
   TileMatch<T> tile_match;
   for (int64_t t = begin; t < end; ++t) {
     clear(tile_match);
     for (int32_t object = 0; object < count; ++object) {
-      const Box<T> box = load_box<T>(boxes, object);
+      const Box<T>& box = boxes[object];
       if (!can_overlap(box, tiles[t])) continue;
       const T highest = offer(box, object, tiles[t], tile_match);
       if (highest > candidates[object].iou) {
@@ -180,8 +149,8 @@ void force_best_priors(const Candidate<T>* candidates,  // (count,), the best pr
 
 // The best pair of all takes its prior, again and again. An object's candidate may meanwhile have been taken;
 // it is then replaced when its turn comes, which is soon enough, for its next one ranks lower.
-template <typename scalar_t, typename T>
-void take_best_pairs(const scalar_t* boxes,  // (count, 4) xyxy, of the image
+template <typename T>
+void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
                      const PriorTile<T>* tiles, int64_t n_priors,
                      Candidate<T>* candidates,  // (count,), the best prior of each object
                      int32_t count,
@@ -202,7 +171,7 @@ void take_best_pairs(const scalar_t* boxes,  // (count, 4) xyxy, of the image
     if (!is_taken(prior_match)) {
       prior_match = taken_by(object);
     } else {
-      candidates[object] = best_free_prior(load_box<T>(boxes, object), tiles, n_priors, match);
+      candidates[object] = best_free_prior(boxes[object], tiles, n_priors, match);
       push(object);
     }
   }
@@ -210,6 +179,38 @@ void take_best_pairs(const scalar_t* boxes,  // (count, 4) xyxy, of the image
 }
 
 }  // namespace
+
+template <typename T>
+void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match) const {
+  const auto n_tiles = static_cast<int64_t>(tiles_.size());
+  // A few objects are not worth several runs, and many threads none shorter than a tile.
+  const int64_t pairs = (count + 1) * n_priors_;
+  const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, pairs / kPairsPerTask));
+  std::vector<Candidate<T>> candidates(runs * count);
+  torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t run = begin; run < end; ++run) {
+      match_run(boxes, count, tiles_.data(), run * n_tiles / runs, (run + 1) * n_tiles / runs, n_priors_,
+                threshold_, candidates.data() + run * count, match);
+    }
+  });
+  Candidate<T>* const best = candidates.data();  // of the first run, then of all
+  for (int64_t run = 1; run < runs; ++run) {
+    for (int32_t object = 0; object < count; ++object) {
+      const Candidate<T>& other = best[run * count + object];
+      if (outranks(other, best[object])) best[object] = other;
+    }
+  }
+  if (bipartite_) {
+    take_best_pairs(boxes, tiles_.data(), n_priors_, best, count, match);
+  } else {
+    force_best_priors(best, count, match);
+  }
+}
+
+template class Matcher<float>;
+template class Matcher<double>;
+
+namespace {
 
 Tensor match_priors_cpu(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
                         double threshold, const std::string& mode) {
@@ -224,64 +225,27 @@ Tensor match_priors_cpu(const Tensor& boxes, const Tensor& offsets, const Tensor
   const Tensor objects = torch::stable::contiguous(boxes);
   const Tensor starts = torch::stable::contiguous(offsets);
   const Tensor priors = torch::stable::contiguous(priors_xyxy);
-  const int64_t n_tiles = (n_priors + kTile - 1) / kTile;
-  const int64_t runs = std::min(n_tiles, (kTasks + n_images - 1) / n_images);  // per image
+  const auto* const offsets_data = static_cast<const int32_t*>(starts.const_data_ptr());
+  auto* const match_data = static_cast<int32_t*>(match.mutable_data_ptr());
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto scratch = [&](int64_t bytes) {
-      return torch::stable::new_empty(boxes, {bytes}, ScalarType::Byte);
-    };
-    const Tensor tiles = scratch(n_tiles * sizeof(PriorTile<T>));
-    const Tensor candidates = scratch(runs * n_objects * sizeof(Candidate<T>));
     const auto* const boxes_data = static_cast<const scalar_t*>(objects.const_data_ptr());
-    const auto* const offsets_data = static_cast<const int32_t*>(starts.const_data_ptr());
     const auto* const priors_data = static_cast<const scalar_t*>(priors.const_data_ptr());
-    auto* const tiles_data = static_cast<PriorTile<T>*>(tiles.mutable_data_ptr());
-    auto* const candidates_data = static_cast<Candidate<T>*>(candidates.mutable_data_ptr());  // (runs, G)
-    auto* const match_data = static_cast<int32_t*>(match.mutable_data_ptr());
-
-    torch::stable::parallel_for(0, n_tiles, kTilesPerTask, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) lay_out(priors_data, n_priors, t, tiles_data[t]);
-    });
-
-    // An image costs a little without objects too.
-    const int64_t pairs_per_run = (n_objects + n_images) * n_priors / (n_images * runs);
-    const int64_t runs_per_task = std::max<int64_t>(1, kPairsPerTask / std::max<int64_t>(1, pairs_per_run));
-    torch::stable::parallel_for(0, n_images * runs, runs_per_task, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / runs;
-        const int64_t run = i % runs;
+    const std::vector<Box<T>> all_boxes = load_boxes<T>(boxes_data, n_objects);
+    const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold,
+                             bipartite);
+    parallel_over_images(n_images, n_images, [&](const auto& next_image) {
+      for (int64_t image = next_image(); image < n_images; image = next_image()) {
         const ImageObjects rows = objects_of(image, offsets_data, n_objects);
-        match_run(boxes_data + 4 * rows.begin, rows.count, tiles_data, run * n_tiles / runs,
-                  (run + 1) * n_tiles / runs, n_priors, static_cast<T>(threshold),
-                  candidates_data + run * n_objects + rows.begin, match_data + image * n_priors);
-      }
-    });
-
-    const int64_t images_per_task = bipartite ? 1 : std::max<int64_t>(1, runs_per_task / runs);
-    torch::stable::parallel_for(0, n_images, images_per_task, [&](int64_t begin, int64_t end) {
-      for (int64_t image = begin; image < end; ++image) {
-        const ImageObjects rows = objects_of(image, offsets_data, n_objects);
-        Candidate<T>* const best = candidates_data + rows.begin;  // of the first run, then of all
-        for (int64_t run = 1; run < runs; ++run) {
-          for (int32_t object = 0; object < rows.count; ++object) {
-            const Candidate<T>& other = best[run * n_objects + object];
-            if (outranks(other, best[object])) best[object] = other;
-          }
-        }
-        int32_t* const image_match = match_data + image * n_priors;
-        if (bipartite) {
-          take_best_pairs(boxes_data + 4 * rows.begin, tiles_data, n_priors, best, rows.count, image_match);
-        } else {
-          force_best_priors(best, rows.count, image_match);
-        }
+        matcher.match_image(all_boxes.data() + rows.begin, rows.count, match_data + image * n_priors);
       }
     });
   });
   return match;
 }
 
+}  // namespace
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {

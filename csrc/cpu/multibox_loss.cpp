@@ -1,8 +1,8 @@
 // The SSD loss on the CPU: pred_offsets (B, P, 4), pred_logits (B, P, C) and packed objects -> conf_loss,
 // loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
 //
-// Forward: matching first. A thread then owns an image (or all threads own the tiles of one, where images are
-// few). From tiles of 64 rows it computes the cross entropy of each prior, the only thing kept of the logits,
+// Forward: a thread owns an image, or all threads own the tiles of one where images are few. It matches the
+// priors (match_priors.cpp). From tiles of 64 rows it computes the cross entropy of each prior, the only thing kept of the logits,
 // which are read once; it selects the hard negatives and adds up the losses of what counts. Targets are computed
 // where they are needed only.
 //
@@ -38,18 +38,6 @@ namespace {
 constexpr int64_t kLogitsPerTask = 1 << 16;  // about 40 us: fewer are not worth waking a thread
 
 // --------------------------------------------------------------------------------------------------- forward
-
-Tensor to_corners(const Tensor& priors_cxcywh) {
-  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
-  const Tensor boxes = torch::stable::new_empty(priors, priors.sizes());
-  dispatch_floating_dtype(priors.scalar_type(), [&](auto zero) {
-    using T = compute_t<decltype(zero)>;
-    const auto* const from = static_cast<const T*>(priors.const_data_ptr());
-    auto* const to = static_cast<Box<T>*>(boxes.mutable_data_ptr());
-    for (int64_t i = 0; i < priors.size(0); ++i) to[i] = corners(load_row<CenterBox<T>>(from, i));
-  });
-  return boxes;
-}
 
 // The cross entropies of the priors begin..end of an image.
 template <typename scalar_t, typename T>
@@ -136,6 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     double size_variance) {
   const bool smooth =
       check_multibox_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh, loc_loss);
+  const bool bipartite = check_match_mode(matching);
 
   const int64_t n_images = pred_logits.size(0);
   const int64_t n_priors = pred_logits.size(1);
@@ -144,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   const Tensor conf = torch::stable::new_empty(pred_logits, {}, dtype);
   const Tensor loc = torch::stable::new_empty(pred_logits, {}, dtype);
   const Tensor n_pos = torch::stable::new_empty(pred_logits, {}, ScalarType::Long);
-  const Tensor match = match_priors_cpu(boxes, offsets, to_corners(priors_cxcywh), threshold, matching);
+  const Tensor match = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Int);
   const Tensor selected = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Bool);
 
   const Tensor all_logits = torch::stable::contiguous(pred_logits);
@@ -160,15 +149,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
                                        center_variance, size_variance);
     const auto* const logits_data = static_cast<const scalar_t*>(all_logits.const_data_ptr());
     const AnyRows offsets_rows = rows_of(all_offsets);
+    const std::vector<Box<T>> objects = load_boxes<T>(targets.boxes, targets.n_objects);
+    auto* const match_data = static_cast<int32_t*>(match.mutable_data_ptr());
     auto* const selected_data = static_cast<bool*>(selected.mutable_data_ptr());
     std::vector<ImageLoss> losses(n_images);
 
     const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // of an image
     const int64_t tiles_per_task = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
-    parallel_over_images(n_images, n_images, [&](int64_t begin, int64_t end) {
+    const Matcher<T> matcher([&](int64_t p) { return corners(load_row<CenterBox<T>>(targets.priors, p)); },
+                             n_priors, threshold, bipartite);
+    parallel_over_images(n_images, n_images, [&](const auto& next_image) {
       const std::unique_ptr<T[]> ce(new T[n_priors]);
       const std::unique_ptr<bits_t<T>[]> keys(new bits_t<T>[n_priors]);
-      for (int64_t image = begin; image < end; ++image) {
+      for (int64_t image = next_image(); image < n_images; image = next_image()) {
+        const ImageObjects rows = objects_of(image, targets.offsets, targets.n_objects);
+        matcher.match_image(objects.data() + rows.begin, rows.count, match_data + image * n_priors);
         torch::stable::parallel_for(0, tiles, tiles_per_task, [&](int64_t from, int64_t to) {
           const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
           cross_entropies(logits_data, targets, image, from * kTileRows, std::min(n_priors, to * kTileRows),
@@ -195,35 +190,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
 
 // -------------------------------------------------------------------------------------------------- backward
 
-template <typename T>
-INLINE_IN_CLONES void exponentiate_each(const T* __restrict logits, int64_t n, T maximum, T* __restrict out) {
-  for (int64_t c = 0; c < n; ++c) out[c] = exp_of_logit(logits[c], maximum);
-}
-
-// Instruction sets are chosen per function, which a template cannot be.
-VECTOR_CLONES void exponentiate(const float* logits, int64_t n, float maximum, float* out) {
-  exponentiate_each(logits, n, maximum, out);
-}
-void exponentiate(const double* logits, int64_t n, double maximum, double* out) {
-  exponentiate_each(logits, n, maximum, out);
-}
-
-constexpr size_t kAhead = 8;  // rows
-
-// (softmax - one hot) * factor of one row.
+// The gradients of the cross entropies of some rows, a tile after the other.
 template <typename scalar_t, typename T>
-void logits_gradient(const scalar_t* logits, int64_t n_classes, int64_t true_class, T factor,
-                     T* row, T* exponentials,  // (C,), scratch
-                     scalar_t* grad) {         // (C,)
-  std::copy_n(logits, n_classes, row);
-  T maximum = row[0];
-  for (int64_t c = 1; c < n_classes; ++c) maximum = larger(maximum, row[c]);
-  exponentiate(row, n_classes, maximum, exponentials);
-  T sum = 0;
-  for (int64_t c = 0; c < n_classes; ++c) sum += exponentials[c];
-  for (int64_t c = 0; c < n_classes; ++c) {
-    const T one_hot = c == true_class ? T(1) : T(0);
-    grad[c] = static_cast<scalar_t>((exponentials[c] / sum - one_hot) * factor);
+void logits_gradients(const scalar_t* logits,  // (B * P, C)
+                      const Targets<T>& targets, const std::vector<int64_t>& rows, T factor,
+                      T* tile,           // (C, kTileRows), scratch
+                      scalar_t* grad) {  // (B * P, C)
+  const scalar_t* row_logits[kTileRows];
+  scalar_t* row_grads[kTileRows];
+  int32_t true_classes[kTileRows] = {};
+  const int64_t n_classes = targets.n_classes;
+  const auto n_rows = static_cast<int64_t>(rows.size());
+  for (int64_t first = 0; first < n_rows; first += kTileRows) {
+    const int64_t count = std::min(kTileRows, n_rows - first);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t i = rows[first + j];
+      row_logits[j] = logits + i * n_classes;
+      row_grads[j] = grad + i * n_classes;
+      true_classes[j] = static_cast<int32_t>(targets.true_class(i, targets.object(i)));
+    }
+    load_tile(row_logits, count, n_classes, tile);
+    // The rows lie far apart: without a hint the processor would wait for each of them.
+    const int64_t next = std::min(n_rows, first + 2 * kTileRows);
+    for (int64_t j = first + kTileRows; j < next; ++j) {
+      prefetch(logits + rows[j] * n_classes, n_classes * sizeof(scalar_t));
+    }
+    differentiate_tile(tile, n_classes, true_classes, factor);
+    store_tile(tile, count, n_classes, row_grads);
   }
 }
 
@@ -272,22 +265,14 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
 
       const int64_t rows_per_task = std::max<int64_t>(1, kLogitsPerTask / n_classes);
       torch::stable::parallel_for(0, n_images * n_priors, rows_per_task, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<T[]> scratch(new T[2 * n_classes]);
+        const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
         std::memset(grad_logits_data + begin * n_classes, 0, (end - begin) * n_classes * sizeof(scalar_t));
         std::memset(grad_offsets_data + begin * 4, 0, (end - begin) * 4 * sizeof(offsets_t));
         std::vector<int64_t> rows;  // that count
         for (int64_t i = begin; i < end; ++i) {
-          if (targets.object(i) >= 0 || selected_data[i]) rows.push_back(i);
-        }
-        for (size_t j = 0; j < rows.size(); ++j) {
-          // They lie far apart: the processor would wait for each of them.
-          if (j + kAhead < rows.size()) {
-            prefetch(logits_data + rows[j + kAhead] * n_classes, n_classes * sizeof(scalar_t));
-          }
-          const int64_t i = rows[j];
           const int32_t object = targets.object(i);
-          logits_gradient(logits_data + i * n_classes, n_classes, targets.true_class(i, object), conf_factor,
-                          scratch.get(), scratch.get() + n_classes, grad_logits_data + i * n_classes);
+          if (object < 0 && !selected_data[i]) continue;
+          rows.push_back(i);
           if (object < 0) continue;
           const auto predicted = load_row<BoxOffsets<T>>(offsets_data, i);
           const BoxOffsets<T> target = targets.true_offsets(i, object);
@@ -300,6 +285,7 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
           grad[2] = slope(predicted.w - target.w);
           grad[3] = slope(predicted.h - target.h);
         }
+        logits_gradients(logits_data, targets, rows, conf_factor, tile.get(), grad_logits_data);
       });
     });
   });

@@ -4,18 +4,23 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace ssd_ext {
 
-// Calls function(begin, end) for ranges of images. With an image for every thread the ranges run in parallel,
-// at most `most` of them at once, and a parallel loop inside of the function runs on one thread; with fewer
-// images one call gets all of them, and a loop inside has all threads.
-template <typename Function>
-void parallel_over_images(int64_t n_images, int64_t most, const Function& function) {
-  const int64_t ranges = std::min<int64_t>(torch::stable::get_num_threads(), most);
-  const int64_t grain = n_images < ranges || ranges <= 1 ? n_images : (n_images + ranges - 1) / ranges;
-  torch::stable::parallel_for(0, n_images, std::max<int64_t>(1, grain), function);
+// Calls work(next_image) on several threads at once, at most `most`; next_image() gives each image to one of them,
+// and n_images or more at the end. A parallel loop inside of the work then runs on one thread. With fewer images
+// than threads one call gets all of them, and a loop inside has all threads.
+//
+// Whoever is done takes the next image, since images differ: no result may depend on who had which.
+template <typename Work>
+void parallel_over_images(int64_t n_images, int64_t most, const Work& work) {
+  std::atomic<int64_t> next(0);
+  const auto next_image = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), most);
+  if (threads <= 1 || n_images < threads) return work(next_image);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(next_image); });
 }
 
 }  // namespace ssd_ext

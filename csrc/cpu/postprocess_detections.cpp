@@ -201,11 +201,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
-    parallel_over_images(n_images, most_lists, [&](int64_t begin, int64_t end) {
+    parallel_over_images(n_images, most_lists, [&](const auto& next_image) {
       const std::unique_ptr<uint64_t[]> list(new uint64_t[list_size]);
       std::vector<int64_t> list_sizes(runs);
       std::vector<KeptBoxes<float>> kept(n_classes - 1);
-      for (int64_t image = begin; image < end; ++image) {
+      for (int64_t image = next_image(); image < n_images; image = next_image()) {
         torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t last_run) {
           const std::unique_ptr<float[]> tile(new float[n_classes * kTileRows]);
           const std::unique_ptr<int32_t[]> screened(new int32_t[rows_per_run]);

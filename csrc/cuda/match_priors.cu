@@ -13,6 +13,7 @@
 
 #include "box_math.h"
 #include "checks.h"
+#include "cuda/block_ops.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/scratch.cuh"
 #include "matching.h"
@@ -23,13 +24,12 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = kWarpSize;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kObjects = 64;  // in shared memory at once: 5.4 KB with their candidates, 11 KB in double
 // Of an image. More blocks are not needed to fill a GPU, and an object has as many candidates.
 constexpr int64_t kMaxChunks = 128;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The best of the warp's candidates, in all lanes.
 template <typename T>
