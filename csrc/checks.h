@@ -61,6 +61,24 @@ inline void check_per_prior(const Tensor& values, const char* name, const Tensor
   check_same_dtype(values, name, priors_cxcywh, "priors_cxcywh");
 }
 
+// What a network predicts: pred_offsets (B, P, 4) and pred_logits (B, P, C), for priors (P, 4).
+inline void check_predictions(const Tensor& pred_offsets, const Tensor& pred_logits,
+                              const Tensor& priors_cxcywh) {
+  STD_TORCH_CHECK(pred_logits.dim() == 3 && pred_logits.size(2) >= 1,
+                  "pred_logits must have the shape (B, P, C) with C >= 1, got ", shape_of(pred_logits));
+  check_boxes(priors_cxcywh, "priors_cxcywh");
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  STD_TORCH_CHECK(pred_offsets.dim() == 3 && pred_offsets.size(0) == n_images &&
+                      pred_offsets.size(1) == n_priors && pred_offsets.size(2) == 4,
+                  "pred_offsets must have the shape (", n_images, ", ", n_priors, ", 4), got ",
+                  shape_of(pred_offsets));
+  STD_TORCH_CHECK(priors_cxcywh.size(0) == n_priors, "priors_cxcywh must have ", n_priors, " rows, got ",
+                  shape_of(priors_cxcywh));
+  check_same_device(pred_logits, "pred_logits", pred_offsets, "pred_offsets");
+  check_same_device(pred_logits, "pred_logits", priors_cxcywh, "priors_cxcywh");
+}
+
 // Calls function(scalar_t()) with the C++ type of a floating dtype. Integers arrive here as float32.
 template <typename Function>
 void dispatch_floating_dtype(ScalarType dtype, const Function& function) {

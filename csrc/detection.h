@@ -39,24 +39,13 @@ inline float least_difference_to_background(double min_score) {
 inline void check_detection_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
                                       const Tensor& priors_cxcywh, int64_t top_k,
                                       const std::optional<int64_t>& pre_nms_top_k) {
-  STD_TORCH_CHECK(pred_logits.dim() == 3 && pred_logits.size(2) >= 1,
-                  "pred_logits must have the shape (B, P, C) with C >= 1, got ", shape_of(pred_logits));
-  const int64_t n_images = pred_logits.size(0);
+  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
   const int64_t n_priors = pred_logits.size(1);
   const int64_t n_classes = pred_logits.size(2);
-  check_boxes(priors_cxcywh, "priors_cxcywh");
-  STD_TORCH_CHECK(pred_offsets.dim() == 3 && pred_offsets.size(0) == n_images &&
-                      pred_offsets.size(1) == n_priors && pred_offsets.size(2) == 4,
-                  "pred_offsets must have the shape (", n_images, ", ", n_priors, ", 4), got ",
-                  shape_of(pred_offsets));
-  STD_TORCH_CHECK(priors_cxcywh.size(0) == n_priors, "priors_cxcywh must have ", n_priors, " rows, got ",
-                  shape_of(priors_cxcywh));
   STD_TORCH_CHECK(n_priors <= UINT32_MAX && n_priors * (n_classes - 1) <= UINT32_MAX,
                   "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
   STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
   STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
-  check_same_device(pred_logits, "pred_logits", pred_offsets, "pred_offsets");
-  check_same_device(pred_logits, "pred_logits", priors_cxcywh, "priors_cxcywh");
 }
 
 }  // namespace ssd_ext

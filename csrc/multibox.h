@@ -70,19 +70,30 @@ struct Targets {
   }
 };
 
-// Of contiguous tensors.
+// The arguments of the loss, all contiguous.
+struct MultiboxTensors {
+  Tensor pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh;
+};
+
+inline MultiboxTensors contiguous_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
+                                            const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
+                                            const Tensor& priors_cxcywh) {
+  return {torch::stable::contiguous(pred_offsets), torch::stable::contiguous(pred_logits),
+          torch::stable::contiguous(boxes),        torch::stable::contiguous(labels),
+          torch::stable::contiguous(offsets),      torch::stable::contiguous(priors_cxcywh)};
+}
+
 template <typename T>
-Targets<T> targets_of(const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
-                      const Tensor& priors_cxcywh, const Tensor& match, int64_t n_classes,
-                      double center_variance, double size_variance) {
-  return {static_cast<const T*>(boxes.const_data_ptr()),
-          static_cast<const int64_t*>(labels.const_data_ptr()),
-          static_cast<const int32_t*>(offsets.const_data_ptr()),
-          static_cast<const T*>(priors_cxcywh.const_data_ptr()),
+Targets<T> targets_of(const MultiboxTensors& tensors, const Tensor& match, double center_variance,
+                      double size_variance) {
+  return {static_cast<const T*>(tensors.boxes.const_data_ptr()),
+          static_cast<const int64_t*>(tensors.labels.const_data_ptr()),
+          static_cast<const int32_t*>(tensors.offsets.const_data_ptr()),
+          static_cast<const T*>(tensors.priors_cxcywh.const_data_ptr()),
           static_cast<const int32_t*>(match.const_data_ptr()),
-          boxes.size(0),
-          priors_cxcywh.size(0),
-          n_classes,
+          tensors.boxes.size(0),
+          tensors.pred_logits.size(1),
+          tensors.pred_logits.size(2),
           {static_cast<T>(center_variance), static_cast<T>(size_variance)}};
 }
 
@@ -102,17 +113,9 @@ C10_HOST_DEVICE inline double loc_divisor(int64_t n_pos, bool smooth) {
 inline bool check_multibox_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
                                      const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
                                      const Tensor& priors_cxcywh, const std::string& loc_loss) {
-  STD_TORCH_CHECK(pred_logits.dim() == 3 && pred_logits.size(2) >= 1,
-                  "pred_logits must have the shape (B, P, C) with C >= 1, got ", shape_of(pred_logits));
-  check_boxes(priors_cxcywh, "priors_cxcywh");
+  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
   const int64_t n_images = pred_logits.size(0);
   const int64_t n_priors = pred_logits.size(1);
-  STD_TORCH_CHECK(pred_offsets.dim() == 3 && pred_offsets.size(0) == n_images &&
-                      pred_offsets.size(1) == n_priors && pred_offsets.size(2) == 4,
-                  "pred_offsets must have the shape (", n_images, ", ", n_priors, ", 4), got ",
-                  shape_of(pred_offsets));
-  STD_TORCH_CHECK(priors_cxcywh.size(0) == n_priors, "priors_cxcywh must have ", n_priors, " rows, got ",
-                  shape_of(priors_cxcywh));
   STD_TORCH_CHECK(n_priors <= INT32_MAX, "there may be at most 2^31 - 1 priors, got ", n_priors);
   check_boxes(boxes, "boxes");
   STD_TORCH_CHECK(labels.dim() == 1 && labels.size(0) == boxes.size(0) &&
@@ -129,11 +132,9 @@ inline bool check_multibox_arguments(const Tensor& pred_offsets, const Tensor& p
                   "boxes and priors_cxcywh must be in the compute dtype of pred_offsets and pred_logits, ",
                   torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(boxes.scalar_type()),
                   " and ", torch::headeronly::toString(priors_cxcywh.scalar_type()));
-  check_same_device(pred_logits, "pred_logits", pred_offsets, "pred_offsets");
   check_same_device(pred_logits, "pred_logits", boxes, "boxes");
   check_same_device(pred_logits, "pred_logits", labels, "labels");
   check_same_device(pred_logits, "pred_logits", offsets, "offsets");
-  check_same_device(pred_logits, "pred_logits", priors_cxcywh, "priors_cxcywh");
   STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ",
                   loc_loss);
   return loc_loss == "smooth_l1";

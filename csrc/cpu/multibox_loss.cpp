@@ -136,19 +136,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
   const Tensor match = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Int);
   const Tensor selected = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Bool);
 
-  const Tensor all_logits = torch::stable::contiguous(pred_logits);
-  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
-  const Tensor all_boxes = torch::stable::contiguous(boxes);
-  const Tensor all_labels = torch::stable::contiguous(labels);
-  const Tensor starts = torch::stable::contiguous(offsets);
-  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const MultiboxTensors inputs =
+      contiguous_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh);
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto targets = targets_of<T>(all_boxes, all_labels, starts, priors, match, n_classes,
-                                       center_variance, size_variance);
-    const auto* const logits_data = static_cast<const scalar_t*>(all_logits.const_data_ptr());
-    const AnyRows offsets_rows = rows_of(all_offsets);
+    const auto targets = targets_of<T>(inputs, match, center_variance, size_variance);
+    const auto* const logits_data = static_cast<const scalar_t*>(inputs.pred_logits.const_data_ptr());
+    const AnyRows offsets_rows = rows_of(inputs.pred_offsets);
     const std::vector<Box<T>> objects = load_boxes<T>(targets.boxes, targets.n_objects);
     auto* const match_data = static_cast<int32_t*>(match.mutable_data_ptr());
     auto* const selected_data = static_cast<bool*>(selected.mutable_data_ptr());
@@ -236,12 +231,8 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
   const Tensor grad_logits = torch::stable::new_empty(pred_logits, {n_images, n_priors, n_classes});
   if (n_images == 0 || n_priors == 0) return {grad_offsets, grad_logits};
 
-  const Tensor all_logits = torch::stable::contiguous(pred_logits);
-  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
-  const Tensor all_boxes = torch::stable::contiguous(boxes);
-  const Tensor all_labels = torch::stable::contiguous(labels);
-  const Tensor starts = torch::stable::contiguous(offsets);
-  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const MultiboxTensors inputs =
+      contiguous_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh);
   const Tensor matches = torch::stable::contiguous(match);
   const Tensor negatives = torch::stable::contiguous(selected);
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto logits_zero) {
@@ -249,10 +240,9 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
       using scalar_t = decltype(logits_zero);
       using offsets_t = decltype(offsets_zero);
       using T = compute_t<scalar_t>;
-      const auto targets = targets_of<T>(all_boxes, all_labels, starts, priors, matches, n_classes,
-                                         center_variance, size_variance);
-      const auto* const logits_data = static_cast<const scalar_t*>(all_logits.const_data_ptr());
-      const auto* const offsets_data = static_cast<const offsets_t*>(all_offsets.const_data_ptr());
+      const auto targets = targets_of<T>(inputs, matches, center_variance, size_variance);
+      const auto* const logits_data = static_cast<const scalar_t*>(inputs.pred_logits.const_data_ptr());
+      const auto* const offsets_data = static_cast<const offsets_t*>(inputs.pred_offsets.const_data_ptr());
       const auto* const selected_data = static_cast<const bool*>(negatives.const_data_ptr());
       auto* const grad_logits_data = static_cast<scalar_t*>(grad_logits.mutable_data_ptr());
       auto* const grad_offsets_data = static_cast<offsets_t*>(grad_offsets.mutable_data_ptr());

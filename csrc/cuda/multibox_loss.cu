@@ -147,18 +147,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cuda(
   const Tensor selected = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Bool);
   if (empty) return {conf, loc, n_pos, match, selected};
 
-  const Tensor all_logits = torch::stable::contiguous(pred_logits);
-  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
-  const Tensor all_boxes = torch::stable::contiguous(boxes);
-  const Tensor all_labels = torch::stable::contiguous(labels);
-  const Tensor starts = torch::stable::contiguous(offsets);
-  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const MultiboxTensors inputs =
+      contiguous_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh);
   const cudaStream_t stream = current_stream(pred_logits);
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto targets = targets_of<T>(all_boxes, all_labels, starts, priors, match, n_classes,
-                                       center_variance, size_variance);
+    const auto targets = targets_of<T>(inputs, match, center_variance, size_variance);
     launch_match_priors<CenterBox<T>>(targets.boxes, targets.offsets, targets.priors,
                                       static_cast<int32_t*>(match.mutable_data_ptr()), n_images,
                                       targets.n_objects, n_priors, threshold, bipartite, match, stream);
@@ -167,14 +162,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cuda(
     dispatch_row_tile<scalar_t>(n_classes, [&](auto tile_bytes, int tile_rows) {
       launch(cross_entropies_kernel<scalar_t, T, decltype(tile_bytes)::value>,
              dim3(static_cast<unsigned>(ceil_div<int64_t>(n_rows, tile_rows))), dim3(kTileRows), stream,
-             static_cast<const scalar_t*>(all_logits.const_data_ptr()), targets, ce.data(), n_rows,
+             static_cast<const scalar_t*>(inputs.pred_logits.const_data_ptr()), targets, ce.data(), n_rows,
              tile_rows);
     });
 
     const Scratch<ImageLoss> losses(pred_logits, n_images);
     static_assert(kPriorLanes == kMiningThreads, "the block that mines also adds up");
     launch(n_priors <= kMiningPriors ? add_up_image_kernel<T, true> : add_up_image_kernel<T, false>,
-           dim3(static_cast<unsigned>(n_images)), dim3(kPriorLanes), stream, ce.data(), rows_of(all_offsets),
+           dim3(static_cast<unsigned>(n_images)), dim3(kPriorLanes), stream, ce.data(), rows_of(inputs.pred_offsets),
            targets, static_cast<bool*>(selected.mutable_data_ptr()), losses.data(), neg_pos_ratio,
            min_negatives, smooth);
     launch(add_up_batch_kernel<T>, dim3(1), dim3(kImageLanes), stream, losses.data(),
@@ -304,12 +299,8 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cuda(
   const Tensor grad_logits = torch::stable::new_empty(pred_logits, {n_images, n_priors, n_classes});
   if (n_rows == 0) return {grad_offsets, grad_logits};
 
-  const Tensor all_logits = torch::stable::contiguous(pred_logits);
-  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
-  const Tensor all_boxes = torch::stable::contiguous(boxes);
-  const Tensor all_labels = torch::stable::contiguous(labels);
-  const Tensor starts = torch::stable::contiguous(offsets);
-  const Tensor priors = torch::stable::contiguous(priors_cxcywh);
+  const MultiboxTensors inputs =
+      contiguous_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh);
   const Tensor matches = torch::stable::contiguous(match);
   const Tensor negatives = torch::stable::contiguous(selected);
   const cudaStream_t stream = current_stream(pred_logits);
@@ -320,11 +311,10 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cuda(
            dim3(static_cast<unsigned>(ceil_div<int64_t>(n_rows, kGradientThreads))), dim3(kGradientThreads),
            stream, static_cast<const T*>(grad_conf.const_data_ptr()),
            static_cast<const T*>(grad_loc.const_data_ptr()),
-           static_cast<const int64_t*>(n_pos.const_data_ptr()), rows_of(all_offsets),
-           static_cast<const scalar_t*>(all_logits.const_data_ptr()),
+           static_cast<const int64_t*>(n_pos.const_data_ptr()), rows_of(inputs.pred_offsets),
+           static_cast<const scalar_t*>(inputs.pred_logits.const_data_ptr()),
            static_cast<const bool*>(negatives.const_data_ptr()),
-           targets_of<T>(all_boxes, all_labels, starts, priors, matches, n_classes, center_variance,
-                         size_variance),
+           targets_of<T>(inputs, matches, center_variance, size_variance),
            grad_offsets.mutable_data_ptr(), static_cast<scalar_t*>(grad_logits.mutable_data_ptr()), n_rows,
            smooth);
   });
