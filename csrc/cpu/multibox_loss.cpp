@@ -99,11 +99,7 @@ ImageLoss add_up_image(const T* ce,                  // (P,)
   selected += first;
   const int64_t n_pos = make_keys(ce, targets.match + first, n_priors, keys);
   const int64_t k = hard_negative_count(n_pos, n_priors - n_pos, ratio, min_negatives);
-  if (k > 0) {
-    select_largest(keys, n_priors, k, selected);
-  } else {
-    std::fill_n(selected, n_priors, false);
-  }
+  select_largest(keys, n_priors, k, selected);
   LaneSums<kPriorLanes> conf, loc;
   for (int64_t p = 0; p < n_priors; ++p) {
     const int64_t i = first + p;

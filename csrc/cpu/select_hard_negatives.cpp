@@ -27,6 +27,10 @@ INLINE_IN_CLONES int64_t count_at_least(const Bits* keys, int64_t n, Bits least)
 
 template <typename Bits>
 INLINE_IN_CLONES void select_largest_of(const Bits* keys, int64_t n, int64_t k, bool* selected) {
+  if (k == 0) {
+    std::fill_n(selected, n, false);
+    return;
+  }
   // The largest value that at least k keys reach, or any value that exactly k keys reach.
   Bits value = 0;
   int64_t reaching = n;
@@ -89,11 +93,7 @@ Tensor select_hard_negatives_cpu(const Tensor& loss, const Tensor& positive, dou
         const int64_t n_pos =
             make_keys(losses_data + offset, positives_data + offset, n_priors, keys.get());
         const int64_t k = hard_negative_count(n_pos, n_priors - n_pos, ratio, min_negatives);
-        if (k > 0) {
-          select_largest(keys.get(), n_priors, k, selected_data + offset);
-        } else {
-          std::fill_n(selected_data + offset, n_priors, false);
-        }
+        select_largest(keys.get(), n_priors, k, selected_data + offset);
       }
     };
     torch::stable::parallel_for(0, n_images, std::max<int64_t>(1, kPriorsPerTask / n_priors), select_images);
