@@ -56,6 +56,17 @@ def test_all_priors_of_ssd300(match_priors, mode, device):
 
 
 @IMPLEMENTATIONS
+def test_the_first_of_equal_priors_is_forced_however_far_they_lie_apart(match_priors, device):
+    """One image with so many pairs that threads share its priors."""
+    boxes, few = adv.random_boxes(30), adv.random_boxes(100, 1)
+    once = reference.match_priors(boxes, adv.pack((30,)), few, 1.0, "per_prior")
+    priors = few.repeat(90, 1)
+    match = match_priors(boxes.to(device), adv.pack((30,)).to(device), priors.to(device), 1.0, "per_prior").cpu()
+    assert torch.equal(match[:, :100], once)
+    assert (match[:, 100:] == -1).all()
+
+
+@IMPLEMENTATIONS
 @MODES
 def test_rows_past_the_last_offset_are_ignored(match_priors, mode, device):
     boxes, priors, offsets = adv.grid_boxes(9), adv.grid_boxes(40, 1), adv.pack((2, 0, 3))

@@ -231,6 +231,20 @@ def test_empty_inputs(postprocess, n_images, n_priors, n_classes, device):
 
 
 @IMPLEMENTATIONS
+def test_best_candidates_at_regular_places(postprocess, device):
+    """A sample of every 61st candidate has all the best ones and says little about the others."""
+    n = 20_000
+    best = torch.arange(n) % 61 == 0
+    scores = torch.linspace(0.05, 0.2, n)
+    scores[best] += 0.7
+    logits = torch.stack([torch.zeros(n), torch.logit(scores.double()).float()], dim=1)[None]
+    points = torch.zeros(n, 4)  # overlap nothing
+    padded = postprocess(torch.zeros(1, n, 4, device=device), logits.to(device), points.to(device), 0.01, 0.5, 1000)
+    expected = scores.sort(descending=True).values[:1000]
+    assert_close(padded[1][0].cpu(), expected, **CLOSE)
+
+
+@IMPLEMENTATIONS
 def test_a_batch_is_its_images(postprocess, device):
     """Many images are shared out to threads, of few the rows are."""
     inputs = [x.to(device) for x in exact(17, 700, 5)]
