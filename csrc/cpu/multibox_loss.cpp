@@ -2,9 +2,9 @@
 // loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
 //
 // Forward: a thread owns an image, or all threads own the tiles of one where images are few. It matches the
-// priors (match_priors.cpp). From tiles of 64 rows it computes the cross entropy of each prior, the only thing kept of the logits,
-// which are read once; it selects the hard negatives and adds up the losses of what counts. Targets are computed
-// where they are needed only.
+// priors (match_priors.cpp). From tiles of 64 rows it computes the cross entropy of each prior, the only thing
+// kept of the logits, which are read once; it selects the hard negatives and adds up the losses of what counts.
+// Targets are computed where they are needed only.
 //
 // Backward: a task owns a run of priors, fills their gradients with zeros and computes those of the few that
 // count from their logits.
@@ -68,7 +68,7 @@ void cross_entropies(const scalar_t* logits,  // (B * P, C)
 
 template <typename T>
 INLINE_IN_CLONES int64_t make_keys_of(const T* __restrict ce, const int32_t* __restrict match, int64_t n,
-                            bits_t<T>* __restrict keys) {
+                                      bits_t<T>* __restrict keys) {
   int64_t n_pos = 0;
   for (int64_t p = 0; p < n; ++p) {
     keys[p] = match[p] >= 0 ? 0 : ordered_bits(ce[p]);
@@ -160,8 +160,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
           cross_entropies(logits_data, targets, image, from * kTileRows, std::min(n_priors, to * kTileRows),
                           tile.get(), ce.get());
         });
-        losses[image] = add_up_image(ce.get(), offsets_rows, targets, image, neg_pos_ratio, min_negatives, smooth,
-                                     keys.get(), selected_data);
+        losses[image] = add_up_image(ce.get(), offsets_rows, targets, image, neg_pos_ratio, min_negatives,
+                                     smooth, keys.get(), selected_data);
       }
     });
 

@@ -38,10 +38,10 @@ constexpr int64_t kListBytes = 48 << 20;     // of all lists together; most of i
 constexpr int64_t kLogitsPerTask = 1 << 16;  // about 50 us: fewer are not worth waking a thread
 constexpr int64_t kFirstBand = 256;          // candidates; each further band is twice as large
 
-// The rows with a class whose logit is less far below the one of background than `least`; returns their number.
+// The rows with a class whose logit minus that of background is at least `least`; returns their number.
 template <typename scalar_t>
 INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
-                           int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
+                                     int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
   int64_t n_passing = 0;
   for (int64_t row = 0; row < n_rows; ++row, logits += n_classes) {
     const auto background = static_cast<float>(logits[0]);
@@ -80,8 +80,8 @@ uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
   const scalar_t* rows[kTileRows];
   float sums[kTileRows], largest[kTileRows];
   int64_t passing[kTileRows];
-  const int64_t n_screened =
-      screen(logits + begin * n_classes, end - begin, n_classes, least_difference_to_background(min_score), screened);
+  const int64_t n_screened = screen(logits + begin * n_classes, end - begin, n_classes,
+                                    least_difference_to_background(min_score), screened);
   for (int64_t first = 0; first < n_screened; first += kTileRows) {
     const int64_t n_rows = std::min(kTileRows, n_screened - first);
     const int32_t* const priors = screened + first;  // relative to `begin`
