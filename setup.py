@@ -1,10 +1,12 @@
 """Builds `ssd_ext._cpu` with torch and a C++ compiler, and `ssd_ext._cuda` where there is a CUDA toolkit too.
 
 SSD_EXT_BUILD chooses: `auto` (the default: what this machine can build), `cpu`, `cuda` (CPU and CUDA) or `none`.
-`cpu` and `cuda` fail loudly where something is missing; after `auto` and `none` the package runs on plain PyTorch.
+`cpu` and `cuda` fail loudly; `auto` leaves out what cannot be built and says why: the package works without.
 TORCH_CUDA_ARCH_LIST is honoured; by default all architectures the toolkit knows from sm_75 on, plus PTX of the newest.
+MAX_JOBS is the number of compilers at once; by default what cores and memory allow.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,6 +20,7 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 # One library for torch 2.11 and newer: only what its stable C interface offers is visible to our sources.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 OLDEST_ARCH = 75  # Turing: the oldest architecture that CUDA 13 compiles for
+COMPILER_BYTES = 1 << 29  # of one source for one architecture; measured with CUDA 13: 0.41 GB
 
 
 def why_no_cpu():
@@ -70,6 +73,42 @@ def cuda_arch_flags():
     return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
 
+def free_memory():
+    """Bytes that Linux has for this process, of the machine and of its control group; None if it does not tell."""
+    limits = []
+    with contextlib.suppress(OSError):
+        available = re.search(r"^MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        limits.append(int(available[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", there is no limit
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        limits.append(int(limit) - int(used))
+    return min(limits, default=None)
+
+
+def compilers_at_once():
+    """How many compilers may run at once, each for one architecture."""
+    if os.environ.get("MAX_JOBS", "").isdigit():
+        return max(1, int(os.environ["MAX_JOBS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = free_memory()
+    return cores if memory is None else max(1, min(cores, memory // COMPILER_BYTES))
+
+
+def link_runtime_statically(extension):
+    """Puts the CUDA runtime into the library, which then loads beside a torch of any CUDA version.
+
+    The shared runtime has its major version in its name. The stream and the memory that torch gives belong to the
+    driver's context, which all runtimes of a process share.
+    """
+    for folder in extension.library_dirs:
+        if (Path(folder) / "libcudart_static.a").exists():
+            extension.libraries.remove("cudart")
+            extension.extra_link_args += ["-l:libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
+            # Its names stay inside: they must not mix with those of the runtime that torch has loaded.
+            extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
+            return
+
+
 def extensions(choice):
     """The list of extension modules to build under this choice."""
     reason = "SSD_EXT_BUILD=none" if choice == "none" else why_no_cpu()
@@ -80,9 +119,8 @@ def extensions(choice):
         return []
 
     find_cuda_home()
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension, is_ninja_available
 
-    csrc = Path("csrc")
     include = [str(Path(__file__).resolve().parent / "csrc")]
     cxx = [
         "-O3",
@@ -93,14 +131,17 @@ def extensions(choice):
         "-fno-math-errno",  # lets loops with sqrt and the like vectorise; changes no value
         "-fno-trapping-math",  # lets guarded divisions vectorise; changes no value
         "-fvisibility=hidden",
-        "-Wall",
-        "-Wextra",
     ]
     link = ["-Wl,--as-needed"] if sys.platform.startswith("linux") else []
+    cpu_sources = sorted(str(p) for p in Path("csrc/cpu").glob("*.cpp"))
+    cuda_sources = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
+    compilers = compilers_at_once()
+    jobs = min(compilers, len(cuda_sources)) if is_ninja_available() else 1
+    os.environ["MAX_JOBS"] = str(jobs)  # read by torch
     modules = [
         CppExtension(
             "ssd_ext._cpu",
-            sorted(str(p) for p in (csrc / "cpu").glob("*.cpp")),
+            cpu_sources,
             include_dirs=include,
             extra_compile_args={"cxx": cxx},
             extra_link_args=link,
@@ -121,23 +162,42 @@ def extensions(choice):
         TORCH_TARGET,
         "-DUSE_CUDA",  # shows the stream functions of the stable interface
         "-fmad=false",  # the device's -ffp-contract=off
-        "-Werror=all-warnings",
-        "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror",
         "-Xcompiler=-fvisibility=hidden,-ffp-contract=off",
-        "--threads=0",  # one thread per architecture
+        f"--threads={compilers // jobs}",  # architectures at once
         *cuda_arch_flags(),
     ]
-    modules.append(
-        CUDAExtension(
-            "ssd_ext._cuda",
-            sorted(str(p) for p in (csrc / "cuda").glob("*.cu")),
-            include_dirs=include,
-            extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-            extra_link_args=link,
-            py_limited_api=True,
-        )
+    cuda = CUDAExtension(
+        "ssd_ext._cuda",
+        cuda_sources,
+        include_dirs=include,
+        extra_compile_args={"nvcc": nvcc},
+        extra_link_args=list(link),
+        py_limited_api=True,
     )
-    return modules
+    link_runtime_statically(cuda)
+    return [*modules, cuda]
+
+
+def build_command(choice):
+    """torch's build_ext. After `auto`, a library that cannot be built is left out, be it torch that refuses the toolkit
+    or the compiler (of another CUDA version than torch's, too new), or the compiler that fails.
+    """
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        def build_extensions(self):
+            while self.extensions:
+                try:
+                    return super().build_extensions()
+                except Exception as error:
+                    if choice != "auto":
+                        raise
+                    name = self.extensions.pop().name  # the last one needs most
+                    message, *values = map(str, error.args or [repr(error)])
+                    reason = " ".join((message % tuple(values) if values else message).split())
+                    print(f"ssd_ext: {name} is left out, it cannot be built: {reason}", file=sys.stderr)
+
+    return Build
 
 
 def main():
@@ -148,11 +208,9 @@ def main():
     if not modules:
         setup()
         return
-    from torch.utils.cpp_extension import BuildExtension
-
     setup(
         ext_modules=modules,
-        cmdclass={"build_ext": BuildExtension},
+        cmdclass={"build_ext": build_command(choice)},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
 

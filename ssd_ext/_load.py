@@ -1,7 +1,10 @@
-"""Loads the compiled libraries: not built -> plain PyTorch, said once; built but broken -> an error with the reason.
+"""Loads the compiled libraries: not built -> plain PyTorch, said once; built but broken -> said with the reason.
+
+A broken CPU library is an error. A broken CUDA library is a warning: it depends on more than torch, and the CPU library
+goes on working without it.
 
 SSD_EXT_BACKEND chooses: `auto` (the default: compiled kernels where they are built), `python` (plain PyTorch only,
-for comparing or for ruling the kernels out) or `cpp` (the CPU library must be there).
+for comparing or for ruling the kernels out) or `cpp` (the CPU library must be there, and no library may be broken).
 """
 
 from __future__ import annotations
@@ -27,8 +30,12 @@ def backend() -> str:
     return name
 
 
+class BrokenLibrary(ImportError):
+    """A library is built, but cannot be loaded."""
+
+
 def _load(device: str) -> str | None:
-    """Loads the library of one device; returns why it is not in use, or None."""
+    """Loads the library of one device; returns why it is not in use, or None. Raises BrokenLibrary."""
     if backend() == "python":
         return "SSD_EXT_BACKEND=python"
     if device == "cuda" and torch.version.cuda is None:
@@ -40,23 +47,29 @@ def _load(device: str) -> str | None:
     try:
         torch.ops.load_library(found[0])
     except OSError as error:
-        raise ImportError(
-            f"{found[0].name} is built but cannot be loaded with torch {torch.__version__}: {error}\n"
-            f"Rebuild it (pip install --no-build-isolation --force-reinstall --no-deps .), "
-            f"or set SSD_EXT_BACKEND=python to run on plain PyTorch."
+        raise BrokenLibrary(
+            f"{found[0].name} is built but cannot be loaded with torch {torch.__version__}: {error}; rebuild it "
+            f"(pip install --no-build-isolation --force-reinstall --no-deps .) or set SSD_EXT_BACKEND=python"
         ) from error
     return None
 
 
 def load_libraries() -> None:
     """Loads what is there, once, when `ssd_ext` is imported."""
-    for device in ("cpu", "cuda"):
-        missing[device] = _load(device)
+    missing["cpu"] = _load("cpu")
+    broken = False
+    try:
+        missing["cuda"] = _load("cuda")
+    except BrokenLibrary as error:
+        if backend() == "cpp":
+            raise
+        broken = True
+        missing["cuda"] = f"broken: {error}"
     if backend() == "cpp" and missing["cpu"]:
         raise ImportError(f"SSD_EXT_BACKEND=cpp, but the CPU library is missing: {missing['cpu']}")
     if backend() == "python":
         return
     if missing["cpu"]:
         warnings.warn(f"ssd_ext runs on plain PyTorch: the CPU library is {missing['cpu']}.", stacklevel=3)
-    elif missing["cuda"] and torch.version.cuda and torch.cuda.device_count():
+    elif missing["cuda"] and (broken or (torch.version.cuda and torch.cuda.device_count())):
         warnings.warn(f"ssd_ext runs on plain PyTorch on GPUs: the CUDA library is {missing['cuda']}.", stacklevel=3)
