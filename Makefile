@@ -7,15 +7,17 @@ SOURCES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 # Where nvcc is, CUDA is built for the GPUs of this machine, or for one architecture if there is none: a build for all
 # takes minutes (pip install does that; the tests compile every kernel for all).
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')
+ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-report gpu-check clean
+.PHONY: help demo test lint format bench bench-report compat gpu-check clean
 
 help:
 	@echo "make demo    train, test and look at a small detector, no download of data or weights"
 	@echo "make test    lint and run all tests"
 	@echo "make format  sort imports and format"
 	@echo "make bench   measure everything on this machine; then make bench-report writes docs/performance.md"
+	@echo "make compat TORCH=2.11.0 PYTHON=python3.12   build and test the ops with another torch or Python"
 	@echo "make gpu-check OUT=DIR   all checks that need a GPU, with the python of PATH; reports in DIR"
 	@echo "make clean   remove the environment and all that was built"
 
@@ -42,6 +44,10 @@ bench: .venv/built
 bench-report: .venv/installed
 	$(BIN)/python benchmarks/report.py
 
+# Both libraries, built with that torch and with the one of .venv, under the tests of the ops.
+compat: .venv/built
+	TORCH_CUDA_ARCH_LIST="$(ARCHS)" $(PYTHON) tools/compat.py $(TORCH)
+
 # With the Python that holds torch and not with .venv: a machine with a GPU may have no internet.
 OUT ?= build/gpu-check
 gpu-check:
@@ -57,7 +63,7 @@ gpu-check:
 	@touch $@
 
 .venv/built: .venv/installed setup.py $(SOURCES)
-	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$(or $(GPUS),9.0)}" $(BIN)/python setup.py -q build_ext --inplace
+	TORCH_CUDA_ARCH_LIST="$(ARCHS)" $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 clean:

@@ -5,6 +5,7 @@
 // vectorises. Writes 4 bytes per pair (8 for double) and allocates nothing but the output.
 #include "box_math.h"
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/vector_clones.h"
 
 #include <algorithm>
@@ -14,7 +15,7 @@ namespace {
 
 constexpr int64_t kTileRows = 64;      // a column is converted once for so many pairs
 constexpr int64_t kTileColumns = 512;  // 10 KB of columns (20 KB in double) stay in the first-level cache
-constexpr int64_t kPairsPerTask = 1 << 16;  // about 20 us: fewer pairs are not worth waking a thread
+constexpr double kPairNanoseconds = 0.5;
 
 template <typename T>
 struct Columns {
@@ -75,7 +76,6 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   const Tensor columns = torch::stable::contiguous(boxes2);
   const int64_t row_tiles = (n + kTileRows - 1) / kTileRows;
   const int64_t column_tiles = (m + kTileColumns - 1) / kTileColumns;
-  const int64_t tile_pairs = std::min(n, kTileRows) * std::min(m, kTileColumns);
   dispatch_floating_dtype(boxes1.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
@@ -90,8 +90,8 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
                  std::min(m, j + kTileColumns));
       }
     };
-    const int64_t tiles_per_task = std::max<int64_t>(1, kPairsPerTask / tile_pairs);
-    torch::stable::parallel_for(0, row_tiles * column_tiles, tiles_per_task, run_tiles);
+    const double tile_nanoseconds = static_cast<double>(n * m) / (row_tiles * column_tiles) * kPairNanoseconds;
+    parallel_for(row_tiles * column_tiles, tile_nanoseconds, run_tiles);
   });
   return out;
 }

@@ -5,6 +5,7 @@
 // half precision is converted on the stack first. Reads and writes every number once.
 #include "box_math.h"
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/vector_clones.h"
 
 #include <algorithm>
@@ -16,7 +17,7 @@ namespace ssd_ext {
 namespace {
 
 constexpr int64_t kTile = 256;           // boxes; converted, they and their priors are 8 KB
-constexpr int64_t kBoxesPerTask = 8192;  // about 15 us: fewer boxes are not worth waking a thread
+constexpr double kBoxNanoseconds = 6;
 
 template <typename T>
 INLINE_IN_CLONES void encode_each(const T* __restrict boxes,   // (count, 4) xyxy
@@ -103,8 +104,7 @@ Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cx
         }
       }
     };
-    const int64_t tiles_per_task = std::max<int64_t>(1, kBoxesPerTask / std::min(kTile, n_priors));
-    torch::stable::parallel_for(0, n_images * tiles, tiles_per_task, run_tiles);
+    parallel_for(n_images * tiles, static_cast<double>(n_priors) / tiles * kBoxNanoseconds, run_tiles);
   });
   return out;
 }

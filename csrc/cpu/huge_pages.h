@@ -1,7 +1,11 @@
-// Large new buffers in large pages.
+// Large new tensors in large pages.
 #pragma once
 
+#include "checks.h"
+
 #include <cstdint>
+#include <initializer_list>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -9,22 +13,26 @@
 
 namespace ssd_ext {
 
-// To be called before a buffer is first written. The system maps new memory page by page as it is touched,
-// which for a gradient of 90 MB in pages of 4 KB takes longer than to compute it. Where the system leaves the
-// choice to the program (transparent_hugepage: madvise), this asks for pages of 2 MB; elsewhere it does
-// nothing. Smaller buffers than 32 MB glibc may keep and give again: they gain nothing.
-inline void prefer_huge_pages(void* data, int64_t bytes) {
+// A new tensor (sizes) on the CPU, contiguous, in the dtype of `like`, not initialised.
+//
+// The system maps new memory page by page as it is first written, which for a gradient of 90 MB in pages of 4 KB takes
+// longer than to compute it; and memory of this size goes back to the system every time. Where the system leaves the
+// choice to the program (transparent_hugepage: madvise), this asks for pages of 2 MB and begins with one.
+inline Tensor new_in_huge_pages(const Tensor& like, std::initializer_list<int64_t> sizes) {
 #if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 << 20;
-  constexpr int64_t kLeast = 32 << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
-  if (bytes >= kLeast) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  static_cast<void>(data);
-  static_cast<void>(bytes);
+  constexpr int64_t kHugePage = 2 << 20;
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes.begin()[i];
+  const int64_t bytes = *sizes.begin() * strides[0] * static_cast<int64_t>(like.element_size());
+  if (bytes >= kHugePage) {
+    const Tensor owner = torch::stable::new_empty(like, {bytes + kHugePage}, ScalarType::Byte);
+    auto* const data = static_cast<char*>(owner.mutable_data_ptr());
+    char* const begin = data + (-reinterpret_cast<uintptr_t>(data)) % kHugePage;
+    madvise(begin, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return torch::stable::from_blob(begin, sizes, strides, like.device(), like.scalar_type(), [owner](void*) {});
+  }
 #endif
+  return torch::stable::new_empty(like, sizes);
 }
 
 }  // namespace ssd_ext

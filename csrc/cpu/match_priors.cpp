@@ -11,7 +11,7 @@
 
 #include "box_math.h"
 #include "checks.h"
-#include "cpu/parallel_images.h"
+#include "cpu/parallel.h"
 #include "cpu/vector_clones.h"
 #include "matching.h"
 
@@ -23,7 +23,6 @@ namespace ssd_ext {
 namespace {
 
 constexpr int64_t kTile = kPriorTile;
-constexpr int64_t kPairsPerTask = 1 << 15;  // about 20 us: fewer pairs are not worth waking a thread
 
 // An integer as wide as T: a loop over both vectorises best. That of an IoU orders as the IoU, never negative.
 template <typename T>
@@ -184,8 +183,7 @@ template <typename T>
 void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match) const {
   const auto n_tiles = static_cast<int64_t>(tiles_.size());
   // A few objects are not worth several runs, and many threads none shorter than a tile.
-  const int64_t pairs = (count + 1) * n_priors_;
-  const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, pairs / kPairsPerTask));
+  const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, tasks_of(nanoseconds(count))));
   std::vector<Candidate<T>> candidates(runs * count);
   torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t run = begin; run < end; ++run) {
@@ -235,7 +233,8 @@ Tensor match_priors_cpu(const Tensor& boxes, const Tensor& offsets, const Tensor
     const std::vector<Box<T>> all_boxes = load_boxes<T>(boxes_data, n_objects);
     const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold,
                              bipartite);
-    parallel_over_images(n_images, n_images, [&](const auto& next_image) {
+    const double image_nanoseconds = matcher.nanoseconds(n_objects / n_images);
+    parallel_over_images(n_images, n_images, image_nanoseconds, [&](const auto& next_image) {
       for (int64_t image = next_image(); image < n_images; image = next_image()) {
         const ImageObjects rows = objects_of(image, offsets_data, n_objects);
         matcher.match_image(all_boxes.data() + rows.begin, rows.count, match_data + image * n_priors);

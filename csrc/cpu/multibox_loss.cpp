@@ -14,7 +14,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/logit_tile.h"
 #include "cpu/match_priors.h"
-#include "cpu/parallel_images.h"
+#include "cpu/parallel.h"
 #include "cpu/prefetch.h"
 #include "cpu/select_largest.h"
 #include "cpu/vector_clones.h"
@@ -35,7 +35,8 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kLogitsPerTask = 1 << 16;  // about 40 us: fewer are not worth waking a thread
+constexpr double kLogitNanoseconds = 1.2;          // forward
+constexpr double kGradientNanoseconds = 0.4;       // of a logit
 
 // --------------------------------------------------------------------------------------------------- forward
 
@@ -146,16 +147,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cpu(
     std::vector<ImageLoss> losses(n_images);
 
     const int64_t tiles = (n_priors + kTileRows - 1) / kTileRows;  // of an image
-    const int64_t tiles_per_task = std::max<int64_t>(1, kLogitsPerTask / (kTileRows * n_classes));
+    const double tile_nanoseconds = static_cast<double>(kTileRows * n_classes) * kLogitNanoseconds;
     const Matcher<T> matcher([&](int64_t p) { return corners(load_row<CenterBox<T>>(targets.priors, p)); },
                              n_priors, threshold, bipartite);
-    parallel_over_images(n_images, n_images, [&](const auto& next_image) {
+    const int64_t objects_per_image = targets.n_objects / std::max<int64_t>(1, n_images);
+    const double image_nanoseconds = tiles * tile_nanoseconds + matcher.nanoseconds(objects_per_image);
+    parallel_over_images(n_images, n_images, image_nanoseconds, [&](const auto& next_image) {
       const std::unique_ptr<T[]> ce(new T[n_priors]);
       const std::unique_ptr<bits_t<T>[]> keys(new bits_t<T>[n_priors]);
       for (int64_t image = next_image(); image < n_images; image = next_image()) {
         const ImageObjects rows = objects_of(image, targets.offsets, targets.n_objects);
         matcher.match_image(objects.data() + rows.begin, rows.count, match_data + image * n_priors);
-        torch::stable::parallel_for(0, tiles, tiles_per_task, [&](int64_t from, int64_t to) {
+        parallel_for(tiles, tile_nanoseconds, [&](int64_t from, int64_t to) {
           const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
           cross_entropies(logits_data, targets, image, from * kTileRows, std::min(n_priors, to * kTileRows),
                           tile.get(), ce.get());
@@ -224,7 +227,7 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
   const int64_t n_priors = pred_logits.size(1);
   const int64_t n_classes = pred_logits.size(2);
   const Tensor grad_offsets = torch::stable::new_empty(pred_offsets, {n_images, n_priors, 4});
-  const Tensor grad_logits = torch::stable::new_empty(pred_logits, {n_images, n_priors, n_classes});
+  const Tensor grad_logits = new_in_huge_pages(pred_logits, {n_images, n_priors, n_classes});
   if (n_images == 0 || n_priors == 0) return {grad_offsets, grad_logits};
 
   const MultiboxTensors inputs =
@@ -242,15 +245,14 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cpu(
       const auto* const selected_data = static_cast<const bool*>(negatives.const_data_ptr());
       auto* const grad_logits_data = static_cast<scalar_t*>(grad_logits.mutable_data_ptr());
       auto* const grad_offsets_data = static_cast<offsets_t*>(grad_offsets.mutable_data_ptr());
-      prefer_huge_pages(grad_logits_data, grad_logits.numel() * sizeof(scalar_t));
       const int64_t total_pos = *static_cast<const int64_t*>(n_pos.const_data_ptr());
       const T conf_factor =
           *static_cast<const T*>(grad_conf.const_data_ptr()) / static_cast<T>(conf_divisor(total_pos));
       const T loc_factor =
           *static_cast<const T*>(grad_loc.const_data_ptr()) / static_cast<T>(loc_divisor(total_pos, smooth));
 
-      const int64_t rows_per_task = std::max<int64_t>(1, kLogitsPerTask / n_classes);
-      torch::stable::parallel_for(0, n_images * n_priors, rows_per_task, [&](int64_t begin, int64_t end) {
+      const double row_nanoseconds = static_cast<double>(n_classes) * kGradientNanoseconds;
+      parallel_for(n_images * n_priors, row_nanoseconds, [&](int64_t begin, int64_t end) {
         const std::unique_ptr<T[]> tile(new T[n_classes * kTileRows]);
         std::memset(grad_logits_data + begin * n_classes, 0, (end - begin) * n_classes * sizeof(scalar_t));
         std::memset(grad_offsets_data + begin * 4, 0, (end - begin) * 4 * sizeof(offsets_t));

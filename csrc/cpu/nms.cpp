@@ -9,6 +9,7 @@
 #include "box_math.h"
 #include "checks.h"
 #include "cpu/kept_boxes.h"
+#include "cpu/parallel.h"
 #include "order.h"
 
 #include <algorithm>
@@ -95,27 +96,31 @@ Groups group_by_id(const id_t* ids, const std::vector<uint32_t>& ranked) {
 
 // ------------------------------------------------------------------------------------------------ suppression
 
-constexpr int64_t kChunk = 512;  // boxes that threads test at once, before they are tested among themselves
-constexpr int64_t kPairsPerTask = 1 << 16;  // about 30 us: fewer pairs are not worth waking a thread
-constexpr int64_t kBoxesPerTask = 1 << 9;   // the same for boxes in small groups
+constexpr int64_t kFirstChunk = 512;
+constexpr double kPairNanoseconds = 0.4;
+constexpr double kBoxNanoseconds = 60;  // of a box in a group of a few hundred
 
 // Sets is_kept[rank] for the kept boxes among the `count` ranks of one group.
+//
+// The boxes come in chunks: all threads test one against what is kept before it, then its boxes are tested among
+// themselves. A chunk is as large as all before it: about as many are kept in it, and threads are woken a few times.
 template <typename scalar_t, typename T>
 void suppress_group(const scalar_t* boxes,                // (N, 4) xyxy
                     const uint32_t* ranked,               // (N,) boxes by rank
                     const uint32_t* ranks, int64_t count,  // of this group, rising
                     T threshold, KeptBoxes<T>& kept, bool* is_kept) {
   kept.clear();
-  bool suppressed[kChunk];
-  for (int64_t begin = 0; begin < count; begin += kChunk) {
-    const int64_t end = std::min(count, begin + kChunk);
+  const std::unique_ptr<bool[]> suppressed(new bool[count]);
+  for (int64_t begin = 0, end = 0; begin < count; begin = end) {
+    end = std::min(count, begin + std::max(begin, kFirstChunk));
     const int64_t kept_before = kept.size();
     const auto box = [&](int64_t i) { return load_box<T>(boxes, ranked[ranks[i]]); };
-    torch::stable::parallel_for(begin, end, kPairsPerTask / (kept_before + 1) + 1, [&](int64_t i, int64_t to) {
-      for (; i < to; ++i) suppressed[i - begin] = kept.suppress(box(i), threshold);
+    const double box_nanoseconds = static_cast<double>(kept_before) * kPairNanoseconds;
+    parallel_for(end - begin, box_nanoseconds, [&](int64_t from, int64_t to) {
+      for (int64_t i = begin + from; i < begin + to; ++i) suppressed[i] = kept.suppress(box(i), threshold);
     });
     for (int64_t i = begin; i < end; ++i) {
-      if (suppressed[i - begin] || kept.suppress(box(i), threshold, kept_before)) continue;
+      if (suppressed[i] || kept.suppress(box(i), threshold, kept_before)) continue;
       kept.push_back(box(i));
       is_kept[ranks[i]] = true;
     }
@@ -139,8 +144,7 @@ void suppress_groups(const scalar_t* boxes, const std::vector<uint32_t>& ranked,
     KeptBoxes<T> kept;
     suppress(group, kept);
   }
-  const int64_t groups_per_task = std::max<int64_t>(1, n_groups * kBoxesPerTask / n);
-  torch::stable::parallel_for(0, n_groups, groups_per_task, [&](int64_t begin, int64_t end) {
+  parallel_for(n_groups, static_cast<double>(n) / n_groups * kBoxNanoseconds, [&](int64_t begin, int64_t end) {
     KeptBoxes<T> kept;
     for (int64_t group = begin; group < end; ++group) {
       if (!has_most(group)) suppress(group, kept);

@@ -15,7 +15,7 @@
 #include "checks.h"
 #include "cpu/kept_boxes.h"
 #include "cpu/logit_tile.h"
-#include "cpu/parallel_images.h"
+#include "cpu/parallel.h"
 #include "cpu/vector_clones.h"
 #include "detection.h"
 #include "softmax.h"
@@ -35,7 +35,8 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int64_t kListBytes = 48 << 20;     // of all lists together; most of it is never touched
-constexpr int64_t kLogitsPerTask = 1 << 16;  // about 50 us: fewer are not worth waking a thread
+constexpr double kLogitNanoseconds = 0.7;     // of a trained network, where few rows pass the screen
+constexpr double kScreenedNanoseconds = 5;    // of a logit of these
 constexpr int64_t kFirstBand = 256;          // candidates; each further band is twice as large
 
 // The rows with a class whose logit minus that of background is at least `least`; returns their number.
@@ -70,22 +71,21 @@ int64_t screen(const double* logits, int64_t n_rows, int64_t n_classes, float le
   return screen_each(logits, n_rows, n_classes, least, passing);
 }
 
-// Lists the candidates of the priors begin..end of an image; returns the end of the list.
+// Lists the candidates of some priors of an image; returns the end of the list.
 template <typename scalar_t>
 uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
-                          int64_t n_priors, int64_t n_classes, int64_t begin, int64_t end, float min_score,
-                          int32_t* screened,  // (end - begin,), scratch
-                          float* tile,        // (C, kTileRows), scratch
-                          uint64_t* list) {   // ((end - begin) * (C - 1),)
+                          int64_t n_priors, int64_t n_classes,
+                          const int32_t* screened,  // (n_screened,), the priors
+                          int64_t n_screened, float min_score,
+                          float* tile,       // (C, kTileRows), scratch
+                          uint64_t* list) {  // (n_screened * (C - 1),)
   const scalar_t* rows[kTileRows];
   float sums[kTileRows], largest[kTileRows];
   int64_t passing[kTileRows];
-  const int64_t n_screened = screen(logits + begin * n_classes, end - begin, n_classes,
-                                    least_difference_to_background(min_score), screened);
   for (int64_t first = 0; first < n_screened; first += kTileRows) {
     const int64_t n_rows = std::min(kTileRows, n_screened - first);
-    const int32_t* const priors = screened + first;  // relative to `begin`
-    for (int64_t row = 0; row < n_rows; ++row) rows[row] = logits + (begin + priors[row]) * n_classes;
+    const int32_t* const priors = screened + first;
+    for (int64_t row = 0; row < n_rows; ++row) rows[row] = logits + priors[row] * n_classes;
     load_tile(rows, n_rows, n_classes, tile);
     exponentiate_tile(tile, n_classes, sums, largest);
     int64_t n_passing = 0;
@@ -98,7 +98,7 @@ uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
         const int64_t row = passing[i];
         if (!score_may_exceed(exponentials[row], sums[row], min_score)) continue;
         const float score = exponentials[row] / sums[row];
-        if (score > min_score) *list++ = DetectionKey::pack(score, c - 1, begin + priors[row], n_priors);
+        if (score > min_score) *list++ = DetectionKey::pack(score, c - 1, priors[row], n_priors);
       }
     }
   }
@@ -196,33 +196,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
 
   const int64_t list_size = n_priors * (n_classes - 1);  // of an image
   const int64_t most_lists = std::max<int64_t>(1, kListBytes / (8 * std::max<int64_t>(1, list_size)));
-  const int64_t rows_per_run = std::max<int64_t>(kTileRows, kLogitsPerTask / n_classes);
-  const int64_t runs = (n_priors + rows_per_run - 1) / rows_per_run;  // of an image, each with its own list
+  const double image_nanoseconds = static_cast<double>(n_priors * n_classes) * kLogitNanoseconds;
+  const float least = least_difference_to_background(min_score);
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
-    parallel_over_images(n_images, most_lists, [&](const auto& next_image) {
+    parallel_over_images(n_images, most_lists, image_nanoseconds, [&](const auto& next_image) {
       const std::unique_ptr<uint64_t[]> list(new uint64_t[list_size]);
-      std::vector<int64_t> list_sizes(runs);
+      const std::unique_ptr<int32_t[]> screened(new int32_t[n_priors]);
       std::vector<KeptBoxes<float>> kept(n_classes - 1);
       for (int64_t image = next_image(); image < n_images; image = next_image()) {
+        const scalar_t* const image_logits = logits + image * n_priors * n_classes;
+        const int64_t n_screened = screen(image_logits, n_priors, n_classes, least, screened.get());
+        // Runs of the screened rows, each with its own part of the list.
+        const int64_t runs = std::min(n_screened, tasks_of(n_screened * n_classes * kScreenedNanoseconds));
+        std::vector<int64_t> sizes(runs);
+        const auto begin_of = [&](int64_t run) { return run * n_screened / runs; };
+        const auto part_of = [&](int64_t run) { return list.get() + begin_of(run) * (n_classes - 1); };
         torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t last_run) {
           const std::unique_ptr<float[]> tile(new float[n_classes * kTileRows]);
-          const std::unique_ptr<int32_t[]> screened(new int32_t[rows_per_run]);
           for (; run < last_run; ++run) {
-            const int64_t from = run * rows_per_run;
-            uint64_t* const part = list.get() + from * (n_classes - 1);
-            list_sizes[run] = list_candidates(logits + image * n_priors * n_classes, n_priors, n_classes, from,
-                                              std::min(n_priors, from + rows_per_run),
-                                              static_cast<float>(min_score), screened.get(), tile.get(), part) -
-                              part;
+            const int64_t begin = begin_of(run);
+            sizes[run] = list_candidates(image_logits, n_priors, n_classes, screened.get() + begin,
+                                         begin_of(run + 1) - begin, static_cast<float>(min_score), tile.get(),
+                                         part_of(run)) -
+                         part_of(run);
           }
         });
         uint64_t* list_end = list.get();
-        for (int64_t run = 0; run < runs; ++run) {  // join the lists of the runs
-          const uint64_t* const part = list.get() + run * rows_per_run * (n_classes - 1);
-          list_end = std::copy_n(part, list_sizes[run], list_end);
-        }
+        for (int64_t run = 0; run < runs; ++run) list_end = std::copy_n(part_of(run), sizes[run], list_end);
         const int64_t out = image * top_k;
         const int64_t n_kept = detector.walk(image, list.get(), list_end, kept, boxes_data + out,
                                              scores_data + out, labels_data + out);

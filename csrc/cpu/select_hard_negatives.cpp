@@ -4,6 +4,7 @@
 // the k-th largest key bit by bit: each bit is one counting pass over keys that lie in the second-level cache,
 // which the compiler vectorises. At most 32 such passes (64 for double), whatever the losses are; no sort.
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/select_largest.h"
 #include "cpu/vector_clones.h"
 #include "hard_negatives.h"
@@ -15,7 +16,7 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kPriorsPerTask = 1 << 13;  // about 10 us: fewer are not worth waking a thread
+constexpr double kPriorNanoseconds = 4;
 
 // Counters as wide as the keys, so that a vector holds as many of both.
 template <typename Bits>
@@ -96,7 +97,7 @@ Tensor select_hard_negatives_cpu(const Tensor& loss, const Tensor& positive, dou
         select_largest(keys.get(), n_priors, k, selected_data + offset);
       }
     };
-    torch::stable::parallel_for(0, n_images, std::max<int64_t>(1, kPriorsPerTask / n_priors), select_images);
+    parallel_for(n_images, static_cast<double>(n_priors) * kPriorNanoseconds, select_images);
   });
   return selected;
 }
