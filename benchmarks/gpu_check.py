@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 SSD = ("torchvision", "PIL", "numpy", "tqdm")  # what `import ssd.train` takes
-GRACE = ((signal.SIGINT, 10), (signal.SIGTERM, 5))  # pytest and `ssd train` save what they have on Ctrl-C; then SIGKILL
+GRACE = ((signal.SIGINT, 20), (signal.SIGTERM, 5))  # pytest and `ssd train` save what they have on Ctrl-C; then SIGKILL
 MACHINE = """import json, sys, torch
 gpu = torch.cuda.is_available()
 print(json.dumps({
@@ -139,7 +139,11 @@ def write_result_file(out: str) -> None:
 def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
     """The demo, and the README's training on the BCCD pictures; a training that was cut off is resumed."""
     ssd, run = [PYTHON, "-m", "ssd.cli"], out / "bccd"
-    small = [] if gpu else ["--epochs", "1", "--width", "0.02", "--workers", "0"]
+    small = []
+    if not gpu:
+        few = "import sys, ssd.cli, ssd.demo; ssd.demo.N_TRAIN = ssd.demo.N_TEST = 16; sys.exit(ssd.cli.main())"
+        ssd = [PYTHON, "-c", few]
+        small = ["--epochs", "1", "--width", "0.01", "--no-bf16", "--workers", "0"]
     options = "--split trainval --val-split test --batch-norm --loc-loss smooth_l1 --lr 1e-2 --clip-grad 5"
     options += " --schedule onecycle --epochs 25 --flips"
     begun = (run / "last.pt").exists()
