@@ -51,6 +51,8 @@ def _row(bench: dict) -> dict:
     row = {key: extra[key] for key in KEPT if key in extra}
     for name, seconds in (("median_ms", stats["median"]), ("iqr_ms", stats["iqr"])):
         row[name] = float(f"{seconds / extra['calls'] * 1e3:.4g}")
+    if "in_turn_ms" in extra:
+        row["in_turn_ms"] = float(f"{extra['in_turn_ms']:.4g}")
     row["rounds"] = stats["rounds"]
     row["peak_mb"] = None if extra["peak_mb"] is None else round(extra["peak_mb"], 1)
     return row

@@ -74,6 +74,11 @@ def number(x: float | None) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.3g}"
 
 
+def ratio(a: Row | None, b: Row | None, key: str) -> str:
+    """How many times as long a takes."""
+    return f"{number(a[key] / b[key])}x" if a and b and key in a and key in b else "-"
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -100,14 +105,16 @@ def table(rows: list[Row], device: str) -> str:
     with_candidates = any("candidates" in row for row in rows)
     head = ["case", *(["candidates per image"] if with_candidates else [])]
     head += ["called" if device == "cuda" else "threads", *(CONTENDERS[name][0] for name in contenders)]
-    head += ["torchvision / ssd_ext", "MB ssd_ext", "MB torchvision"]
+    with_turns = any("in_turn_ms" in row for row in rows)
+    head += ["torchvision / ssd_ext", *(["in turn"] if with_turns else []), "MB ssd_ext", "MB torchvision"]
     head += ["GB/s ssd_ext", "ssd_ext / copy"] if bandwidth else []
     lines = []
     for (name, how), case in cases.items():
         ours, peer = case.get("ssd_ext"), case.get("torchvision")
         cells = [name, *([str(next(iter(case.values()))["candidates"])] if with_candidates else []), how]
         cells += [number(case[c]["median_ms"]) if c in case else "-" for c in contenders]
-        cells.append(f"{number(peer['median_ms'] / ours['median_ms'])}x" if ours and peer else "-")
+        cells.append(ratio(peer, ours, "median_ms"))
+        cells += [ratio(peer, ours, "in_turn_ms")] if with_turns else []
         cells += [number(r and r["peak_mb"]) for r in (ours, peer)]
         if bandwidth and ours:
             cells += [
@@ -148,10 +155,10 @@ def quotation(machine: Machine) -> str:
         name = case_name(ours)
         cells = [f"{suite}: {name}" if suite != "ops" else name]
         cells += [number(ours["median_ms"]), number(peer["median_ms"])]
-        cells.append(f"{number(peer['median_ms'] / ours['median_ms'])}x")
+        cells += [ratio(peer, ours, "median_ms"), ratio(peer, ours, "in_turn_ms")]
         cells += [number(ours["peak_mb"]), number(peer["peak_mb"])]
         lines.append([*cells, f"`{re.sub('[ ,]+', '-', name)}`"])
-    head = ["work", "ssd_ext ms", "torchvision ms", "ratio", "ssd_ext MB", "torchvision MB", "`-k`"]
+    head = ["work", "ssd_ext ms", "torchvision ms", "ratio", "in turn", "ssd_ext MB", "torchvision MB", "`-k`"]
     return markdown(head, lines) + f"\n\n{machine.describe()}\n"
 
 

@@ -14,7 +14,8 @@ import torch
 import ssd_ext
 from ssd_ext import _load
 
-sys.path.insert(0, str(Path(__file__).parent))  # oracles.py and adversarial.py
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # oracles.py and adversarial.py; harness.py and report.py
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

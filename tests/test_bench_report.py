@@ -1,23 +1,16 @@
-"""The report of the benchmarks, from a made-up run: nothing is measured here."""
+"""The report of the benchmarks, from a made-up run, and what the harness does with contenders: no time is looked at."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+import compact
+import harness
 import pytest
+import report
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-compact, report = load("compact"), load("report")
 
 
 def bench(suite, op, sizes, contender, ms, *, device="cpu", graph=False, **extra):
@@ -38,8 +31,8 @@ def run():
         for contender, ms in (("ssd_ext", 0.01), ("torchvision", 0.125))
     ]
     rows += [
-        bench("detection", "trained", {"images": 1, "classes": 21}, contender, 2.0, candidates=300)
-        for contender in ("ssd_ext", "torchvision", "tutorial")
+        bench("detection", "trained", {"images": 1, "classes": 21}, contender, 2.0, candidates=300, in_turn_ms=turn)
+        for contender, turn in (("ssd_ext", 4.0), ("torchvision", 12.0), ("tutorial", 1.0))
     ]
     rows += [
         bench("loss", "forward", {"images": 8}, "ssd_ext", 0.02, device="cuda", graph=graph, copy_ms=0.01)
@@ -90,7 +83,7 @@ def test_tables(project):
     assert "| case | threads | ssd_ext | torchvision | torchvision / ssd_ext | MB ssd_ext | MB torchvision |" in text
     assert "| nms, 1000 boxes | 4 | 10.0 | 125 | 12.5x | 1.5 | 1.5 |" in text
     assert "nms, 500 boxes" not in text  # for charts only
-    assert "| trained, 1 image, 21 classes | 300 | 4 | 2 | 2 | 2 | 1x | 1.5 | 1.5 |" in text
+    assert "| trained, 1 image, 21 classes | 300 | 4 | 2 | 2 | 2 | 1x | 3x | 1.5 | 1.5 |" in text
     assert "| forward, 8 images | graph | 0.02 | - | 1.5 | - | 400 | 2x |" in text
     assert "| tutorial | ops | nms: 200 boxes | too slow |" in text
     assert "commit 01234567, with changes" in text
@@ -133,3 +126,41 @@ def test_the_readme_quotes_the_results():
     machines = [report.Machine(path) for path in sorted((ROOT / "benchmarks/results").glob("*.json"))]
     (quoted,) = report.QUOTE.findall((ROOT / "README.md").read_text())
     assert quoted == report.quotation(machines[0])
+
+
+class Benchmark:
+    """pytest-benchmark's fixture, as far as the harness uses it."""
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, target, rounds, warmup_rounds=0):
+        for _ in range(rounds):
+            target()
+
+
+@pytest.fixture
+def case():
+    """Doubling numbers; one contender is wrong."""
+    contenders = {"ssd_ext": lambda x: x + x, "torchvision": lambda x: 2 * x, "tutorial": lambda x: 3 * x}
+    return harness.Case("ops", "double", {"numbers": 5}, lambda: (torch.arange(5.0),), contenders, harness.close(0))
+
+
+def test_contenders_are_also_timed_in_turn(case):
+    calls = []
+    for name, function in list(case.contenders.items()):
+        case.contenders[name] = lambda x, name=name, function=function: calls.append(name) or function(x)
+    benchmark = Benchmark()
+    harness.measure(benchmark, case, "ssd_ext", harness.CPU[0])
+    assert benchmark.extra_info["in_turn_ms"] > 0
+    assert calls[-2 * harness.IN_TURN_ROUNDS :] == ["torchvision", "ssd_ext"] * harness.IN_TURN_ROUNDS
+
+
+def test_a_contender_that_disagrees_fails_alone_and_is_named(case, monkeypatch):
+    monkeypatch.setattr(harness, "left_out", [])
+    with pytest.raises(AssertionError, match="tutorial: result 0 is off by 4"):
+        harness.measure(Benchmark(), case, "tutorial", harness.CPU[-1])
+    (row,) = harness.left_out
+    assert row["contender"] == "tutorial"
+    assert row["reason"].startswith("disagrees: tutorial: result 0 is off by 4")
+    harness.measure(Benchmark(), case, "torchvision", harness.CPU[-1])
