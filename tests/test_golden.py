@@ -4,8 +4,7 @@ import json
 
 import golden
 import pytest
-import torch
-from cuda_cases import OnGPU
+from cuda_cases import OnGPU, needs_gpu
 from cuda_on_cpu import cases
 
 import ssd_ext
@@ -23,7 +22,7 @@ def test_cpu(op):
     assert golden.hashed(op) == KEPT[op]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@needs_gpu
 @pytest.mark.parametrize("op", cases.CASES)
 def test_gpu(op):
     assert golden.hashed(op, OnGPU()) == KEPT[op]

@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -20,7 +20,6 @@ import adversarial as adv
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.testing import assert_close
 
 from ssd_ext import reference
 
@@ -369,6 +368,16 @@ CASES = {
 # one unit in the last place: two such units (2.4e-7, 4.4e-16) of a size up to 10 remain in a corner near 0.
 CLOSE = {"encode_boxes", "decode_boxes", "multibox_loss", "multibox_loss_backward", "postprocess_detections"}
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 4e-15, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+FLOAT32_ONLY = {"postprocess_detections"}  # converts float64
+
+
+def takes_library_math(op: str, arguments: tuple) -> bool:
+    """Whether exp and log are those of the library, in float64: no contract makes them equal on two devices.
+
+    Those of CUDA are right to one unit in the last place too, and so as near to plain PyTorch as those of the CPU.
+    """
+    doubles = any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in arguments)
+    return doubles and op in CLOSE - FLOAT32_ONLY
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -385,44 +394,68 @@ def _tuple(result) -> tuple[Tensor, ...]:
 
 def same_bits(actual, expected) -> bool:
     """Equal dtypes, shapes and bits, -0 and 0 told apart; tensors or tuples of them."""
-    actual, expected = _tuple(actual), _tuple(expected)
-    return len(actual) == len(expected) and all(
-        a.dtype == e.dtype and a.shape == e.shape and torch.equal(_bits(a), _bits(e))
-        for a, e in zip(actual, expected, strict=True)
-    )
+    return not differences(actual, expected)
 
 
-def check(op: str, arguments: tuple, kernels: dict[str, object]) -> None:
+def differences(actual, expected, close: bool = False) -> list[str]:
+    """One line for each result that has other bits, or, if `close`, is further away than TOLERANCE."""
+    lines = []
+    for i, (a, e) in enumerate(zip(_tuple(actual), _tuple(expected), strict=True)):
+        if a.dtype != e.dtype or a.shape != e.shape:
+            lines.append(f"result {i} is {a.dtype} {tuple(a.shape)}, not {e.dtype} {tuple(e.shape)}")
+            continue
+        wrong = (_bits(a) != _bits(e)).view(a.numel(), a.element_size()).any(dim=1)
+        if close:
+            if e.dtype == torch.bool:
+                # Hard negatives whose losses differ by a rounding may rank either way. Their number is the same, and
+                # with it the loss, which is compared too.
+                a, e = a.sum(dim=1), e.sum(dim=1)
+            limit = TOLERANCE.get(e.dtype, 0)
+            wrong = ~torch.isclose(a.double(), e.double(), rtol=limit, atol=limit, equal_nan=True).view(-1)
+        if wrong.any():
+            most = (a.double() - e.double()).abs().view(-1)[wrong].nan_to_num(math.inf, math.inf).max()
+            lines.append(f"result {i}, {e.dtype}: {int(wrong.sum())} of {wrong.numel()} differ, by up to {most:.3g}")
+    return lines
+
+
+def check(op: str, arguments: tuple, kernels: dict[str, object], one_library: bool = True) -> None:
     """Fails unless the op of all these namespaces gives the bits of plain PyTorch.
 
-    For an op of CLOSE: unless they all give the same bits, close to those of plain PyTorch.
+    For an op of CLOSE: unless they all give the same bits, close to those of plain PyTorch. Not `one_library`: the
+    kernels run on two devices, and where they take exp and log from their libraries each is close to plain PyTorch.
     """
     expected = getattr(reference, op)(*arguments)
     results = {name: getattr(namespace, op)(*arguments) for name, namespace in kernels.items()}
-    shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in arguments]
     first, bits = "plain PyTorch", expected
+    near, equal = {}, results
     if op in CLOSE:
         first, bits = next(iter(results.items()))
-        compared = () if isinstance(arguments, Undecided) else zip(_tuple(bits), _tuple(expected), strict=True)
-        for ours, plain in compared:
-            if plain.dtype == torch.bool:
-                # Hard negatives whose losses differ by a rounding may rank either way. Their number is the same, and
-                # with it the loss, which is compared too.
-                ours, plain = ours.sum(dim=1), plain.sum(dim=1)
-            limit = TOLERANCE.get(plain.dtype, 0)
-            assert_close(ours, plain, rtol=limit, atol=limit, equal_nan=True, msg=lambda m: f"{op} for {shapes}: {m}")
-    for name, result in results.items():
-        if not same_bits(result, bits):
-            raise AssertionError(f"{op}: {name} differs from {first} for {shapes}")
+        near = {first: bits}
+        if not one_library and takes_library_math(op, arguments):
+            near, equal = results, {}
+    lines = []
+    for name, result in {} if isinstance(arguments, Undecided) else near.items():
+        lines += [f"{name} and plain PyTorch: {line}" for line in differences(result, expected, close=True)]
+    for name, result in equal.items():
+        lines += [f"{name} and {first}: {line}" for line in differences(result, bits)]
+    if lines:
+        shapes = [f"{x.dtype}{list(x.shape)}" if isinstance(x, Tensor) else x for x in arguments]
+        raise AssertionError("\n    ".join([f"{op}({', '.join(map(str, shapes))})", *lines]))
 
 
-def compare(kernels: dict[str, object]) -> int:
-    """Checks all ops of these namespaces; returns the number of calls."""
-    calls = 0
-    for op, cases in CASES.items():
-        for arguments in cases():
-            check(op, arguments, kernels)
+def compare(kernels: dict[str, object], ops: Iterable[str] = CASES, one_library: bool = True) -> int:
+    """Checks these ops on all their cases, prints every mismatch and fails after the last; returns the calls."""
+    calls = mismatches = 0
+    for op in ops:
+        for arguments in CASES[op]():
+            try:
+                check(op, arguments, kernels, one_library)
+            except AssertionError as error:
+                print(error, flush=True)
+                mismatches += 1
             calls += len(kernels)
+    if mismatches:
+        raise AssertionError(f"{mismatches} cases differ, after {calls} calls")
     return calls
 
 
