@@ -1,18 +1,19 @@
 """The CUDA kernels on a real GPU: equal to the CPU's, in graphs, without synchronisation, on any stream and device."""
 
+import faulthandler
+import os
+import subprocess
+import sys
+
+import adversarial as adv
+import cuda_cases
 import pytest
 import torch
-from cuda_cases import OnGPU
+from cuda_cases import needs_gpu, same_view
 from cuda_on_cpu import cases
 from test_registry import samples
 
 import ssd_ext
-from ssd.detect import predict_padded
-from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300
-from ssd.train import Settings, make_optimizer, train_step
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 
 COMPILED = [name for name, devices in ssd_ext.info().kernels.items() if "cuda" in devices]
 OUTPUT_SIZE_ON_THE_HOST = ("nms", "batched_nms")  # so these two must wait for the GPU
@@ -21,8 +22,7 @@ ASYNCHRONOUS = [name for name in COMPILED if name in samples("cpu") and name not
 
 def call(name, args):
     function, _, kwargs, _ = samples("cpu")[name]
-    result = function(*args, **kwargs)
-    return result if isinstance(result, tuple) else (result,)
+    return cases._tuple(function(*args, **kwargs))
 
 
 def arguments(name, seed=None):
@@ -37,32 +37,47 @@ def arguments(name, seed=None):
     )
 
 
-@pytest.mark.parametrize("op", [name for name in COMPILED if name in cases.CASES])
-def test_gpu_equals_cpu_to_the_bit(op):
-    for args in cases.CASES[op]():
-        cases.check(op, args, {"CPU": torch.ops.ssd_ext, "GPU": OnGPU()})
-
-
-@pytest.mark.parametrize("name", ASYNCHRONOUS)
-def test_graph_replays_on_changed_inputs(name):
-    args = arguments(name)
+def captured(function):
+    """A graph of all that a function launches, and its outputs."""
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which may still write what the function reads
     with torch.cuda.stream(side):
-        call(name, args)  # what happens once only must not happen in the capture
+        for _ in range(3):
+            function()  # what happens once only must not happen in the capture
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = call(name, args)
+        outputs = function()
+    return graph, outputs
+
+
+def copy_into(static, new):
+    with torch.no_grad():
+        for a, b in zip(static, new, strict=True):
+            if isinstance(a, torch.Tensor):
+                a.copy_(b)
+
+
+@needs_gpu
+@pytest.mark.parametrize("op", [name for name in COMPILED if name in cases.CASES])
+def test_gpu_equals_cpu(op):
+    cuda_cases.compare([op])
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_graph_replays_on_changed_inputs(name):
+    args = arguments(name)
+    graph, outputs = captured(lambda: call(name, args))
     for seed in range(3):
         changed = arguments(name, seed)
-        for static, new in zip(args, changed, strict=True):
-            if isinstance(static, torch.Tensor):
-                static.copy_(new)
+        copy_into(args, changed)
         graph.replay()
         for replayed, eager in zip(outputs, call(name, changed), strict=True):
             assert torch.equal(replayed, eager)
 
 
+@needs_gpu
 @pytest.mark.parametrize("name", ASYNCHRONOUS)
 def test_no_synchronisation(name):
     args = arguments(name)
@@ -74,64 +89,158 @@ def test_no_synchronisation(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.fixture
-def training():
-    """A small network on the GPU, its loss, and packed targets of two pictures; the last box is padding."""
-    torch.manual_seed(0)
-    model = SSD300(3, width=0.125).cuda()
-    images = torch.randn(2, 3, 300, 300, device="cuda")
-    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.8], [0, 0, 1, 1]], device="cuda")
-    targets = boxes, torch.tensor([1, 2, 1], device="cuda"), torch.tensor([0, 1, 2], dtype=torch.int32, device="cuda")
-    return model, MultiBoxLoss(model.priors_cxcy), images, targets
+# ------------------------------------------------------------------------------------------ the loss in a graph
 
 
-def test_network_loss_and_gradients_in_one_graph(training, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    model, criterion, images, targets = training
-
-    def step():
-        loss = criterion(*model(images), *targets)
-        return loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))
-
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step()
-    boxes, labels, offsets = targets
-    for seed, rows in enumerate(([0, 2, 3], [0, 0, 1], [0, 0, 0], [0, 3, 3])):
-        torch.manual_seed(seed)
-        images.normal_()
-        boxes.copy_(torch.tensor([[0.2, 0.3, 0.6, 0.5], [0.5, 0.5, 0.9, 0.7], [0.1, 0, 0.3, 0.4]]).roll(seed, 0))
-        labels.copy_(torch.tensor([2, 1, 2]).roll(seed))
-        offsets.copy_(torch.tensor(rows, dtype=torch.int32))
-        graph.replay()
-        torch.testing.assert_close(outputs, step(), rtol=1e-3, atol=1e-5)
+def loss_and_gradients(pred_offsets, pred_logits, *targets):
+    inputs = pred_offsets, pred_logits
+    conf, loc, n_pos = ssd_ext.multibox_loss(*inputs, *targets, loc_loss="smooth_l1", matching="bipartite")
+    return conf.detach(), loc.detach(), n_pos, *torch.autograd.grad(conf + loc, inputs)
 
 
-def test_training_and_evaluation_do_not_wait_for_the_gpu(training):
-    model, criterion, images, (boxes, labels, _) = training
-    settings = Settings(data=("",))
-    optimizer = make_optimizer(model, settings)
-    images = images.cpu().pin_memory()
-    targets = [{"boxes": b[None].cpu(), "labels": n[None].cpu()} for b, n in zip(boxes[:2], labels[:2], strict=True)]
-
-    def both():
-        model.train()
-        train_step(model, criterion, optimizer, images, targets, settings, 1.0, torch.device("cuda"))
-        predict_padded(model, images)
-
-    both()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        both()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def loss_arguments(counts, seed, dtype, device):
+    """Of three images with twelve objects, of which those that no image owns are padding."""
+    *predictions, boxes, labels, _, priors = cases._loss_inputs((4, 4, 4), adv.N_PRIORS, 21, seed)
+    predictions = (x.to(device, dtype).requires_grad_() for x in predictions)
+    return *predictions, *(x.to(device) for x in (boxes, labels, adv.pack(counts), priors))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_loss_and_gradients_in_one_graph(dtype, device):
+    """On the CPU without a graph: that the inputs are what the test needs."""
+    static = loss_arguments((4, 4, 4), 0, dtype, device)
+    if device == "cuda":
+        graph, outputs = captured(lambda: loss_and_gradients(*static))
+    seen = set()
+    for seed, counts in enumerate(((3, 0, 9), (0, 12, 0), (0, 0, 0), (5, 4, 3), (1, 1, 1))):
+        copy_into(static, loss_arguments(counts, seed, dtype, device))
+        if device == "cuda":
+            graph.replay()
+            assert cases.same_bits(outputs, loss_and_gradients(*static))
+        else:
+            outputs = loss_and_gradients(*static)
+        expected = loss_and_gradients(*loss_arguments(counts, seed, dtype, "cpu"))
+        assert cases.same_bits(tuple(x.cpu() for x in outputs), expected)
+        assert all(x.isfinite().all() for x in expected)
+        seen.add(int(expected[2]))
+    assert len(seen) == 5
+
+
+# -------------------------------------------------------------------------------------- again and again, in company
+
+
+def of_full_size(images, n_priors, n_boxes):
+    """op -> its arguments, on the CPU; without NaN."""
+    g = adv.generator(0)
+    *targets, priors = cases._loss_inputs(tuple(i % 20 for i in range(images)), n_priors, 21, 0)
+    loss = *targets, priors, 0.4, 3.0, "smooth_l1", "per_prior", 0, 0.1, 0.2
+    results = torch.ops.ssd_ext.multibox_loss(*loss)
+    grads = torch.tensor(1.5), torch.tensor(-0.5)
+    positive = torch.rand(images, n_priors, generator=g) < 0.01
+    boxes, scores = adv.random_boxes(n_boxes), torch.rand(n_boxes, generator=g).bfloat16()  # many tie
+    every_prior = adv.random_boxes(images * n_priors).view(images, n_priors, 4)
+    predictions = cases._detection_inputs(images, n_priors, 21, 0, "random")
+    return {
+        "box_iou": (boxes, adv.random_boxes(n_priors, 1)),
+        "match_priors": (*targets[2:3], targets[4], adv.random_boxes(n_priors, 2), 0.4, "bipartite"),
+        "encode_boxes": (every_prior, priors, 0.1, 0.2),
+        "decode_boxes": (targets[0], priors, 0.1, 0.2, None),
+        "select_hard_negatives": (torch.rand(images, n_priors, generator=g), positive, 3.0, 0),
+        "nms": (boxes, scores, 0.5),
+        "batched_nms": (boxes, scores, torch.randint(20, (n_boxes,), generator=g), 0.5),
+        "multibox_loss": loss,
+        "multibox_loss_backward": (*grads, *loss[:6], *results[3:], results[2], "smooth_l1", 0.1, 0.2),
+        "postprocess_detections": (*predictions, 0.01, 0.45, 200, None, 0.1, 0.2),
+    }
+
+
+class Neighbour:
+    """Work on a stream of its own: products of matrices, and copies through the memory."""
+
+    def __init__(self):
+        self.matrix = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+        self.product = torch.empty_like(self.matrix)
+        self.blocks = torch.zeros(2, 64 << 20, device="cuda")  # 256 MB each
+        self.stream = torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+
+    def work(self):
+        with torch.cuda.stream(self.stream):
+            torch.mm(self.matrix, self.matrix, out=self.product)
+            self.blocks[1].copy_(self.blocks[0])
+
+
+@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_the_same_bits_a_hundred_times_beside_a_busy_stream(op, device):
+    gpu = device == "cuda"
+    sizes = (32, adv.N_PRIORS, 4000) if gpu else (2, 300, 100)
+    args = of_full_size(*sizes)[op]
+    function = getattr(torch.ops.ssd_ext, op)
+    expected = cases._tuple(function(*args))
+    assert all(x.numel() and not x.isnan().any() for x in expected)
+    args = [same_view(x, device) if isinstance(x, torch.Tensor) else x for x in args]
+    expected = [x.to(device) for x in expected]
+    neighbour = Neighbour() if gpu else None
+    different = []
+    for i in range(100 if gpu else 3):
+        if gpu:
+            neighbour.work()
+            neighbour.work()  # twice: it is still at it when the op has ended
+        if not cases.same_bits(function(*args), expected):
+            different.append(i)
+    if gpu:
+        torch.cuda.synchronize()
+    assert not different
+
+
+# ---------------------------------------------------------------------------------------------- invalid offsets
+
+
+def match_with_invalid_offsets(device, runs, n_priors, seconds):
+    """Images that share objects, or whose offsets fall: what they match is open, but every kernel ends."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    g = adv.generator(0)
+    n_images, n_boxes = 64, 40
+    *predictions, boxes, labels, _, priors = cases._loss_inputs((n_boxes,) + (0,) * (n_images - 1), n_priors, 3, 0)
+    *predictions, boxes, labels, priors = (x.to(device) for x in (*predictions, boxes, labels, priors))
+    corners = adv.random_boxes(n_priors, 1).to(device)
+    for run in range(runs):
+        if run % 2:
+            offsets = torch.randint(-9, 50, (n_images + 1,), generator=g)
+        else:  # all images have the same objects
+            offsets = torch.tensor([0, n_boxes - run % 40] * n_images)[: n_images + 1]
+        offsets = offsets.int().to(device)
+        matches = [torch.ops.ssd_ext.match_priors(boxes, offsets, corners, 0.5, "bipartite")]
+        options = 0.5, 3.0, "l1", "bipartite", 0, 0.1, 0.2
+        matches.append(torch.ops.ssd_ext.multibox_loss(*predictions, boxes, labels, offsets, priors, *options)[3])
+        for match in matches:
+            assert -1 <= int(match.min()) <= int(match.max()) < n_boxes  # waits for the kernels
+    print(runs, "runs have ended")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_bipartite_matching_ends_whatever_the_offsets(device):
+    """In a process of its own, for a kernel that hangs hangs its process."""
+    arguments = (device, "200", str(adv.N_PRIORS), "120") if device == "cuda" else (device, "10", "300", "120")
+    folder = os.path.dirname(__file__)
+    paths = os.pathsep.join([folder, os.path.dirname(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{arguments[1]} runs have ended" in done.stdout
+
+
+# ----------------------------------------------------------------------------------------- streams and devices
+
+
+@needs_gpu
 @pytest.mark.parametrize("name", [n for n in COMPILED if n in samples("cpu")])
 def test_runs_on_the_current_stream(name):
     """The inputs are written late on another stream: a kernel on the default stream would read too early."""
@@ -150,6 +259,7 @@ def test_runs_on_the_current_stream(name):
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
+@needs_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
 @pytest.mark.parametrize("name", [n for n in COMPILED if n in samples("cpu")])
 def test_a_tensor_on_the_second_gpu(name):
@@ -158,3 +268,7 @@ def test_a_tensor_on_the_second_gpu(name):
     for ours, expected in zip(call(name, second), call(name, args), strict=True):
         assert ours.device == torch.device("cuda:1")
         assert torch.equal(ours.cpu(), expected.cpu())
+
+
+if __name__ == "__main__":
+    match_with_invalid_offsets(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,66 @@
+"""Network, loss and optimiser on a real GPU: in one graph, and without waiting for it."""
+
+import pytest
+import torch
+from cuda_cases import needs_gpu
+from test_gpu import captured
+
+pytest.importorskip("torchvision")
+from ssd.detect import predict_padded
+from ssd.loss import MultiBoxLoss
+from ssd.model import SSD300
+from ssd.train import Settings, make_optimizer, train_step
+
+pytestmark = needs_gpu
+
+
+@pytest.fixture
+def training():
+    """A small network on the GPU, its loss, and packed targets of two pictures; the last box is padding."""
+    torch.manual_seed(0)
+    model = SSD300(3, width=0.125).cuda()
+    images = torch.randn(2, 3, 300, 300, device="cuda")
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.8], [0, 0, 1, 1]], device="cuda")
+    targets = boxes, torch.tensor([1, 2, 1], device="cuda"), torch.tensor([0, 1, 2], dtype=torch.int32, device="cuda")
+    return model, MultiBoxLoss(model.priors_cxcy), images, targets
+
+
+def test_network_loss_and_gradients_in_one_graph(training, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # whose roundings change the choice of negatives
+    model, criterion, images, targets = training
+
+    def step():
+        loss = criterion(*model(images), *targets)
+        return loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))
+
+    graph, outputs = captured(step)
+    boxes, labels, offsets = targets
+    for seed, rows in enumerate(([0, 2, 3], [0, 0, 1], [0, 0, 0], [0, 3, 3])):
+        torch.manual_seed(seed)
+        images.normal_()
+        boxes.copy_(torch.tensor([[0.2, 0.3, 0.6, 0.5], [0.5, 0.5, 0.9, 0.7], [0.1, 0, 0.3, 0.4]]).roll(seed, 0))
+        labels.copy_(torch.tensor([2, 1, 2]).roll(seed))
+        offsets.copy_(torch.tensor(rows, dtype=torch.int32))
+        graph.replay()
+        torch.testing.assert_close(outputs, step(), rtol=1e-3, atol=1e-5)
+
+
+def test_training_and_evaluation_do_not_wait_for_the_gpu(training):
+    model, criterion, images, (boxes, labels, _) = training
+    settings = Settings(data=("",))
+    optimizer = make_optimizer(model, settings)
+    images = images.cpu().pin_memory()
+    targets = [{"boxes": b[None].cpu(), "labels": n[None].cpu()} for b, n in zip(boxes[:2], labels[:2], strict=True)]
+
+    def both():
+        model.train()
+        train_step(model, criterion, optimizer, images, targets, settings, 1.0, torch.device("cuda"))
+        predict_padded(model, images)
+
+    both()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
