@@ -1,97 +1,161 @@
-"""Where the time of a training step goes: the network, the loss, the optimiser, the rest.
+"""Where the time of a step goes, for ours and torchvision's: launches, waits for the device, parts, kernels.
 
-    .venv/bin/python benchmarks/training_step.py [--batch 8] [--width 1] [--steps 5] [--device cpu]
+    python benchmarks/training_step.py [--what training] [--images 8] [--classes 21] [--bf16] [--device cpu] [--json F]
 
-Runs `ssd.train.train_step`, the step of `ssd train`, on random pictures with 1 to 8 objects each and prints the median
-time of each part over the steps.
+What: "training" (a whole step of `ssd train`), "inference", "loss" (with gradients) or "detection" (of predictions like
+those of a trained network), as the benchmarks of these names do it. The network is also timed alone, forward and
+backward, and so is the optimiser; what is left of a training step is the loss, copies and Python. On the CPU operators
+are counted and listed in the place of kernels.
 """
 
+from __future__ import annotations
+
 import argparse
+import json
 import statistics
 import time
-from collections import defaultdict
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 
+import test_bench_network as network
 import torch
+from test_bench_detection import detection
+from test_bench_loss import loss_case
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._pytree import tree_map
 
-from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300
-from ssd.precision import pick_device, place
-from ssd.train import Settings, make_optimizer, train_step
+from ssd.precision import pick_device
+
+CASES = {
+    "training": network.training_step,
+    "inference": network.inference,
+    "loss": lambda images, classes: loss_case(images, classes, backward=True),
+    "detection": lambda images, classes: detection("trained", images, classes),
+}
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
+COPIES = ("cudaMemcpy", "cudaMemset")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+RANGE = "one step"
 
 
-class Clock:
-    """Seconds by name, of one step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str):
-        started = self.now()
-        yield
-        self.seconds[name] += self.now() - started
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
+def seconds(step: Callable, steps: int, device: torch.device) -> float:
+    """Of one call, the median; the device has ended."""
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
-    def wrap(self, name: str, function):
-        def timed(*args, **kwargs):
-            with self(name):
-                return function(*args, **kwargs)
 
-        return timed
+def profiled(step: Callable, steps: int, device: torch.device) -> dict:
+    """Calls into the driver per step, and the ten kernels (on the CPU: operators) that take the most time."""
+    gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            with record_function(RANGE):
+                step()
+            if gpu:
+                torch.cuda.synchronize()
+    events = list(profiler.events())
+    on_host = [e for e in events if e.device_type == DeviceType.CPU]
+    spans = [e.time_range for e in on_host if e.name == RANGE]
+    inside = [e for e in on_host if any(s.start <= e.time_range.start <= s.end for s in spans) and e.name != RANGE]
+
+    def per_step(names: tuple[str, ...]) -> float:
+        return sum(e.name.startswith(names) for e in inside) / steps
+
+    microseconds, calls = Counter(), Counter()
+    if gpu:
+        listed = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    else:
+        listed = [e for e in inside if e.name.startswith(("aten::", "ssd_ext::", "torchvision::"))]
+    for e in listed:
+        microseconds[e.name] += (e.time_range.elapsed_us() if gpu else e.self_cpu_time_total) / steps
+        calls[e.name] += 1 / steps
+    return {
+        "launches": per_step(LAUNCHES) if gpu else sum(calls.values()),
+        "copies": per_step(COPIES),
+        "waits": per_step(WAITS),
+        "busy_ms": sum(microseconds.values()) / 1e3,
+        "top": [{"name": n, "ms": us / 1e3, "calls": calls[n]} for n, us in microseconds.most_common(10)],
+    }
+
+
+def parts(which: int, inputs: tuple, bf16: bool, classes: int, steps: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of the network alone, with ones as the gradients of its outputs, and of the optimiser."""
+    net = network.networks(device, bf16, True, classes)[which]
+    optimizer = network.optimizers(device, bf16, classes)[which]
+
+    def forward_and_backward() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        outputs = network.raw_predictions(net, bf16, inputs[1])
+        torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+    forward_and_backward()
+    names = {"network": forward_and_backward, "optimiser": optimizer.step}
+    return {name: 1e3 * seconds(function, steps, device) for name, function in names.items()}
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    case = CASES[args.what](args.images, args.classes)
+    inputs = tree_map(lambda x: x.to(args.device) if isinstance(x, torch.Tensor) else x, case.inputs())
+    inputs = tree_map(lambda x: x.detach().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x, inputs)
+    results = []
+    for which, name in enumerate(("ssd_ext", "torchvision")):
+        function = case.contenders[f"{name}_bf16" if args.bf16 else name]
+        if isinstance(function, str):
+            raise SystemExit(f"{name}: {function}")
+
+        def step(function: Callable = function) -> None:
+            function(*inputs)
+
+        seconds(step, 3, args.device)  # builds, warms up
+        ms = 1e3 * seconds(step, args.steps, args.device)
+        result = {"contender": name, "ms": ms, "images_per_s": 1e3 * args.images / ms}
+        if args.what == "training":
+            own = parts(which, inputs, args.bf16, args.classes, args.steps, args.device)
+            result["parts_ms"] = {**own, "loss and the rest": ms - sum(own.values())}
+        results.append(result | profiled(step, args.steps, args.device))
+    return results
+
+
+def table(results: list[dict], gpu: bool) -> str:
+    kind = "kernels" if gpu else "operators"
+    lines = []
+    for r in results:
+        lines.append(f"{r['contender']}: {r['ms']:.2f} ms, {r['images_per_s']:.1f} images/s")
+        counts = [f"{r['launches']:.0f} {'launches' if gpu else kind}", f"{kind} take {r['busy_ms']:.2f} ms"]
+        lines.append("  per step: " + ", ".join([*counts, f"{r['copies']:.0f} copies, {r['waits']:.0f} waits"]))
+        shares = r.get("parts_ms", {})
+        lines += [f"  {name:18} {ms:9.2f} ms {ms / r['ms']:6.1%}" for name, ms in shares.items()]
+        lines += [f"  {k['ms']:9.3f} ms {k['calls']:6.0f} x  {k['name'][:90]}" for k in r["top"]]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--what", choices=CASES, default="training")
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; of training and inference")
     parser.add_argument("--device", type=pick_device, default=pick_device())
+    parser.add_argument("--json", type=argparse.FileType("w"), help="file for the same as JSON")
     args = parser.parse_args()
-
-    torch.manual_seed(0)
-    settings = Settings(data=("",), batch_size=args.batch, width=args.width)
-    model = place(SSD300(args.classes, width=args.width), args.device)
-    criterion = MultiBoxLoss(model.priors_cxcy)
-    optimizer = make_optimizer(model, settings)
-    images = torch.randn(args.batch, 3, 300, 300)
-    targets = []
-    for n in torch.randint(1, 9, (args.batch,)).tolist():
-        centre, size = torch.rand(n, 2), 0.1 + 0.4 * torch.rand(n, 2)
-        boxes = torch.cat([centre - size / 2, centre + size / 2], dim=1).clamp(0, 1)
-        targets.append({"boxes": boxes, "labels": torch.randint(1, args.classes, (n,))})
-
-    clock = Clock(args.device)
-    model.forward = clock.wrap("network forward", model.forward)
-    criterion.forward = clock.wrap("loss forward", criterion.forward)
-    optimizer.step = clock.wrap("optimiser", optimizer.step)
-    torch.Tensor.backward = clock.wrap("backward", torch.Tensor.backward)
-    ops = torch.ops.ssd_ext
-    ops.multibox_loss_backward = clock.wrap("loss backward", ops.multibox_loss_backward)
-
-    steps = []
-    for _ in range(1 + args.steps):  # the first one warms up
-        clock.seconds.clear()
-        with clock("step"):
-            train_step(model, criterion, optimizer, images, targets, settings, 1.0, args.device)
-        seconds = dict(clock.seconds)
-        seconds["network backward"] = seconds.pop("backward") - seconds["loss backward"]
-        seconds["rest"] = 2 * seconds["step"] - sum(seconds.values())
-        steps.append(seconds)
-    median = {name: statistics.median(step[name] for step in steps[1:]) for name in steps[-1]}
-
-    step = median.pop("step")
-    print(f"batch {args.batch}, width {args.width}, {args.device}, {torch.get_num_threads()} threads")
-    for name, seconds in [*sorted(median.items(), key=lambda item: -item[1]), ("step", step)]:
-        print(f"{name:17} {seconds * 1e3:9.2f} ms {seconds / step:7.2%}")
-    ours = median["loss forward"] + median["loss backward"] + median["rest"]
-    print(f"outside network and optimiser: {ours / step:.2%}")
+    if args.bf16 and args.what in ("loss", "detection"):
+        parser.error("--bf16 goes with training and inference")
+    results = measure(args)
+    gpu = args.device.type == "cuda"
+    where = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    head = f"{args.what}, {args.images} images, {args.classes} classes, {'bf16' if args.bf16 else 'float32'}, {where}"
+    print(f"{head}\n{table(results, gpu)}")
+    if args.json:
+        json.dump({"what": head, "results": results}, args.json, indent=1)
 
 
 if __name__ == "__main__":
