@@ -25,7 +25,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import tree_map
 
-from ssd.precision import pick_device
+from ssd.precision import pick_device, place
 
 CASES = {
     "training": network.training_step,
@@ -90,10 +90,11 @@ def parts(which: int, inputs: tuple, bf16: bool, classes: int, steps: int, devic
     """Milliseconds of the network alone, with ones as the gradients of its outputs, and of the optimiser."""
     net = network.networks(device, bf16, True, classes)[which]
     optimizer = network.optimizers(device, bf16, classes)[which]
+    images = place(inputs[1], device) if which == 0 else inputs[1]  # as train_step does
 
     def forward_and_backward() -> None:
         optimizer.zero_grad(set_to_none=True)
-        outputs = network.raw_predictions(net, bf16, inputs[1])
+        outputs = network.raw_predictions(net, bf16, images)
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
     forward_and_backward()

@@ -80,7 +80,7 @@ def test_loss_of_more_than_2_31_logits(device):
         own_conf, own_loc, own_pos, own_match, own_selected = ops.multibox_loss(*own, *LOSS)
         assert torch.equal(own_match[0], match[i])
         assert torch.equal(own_selected[0], selected[i])
-        sums += torch.stack([own_conf * own_pos, own_loc * own_pos, own_pos])
+        sums += torch.stack([own_conf.double() * own_pos, own_loc.double() * own_pos, own_pos.double()])
         if i in (0, n_images // 2, n_images - 1):
             assert own_selected.any()
             own_grads = ops.multibox_loss_backward(one, one, *own, own_match, own_selected, n_pos, "l1", 0.1, 0.2)
@@ -88,7 +88,7 @@ def test_loss_of_more_than_2_31_logits(device):
                 assert alone.any()
                 assert torch.equal(whole[i], alone[0])
     assert int(sums[2]) == int(n_pos)
-    # Each image's loss is rounded to float32, and its product with the number of positives again.
+    # Each image's loss is rounded to float32, and that of the batch too.
     torch.testing.assert_close(torch.stack([conf, loc]).double(), sums[:2] / sums[2], rtol=2**-22, atol=0)
 
 
