@@ -20,7 +20,7 @@ constexpr double kWorthATask = 5e4;  // long beside the handing out of a task
 
 // How many tasks a loop of so many nanoseconds is cut into.
 inline int64_t tasks_of(double nanoseconds) {
-  return nanoseconds < kWorthWaking ? 1 : static_cast<int64_t>(nanoseconds / kWorthATask);
+  return nanoseconds < kWorthWaking ? 1 : static_cast<int64_t>(nanoseconds / kWorthATask) + 1;
 }
 
 // Calls function(begin, end) for parts of 0..n, each item of which takes so many nanoseconds.

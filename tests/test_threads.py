@@ -1,0 +1,71 @@
+"""No bit depends on how many threads share the work, in sizes that are worth several (csrc/cpu/parallel.h)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_on_cpu import cases
+from test_gpu import of_full_size
+
+import ssd_ext
+
+pytestmark = pytest.mark.skipif(ssd_ext._load.missing["cpu"] is not None, reason="no compiled CPU kernels")
+
+# One image that all threads share, and images that each have a thread.
+SIZES = {"one-image": ((40,), 70_000, 14_000), "five-images": ((3, 0, 40, 20, 9), 17_000, 14_000)}
+
+
+@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_threads_change_no_bit(op, sizes):
+    args, function, threads = of_full_size(*sizes)[op], getattr(torch.ops.ssd_ext, op), torch.get_num_threads()
+    if op == "box_iou":  # of all boxes it would be 4 GB
+        args = args[0][:100], args[1]
+    results = []
+    try:
+        for n in (1, 4):
+            torch.set_num_threads(n)
+            results.append(function(*args))
+    finally:
+        torch.set_num_threads(threads)
+    assert cases.same_bits(*results)
+
+
+THREADS = """
+import sys
+import torch
+from test_gpu import of_full_size
+
+torch.set_num_threads(1)
+ops = of_full_size(*eval(sys.argv[1]))
+torch.set_num_threads(4)
+counts = []
+for op in sys.argv[2:]:
+    getattr(torch.ops.ssd_ext, op)(*ops[op])
+    with open("/proc/self/status") as file:
+        counts.append(next(line.split()[1] for line in file if line.startswith("Threads:")))
+print(*counts)
+"""
+
+
+def threads_after(sizes, *ops):
+    """How many threads a new process has after each of these ops; all that it had before are counted too."""
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    command = [sys.executable, "-c", THREADS, repr(sizes), *ops]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(n) for n in done.stdout.split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_small_work_wakes_nobody():
+    """Before the first parallel loop there are no worker threads."""
+    small = ((8,), 8732, 1000)
+    ops = ["nms", "batched_nms", "match_priors", "decode_boxes", "select_hard_negatives", "multibox_loss"]
+    counts = threads_after(small, *ops)
+    assert len(set(counts)) == 1
+    assert threads_after(SIZES["one-image"], "multibox_loss")[0] > counts[0]
