@@ -16,10 +16,13 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 # ------------------------------------------------------------------------------------------------ the kernels
 
 
-@pytest.fixture(params=["forward", "reverse"])
+@pytest.fixture
 def order(request, monkeypatch):
     """In which order blocks and threads run: no result may depend on it."""
     monkeypatch.setenv("CUDA_ON_CPU_ORDER", request.param)
+
+
+in_every_order = pytest.mark.parametrize("order", ["forward", "reverse", "interleaved"], indirect=True)
 
 
 def test_every_kernel_has_cases():
@@ -27,13 +30,19 @@ def test_every_kernel_has_cases():
     assert registered <= cases.CASES.keys()
 
 
+def cuda_and_cpu():
+    kernels = {"CUDA": build.load()}
+    if ssd_ext._load.missing["cpu"] is None:
+        kernels["CPU"] = torch.ops.ssd_ext
+    return kernels
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"], indirect=True)  # interleaved takes three times as long
 @pytest.mark.parametrize("op", cases.CASES)
 @pytest.mark.usefixtures("order")
 def test_kernel_equals_plain_pytorch(op):
     """And so does the C++ kernel, where it is built; with exp or log both are equal, and close to plain PyTorch."""
-    kernels = {"CUDA": build.load()}
-    if ssd_ext._load.missing["cpu"] is None:
-        kernels["CPU"] = torch.ops.ssd_ext
+    kernels = cuda_and_cpu()
     for arguments in cases.CASES[op]():
         before = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
         cases.check(op, arguments, kernels)
@@ -61,6 +70,27 @@ for arguments in cases.CASES["postprocess_detections"]():
     cases.check("postprocess_detections", arguments, kernels)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_images_that_share_objects_do_not_wait_for_each_other():
+    """Offsets that nobody has checked let two blocks of bipartite matching change the same candidates."""
+    script = f"""  # in a process of its own: it may never end
+import os, sys
+sys.path.insert(0, {str(build.HERE.parent)!r})
+import torch, adversarial as adv
+from cuda_on_cpu import build
+offsets, priors = torch.tensor([0, 20, 0, 20], dtype=torch.int32), adv.random_boxes(600, 1)
+for seed in range(10):
+    for boxes in (adv.random_boxes(1, seed).repeat(20, 1), adv.random_boxes(20, seed)):
+        results = []
+        for order in ("forward", "interleaved"):
+            os.environ["CUDA_ON_CPU_ORDER"] = order
+            results.append(build.load().match_priors(boxes, offsets, priors, 0.5, "bipartite"))
+        assert torch.equal(*results)
+"""
+    build.load()  # compiles, which is not to count
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -200,6 +230,7 @@ def run(kernel, x=None):
     return build.load_selftest()(torch.arange(64, dtype=torch.int32) if x is None else x, kernel)
 
 
+@in_every_order
 @pytest.mark.usefixtures("order")
 def test_barriers_and_shared_memory():
     for n in (1, 63, 64, 65, 1000):
@@ -208,6 +239,7 @@ def test_barriers_and_shared_memory():
         assert run("block_sum", x).tolist() == expected
 
 
+@in_every_order
 @pytest.mark.usefixtures("order")
 def test_warp_collectives():
     x = torch.randperm(32, generator=torch.Generator().manual_seed(0)).int()
@@ -231,6 +263,7 @@ def test_warp_collectives():
     assert run("warp", x).view(-1, 32).tolist() == expected
 
 
+@in_every_order
 @pytest.mark.usefixtures("order")
 def test_votes_and_atomics():
     x = torch.arange(64) - 3
@@ -242,6 +275,7 @@ def test_votes_and_atomics():
     assert run("atomics", x.int()).tolist() == [x.sum().item(), -3, 60, every_or, every_xor, 1, 7]
 
 
+@in_every_order
 @pytest.mark.usefixtures("order")
 def test_indices_in_three_dimensions():
     ranges = [torch.arange(n) for n in (2, 3, 4, 2, 3, 5)]  # grid z, y, x, block z, y, x
@@ -267,6 +301,7 @@ def test_indices_in_three_dimensions():
         ("too_many_threads", r"invalid launch: .*block \(1025, 1, 1\)"),
     ],
 )
+@in_every_order
 @pytest.mark.usefixtures("order")
 def test_mistakes_are_errors_with_a_reason(kernel, message):
     with pytest.raises(RuntimeError, match=message):

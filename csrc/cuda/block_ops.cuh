@@ -34,6 +34,25 @@ __device__ __forceinline__ unsigned warp_or(unsigned bits) {
 #endif
 }
 
+// The largest over a warp, in every lane.
+__device__ __forceinline__ unsigned warp_max(unsigned value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+#else
+  return __reduce_max_sync(kAllLanes, value);
+#endif
+}
+
+__device__ __forceinline__ uint64_t warp_max(uint64_t value) {
+  const auto own = static_cast<unsigned>(value >> 32);
+  const unsigned high = warp_max(own);
+  const unsigned low = warp_max(own == high ? static_cast<unsigned>(value) : 0u);
+  return uint64_t(high) << 32 | low;
+}
+
 // Adds kCounters counters over a block, again and again, with one barrier each time.
 template <int kCounters>
 class BlockSums {

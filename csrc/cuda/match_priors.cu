@@ -2,7 +2,7 @@
 //
 // 1. best_pairs_kernel: a block owns a chunk of the priors of one image, a thread one prior at a time, in
 //    registers. The objects come through shared memory. Each prior keeps its best object, and each object gets
-//    its best prior of the chunk, as a candidate: by shuffles in a warp, through shared memory in the block.
+//    its best prior of the chunk, as a candidate: by reductions in a warp, through shared memory in the block.
 // 2. force_best_priors_kernel: the same blocks. A warp reduces the candidates of an object to its best prior;
 //    then every thread looks which object, if any, chose its prior. Nobody scatters, so nobody races.
 //    take_best_pairs_kernel, in its place for bipartite matching: a block owns an image.
@@ -17,9 +17,11 @@
 #include "cuda/launch.cuh"
 #include "cuda/scratch.cuh"
 #include "matching.h"
+#include "order.h"
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace ssd_ext {
 namespace {
@@ -33,12 +35,13 @@ constexpr int64_t kMaxChunks = 128;
 
 // The best of the warp's candidates, in all lanes.
 template <typename T>
-__device__ Candidate<T> best_of_warp(Candidate<T> best) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const Candidate<T> other = {__shfl_xor_sync(kAllLanes, best.iou, distance),
-                                __shfl_xor_sync(kAllLanes, best.index, distance)};
-    if (outranks(other, best)) best = other;
-  }
+__device__ Candidate<T> best_of_warp(const Candidate<T>& own) {
+  bits_t<T> iou;  // no IoU is negative: their bits order as they do
+  memcpy(&iou, &own.iou, sizeof iou);
+  const bits_t<T> highest = warp_max(iou);
+  const unsigned lowest_index = ~warp_max(iou == highest ? ~static_cast<unsigned>(own.index) : 0u);
+  Candidate<T> best = {0, static_cast<int32_t>(lowest_index)};
+  memcpy(&best.iou, &highest, sizeof highest);
   return best;
 }
 
@@ -56,7 +59,8 @@ template <typename T>
 __device__ Candidate<T> best_of_chunks(const Candidate<T>* candidates, int chunks) {  // (chunks,)
   Candidate<T> best = {0, 0};
   for (int chunk = threadIdx.x % kWarp; chunk < chunks; chunk += kWarp) {
-    if (outranks(candidates[chunk], best)) best = candidates[chunk];
+    const Candidate<T> other = candidates[chunk];
+    if (outranks(other, best)) best = other;
   }
   return best_of_warp(best);
 }
@@ -158,6 +162,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   SHARED_ARRAY(Candidate<T>, of_warps, kWarps);
 
   const int thread = threadIdx.x;
+  // Nobody has checked the offsets. Where they fall, images share objects, whose candidates two blocks would
+  // then replace under each other's eyes: nothing is taken.
+  bool rising = true;
+  for (int64_t i = thread; i < gridDim.x; i += kThreads) rising = rising && offsets[i] <= offsets[i + 1];
+  if (!__syncthreads_and(rising)) return;
+
   const ImageObjects rows = objects_of(blockIdx.x, offsets, n_objects);
   candidates += rows.begin * chunks;  // every object keeps its best as its first
   match += blockIdx.x * n_priors;
@@ -178,9 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     Candidate<T>& candidate = candidates[static_cast<int64_t>(top.index) * chunks];
     int32_t& prior_match = match[candidate.index];
-    const bool taken = is_taken(prior_match);
-    __syncthreads();  // all have seen it
-    if (taken) {
+    if (__syncthreads_or(is_taken(prior_match))) {
       const Box<T> box = load_box<T>(boxes, rows.begin + top.index);
       const T box_area = area(box);
       Candidate<T> best = {0, 0};

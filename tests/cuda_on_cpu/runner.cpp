@@ -9,6 +9,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <vector>
 
 namespace cuda_on_cpu {
@@ -21,6 +22,7 @@ constexpr unsigned kWarp = 32;
 constexpr size_t kSharedBytes = 48 << 10;  // what every architecture gives a block without asking
 constexpr size_t kGuardBytes = 64;         // before, between and after shared arrays
 constexpr unsigned char kUnset = 0xCD;     // in float a large negative number, as an index far out of bounds
+constexpr size_t kInterleaved = 4;         // blocks at once, where their threads take turns
 
 enum class State { kReady, kAtBarrier, kInWarp, kExited };
 
@@ -63,6 +65,8 @@ struct SharedArray {
 };
 
 struct Block {
+  Index index = {};
+  bool has_turn;  // in this pass
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<uint64_t> values;  // of the last collectives, one for each thread
   Votes votes = {};
@@ -76,8 +80,10 @@ struct Block {
 };
 
 std::mutex one_launch_at_a_time;
-std::unique_ptr<Block> block;  // kept from launch to launch: stacks are expensive to make
+std::vector<std::unique_ptr<Block>> blocks;  // kept from launch to launch: stacks are expensive to make
+Block* block = nullptr;                      // that of the running thread
 Thread* running = nullptr;
+std::mt19937 random_number;  // every launch goes on with it, so that calls of one kernel differ
 void (*running_kernel)(const void*);
 const void* running_arguments;
 
@@ -260,11 +266,20 @@ void reset_shared() {
 #endif
 }
 
-std::string run_block(bool reverse) {
-  const size_t count = block->threads.size();
+void enter(Block& other) {
+  block = &other;
+  blockIdx = other.index;
+}
+
+void begin_block(const Index& index, size_t n_threads) {
+  block->index = index;
+  block->has_turn = true;
+  while (block->threads.size() > n_threads) block->threads.pop_back();
+  while (block->threads.size() < n_threads) block->threads.push_back(std::make_unique<Thread>());
+  block->values.resize(n_threads);
   reset_shared();
   block->error.clear();
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < n_threads; ++i) {
     Thread& thread = *block->threads[i];
     thread.number = static_cast<unsigned>(i);
     thread.index = unflatten(i, blockDim);
@@ -272,31 +287,78 @@ std::string run_block(bool reverse) {
     thread.fiber.start(entry);
   }
   release(block->begun);
-  for (;;) {
-    bool all_exited = true;
-    for (size_t i = 0; i < count; ++i) {
-      Thread& thread = *block->threads[reverse ? count - 1 - i : i];
-      if (thread.state == State::kReady) {
-        running = &thread;
-        threadIdx = thread.index;
-        thread.fiber.resume();
-        running = nullptr;
-        if (!block->error.empty()) return block->error;
-      }
-      all_exited = all_exited && thread.state == State::kExited;
-    }
-    if (all_exited) break;
-    bool progress = complete_barrier();
-    for (size_t i = 0; i < count; ++i) {
-      if (block->threads[i]->state == State::kInWarp && complete_collective(i)) progress = true;
-    }
-    if (!progress) return stuck();
-  }
+}
+
+// Once all threads have exited: what is wrong, or an empty text.
+std::string end_block() {
   acquire(block->ended);
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(block->shared, sizeof block->shared);
 #endif
   return damaged_guard();
+}
+
+// Lets the threads of the block that can run on do so, where all have run until they wait or exit.
+bool complete_waits() {
+  bool progress = complete_barrier();
+  for (size_t i = 0; i < block->threads.size(); ++i) {
+    if (block->threads[i]->state == State::kInWarp && complete_collective(i)) progress = true;
+  }
+  return progress;
+}
+
+enum class Order { kForward, kReverse, kInterleaved };
+
+// What comes before what means nothing on a GPU: a result that depends on it is wrong.
+Order order_of_environment() {
+  const char* order = std::getenv("CUDA_ON_CPU_ORDER");
+  if (order == nullptr || same(order, "forward")) return Order::kForward;
+  return same(order, "reverse") ? Order::kReverse : Order::kInterleaved;
+}
+
+struct Turn {
+  Block* block;
+  Thread* thread;
+};
+
+// Runs the first `count` blocks to their end; returns what is wrong, or an empty text. In each pass every thread
+// that can run does so once, until it waits. Interleaved, the threads of all blocks come in any order, and
+// about half of the blocks have no turn, so that they come to different places of the kernel.
+std::string run_blocks(size_t count, Order order) {
+  std::vector<Turn> turns;
+  for (size_t k = 0; k < count; ++k) {
+    for (const auto& thread : blocks[k]->threads) turns.push_back({blocks[k].get(), thread.get()});
+  }
+  if (order == Order::kReverse) std::reverse(turns.begin(), turns.end());
+  for (bool all_exited = false; !all_exited;) {
+    if (order == Order::kInterleaved) {
+      std::shuffle(turns.begin(), turns.end(), random_number);
+      for (size_t k = 0; k < count; ++k) blocks[k]->has_turn = random_number() % 2 == 0;
+    }
+    for (const Turn& turn : turns) {
+      if (turn.thread->state != State::kReady || !turn.block->has_turn) continue;
+      enter(*turn.block);
+      running = turn.thread;
+      threadIdx = running->index;
+      running->fiber.resume();
+      running = nullptr;
+      if (!block->error.empty()) return block->error;
+    }
+    all_exited = true;
+    for (size_t k = 0; k < count; ++k) {
+      enter(*blocks[k]);
+      const auto exited = [](const auto& thread) { return thread->state == State::kExited; };
+      if (std::all_of(block->threads.begin(), block->threads.end(), exited)) continue;
+      all_exited = false;
+      if (block->has_turn && !complete_waits()) return stuck();
+    }
+  }
+  for (size_t k = 0; k < count; ++k) {
+    enter(*blocks[k]);
+    const std::string error = end_block();
+    if (!error.empty()) return error;
+  }
+  return "";
 }
 
 }  // namespace
@@ -357,24 +419,25 @@ bool run(Index grid, Index block_size, void (*kernel)(const void*), const void* 
     error = "invalid launch: grid " + text(grid) + ", block " + text(block_size);
     return false;
   }
-  if (!block) block = std::make_unique<Block>();
-  while (block->threads.size() > count) block->threads.pop_back();
-  while (block->threads.size() < count) block->threads.push_back(std::make_unique<Thread>());
-  block->values.resize(count);
   gridDim = grid;
   blockDim = block_size;
   running_kernel = kernel;
   running_arguments = arguments;
 
-  // The order of threads and blocks means nothing on a GPU: a result that depends on it is wrong.
-  const char* order = std::getenv("CUDA_ON_CPU_ORDER");
-  const bool reverse = order != nullptr && std::strcmp(order, "reverse") == 0;
-  const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
-  for (uint64_t k = 0; k < blocks; ++k) {
-    blockIdx = unflatten(reverse ? blocks - 1 - k : k, grid);
-    error = run_block(reverse);
+  const Order order = order_of_environment();
+  const uint64_t n_blocks = uint64_t(grid.x) * grid.y * grid.z;
+  const uint64_t at_once = order == Order::kInterleaved ? kInterleaved : 1;
+  while (blocks.size() < at_once) blocks.push_back(std::make_unique<Block>());
+  for (uint64_t first = 0; first < n_blocks; first += at_once) {
+    const uint64_t in_flight = std::min(at_once, n_blocks - first);
+    for (uint64_t k = 0; k < in_flight; ++k) {
+      enter(*blocks[k]);
+      const uint64_t number = first + k;
+      begin_block(unflatten(order == Order::kReverse ? n_blocks - 1 - number : number, grid), count);
+    }
+    error = run_blocks(in_flight, order);
     if (!error.empty()) {
-      block.reset();  // its fibers stand in the middle of the kernel
+      blocks.clear();  // their fibers stand in the middle of the kernel
       return false;
     }
   }

@@ -1,5 +1,7 @@
-// What the CUDA subset in include/cuda_runtime.h is made of: blocks run one after another, each CUDA thread
-// is a fiber.
+// What the CUDA subset in include/cuda_runtime.h is made of: each CUDA thread is a fiber. CUDA_ON_CPU_ORDER
+// says in which order they run: `forward` (or unset) and `reverse` run one block after another, in this order
+// of blocks and threads; `interleaved` runs a few blocks at once, whose threads take turns in any order, so
+// that a block can see what another one is just writing.
 //
 // A thread runs until it must wait: at a block barrier or in a collective of its warp. When no thread can run
 // on, every barrier or collective that all its threads have reached is completed; if there is none, the
