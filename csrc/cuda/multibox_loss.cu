@@ -80,22 +80,19 @@ __global__ void __launch_bounds__(kPriorLanes, 1)
   ce += image;
   selected += image;
   const int32_t* const match = targets.match + image;
-  const auto key_of = [&](unsigned prior) -> bits_t<T> {
-    return match[prior] >= 0 ? 0 : ordered_bits(ce[prior]);
-  };
-  const unsigned n_pos = select_hard_negatives_of_image<kInRegisters, bits_t<T>>(
-      key_of, n_priors, ratio, min_negatives, counters, selected);
-
+  const auto is_positive = [&](unsigned prior) { return match[prior] >= 0; };
+  const auto key_of = [&](unsigned prior) { return ordered_bits(ce[prior]); };
   double conf = 0;
   double loc = 0;
-  for (unsigned prior = threadIdx.x; prior < n_priors; prior += kPriorLanes) {  // what it has selected itself
+  const auto count = [&](unsigned prior) {
     const int32_t object = match[prior];
-    if (object < 0 && !selected[prior]) continue;
     conf += static_cast<double>(ce[prior]);
-    if (object < 0) continue;
+    if (object < 0) return;
     const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, image + prior);
     loc += localization_error(predicted, targets.true_offsets(image + prior, object), smooth);
-  }
+  };
+  const unsigned n_pos = select_hard_negatives_of_image<kInRegisters, bits_t<T>>(
+      is_positive, key_of, n_priors, ratio, min_negatives, counters, selected, count);
   conf = sum_of_lanes<kPriorLanes>(conf, shared_lanes);
   loc = sum_of_lanes<kPriorLanes>(loc, shared_lanes);
   if (threadIdx.x == 0) losses[blockIdx.x] = {conf, loc, n_pos};

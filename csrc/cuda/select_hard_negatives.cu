@@ -26,11 +26,10 @@ __global__ void __launch_bounds__(kMiningThreads, 1)
   SHARED_ARRAY(unsigned, shared_sums, BlockSums<3>::kShared);
   BlockSums<3> sums(shared_sums);
   const int64_t image = static_cast<int64_t>(blockIdx.x) * n_priors;
-  const auto key_of = [&](unsigned prior) -> bits_t<T> {
-    return positive[image + prior] ? 0 : ordered_bits(static_cast<T>(loss[image + prior]));
-  };
-  select_hard_negatives_of_image<kInRegisters, bits_t<T>>(key_of, n_priors, ratio, min_negatives, sums,
-                                                          selected + image);
+  const auto is_positive = [&](unsigned prior) { return positive[image + prior]; };
+  const auto key_of = [&](unsigned prior) { return ordered_bits(static_cast<T>(loss[image + prior])); };
+  select_hard_negatives_of_image<kInRegisters, bits_t<T>>(is_positive, key_of, n_priors, ratio, min_negatives,
+                                                          sums, selected + image, [](unsigned) {});
 }
 
 Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, double ratio,
