@@ -10,9 +10,9 @@
 // Reads the logits once and writes 9 bytes (double: 13) per prior: cross entropy, match and selected, which
 // the later kernels find in the second-level cache.
 //
-// Backward, gradients_kernel: a warp owns 32 rows. It fills their gradients with zeros, and then, as a whole,
-// replaces those of one row after another that counts. Writes each gradient once and reads 5 bytes per prior;
-// few rows count and are read too.
+// Backward, gradients_kernel: a block owns 128 rows. It fills their gradients with zeros, and then replaces
+// those of the rows that count, each by a group of lanes. Writes each gradient once and reads 5 bytes per
+// prior; few rows count and are read too.
 #include "any_rows.h"
 #include "box_math.h"
 #include "checks.h"
@@ -36,6 +36,9 @@ namespace ssd_ext {
 namespace {
 
 constexpr int kGradientThreads = 128;
+// Of a row that counts. Rows that count lie close together: so a block works on 16 of them at once, and as a
+// row is summed up class by class, more lanes would hardly make it faster.
+constexpr int kRowLanes = 8;
 
 // --------------------------------------------------------------------------------------------------- forward
 
@@ -178,32 +181,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cuda(
 
 // -------------------------------------------------------------------------------------------------- backward
 
-// sum_row of softmax.h by a warp, for all its lanes. Only the maximum is found in another order, which
-// changes no bit: next to a NaN, where it could, the sum is NaN anyway.
+// sum_row of softmax.h by kRowLanes lanes, for all of them; all groups of the warp together. Only the maximum
+// is found in another order, which changes no bit: next to a NaN, where it could, the sum is NaN anyway.
 template <typename T, typename Logit>
-__device__ RowSum<T> sum_row_by_warp(const Logit& logit, int64_t n_classes) {
-  const int lane = threadIdx.x % kWarpSize;
+__device__ RowSum<T> sum_row_by_group(const Logit& logit, int64_t n_classes) {
+  const int lane = threadIdx.x % kRowLanes;
   RowSum<T> row = {logit(0), T(0)};
-  for (int64_t c = lane; c < n_classes; c += kWarpSize) row.maximum = larger(row.maximum, logit(c));
-  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+  for (int64_t c = lane; c < n_classes; c += kRowLanes) row.maximum = larger(row.maximum, logit(c));
+  for (int distance = kRowLanes / 2; distance > 0; distance /= 2) {
     row.maximum = larger(row.maximum, __shfl_xor_sync(kAllLanes, row.maximum, distance));
   }
-  for (int64_t begin = 0; begin < n_classes; begin += kWarpSize) {
+  for (int64_t begin = 0; begin < n_classes; begin += kRowLanes) {
     const int64_t c = begin + lane;
     const T exponential = c < n_classes ? exp_of_logit(logit(c), row.maximum) : T(0);
-    for (int i = 0; i < static_cast<int>(kWarpSize); ++i) row.sum += __shfl_sync(kAllLanes, exponential, i);
+    for (int i = 0; i < kRowLanes; ++i) row.sum += __shfl_sync(kAllLanes, exponential, i, kRowLanes);
   }
   return row;
 }
 
-// By a warp. `to` begins with a unit.
+// By the block. `to` begins with a unit.
 template <typename scalar_t>
 __device__ void fill_with_zeros(scalar_t* to, int64_t n) {
   using Unit = Unit16<scalar_t>;
   const int64_t units = n / Unit::kCount;
-  const int lane = threadIdx.x % kWarpSize;
-  for (int64_t i = lane; i < units; i += kWarpSize) reinterpret_cast<Unit*>(to)[i] = Unit{};
-  for (int64_t i = units * Unit::kCount + lane; i < n; i += kWarpSize) to[i] = scalar_t{};
+  const int thread = threadIdx.x;
+  for (int64_t i = thread; i < units; i += kGradientThreads) reinterpret_cast<Unit*>(to)[i] = Unit{};
+  for (int64_t i = units * Unit::kCount + thread; i < n; i += kGradientThreads) to[i] = scalar_t{};
 }
 
 // Row i of a (N, 4) tensor that this file has made, hence aligned: at once.
@@ -237,16 +240,21 @@ __global__ void __launch_bounds__(kGradientThreads)
                      void* __restrict__ grad_offsets,        // (B * P, 4), in the dtype of pred_offsets
                      scalar_t* __restrict__ grad_logits,     // (B * P, C)
                      int64_t n_rows, bool smooth) {
-  constexpr int kWarp = kWarpSize;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t n_classes = targets.n_classes;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kGradientThreads + (threadIdx.x - lane);
-  if (first >= n_rows) return;
-  const int count = static_cast<int>(n_rows - first < kWarp ? n_rows - first : kWarp);
+  SHARED_ARRAY(int, rows, kGradientThreads);  // those that count
+  SHARED_ARRAY(int, n_counting, 1);
 
-  const int64_t i = first + lane;
-  const int32_t object = lane < count ? targets.object(i) : -1;
-  if (lane < count) {
+  const int thread = threadIdx.x;
+  const int64_t n_classes = targets.n_classes;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kGradientThreads;
+  const int64_t left = n_rows - first;
+  const int count = static_cast<int>(left < kGradientThreads ? left : kGradientThreads);
+  if (thread == 0) *n_counting = 0;
+  __syncthreads();
+
+  const int64_t i = first + thread;
+  if (thread < count) {
+    const int32_t object = targets.object(i);
+    if (object >= 0 || selected[i]) rows[atomicAdd(n_counting, 1)] = thread;
     BoxOffsets<T> grad = {0, 0, 0, 0};
     if (object >= 0) {
       const T factor = *grad_loc / static_cast<T>(loc_divisor(*n_pos, smooth));
@@ -259,18 +267,22 @@ __global__ void __launch_bounds__(kGradientThreads)
     }
     store_row(grad_offsets, pred_offsets.dtype, i, grad);
   }
-
   fill_with_zeros(grad_logits + first * n_classes, count * n_classes);
-  unsigned rows = __ballot_sync(kAllLanes, object >= 0 || (lane < count && selected[i]));
-  __syncwarp();  // the zeros come before what replaces them
+  __syncthreads();  // the zeros come before what replaces them
+
   const T factor = *grad_conf / static_cast<T>(conf_divisor(*n_pos));
-  for (; rows != 0; rows &= rows - 1) {
-    const int64_t row = first + __ffs(static_cast<int>(rows)) - 1;
+  constexpr int kRowsOfWarp = kWarpSize / kRowLanes;
+  const int group = thread / kRowLanes;
+  // A warp goes on as a whole: groups without a row of their own repeat the last one and write nothing.
+  for (int place = group; place - group % kRowsOfWarp < *n_counting; place += kGradientThreads / kRowLanes) {
+    const bool has_row = place < *n_counting;
+    const int64_t row = first + rows[has_row ? place : *n_counting - 1];
     const scalar_t* const row_logits = logits + row * n_classes;
     const auto logit = [=](int64_t c) { return static_cast<T>(row_logits[c]); };
-    const RowSum<T> all = sum_row_by_warp<T>(logit, n_classes);
+    const RowSum<T> all = sum_row_by_group<T>(logit, n_classes);
+    if (!has_row) continue;
     const int64_t true_class = targets.true_class(row, targets.object(row));
-    for (int64_t c = lane; c < n_classes; c += kWarp) {
+    for (int64_t c = thread % kRowLanes; c < n_classes; c += kRowLanes) {
       const T softmax = exp_of_logit(logit(c), all.maximum) / all.sum;
       const T one_hot = c == true_class ? T(1) : T(0);
       grad_logits[row * n_classes + c] = static_cast<scalar_t>((softmax - one_hot) * factor);
