@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import adversarial as adv
 import pytest
 import torch
 from cuda_on_cpu import build, cases
@@ -48,6 +49,19 @@ def test_kernel_equals_plain_pytorch(op):
         cases.check(op, arguments, kernels)
         for x, y in zip(arguments, before, strict=True):
             assert cases.same_bits(x, y) if isinstance(x, torch.Tensor) else x is y
+
+
+@pytest.mark.parametrize("n_classes", [23, 24, 47, 48, 95, 97, 130, 384, 400])  # around the tiles of float rows
+def test_the_size_of_a_tile_does_not_matter(n_classes):
+    generator = adv.generator(n_classes)
+    pred_offsets = torch.randn(2, 70, 4, generator=generator)
+    logits = torch.randn(2, 70, n_classes, generator=generator) * 2
+    boxes, priors = adv.random_boxes(3), adv.to_cxcywh(adv.random_boxes(70, 1))
+    detection = pred_offsets, logits, priors, 0.001, 0.3, 100, None, 0.1, 0.2
+    cases.check("postprocess_detections", cases.Undecided(detection), cuda_and_cpu())
+    objects = boxes, torch.tensor([1, 2, 3]), adv.pack((2, 1)), priors
+    loss = pred_offsets, logits, *objects, 0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2
+    cases.check("multibox_loss", loss, cuda_and_cpu())
 
 
 def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):

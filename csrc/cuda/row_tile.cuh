@@ -17,8 +17,11 @@ namespace ssd_ext {
 
 constexpr int kTileRows = 64;  // at most, and the threads of a block
 // The sizes of a tile. 64 rows of up to 23 float classes (47 of two bytes) take the small one, with which an
-// H100 keeps all the threads that it can; rows of hundreds of classes still fill the large one.
+// H100 keeps all the threads that it can; rows of hundreds of classes still fill the large one. The medium one
+// has 64 rows of up to 95 classes of two bytes, or 32 of float: of these an H100 keeps 17 tiles, and while a
+// few are on their way the others keep it busy.
 constexpr int kSmallTile = 6 << 10;
+constexpr int kMediumTile = 12 << 10;
 constexpr int kLargeTile = 24 << 10;
 // Fewer rows would leave the threads without work: longer rows are read where they are, for 4 KB of cache per
 // warp hold what it reads next.
@@ -32,7 +35,7 @@ struct alignas(16) Unit16 {
 };
 
 // `count` <= kTileRows neighbouring rows of (N, C), of which thread i < count may read row(i). kBytes:
-// kSmallTile, kLargeTile, or 0 to leave the rows where they are.
+// the size of a tile, or 0 to leave the rows where they are.
 template <typename scalar_t, int kBytes>
 class RowTile {
  public:
@@ -114,11 +117,17 @@ class RowTile {
 template <typename scalar_t, typename Function>
 void dispatch_row_tile(int64_t n_classes, const Function& function) {
   const int64_t row_bytes = (n_classes | 1) * static_cast<int64_t>(sizeof(scalar_t));
-  if (row_bytes * kTileRows <= kSmallTile) {
+  const auto rows_in = [=](int bytes) {
+    return static_cast<int>(std::min<int64_t>(kTileRows, bytes / row_bytes));
+  };
+  constexpr int kHalf = kTileRows / 2;  // one warp: a few rows more would keep a second one as busy as it
+  if (rows_in(kSmallTile) == kTileRows) {
     function(std::integral_constant<int, kSmallTile>(), kTileRows);
-  } else if (row_bytes * kFewestTileRows <= kLargeTile) {
-    function(std::integral_constant<int, kLargeTile>(),
-             static_cast<int>(std::min<int64_t>(kTileRows, kLargeTile / row_bytes)));
+  } else if (rows_in(kMediumTile) >= kHalf) {
+    function(std::integral_constant<int, kMediumTile>(),
+             rows_in(kMediumTile) == kTileRows ? kTileRows : kHalf);
+  } else if (rows_in(kLargeTile) >= kFewestTileRows) {
+    function(std::integral_constant<int, kLargeTile>(), rows_in(kLargeTile));
   } else {
     function(std::integral_constant<int, 0>(), kTileRows);
   }
