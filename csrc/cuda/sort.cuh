@@ -5,6 +5,7 @@
 // the other one, which a thread finds by bisection. 1 + log2(N / 1024) launches.
 #pragma once
 
+#include "cuda/block_ops.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/scratch.cuh"
 #include "order.h"
@@ -19,27 +20,37 @@ constexpr int kMergeThreads = 256;
 
 // Sorts keys in shared memory, ascending, with a bitonic network; a thread for every two of them. All threads
 // of the block call it, after a barrier, and see the keys sorted afterwards.
+//
+// The keys of 32 neighbouring threads lie side by side as long as an exchange does not reach further than 32
+// keys: until one does, no warp waits for another.
 template <typename Key>
-__device__ void sort_block(Key* keys, int count) {
+__device__ void sort_block(Key* keys, unsigned count) {
   // Keys that are lacking to a power of two would be the largest: no exchange moves them, since all go upwards.
-  const int t = threadIdx.x;
-  const auto exchange = [&](int low, int high) {
+  const unsigned t = threadIdx.x;
+  const auto exchange = [&](bool among_warps, unsigned low, unsigned high) {
+    if (among_warps) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
     if (high < count && keys[high] < keys[low]) {
       const Key key = keys[low];
       keys[low] = keys[high];
       keys[high] = key;
     }
-    __syncthreads();
   };
-  for (int half = 1; half < count; half *= 2) {
-    // Of two sorted halves the first and the mirrored second one, then within ever smaller parts.
-    const int middle = t / half * 2 * half + half;
-    exchange(middle - 1 - t % half, middle + t % half);
-    for (int stride = half / 2; stride > 0; stride /= 2) {
-      const int low = t / stride * 2 * stride + t % stride;
-      exchange(low, low + stride);
+  for (unsigned half = 1; half < count; half *= 2) {
+    // Of two sorted halves the first and the mirrored second one, then within ever smaller parts: each time
+    // half as far as in the exchange before, which decides who has to wait. All are powers of two.
+    const unsigned place = t & (half - 1);
+    const unsigned middle = 2 * t - 2 * place + half;
+    exchange(half > kWarpSize, middle - 1 - place, middle + place);
+    for (unsigned stride = half / 2; stride > 0; stride /= 2) {
+      const unsigned low = 2 * t - (t & (stride - 1));
+      exchange(2 * stride > kWarpSize, low, low + stride);
     }
   }
+  __syncthreads();
 }
 
 // make_key(i) gives the i-th of n keys.
@@ -48,11 +59,11 @@ __global__ void __launch_bounds__(kSortTile / 2)
     sort_tiles_kernel(const MakeKey make_key, RankKey* __restrict__ keys, int64_t n) {
   SHARED_ARRAY(RankKey, tile, kSortTile);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSortTile;
-  const int count = static_cast<int>(n - begin < kSortTile ? n - begin : kSortTile);
-  for (int i = threadIdx.x; i < count; i += blockDim.x) tile[i] = make_key(begin + i);
+  const auto count = static_cast<unsigned>(n - begin < kSortTile ? n - begin : kSortTile);
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) tile[i] = make_key(begin + i);
   __syncthreads();
   sort_block(tile, count);
-  for (int i = threadIdx.x; i < count; i += blockDim.x) keys[begin + i] = tile[i];
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) keys[begin + i] = tile[i];
 }
 
 static __global__ void __launch_bounds__(kMergeThreads)
