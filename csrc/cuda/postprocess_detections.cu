@@ -10,9 +10,10 @@
 // 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class decide over a box, so
 //    the block walks the candidates of all classes together, best first, and stops when top_k are kept. It
 //    takes the next best ones out of the list band by band, sorts a band in shared memory, decodes its boxes,
-//    and settles 32 of them at a time: against the kept ones, then among themselves. The kept ones are the
-//    output, and are read back from there. Reads the list a few times per band, from the second-level cache,
-//    and 32 bytes per candidate of a band; writes 28 bytes per place of the output.
+//    and settles 32 of them at a time: against the kept ones, then among themselves. The first of the kept
+//    ones stay in shared memory, the others are read back from the output. Reads the list once per band and
+//    a few keys of it before, from the second-level cache, and 32 bytes per candidate of a band; writes 28
+//    bytes per place of the output.
 //
 // Images go in sub-batches, so that their lists fit into a fixed amount of memory.
 #include "any_rows.h"
@@ -36,17 +37,27 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kListBytes = 256 << 20;  // of a sub-batch, unless one image alone needs more
+// Of the lists of a sub-batch, unless one image alone needs more. Each sub-batch waits for the slowest walk of
+// the one before; SSD300 with 81 classes needs 5.6 MB for an image, a quarter of its first feature map.
+constexpr int64_t kListBytes = 1 << 30;
 // Blocks of find_candidates_kernel at once: 64 registers for a thread. Left to itself, the compiler saves
 // registers for more blocks, and spills.
 constexpr int kTileBlocks = 16;
 constexpr int kWalkThreads = 512;
 constexpr int kWalkWarps = kWalkThreads / kWarpSize;
 constexpr int kBand = 1024;  // more than a trained network finds in most images
+// A band of a longer list is guessed from one of so many runs of neighbouring keys. Each run is as much as
+// memory gives at once. A prime, so that a pattern in the list does not hide what lies between.
+constexpr int kRun = 4;
+constexpr int kSparse = 17;
+constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // of the key that ends it: three fifths full on average
 constexpr int kChunk = kWarpSize;
+constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory: one for a thread, the others are far
+constexpr int kNearLabels = 512;         // classes that are counted there
 constexpr float kNoLimit = std::numeric_limits<float>::infinity();
 static_assert(kBand <= 2 * kWalkThreads, "sort_block has a thread for every two keys");
 static_assert(kBand % kChunk == 0, "a band is cut into chunks");
+static_assert(kWalkThreads % kRun == 0, "threads read whole runs");
 static_assert(kWalkWarps <= static_cast<int>(kWarpSize), "a warp reads a word of every warp");
 
 // -------------------------------------------------------------------------------------------- the candidates
@@ -115,15 +126,17 @@ struct Candidates {
 
   __device__ bool is_full(uint32_t label) const { return walked != nullptr && walked[label] >= limit; }
 
-  // Calls function(key) for each key of this thread that is still of interest.
+  // Calls function(key) for each key of this thread that is still of interest, in one of `every` runs.
   template <typename Function>
-  __device__ void for_each_waiting(const Function& function) const {
-    constexpr int kBatch = 8;  // as many keys of a thread are on their way at once
-    for (int64_t first = threadIdx.x; first < n; first += kBatch * kWalkThreads) {
+  __device__ void for_each_waiting(int every, const Function& function) const {
+    constexpr int kBatch = 16;  // as many keys of a thread are on their way at once
+    const unsigned t = threadIdx.x;
+    const int step = kWalkThreads * every;
+    for (int64_t first = t / kRun * kRun * every + t % kRun; first < n; first += kBatch * step) {
+      const int left = n - first < kBatch * step ? static_cast<int>(n - first) : kBatch * step;
       uint64_t batch[kBatch];
       for (int j = 0; j < kBatch; ++j) {
-        const int64_t i = first + j * kWalkThreads;
-        batch[j] = i < n ? keys[i] : bound;  // the bound does not wait
+        batch[j] = j * step < left ? keys[first + j * step] : bound;  // the bound does not wait
       }
       for (const uint64_t key : batch) {
         if (key < bound && !is_full(DetectionKey::place(key) / n_priors)) function(key);
@@ -132,56 +145,52 @@ struct Candidates {
   }
 };
 
-// How many of the lowest bits are not the same in all keys, as a multiple of 3. At least two keys; all wait.
-__device__ int count_differing_bits(const Candidates& candidates) {
-  uint64_t differing = 0;
-  candidates.for_each_waiting([&](uint64_t key) { differing |= key ^ candidates.keys[0]; });
-  int n_bits = 63;  // scores are at most 1: keys have 62 bits
-  while (!__syncthreads_or(differing >> (n_bits - 3) != 0)) n_bits -= 3;
-  return n_bits;
+// The rank-th best of what the threads find best in one of `every` runs; 0 if fewer of them find any.
+//   best: kWalkThreads keys in shared memory. There has to be a barrier before they are used again.
+__device__ uint64_t guess_begin(const Candidates& candidates, int every, int rank, uint64_t* best) {
+  uint64_t own = 0;
+  candidates.for_each_waiting(every, [&](uint64_t key) { own = key > own ? key : own; });
+  best[threadIdx.x] = ~own;
+  __syncthreads();
+  sort_block(best, kWalkThreads);
+  return ~best[rank - 1];
 }
 
-using BandSums = BlockSums<8>;
-
-// A number that at least one and at most kBand of the waiting keys reach; if none waits, any number.
-//
-// Its bits are found three at a time, from the highest of those that differ on, until the number of keys is
-// in the range. As no two keys are alike, the last bits would single out one.
-__device__ uint64_t find_band(const Candidates& candidates, int n_bits, BandSums& sums) {
-  uint64_t value = candidates.keys[0] >> n_bits << n_bits;
-  for (int shift = n_bits - 3;; shift -= 3) {
-    unsigned reaching[8] = {};
-    candidates.for_each_waiting([&](uint64_t key) {
-      if (key < value) return;
-      const uint64_t steps = (key - value) >> shift;
-      const auto reached = static_cast<unsigned>(steps < 8 ? steps : 7);
-      for (unsigned digit = 0; digit < 8; ++digit) reaching[digit] += reached >= digit;
-    });
-    sums.add(reaching);
-    unsigned digit = 8;  // the lowest that few enough keys reach, and how many do
-    unsigned count = 0;
-    for (unsigned lower = 8; lower-- > 0 && reaching[lower] <= kBand;) {
-      digit = lower;
-      count = reaching[lower];
-    }
-    if (count > 0 || digit == 0) return value | uint64_t(digit) << shift;
-    value |= uint64_t(digit - 1) << shift;
-  }
+// Puts the waiting keys from `begin` on into the band, as many as it has room for; returns how many there are.
+__device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint64_t* band,
+                              unsigned* shared_count) {
+  if (threadIdx.x == 0) *shared_count = 0;
+  __syncthreads();
+  candidates.for_each_waiting(1, [&](uint64_t key) {
+    if (key < begin) return;
+    const unsigned place = atomicAdd(shared_count, 1u);
+    if (place < kBand) band[place] = ~key;
+  });
+  __syncthreads();
+  return *shared_count;
 }
 
 // Takes the next best candidates out of those that wait, at most kBand; returns their number, 0 at the end.
 //   band: the place for their keys in shared memory. They come inverted, so that the best is the least.
-__device__ int take_band(Candidates& candidates, int n_bits, BandSums& sums, uint64_t* band,
-                         unsigned* shared_count) {
-  // A short list is one band.
-  const uint64_t begin = candidates.n > kBand ? find_band(candidates, n_bits, sums) : 0;
-  if (threadIdx.x == 0) *shared_count = 0;
-  __syncthreads();
-  candidates.for_each_waiting([&](uint64_t key) {
-    if (key >= begin) band[atomicAdd(shared_count, 1u)] = ~key;
-  });
-  __syncthreads();
-  const int count = static_cast<int>(*shared_count);
+__device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* shared_count) {
+  uint64_t begin = 0;
+  auto count = static_cast<unsigned>(candidates.n);
+  if (candidates.n <= kBand) {  // a short list is one band
+    for (unsigned i = threadIdx.x; i < count; i += kWalkThreads) band[i] = ~candidates.keys[i];
+    __syncthreads();
+  } else {
+    // Where a part says too little about the whole, all keys are asked: then at most rank - 1 threads have
+    // more than one key of the band, and at last it is the best key alone.
+    int every = kSparse;
+    int rank = kSampleRank;
+    do {
+      begin = guess_begin(candidates, every, rank, band);
+      count = fill_band(candidates, begin, band, shared_count);
+      rank = every > 1 ? kWalkThreads / 2 : rank / 4;
+      every = 1;
+    } while (count > kBand && rank > 0);
+    if (count > kBand) count = kBand;
+  }
   candidates.bound = begin;
   sort_block(band, count);
   return count;
@@ -196,21 +205,33 @@ struct Detections {
   int32_t* counts;    // (B,)
 };
 
-// Which of some candidates, bit by bit, the kept boxes first, first + kWalkThreads, ... suppress.
-__device__ unsigned suppressed_by_kept(const Box<float>* kept_boxes, const int64_t* kept_labels,
-                                       int64_t first, int64_t n_kept, const Box<float>* boxes,
+// The boxes kept so far and their classes - 1: the first ones in shared memory, all of them in the output.
+struct KeptBoxes {
+  Box<float>* near_boxes;     // (kNearKept,)
+  uint32_t* near_labels;      // (kNearKept,)
+  const Box<float>* boxes;    // (K,)
+  const int64_t* out_labels;  // (K,)
+
+  __device__ Box<float> box(int64_t k) const { return k < kNearKept ? near_boxes[k] : boxes[k]; }
+  __device__ uint32_t label(int64_t k) const {
+    return k < kNearKept ? near_labels[k] : static_cast<uint32_t>(out_labels[k] - 1);
+  }
+};
+
+// Which of some candidates, bit by bit, the kept boxes of this thread suppress: one of every kWalkThreads.
+__device__ unsigned suppressed_by_kept(const KeptBoxes& kept, int64_t n_kept, const Box<float>* boxes,
                                        const uint32_t* labels, unsigned candidates, float max_overlap) {
   unsigned suppressed = 0;
-  for (int64_t k = first; k < n_kept; k += kWalkThreads) {
-    const auto label = static_cast<uint32_t>(kept_labels[k] - 1);
+  for (int64_t k = threadIdx.x; k < n_kept; k += kWalkThreads) {
+    const uint32_t label = kept.label(k);
     unsigned alike = 0;
     for (int j = 0; j < kChunk; ++j) alike |= static_cast<unsigned>(labels[j] == label) << j;
     alike &= candidates & ~suppressed;
     if (alike == 0) continue;
-    const Box<float> kept = kept_boxes[k];
+    const Box<float> box = kept.box(k);
     for (; alike != 0; alike &= alike - 1) {
       const int j = __ffs(alike) - 1;
-      if (suppresses(kept, boxes[j], max_overlap)) suppressed |= 1u << j;
+      if (suppresses(box, boxes[j], max_overlap)) suppressed |= 1u << j;
     }
   }
   return suppressed;
@@ -228,18 +249,21 @@ __device__ unsigned settle(unsigned alive, unsigned suppressed) {
 __global__ void __launch_bounds__(kWalkThreads, 1)
     walk_candidates_kernel(const uint64_t* __restrict__ keys,    // (b, P * (C - 1)), the lists
                            const unsigned* __restrict__ counts,  // (b,), their lengths
-                           unsigned* walked,  // (b, C - 1), walked candidates, at first 0; null for no limit
+                           unsigned* far_walked,  // (b, C - 1), at first 0; for more than kNearLabels
                            AnyRows pred_offsets,  // (B, P, 4)
                            AnyRows priors,        // (P, 4) cxcywh
                            Detections out, int64_t first_image, int64_t n_priors, int64_t n_labels,
-                           int64_t limit, int64_t top_k, float max_overlap, Variances<float> variances) {
-  SHARED_ARRAY(unsigned, shared_sums, BandSums::kShared);
+                           int64_t limit,  // to the candidates of a class; 0 for none
+                           int64_t top_k, float max_overlap, Variances<float> variances) {
   SHARED_ARRAY(unsigned, shared_count, 1);
-  SHARED_ARRAY(uint64_t, band, kBand);
+  SHARED_ARRAY(uint64_t, band, kBand > kWalkThreads ? kBand : kWalkThreads);
   SHARED_ARRAY(Box<float>, boxes, kBand);    // of the band
   SHARED_ARRAY(uint32_t, labels, kBand);     // class - 1
   SHARED_ARRAY(unsigned, pairs, kChunk);     // bit j: whether this candidate of the chunk suppresses number j
   SHARED_ARRAY(unsigned, gone, kWalkWarps);  // bit j: whether candidate j goes, as far as this warp knows
+  SHARED_ARRAY(Box<float>, near_boxes, kNearKept);
+  SHARED_ARRAY(uint32_t, near_labels, kNearKept);
+  SHARED_ARRAY(unsigned, near_walked, kNearLabels);
   const unsigned thread = threadIdx.x;
   const unsigned lane = thread % kWarpSize;
   const unsigned warp = thread / kWarpSize;
@@ -248,15 +272,18 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   Box<float>* const out_boxes = out.boxes + image * top_k;
   float* const out_scores = out.scores + image * top_k;
   int64_t* const out_labels = out.labels + image * top_k;
-  if (walked != nullptr) walked += blockIdx.x * n_labels;
+  const KeptBoxes kept_boxes = {near_boxes, near_labels, out_boxes, out_labels};
+  // With a limit: how many candidates of each class have been walked.
+  unsigned* walked = nullptr;
+  if (limit > 0) walked = n_labels <= kNearLabels ? near_walked : far_walked + blockIdx.x * n_labels;
+  if (thread < kNearLabels) near_walked[thread] = 0;
+  __syncthreads();
   Candidates candidates = {keys + blockIdx.x * n_priors * n_labels, counts[blockIdx.x], ~uint64_t(0), walked,
                            limit, static_cast<uint32_t>(n_priors)};
-  BandSums sums(shared_sums);
-  const int n_bits = candidates.n > kBand ? count_differing_bits(candidates) : 0;
 
   int64_t n_kept = 0;
   while (candidates.bound > 0 && n_kept < top_k) {
-    const int count = take_band(candidates, n_bits, sums, band, shared_count);
+    const auto count = static_cast<int>(take_band(candidates, band, shared_count));
     if (count == 0) break;
     for (int i = thread; i < count; i += kWalkThreads) {
       const uint32_t place = DetectionKey::place(~band[i]);
@@ -274,8 +301,8 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
       const bool has_own = own < count;
       // Each thread tests all candidates against kept boxes of its own, each warp those behind a few
       // candidates against these.
-      unsigned going = suppressed_by_kept(out_boxes, out_labels, thread, n_kept, boxes + first,
-                                          labels + first, all, max_overlap);
+      unsigned going =
+          suppressed_by_kept(kept_boxes, n_kept, boxes + first, labels + first, all, max_overlap);
       for (int i = first + static_cast<int>(warp); i < first + size; i += kWalkWarps) {
         const bool is_alike = has_own && labels[own] == labels[i];
         const bool goes = is_alike && own > i && suppresses(boxes[i], boxes[own], max_overlap);
@@ -298,6 +325,10 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
         out_boxes[place] = boxes[own];
         out_scores[place] = DetectionKey::score(~band[own]);
         out_labels[place] = int64_t(labels[own]) + 1;
+        if (place < kNearKept) {
+          near_boxes[place] = boxes[own];
+          near_labels[place] = labels[own];
+        }
       }
       if (warp == 0 && has_own && walked != nullptr) atomicAdd(walked + labels[own], 1u);
       n_kept += __popc(kept);
@@ -360,13 +391,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
                           static_cast<int64_t*>(labels.mutable_data_ptr()),
                           static_cast<int32_t*>(counts.mutable_data_ptr())};
   const Variances<float> variances = {static_cast<float>(center_variance), static_cast<float>(size_variance)};
-  const int64_t step =
+  const int64_t most =
       std::clamp<int64_t>(kListBytes / (n_keys * static_cast<int64_t>(sizeof(uint64_t))), 1, n_images);
+  const int64_t step = ceil_div(n_images, ceil_div(n_images, most));  // sub-batches of one size
   const Scratch<uint64_t> keys(pred_logits, step * n_keys);
-  const int64_t n_counters = step * (pre_nms_top_k ? 1 + n_labels : 1);
+  const int64_t n_walked = pre_nms_top_k && n_labels > kNearLabels ? n_labels : 0;
+  const int64_t n_counters = step * (1 + n_walked);
   const Scratch<unsigned> counters(pred_logits, n_counters);
   unsigned* const list_counts = counters.data();
-  unsigned* const walked = pre_nms_top_k ? list_counts + step : nullptr;
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
@@ -376,7 +408,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
       find_candidates(logits + first * n_priors * n_classes, keys.data(), list_counts, n, n_priors, n_classes,
                       min_score, stream);
       launch(walk_candidates_kernel, dim3(static_cast<unsigned>(n)), dim3(kWalkThreads), stream, keys.data(),
-             list_counts, walked, rows_of(all_offsets), rows_of(all_priors), out, first, n_priors, n_labels,
+             list_counts, list_counts + step, rows_of(all_offsets), rows_of(all_priors), out, first, n_priors, n_labels,
              pre_nms_top_k.value_or(0), top_k, static_cast<float>(max_overlap), variances);
     }
   });
