@@ -19,6 +19,7 @@
 #include "cuda/block_ops.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/scratch.cuh"
+#include "cuda/settle.cuh"
 #include "cuda/sort.cuh"
 #include "order.h"
 
@@ -31,7 +32,7 @@ namespace {
 constexpr int kTile = 256;  // positions, and threads of a block
 constexpr int kBand = 512;  // positions whose pairs fit into shared memory as bits
 constexpr int kWords = kBand / 32;
-constexpr int kRowPitch = kBand + 1;  // threads that read one word each of a box's bits meet other banks
+constexpr int kAtOnce = 4;  // kept boxes that a box is tested against side by side
 static_assert(kTile <= kBand, "the segment inside a tile has one band");
 static_assert(kWords <= static_cast<int>(kWarpSize), "each lane of a warp keeps one word");
 
@@ -145,19 +146,41 @@ __global__ void __launch_bounds__(kTile)
 }
 
 // Settles a band: of the boxes still alive, which are kept. One warp; lane w has word w of the band.
-//   rows: kWords rows of pairs in shared memory, one kRowPitch behind the other
-__device__ unsigned settle(unsigned alive, const unsigned* rows, int n_words) {
-  const int lane = threadIdx.x % kWarpSize;
+//   rows: kWords rows of pairs in shared memory
+__device__ unsigned settle_band(unsigned alive, const unsigned* rows, int n_words) {
+  const unsigned lane = threadIdx.x % kWarpSize;
+  unsigned own_kept = 0;  // bit w: whether this lane's box of word w is kept
   for (int word = 0; word < n_words; ++word) {
-    unsigned current = __shfl_sync(kAllLanes, alive, word);
-    const unsigned* const own_row = rows + word * kRowPitch + word * 32;
-    for (int b = 0; b < 32; ++b) current &= ~(current >> b & 1 ? own_row[b] : 0u);
-    if (lane == word) alive = current;
-    if (lane <= word || lane >= n_words) continue;
-    const unsigned* const row = rows + lane * kRowPitch + word * 32;
-    for (unsigned left = current; left != 0; left &= left - 1) alive &= ~row[__ffs(left) - 1];
+    const unsigned* const row = rows + word * kBand + lane;
+    unsigned suppressed = 0;  // by this lane's kept boxes of the words before
+    for (int before = 0; before < word; ++before) {
+      suppressed |= row[before * 32] & (own_kept >> before & 1 ? kAllLanes : 0);
+    }
+    const unsigned left = __shfl_sync(kAllLanes, alive, word) & ~warp_or(suppressed);
+    const unsigned kept = settle(left, row[word * 32]);
+    own_kept |= (kept >> lane & 1) << word;
+    if (static_cast<int>(lane) == word) alive = kept;
   }
   return alive;
+}
+
+// Whether one of n kept boxes suppresses a box. Few overlap it much: most are told apart side by side, with no
+// branch and no division.
+template <typename T>
+__device__ bool any_suppresses(const Box<T>* kept, int n, const Box<T>& box, T threshold) {
+  const T box_area = area(box);
+  for (int first = 0; first < n; first += kAtOnce) {
+    bool may = threshold < T(0);
+    for (int k = first; k < first + kAtOnce; ++k) {
+      const Box<T> other = kept[k < n ? k : n - 1];  // the last one again instead of none
+      may |= iou_may_exceed(overlap(other, area(other), box, box_area), threshold);
+    }
+    if (!may) continue;
+    for (int k = first; k < first + kAtOnce && k < n; ++k) {
+      if (suppresses(kept[k], box, threshold)) return true;
+    }
+  }
+  return false;
 }
 
 template <typename T>
@@ -168,9 +191,10 @@ __global__ void __launch_bounds__(kTile)
                     bool* __restrict__ alive,            // (N,)
                     bool* __restrict__ is_kept,          // (N,) by rank; at first false
                     T threshold, int n, int round) {
-  SHARED_ARRAY(unsigned, rows, kWords * kRowPitch);
-  SHARED_ARRAY(unsigned, band_words, kWords);  // bits of the boxes alive, then of those kept
-  SHARED_ARRAY(int, kept, kBand);              // positions
+  // First the pairs of a band, then its kept boxes.
+  SHARED_ARRAY(Box<T>, kept_boxes, kWords * kBand * sizeof(unsigned) / sizeof(Box<T>));
+  auto* const rows = reinterpret_cast<unsigned*>(kept_boxes);  // (kWords, kBand)
+  SHARED_ARRAY(unsigned, band_words, kWords);                  // bits of the boxes alive, then of those kept
 
   const int tile_begin = static_cast<int>(blockIdx.x) * kTile;
   const int tile_end = n - tile_begin < kTile ? n : tile_begin + kTile;
@@ -191,13 +215,16 @@ __global__ void __launch_bounds__(kTile)
     for (int k = threadIdx.x; k < kBand; k += kTile) {
       const unsigned votes = __ballot_sync(kAllLanes, k < band_size && alive[band_begin + k]);
       if (lane == 0) band_words[k / 32] = votes;
-      for (int word = k / 32; k < band_size && word < n_words; ++word) {
-        rows[word * kRowPitch + k] = pairs[static_cast<int64_t>(word) * n + band_begin + k];
+      unsigned words[kWords];  // all on their way at once
+      for (int word = 0; word < kWords; ++word) {
+        const bool is_set = k < band_size && k / 32 <= word && word < n_words;
+        words[word] = is_set ? pairs[static_cast<int64_t>(word) * n + band_begin + k] : 0;
       }
+      for (int word = 0; word < kWords; ++word) rows[word * kBand + k] = words[word];
     }
     __syncthreads();
     if (threadIdx.x < kWarpSize) {
-      const unsigned word = settle(lane < kWords ? band_words[lane] : 0, rows, n_words);
+      const unsigned word = settle_band(lane < kWords ? band_words[lane] : 0, rows, n_words);
       if (lane < kWords) band_words[lane] = word;
     }
     __syncthreads();
@@ -205,7 +232,7 @@ __global__ void __launch_bounds__(kTile)
     for (int word = 0; word < n_words; ++word) {
       const unsigned bits = band_words[word];
       if (threadIdx.x / kWarpSize == word % (kTile / kWarpSize) && bits >> lane & 1) {
-        kept[n_kept + __popc(bits & ((1u << lane) - 1))] = band_begin + word * 32 + lane;
+        kept_boxes[n_kept + __popc(bits & ((1u << lane) - 1))] = placed[band_begin + word * 32 + lane];
       }
       n_kept += __popc(bits);
     }
@@ -214,14 +241,8 @@ __global__ void __launch_bounds__(kTile)
     if (!waits) continue;
     if (i - band_begin < band_size) {
       if (band_words[(i - band_begin) / 32] >> ((i - band_begin) % 32) & 1) is_kept[places[i].rank] = true;
-    } else {
-      const Box<T> box = placed[i];
-      for (int k = 0; k < n_kept; ++k) {
-        if (suppresses(placed[kept[k]], box, threshold)) {
-          alive[i] = false;
-          break;
-        }
-      }
+    } else if (any_suppresses(kept_boxes, n_kept, placed[i], threshold)) {
+      alive[i] = false;
     }
   }
 }

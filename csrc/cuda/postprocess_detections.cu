@@ -23,6 +23,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/row_tile.cuh"
 #include "cuda/scratch.cuh"
+#include "cuda/settle.cuh"
 #include "cuda/sort.cuh"
 #include "detection.h"
 #include "softmax.h"
@@ -235,15 +236,6 @@ __device__ unsigned suppressed_by_kept(const KeptBoxes& kept, int64_t n_kept, co
     }
   }
   return suppressed;
-}
-
-// Which of the candidates alive are kept. suppressed: by this lane's candidate, among those behind it.
-__device__ unsigned settle(unsigned alive, unsigned suppressed) {
-  const unsigned suppressing = __ballot_sync(kAllLanes, suppressed != 0);
-  for (unsigned left = alive & suppressing; left != 0; left &= (left - 1) & alive) {
-    alive &= ~__shfl_sync(kAllLanes, suppressed, __ffs(left) - 1);
-  }
-  return alive;
 }
 
 __global__ void __launch_bounds__(kWalkThreads, 1)
