@@ -10,8 +10,8 @@
 //    round needs one launch and no second look at the band.
 // 5. The kept boxes are counted and written in the order of their ranks.
 //
-// The one synchronisation with the host is for the size of the output, between the two parts of 5. Memory is
-// linear in N, 64 bytes of pairs for each box; rounds behind the largest segment cost an empty launch each.
+// The host waits for the size of the output, between the two parts of 5, and for the largest segment, if there
+// are groups and may be more than a few rounds. Memory is linear in N, 64 bytes of pairs for each box.
 #include "nms.h"
 
 #include "box_math.h"
@@ -32,6 +32,7 @@ namespace {
 constexpr int kTile = 256;  // positions, and threads of a block
 constexpr int kBand = 512;  // positions whose pairs fit into shared memory as bits
 constexpr int kWords = kBand / 32;
+constexpr int kFewRounds = 4;  // an empty launch takes 2 us, to ask the device for their number takes 8 or more
 constexpr int kAtOnce = 4;  // kept boxes that a box is tested against side by side
 static_assert(kTile <= kBand, "the segment inside a tile has one band");
 static_assert(kWords <= static_cast<int>(kWarpSize), "each lane of a warp keeps one word");
@@ -96,7 +97,9 @@ __global__ void __launch_bounds__(kTile)
                        const RankKey* __restrict__ grouped,   // (N,) ranks by group; null: all in one
                        Place* __restrict__ places,            // (N,)
                        Box<T>* __restrict__ placed,           // (N,) the boxes, by position
-                       bool* __restrict__ alive, int n) {     // (N,) by position: nothing suppresses it yet
+                       bool* __restrict__ alive,              // (N,) by position: nothing suppresses it yet
+                       unsigned* __restrict__ longest,        // segment, at first 0; null if nobody asks
+                       int n) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x;
   if (at >= n) return;
   const int i = static_cast<int>(at);
@@ -113,6 +116,7 @@ __global__ void __launch_bounds__(kTile)
       place.segment.end = last.end > tile_end ? last.begin : tile_end;
     }
   }
+  if (longest != nullptr && i == place.segment.begin) atomicMax(longest, static_cast<unsigned>(place.segment.end - i));
   places[i] = place;
   placed[i] = load_box<T>(boxes, ranked[place.rank].index);
   alive[i] = true;
@@ -283,6 +287,14 @@ __global__ void __launch_bounds__(kOutputThreads)
   if (kept) out[place] = ranked[rank].index;
 }
 
+// A number that the device has made. Waits for it.
+unsigned read_back(const unsigned* number, cudaStream_t stream) {
+  unsigned value = 0;
+  STD_CUDA_CHECK(cudaMemcpyAsync(&value, number, sizeof value, cudaMemcpyDeviceToHost, stream));
+  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  return value;
+}
+
 Tensor write_kept(const bool* is_kept, const RankKey* ranked, int64_t n, const Tensor& like,
                   cudaStream_t stream) {
   const int64_t blocks = ceil_div<int64_t>(n, kOutputThreads);
@@ -292,10 +304,8 @@ Tensor write_kept(const bool* is_kept, const RankKey* ranked, int64_t n, const T
   unsigned* const total = counts.data() + blocks;
   STD_CUDA_CHECK(cudaMemsetAsync(total, 0, sizeof *total, stream));
   launch(count_kept_kernel, grid, block, stream, is_kept, counts.data(), total, n);
-  unsigned n_kept = 0;
-  STD_CUDA_CHECK(cudaMemcpyAsync(&n_kept, total, sizeof n_kept, cudaMemcpyDeviceToHost, stream));
-  STD_CUDA_CHECK(cudaStreamSynchronize(stream));
-  const Tensor out = torch::stable::new_empty(like, {static_cast<int64_t>(n_kept)}, ScalarType::Long);
+  const Tensor out =
+      torch::stable::new_empty(like, {static_cast<int64_t>(read_back(total, stream))}, ScalarType::Long);
   launch(write_kept_kernel, grid, block, stream, is_kept, counts.data(), ranked,
          static_cast<int64_t*>(out.mutable_data_ptr()), n);
   return out;
@@ -316,13 +326,18 @@ Tensor nms_of_sorted(const Tensor& boxes, const RankKey* ranked, const RankKey* 
   const Scratch<bool> is_kept(boxes, n);
   const Scratch<unsigned> pairs(boxes, n * kWords);
   STD_CUDA_CHECK(cudaMemsetAsync(is_kept.data(), 0, n, stream));
+  int64_t rounds = ceil_div<int64_t>(n, kBand);
+  const bool asks = grouped != nullptr && rounds > kFewRounds;
+  const Scratch<unsigned> longest(boxes, 1);
+  if (asks) STD_CUDA_CHECK(cudaMemsetAsync(longest.data(), 0, sizeof(unsigned), stream));
   const dim3 tiles(static_cast<unsigned>(ceil_div<int64_t>(n, kTile)));
   launch(place_boxes_kernel<scalar_t, T>, tiles, dim3(kTile), stream,
          static_cast<const scalar_t*>(boxes.const_data_ptr()), ranked, grouped, places.data(), placed.data(),
-         alive.data(), static_cast<int>(n));
+         alive.data(), asks ? longest.data() : nullptr, static_cast<int>(n));
   launch(find_pairs_kernel<T>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n * kWords, kTile))), dim3(kTile),
          stream, places.data(), placed.data(), pairs.data(), threshold, static_cast<int>(n));
-  for (int round = 0; round < ceil_div<int64_t>(n, kBand); ++round) {
+  if (asks) rounds = ceil_div<int64_t>(read_back(longest.data(), stream), kBand);
+  for (int round = 0; round < rounds; ++round) {
     launch(suppress_kernel<T>, tiles, dim3(kTile), stream, places.data(), placed.data(), pairs.data(),
            alive.data(), is_kept.data(), threshold, static_cast<int>(n), round);
   }

@@ -159,6 +159,11 @@ def nms() -> Iterator[tuple]:
             yield pair, torch.zeros(2), iou.nextafter(torch.zeros_like(iou)).item()
     for n in (511, 512, 513, 1024, 1025, 2100):  # around the bands and the tiles of the sort
         yield adv.random_boxes(n, n), _scores(n, n), 0.6
+    yield adv.random_boxes(600), _scores(600, 0), -1.0
+    # Each box of the first band has its equal behind the band, and one of them has it inside too.
+    corners = torch.arange(512.0)[:, None].repeat(2, 4) * 3 + torch.tensor([0.0, 0.0, 2.0, 2.0])
+    corners[1] = corners[0]
+    yield corners, -torch.arange(1024.0), 0.5
     for boxes_dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for scores_dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             scores = 1 + 1e-12 * adv.hostile_values((70,)).double()  # float64 tells them apart
@@ -175,6 +180,9 @@ def batched_nms() -> Iterator[tuple]:
     for n, n_classes in ((600, 1), (1300, 2), (1300, 9), (1300, 40), (700, 5000)):
         yield adv.random_boxes(n) + 1e4, _scores(n, 0), ids(n, n_classes) * 2**40, 0.3
         yield _coarse_boxes(n, 1), adv.sliced(_scores(n, 2)), adv.sliced(ids(n, n_classes).int()), 0.3
+    large = ids(2600, 40)  # so many that rounds are counted: by the largest group, which has two bands and one box
+    large[torch.randperm(2600, generator=adv.generator(1))[:1025]] = 5
+    yield adv.random_boxes(2600), _scores(2600, 0), large, 0.9
     limits = torch.iinfo(torch.int64)
     idxs = torch.tensor([limits.max, limits.min, 0, -1, limits.max, limits.min])
     yield adv.grid_boxes(1).expand(6, 4), torch.zeros(6), idxs, 0.5
