@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kTileRows, kTileBlocks)
   const Tile tile(logits + (image * n_priors + first) * n_classes, n_rows, n_classes, shared);
 
   const int thread = threadIdx.x;
+  if (thread / static_cast<int>(kWarpSize) * static_cast<int>(kWarpSize) >= n_rows) return;  // a warp without rows
   const bool has_row = thread < n_rows;
   const scalar_t* const row = tile.row(has_row ? thread : 0);
   const auto logit = [&](int64_t c) { return static_cast<float>(row[c]); };
@@ -400,8 +401,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
       find_candidates(logits + first * n_priors * n_classes, keys.data(), list_counts, n, n_priors, n_classes,
                       min_score, stream);
       launch(walk_candidates_kernel, dim3(static_cast<unsigned>(n)), dim3(kWalkThreads), stream, keys.data(),
-             list_counts, list_counts + step, rows_of(all_offsets), rows_of(all_priors), out, first, n_priors, n_labels,
-             pre_nms_top_k.value_or(0), top_k, static_cast<float>(max_overlap), variances);
+             list_counts, list_counts + step, rows_of(all_offsets), rows_of(all_priors), out, first, n_priors,
+             n_labels, pre_nms_top_k.value_or(0), top_k, static_cast<float>(max_overlap), variances);
     }
   });
   return {boxes, scores, labels, counts};
