@@ -344,12 +344,13 @@ def postprocess_detections() -> Iterator[tuple]:
     # The CUDA kernel guesses where a band ends from 4 candidates of 68 and from the best one of each of 512
     # threads: these say nothing where the best lie in between, or where few threads have them all.
     place = torch.arange(12_000)
-    scores = torch.linspace(0.05, 0.3, 12_000)
+    scores = torch.linspace(0.05, 0.14, 12_000)
     scores += 0.3 * (place % 68 >= 4) + 0.2 * (place % 512 < 200) + 0.1 * (place % 512 < 3)
     logits = torch.stack([torch.zeros(12_000), torch.logit(scores.double()).float()], dim=1)[None]
     yield case("exact", (torch.zeros(1, 12_000, 4), logits, torch.zeros(12_000, 4)), (0.01, 0.5, 300, None))
     # Rows of too many classes for a tile of the CUDA kernel; images without candidates among others.
     yield case("separated", _detection_inputs(2, 40, 800, 3, "separated"), (0.1, 0.4, 20, None))
+    yield case("exact", _detection_inputs(2, 9, 600, 3, "exact"), (-1.0, 0.4, 1000, 1))
     inputs = _detection_inputs(4, 40, 21, 4, "exact")
     inputs[1][1:3] = torch.tensor([0.0] + [-50.0] * 20)
     yield case("exact", inputs, (0.01, 0.4, 20, None))
