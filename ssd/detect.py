@@ -41,8 +41,9 @@ def detect(
     Raises:
         ValueError: wrong shape, dtype, device or number.
     """
-    boxes, scores, labels, counts = ssd_ext.postprocess_detections(
-        predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, pre_nms_top_k
+    options = ssd_ext.DetectionOptions(min_score, max_overlap, top_k, pre_nms_top_k)
+    boxes, labels, scores, counts = ssd_ext.postprocess_detections(
+        predicted_locs, predicted_scores, priors_cxcy, options
     )
     nothing = (boxes.new_tensor([[0, 0, 1, 1]]), labels.new_zeros(1), scores.new_zeros(1))
     images = [
@@ -68,10 +69,12 @@ def predict_padded(
     device = model.priors_cxcy.device
     with autocast(device, bf16):
         locs, scores = model(place(images, device))
-    return ssd_ext.postprocess_detections(locs, scores, model.priors_cxcy, min_score, max_overlap, top_k)
+    return ssd_ext.postprocess_detections(
+        locs, scores, model.priors_cxcy, ssd_ext.DetectionOptions(min_score, max_overlap, top_k)
+    )
 
 
-def unpad(boxes: Tensor, scores: Tensor, labels: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def unpad(boxes: Tensor, labels: Tensor, scores: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """What `predict_padded` gave, as what `predict` gives: a copy to the host of each tensor."""
     boxes, scores, labels = boxes.cpu(), scores.cpu(), labels.cpu()
     return [(boxes[i, :k], labels[i, :k], scores[i, :k]) for i, k in enumerate(counts.tolist())]

@@ -102,11 +102,7 @@ class MultiBoxLoss(nn.Module):
             labels,
             offsets,
             self.priors_cxcy,
-            threshold=self.threshold,
-            neg_pos_ratio=self.neg_pos_ratio,
-            loc_loss=self.loc_loss,
-            matching=self.matching,
-            min_negatives=self.min_negatives,
+            ssd_ext.LossOptions(self.threshold, self.neg_pos_ratio, self.loc_loss, self.matching, self.min_negatives),
             check=self.check,
         )
         if self.normalize == "global" and dist.is_available() and dist.is_initialized():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ssd_ext import _load
-from ssd_ext._registry import SCHEMAS
+from ssd_ext._op import SCHEMAS
 
 
 @dataclass(frozen=True, repr=False)

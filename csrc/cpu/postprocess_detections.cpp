@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
   const Tensor scores = torch::stable::new_empty(pred_logits, {n_images, top_k}, ScalarType::Float);
   const Tensor labels = torch::stable::new_empty(pred_logits, {n_images, top_k}, ScalarType::Long);
   const Tensor counts = torch::stable::new_empty(pred_logits, {n_images}, ScalarType::Int);
-  if (n_images == 0) return {boxes, scores, labels, counts};
+  if (n_images == 0) return {boxes, labels, scores, counts};
 
   const Tensor all_logits = torch::stable::contiguous(pred_logits);
   const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
@@ -235,7 +235,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cpu(
       }
     });
   });
-  return {boxes, scores, labels, counts};
+  return {boxes, labels, scores, counts};
 }
 
 }  // namespace

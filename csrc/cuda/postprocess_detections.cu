@@ -373,7 +373,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
   const Tensor scores = output({n_images, top_k}, ScalarType::Float);
   const Tensor labels = output({n_images, top_k}, ScalarType::Long);
   const Tensor counts = output({n_images}, ScalarType::Int);
-  if (is_empty) return {boxes, scores, labels, counts};
+  if (is_empty) return {boxes, labels, scores, counts};
 
   const Tensor all_logits = torch::stable::contiguous(pred_logits);
   const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
@@ -405,7 +405,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
              n_labels, pre_nms_top_k.value_or(0), top_k, static_cast<float>(max_overlap), variances);
     }
   });
-  return {boxes, scores, labels, counts};
+  return {boxes, labels, scores, counts};
 }
 
 }  // namespace

@@ -1,0 +1,43 @@
+"""What several ops know of boxes: dtypes, overlap, corners."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Of the offsets of centres and of sizes, as in the code of the paper.
+CENTER_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def floating(boxes: Tensor) -> Tensor:
+    """Integer boxes in float32, in which they are computed."""
+    return boxes if boxes.is_floating_point() else boxes.float()
+
+
+def promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one floating dtype, so that kernels see a single one."""
+    a, b = floating(a), floating(b)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size * 0.5, centre + size * 0.5], dim=-1)
+
+
+def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """IoU and union of xyxy boxes that broadcast against each other; width and height of the intersection."""
+    ax0, ay0, ax1, ay1 = a.unbind(-1)
+    bx0, by0, bx1, by1 = b.unbind(-1)
+    width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0)
+    height = (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp(min=0)
+    inter = width * height
+    union = ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0)) - inter
+    # A degenerate, inverted, infinite or NaN box fails the condition, or divides by infinity.
+    iou = torch.where((inter > 0) & (union > 0), inter / union, 0)
+    return iou, union, width, height

@@ -1,0 +1,81 @@
+"""Checks of arguments: each raises a ValueError that names the argument and what it was."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def check_boxes(name: str, boxes: Tensor) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or boxes.is_complex() or boxes.dtype == torch.bool:
+        raise ValueError(f"{name} must be (n, 4) numbers, got {describe(boxes)}")
+
+
+def check_predictions(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor) -> None:
+    check_boxes("priors_cxcywh", priors_cxcywh)
+    if pred_logits.dim() != 3 or not pred_logits.is_floating_point() or pred_logits.shape[2] < 1:
+        raise ValueError(f"pred_logits must be (B, P, C) floating with C >= 1, got {describe(pred_logits)}")
+    expected = (*pred_logits.shape[:2], 4)
+    if tuple(pred_offsets.shape) != expected or not pred_offsets.is_floating_point():
+        raise ValueError(f"pred_offsets must be {expected} floating as pred_logits is, got {describe(pred_offsets)}")
+    if pred_logits.shape[1] != len(priors_cxcywh):
+        raise ValueError(f"pred_logits has {pred_logits.shape[1]} priors, priors_cxcywh has {len(priors_cxcywh)}")
+
+
+def check_devices(**tensors: Tensor) -> None:
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != reference.device:
+            raise ValueError(f"{name} is on {tensor.device}, {first} is on {reference.device}")
+
+
+def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
+    """On the CPU always, elsewhere (a copy to the host) when asked; never while a graph is traced."""
+    return (tensor.device.type == "cpu" or check) and not torch.compiler.is_compiling()
+
+
+def check_row_splits(row_splits: Tensor, n_boxes: int, batch: int | None = None, check: bool = False) -> None:
+    rows = "B + 1" if batch is None else batch + 1
+    n = len(row_splits) if row_splits.dim() == 1 else 0
+    if n < 1 or row_splits.dtype != torch.int32 or (batch is not None and n != batch + 1):
+        raise ValueError(f"row_splits must be ({rows},) int32, got {describe(row_splits)}")
+    if values_can_be_read(row_splits, check):
+        rows = row_splits.tolist()
+        if rows[0] != 0 or rows[-1] > n_boxes or rows != sorted(rows):
+            raise ValueError(f"row_splits must rise from 0 to at most {n_boxes}, the number of boxes, got {rows}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_not_negative(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def check_variances(center_variance: float, size_variance: float) -> None:
+    if not (center_variance > 0 and size_variance > 0):
+        raise ValueError(f"variances must be positive, got {center_variance} (centre) and {size_variance} (size)")
+
+
+def choices_of(options: type[NamedTuple]) -> dict[str, tuple[str, ...]]:
+    """The values that a field may have, of every field that has a choice."""
+    hints = get_type_hints(options)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+def check_options(options: NamedTuple, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:
+    """Choices (see `choices_of`), variances, and the named fields, which may not be negative."""
+    for name, allowed in choices.items():
+        check_choice(name, getattr(options, name), allowed)
+    check_not_negative(**{name: getattr(options, name) for name in not_negative})
+    check_variances(options.center_variance, options.size_variance)

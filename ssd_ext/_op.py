@@ -1,0 +1,88 @@
+"""One decorator makes an op of a plain-PyTorch function: schema, fallback, fake kernel, gradient policy.
+
+The plain function is the kernel of every device that has none of its own; the libraries of csrc/ add kernels for CPU
+and CUDA. The dispatcher picks: there is no `if device` anywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Literal, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.library import Library, fallthrough_kernel, infer_schema, register_autograd, register_fake
+
+_LIB = Library("ssd_ext", "DEF")
+
+#: op name -> schema.
+SCHEMAS: dict[str, str] = {}
+
+#: The ops in plain PyTorch, with the arguments of their schemas, whatever kernels there are: `plain.box_iou(a, b)`.
+plain = SimpleNamespace()
+
+
+def op(*, fake: Callable, backward: Callable | None = None, save: Callable | None = None):
+    """Decorates `<name>_plain(...)`, typed in full: defines the op `torch.ops.ssd_ext.<name>` with that fallback.
+
+    A named tuple as the last parameter stands for its fields, one argument of the schema each.
+
+    Gradient policy: an op with a `backward` is differentiable once, in closed form; every other op is registered as not
+    differentiable, so that its outputs never claim to require a gradient that they cannot give.
+
+    Args:
+        fake: takes what the function takes, returns empty outputs of the right shapes and dtypes.
+        backward: takes ctx and the gradients of the outputs; returns a gradient or None for each argument.
+        save: takes ctx, inputs and output, and keeps what `backward` reads; by default `save_inputs`.
+    """
+
+    def define(function: Callable) -> Callable:
+        name = function.__name__.removesuffix("_plain")
+        flat = _flat(function, function)
+        # Kernels read plain integers: a size that is traced as a symbol becomes a number.
+        schema = infer_schema(flat, mutates_args=(), op_name=name).replace("SymInt", "int")
+        SCHEMAS[name] = schema
+        setattr(plain, name, flat)
+        qualified = f"ssd_ext::{name}"
+        _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        register_fake(qualified, _flat(fake, function), lib=_LIB)
+        # Below a fallthrough, autograd would still record the fallback's own operations.
+        _LIB.impl(name, flat if backward else torch.no_grad()(flat), "CompositeExplicitAutograd")
+        if backward is None:
+            _LIB.impl(name, fallthrough_kernel, "Autograd")
+        else:
+            register_autograd(qualified, backward, setup_context=save or save_inputs, lib=_LIB)
+        return function
+
+    return define
+
+
+def save_inputs(ctx, inputs: tuple, output) -> None:
+    """Tensors through save_for_backward, numbers and strings as `ctx.rest`, both in the schema's order."""
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.rest = tuple(x for x in inputs if not isinstance(x, Tensor))
+
+
+def _flat(function: Callable, typed: Callable) -> Callable:
+    """The function with the fields of its last parameter, if `typed` has a named tuple there, as arguments each."""
+    hints = get_type_hints(typed)
+    *others, last = inspect.signature(typed).parameters.values()
+    options = hints[last.name]
+    if not hasattr(options, "_fields"):
+        return function
+    n = len(others)
+
+    @functools.wraps(function)
+    def flat(*args):
+        return function(*args[:n], options(*args[n:]))
+
+    fields = {name: str if get_origin(hint) is Literal else hint for name, hint in get_type_hints(options).items()}
+    flat.__signature__ = inspect.Signature(
+        [other.replace(annotation=hints[other.name]) for other in others]
+        + [last.replace(name=name, annotation=hint) for name, hint in fields.items()],
+        return_annotation=hints["return"],
+    )
+    return flat

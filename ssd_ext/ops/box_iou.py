@@ -1,0 +1,73 @@
+"""`box_iou`: the overlap of every pair of boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssd_ext._boxes import compute_dtype, overlap, promote
+from ssd_ext._checks import check_boxes, check_devices
+from ssd_ext._op import op
+
+__all__ = ["box_iou"]
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    A degenerate, inverted, infinite or NaN box has IoU 0 with everything, itself included.
+    Differentiable where the IoU is positive, gradient 0 elsewhere.
+
+    Args:
+        boxes1: (N, 4) xyxy, floating or integer.
+        boxes2: (M, 4) xyxy, on the same device.
+
+    Returns:
+        (N, M) in [0, 1]; float64 if a box tensor is float64, else float32.
+
+    Raises:
+        ValueError: a shape is not (n, 4), or the devices differ.
+    """
+    check_boxes("boxes1", boxes1)
+    check_boxes("boxes2", boxes2)
+    check_devices(boxes1=boxes1, boxes2=boxes2)
+    return torch.ops.ssd_ext.box_iou(*promote(boxes1, boxes2))
+
+
+def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]), dtype=compute_dtype(boxes1, boxes2))
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """0 where the IoU is 0, shared equally where two sides coincide."""
+    boxes1, boxes2 = ctx.saved_tensors
+    dtype = compute_dtype(boxes1, boxes2)
+    a, b = boxes1.to(dtype)[:, None], boxes2.to(dtype)
+    iou, union, width, height = overlap(a, b)
+    touching = iou > 0
+    # where, not *: a box that overlaps nothing may have infinite or NaN sides, and its gradient is 0.
+    per_union = torch.where(touching, grad / union, 0)
+    to_inter = per_union * (1 + iou)  # the union shrinks as the intersection grows
+    to_area = -per_union * iou
+    to_width = torch.where(touching, to_inter * height, 0)
+    to_height = torch.where(touching, to_inter * width, 0)
+    columns_a, columns_b = [], []
+    for i, (to_side, sign) in enumerate(((to_width, -1), (to_height, -1), (to_width, 1), (to_height, 1))):
+        # The side of the intersection is the larger of the lower and the smaller of the upper coordinates.
+        limits = (sign * a[..., i] < sign * b[..., i]).to(dtype) + (a[..., i] == b[..., i]).to(dtype) * 0.5
+        columns_a.append((to_side * limits).sum(1) * sign)
+        columns_b.append((to_side * (1 - limits)).sum(0) * sign)
+    grads = []
+    for boxes, columns, area in ((boxes1, columns_a, to_area.sum(1)), (boxes2, columns_b, to_area.sum(0))):
+        x0, y0, x1, y1 = boxes.to(dtype).unbind(-1)
+        by_width = torch.where(area != 0, area * (y1 - y0), 0)
+        by_height = torch.where(area != 0, area * (x1 - x0), 0)
+        from_area = torch.stack([-by_width, -by_height, by_width, by_height], dim=-1)
+        grads.append((torch.stack(columns, dim=-1) + from_area).to(boxes.dtype))
+    return grads[0], grads[1]
+
+
+@op(fake=_fake, backward=_backward)
+def box_iou_plain(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    dtype = compute_dtype(boxes1, boxes2)
+    return overlap(boxes1.to(dtype)[:, None], boxes2.to(dtype))[0]

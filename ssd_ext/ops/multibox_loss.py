@@ -1,0 +1,221 @@
+"""`multibox_loss`: the training loss of SSD, from predictions and objects to two numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, cxcywh_to_xyxy
+from ssd_ext._checks import (
+    check_boxes,
+    check_devices,
+    check_options,
+    check_predictions,
+    check_row_splits,
+    choices_of,
+    describe,
+    values_can_be_read,
+)
+from ssd_ext._op import op
+from ssd_ext.ops.box_coding import encode_boxes_plain
+from ssd_ext.ops.match_priors import Matching, match_priors_plain
+from ssd_ext.ops.select_hard_negatives import select_hard_negatives_plain
+
+__all__ = ["LossOptions", "multibox_loss"]
+
+
+class LossOptions(NamedTuple):
+    """How `multibox_loss` matches, mines and measures."""
+
+    threshold: Annotated[float, "least IoU of a positive prior"] = 0.5
+    neg_pos_ratio: Annotated[float, "hard negatives per positive"] = 3.0
+    loc_loss: Annotated[Literal["l1", "smooth_l1"], "l1: the tutorial's, smooth_l1: the paper's"] = "l1"
+    matching: Annotated[Matching, "the tutorial's or Caffe's rule, see match_priors"] = "per_prior"
+    min_negatives: Annotated[int, "least hard negatives per picture: learn from empty ones too"] = 0
+    center_variance: Annotated[float, "see encode_boxes"] = CENTER_VARIANCE
+    size_variance: Annotated[float, "see encode_boxes"] = SIZE_VARIANCE
+
+
+_CHOICES = choices_of(LossOptions)
+
+
+def multibox_loss(
+    pred_offsets: Tensor,
+    pred_logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    row_splits: Tensor,
+    priors_cxcywh: Tensor,
+    options: LossOptions = LossOptions(),
+    *,
+    check: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The SSD training loss of a batch: matching, encoding, cross entropy with hard negatives, localisation.
+
+    conf_loss = (cross entropy of the positives + of the selected hard negatives) / n_pos; a negative's mining value is
+    its cross entropy against background. loc_loss `l1`: the mean of |difference| over all 4 * n_pos numbers;
+    `smooth_l1`: the sum of smooth L1 (beta 1) / n_pos, the paper's form. No positives: both are 0 with zero gradients
+    (with `min_negatives` the negatives count, divided by 1). Differentiable once in the predictions.
+    Sums are exact to rounding: backends agree to a relative 1e-5.
+
+    Args:
+        pred_offsets: (B, P, 4) predicted offsets.
+        pred_logits: (B, P, C) predicted class logits, class 0 = background.
+        boxes: (G, 4) xyxy, the objects of all images in a row; rows from row_splits[B] on are padding. A degenerate
+            object (w <= 0, h <= 0 or not finite) matches nothing.
+        labels: (G,) int64 in 1..C-1.
+        row_splits: (B + 1,) int32; image i owns the rows row_splits[i]:row_splits[i + 1].
+        priors_cxcywh: (P, 4) cxcywh.
+        options: see `LossOptions`.
+        check: check the values of labels and row_splits on CUDA too, at the price of a copy to the host.
+
+    Returns:
+        conf_loss, loc_loss: 0-d, float64 if a prediction is float64, else float32; n_pos: 0-d int64.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or option; a label outside 1..C-1 (checked on CPU tensors).
+
+    Source:
+        Liu et al., SSD (2016), section 2.2, equations 1 to 3.
+    """
+    check_predictions(pred_offsets, pred_logits, priors_cxcywh)
+    check_boxes("boxes", boxes)
+    check_row_splits(row_splits, len(boxes), batch=len(pred_logits), check=check)
+    _check_labels(labels, row_splits, len(boxes), pred_logits.shape[-1], check)
+    check_devices(
+        pred_offsets=pred_offsets,
+        pred_logits=pred_logits,
+        boxes=boxes,
+        labels=labels,
+        row_splits=row_splits,
+        priors_cxcywh=priors_cxcywh,
+    )
+    check_options(options, _CHOICES, "neg_pos_ratio", "min_negatives")
+    # Boxes and priors in the dtype of the arithmetic; of the predictions only float64 needs the other one to follow.
+    dtype = compute_dtype(pred_offsets, pred_logits)
+    if dtype == torch.float64:
+        pred_offsets, pred_logits = pred_offsets.double(), pred_logits.double()
+    boxes, priors_cxcywh = boxes.to(dtype), priors_cxcywh.to(dtype)
+    tensors = pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh
+    conf_loss, loc_loss, n_pos, _, _ = torch.ops.ssd_ext.multibox_loss(*tensors, *options)
+    return conf_loss, loc_loss, n_pos
+
+
+def _check_labels(labels: Tensor, row_splits: Tensor, n_boxes: int, n_classes: int, check: bool) -> None:
+    if labels.shape != (n_boxes,) or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be ({n_boxes},) int64, one per box, got {describe(labels)}")
+    if values_can_be_read(labels, check):
+        given = labels[: int(row_splits[-1])]
+        wrong = given[(given < 1) | (given >= n_classes)]
+        if len(wrong):
+            raise ValueError(f"labels must be in 1..{n_classes - 1} (0 is background), got {int(wrong[0])}")
+
+
+def _targets(boxes: Tensor, labels: Tensor, row_splits: Tensor, match: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """The box (B, P, 4) and the class (B, P) that each prior has to predict; zeros for background."""
+    row = torch.where(match >= 0, row_splits[:-1, None] + match, len(boxes)).long()
+    # On a GPU nobody has checked the labels: one out of range may not become an index out of range.
+    labels = F.pad(labels.long().clamp(0, n_classes - 1), (0, 1))
+    return F.pad(boxes, (0, 0, 0, 1))[row], labels[row]
+
+
+def _fake_backward(grad_conf: Tensor, grad_loc: Tensor, pred_offsets: Tensor, pred_logits: Tensor, *rest):
+    return pred_offsets.new_empty(pred_offsets.shape), pred_logits.new_empty(pred_logits.shape)
+
+
+def _no_double_backward(ctx, *grads: Tensor) -> None:
+    raise RuntimeError("ssd_ext.multibox_loss is differentiable once: double backward is not supported")
+
+
+@op(fake=_fake_backward, backward=_no_double_backward)
+def multibox_loss_backward_plain(
+    grad_conf: Tensor,
+    grad_loc: Tensor,
+    pred_offsets: Tensor,
+    pred_logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    row_splits: Tensor,
+    priors_cxcywh: Tensor,
+    match: Tensor,
+    selected: Tensor,
+    n_pos: Tensor,
+    loc_loss: str,
+    center_variance: float,
+    size_variance: float,
+) -> tuple[Tensor, Tensor]:
+    """In closed form, for the priors that count; 0 for all others."""
+    dtype = compute_dtype(pred_offsets, pred_logits)
+    n_classes = pred_logits.shape[-1]
+    true_boxes, true_classes = _targets(boxes.to(dtype), labels, row_splits, match, n_classes)
+    positive = match >= 0
+    divisor = n_pos.clamp(min=1).to(dtype)
+
+    one_hot = (true_classes[..., None] == torch.arange(n_classes, device=match.device)).to(dtype)
+    to_logits = (pred_logits.to(dtype).softmax(dim=-1) - one_hot) * (grad_conf.to(dtype) / divisor)
+    # where, not *: a gradient of 0 stays 0 next to a logit or a target that is not finite.
+    to_logits = torch.where((positive | selected)[..., None], to_logits, 0)
+
+    target = encode_boxes_plain(true_boxes, priors_cxcywh.to(dtype), center_variance, size_variance)
+    difference = pred_offsets.to(dtype) - target
+    if loc_loss == "smooth_l1":
+        slope = difference.clamp(-1, 1)
+    else:
+        slope, divisor = difference.sign(), divisor * 4
+    to_offsets = torch.where(positive[..., None], slope * (grad_loc.to(dtype) / divisor), 0)
+    return to_offsets.to(pred_offsets.dtype), to_logits.to(pred_logits.dtype)
+
+
+def _fake(pred_offsets: Tensor, pred_logits: Tensor, *rest) -> tuple[Tensor, ...]:
+    dtype, shape = compute_dtype(pred_offsets, pred_logits), pred_logits.shape[:2]
+    new = pred_logits.new_empty
+    n_pos, match, selected = new((), dtype=torch.int64), new(shape, dtype=torch.int32), new(shape, dtype=torch.bool)
+    return new((), dtype=dtype), new((), dtype=dtype), n_pos, match, selected
+
+
+def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.options = *inputs[:6], LossOptions(*inputs[6:])
+    _, _, n_pos, match, selected = output
+    ctx.save_for_backward(*tensors, match, selected, n_pos)
+
+
+def _backward(ctx, grad_conf: Tensor, grad_loc: Tensor, *_) -> tuple[Tensor | None, ...]:
+    options = ctx.options.loc_loss, ctx.options.center_variance, ctx.options.size_variance
+    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *options)
+    return (*grads, *(None,) * (4 + len(ctx.options)))
+
+
+@op(fake=_fake, backward=_backward, save=_save)
+def multibox_loss_plain(
+    pred_offsets: Tensor,
+    pred_logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    row_splits: Tensor,
+    priors_cxcywh: Tensor,
+    options: LossOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Also the match (B, P) and the hard negatives (B, P), for the backward. Sums over the batch are in float64."""
+    dtype = compute_dtype(pred_offsets, pred_logits)
+    boxes, priors_cxcywh = boxes.to(dtype), priors_cxcywh.to(dtype)
+    match = match_priors_plain(boxes, row_splits, cxcywh_to_xyxy(priors_cxcywh), options.threshold, options.matching)
+    true_boxes, true_classes = _targets(boxes, labels, row_splits, match, pred_logits.shape[-1])
+    positive = match >= 0
+    n_pos = positive.sum()
+    divisor = n_pos.clamp(min=1)
+
+    ce = F.cross_entropy(pred_logits.to(dtype).movedim(-1, 1), true_classes, reduction="none")  # (B, P)
+    selected = select_hard_negatives_plain(ce, positive, options.neg_pos_ratio, options.min_negatives)
+    conf = torch.where(positive | selected, ce, 0).sum(dtype=torch.float64) / divisor
+
+    target = encode_boxes_plain(true_boxes, priors_cxcywh, options.center_variance, options.size_variance)
+    error = (pred_offsets.to(dtype) - target).abs()
+    if options.loc_loss == "smooth_l1":
+        error = torch.where(error < 1, error * error * 0.5, error - 0.5)
+    else:
+        divisor = divisor * 4
+    loc = torch.where(positive[..., None], error, 0).sum(dtype=torch.float64) / divisor
+    return conf.to(dtype), loc.to(dtype), n_pos, match, selected

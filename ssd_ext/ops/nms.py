@@ -1,0 +1,121 @@
+"""`nms` and `batched_nms`: greedy non-maximum suppression."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssd_ext._boxes import compute_dtype, floating, overlap
+from ssd_ext._checks import check_boxes, check_devices, describe
+from ssd_ext._op import op
+
+__all__ = ["batched_nms", "nms"]
+
+# A band of candidates costs a (band, band) matrix of IoUs: large enough to hide the cost of a call, small enough for a
+# cache. The chunk bounds the memory for any number of boxes: band * chunk IoUs, 16 MiB in float32.
+NMS_BAND = 256
+NMS_CHUNK = 16384
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression, as `torchvision.ops.nms`, with a defined order of ties.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,) floating; NaN counts as the largest.
+        iou_threshold: a box is dropped if its IoU with a kept one is greater.
+
+    Returns:
+        (K,) int64: indices of the kept boxes by descending score, ties by lowest index.
+
+    Raises:
+        ValueError: shapes do not fit, or the devices differ.
+    """
+    _check_scored_boxes(boxes, scores)
+    return torch.ops.ssd_ext.nms(floating(boxes), scores, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` inside each group of boxes of equal `idxs`, as `torchvision.ops.batched_nms`.
+
+    Works on groups, not on boxes shifted by their class, so that any ids, negative or huge coordinates and half
+    precision are safe.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,) floating; NaN counts as the largest.
+        idxs: (N,) integer: group, usually the class or the (image, class) of each box.
+        iou_threshold: a box is dropped if its IoU with a kept one of its group is greater.
+
+    Returns:
+        (K,) int64: indices of the kept boxes by descending score, ties by lowest index.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or the devices differ.
+    """
+    _check_scored_boxes(boxes, scores)
+    if idxs.shape != scores.shape or idxs.is_floating_point():
+        raise ValueError(f"idxs must be ({len(scores)},) integer as scores is, got {describe(idxs)}")
+    check_devices(boxes=boxes, idxs=idxs)
+    idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels know
+    return torch.ops.ssd_ext.batched_nms(floating(boxes), scores, idxs, iou_threshold)
+
+
+def _check_scored_boxes(boxes: Tensor, scores: Tensor) -> None:
+    check_boxes("boxes", boxes)
+    if scores.shape != boxes.shape[:1] or not scores.is_floating_point():
+        raise ValueError(f"scores must be ({len(boxes)},) floating, one per box, got {describe(scores)}")
+    check_devices(boxes=boxes, scores=scores)
+
+
+def suppresses(boxes1: Tensor, idxs1: Tensor, boxes2: Tensor, idxs2: Tensor, iou_threshold: float) -> Tensor:
+    """(..., N, M) bool: box n, if kept, suppresses box m."""
+    iou = overlap(boxes1[..., :, None, :], boxes2[..., None, :, :])[0]
+    return (idxs1[..., :, None] == idxs2[..., None, :]) & (iou > iou_threshold)
+
+
+def greedy(suppresses: Tensor, alive: Tensor) -> Tensor:
+    """(..., N) bool: which boxes, best first, greedy NMS keeps, given who suppresses whom and who takes part.
+
+    A box is kept if no kept box before it suppresses it. Applied to all boxes at once, this rule settles the
+    first box, then all that depend on the first only, and so on; once nothing changes, all are settled.
+    """
+    suppresses = suppresses.triu(diagonal=1)
+    keep, before = alive, None
+    while before is None or not torch.equal(keep, before):
+        before = keep
+        keep = alive & ~(suppresses & before[..., :, None]).any(dim=-2)
+    return keep
+
+
+def _fake(boxes: Tensor, scores: Tensor, *rest: Tensor | float) -> Tensor:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    return scores.new_empty((kept,), dtype=torch.int64)
+
+
+@op(fake=_fake)
+def nms_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return batched_nms_plain(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
+
+
+@op(fake=_fake)
+def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    best_first = scores.argsort(descending=True, stable=True)
+    # Class after class, so that a band concerns only the rest of its last class: linear in the classes.
+    order = best_first[idxs[best_first].argsort(stable=True)]
+    boxes, idxs = boxes.to(compute_dtype(boxes))[order], idxs[order]
+    ends = torch.searchsorted(idxs, idxs, right=True)  # where the class of each box ends
+    alive = torch.ones_like(idxs, dtype=torch.bool)
+    for start in range(0, len(order), NMS_BAND):
+        band = slice(start, start + NMS_BAND)
+        within = suppresses(boxes[band], idxs[band], boxes[band], idxs[band], iou_threshold)
+        alive[band] = greedy(within, alive[band])
+        kept = start + alive[band].nonzero()[:, 0]
+        end = int(ends[band][-1])
+        for chunk_start in range(start + NMS_BAND, end, NMS_CHUNK):
+            rest = slice(chunk_start, min(chunk_start + NMS_CHUNK, end))
+            suppressed = suppresses(boxes[kept], idxs[kept], boxes[rest], idxs[rest], iou_threshold)
+            alive[rest] &= ~suppressed.any(dim=0)
+    keep = torch.zeros_like(alive)
+    keep[order[alive]] = True
+    return best_first[keep[best_first]]

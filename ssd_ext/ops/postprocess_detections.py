@@ -1,0 +1,146 @@
+"""`postprocess_detections`: from predictions to the objects of each image."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE
+from ssd_ext._checks import check_devices, check_options, check_predictions
+from ssd_ext._op import op
+from ssd_ext.ops.box_coding import decode_boxes_plain
+from ssd_ext.ops.nms import NMS_BAND, greedy, suppresses
+
+__all__ = ["DetectionOptions", "postprocess_detections"]
+
+# Images of one sub-batch: as many as have this many bytes of scores together.
+SCORES_BYTES = 16 << 20
+
+
+class DetectionOptions(NamedTuple):
+    """What `postprocess_detections` keeps; the defaults are the paper's (section 3.1)."""
+
+    min_score: Annotated[float, "candidates have a greater score"] = 0.01
+    max_overlap: Annotated[float, "greatest IoU of two detections of one class"] = 0.45
+    top_k: Annotated[int, "most detections per picture"] = 200
+    pre_nms_top_k: Annotated[int | None, "most candidates per picture and class that enter NMS; None: all"] = None
+    center_variance: Annotated[float, "see decode_boxes"] = CENTER_VARIANCE
+    size_variance: Annotated[float, "see decode_boxes"] = SIZE_VARIANCE
+
+
+def postprocess_detections(
+    pred_offsets: Tensor,
+    pred_logits: Tensor,
+    priors_cxcywh: Tensor,
+    options: DetectionOptions = DetectionOptions(),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Detections of a batch from a network's predictions: softmax, decoding, per-class NMS, the best of each image.
+
+    Candidates are all (prior, class >= 1) with a score > min_score; NaN never passes. Inside a class a box is dropped
+    if its IoU with a better kept one (score descending, then lowest prior) is > max_overlap. The best `top_k` of the
+    image are returned (score descending, then lowest class, then lowest prior). Nothing is capped before NMS unless
+    `pre_nms_top_k` is given, nothing is clipped to the image. Scores agree between backends to a relative 1e-5.
+
+    Args:
+        pred_offsets: (B, P, 4) predicted offsets, floating; computed in float32.
+        pred_logits: (B, P, C) predicted class logits, class 0 = background.
+        priors_cxcywh: (P, 4) cxcywh.
+        options: see `DetectionOptions`.
+
+    Returns:
+        boxes (B, top_k, 4) float32 xyxy, labels (B, top_k) int64 in 1..C-1, scores (B, top_k) float32, counts (B,)
+        int32: how many are real. The rest is padding: box 0, label 0, score 0. The shapes do not depend on the data.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or number.
+
+    Source:
+        Liu et al., SSD (2016), section 2.2 "Training objective" (decoding) and section 3 "Inference time".
+    """
+    check_predictions(pred_offsets, pred_logits, priors_cxcywh)
+    check_devices(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=priors_cxcywh)
+    check_options(options, {}, "top_k", "pre_nms_top_k")
+    return torch.ops.ssd_ext.postprocess_detections(pred_offsets, pred_logits, priors_cxcywh, *options)
+
+
+def _is_best(scores: Tensor, n: int) -> Tensor:
+    """Mask of the n largest of the last dimension (ties: the lowest index)."""
+    smallest = scores.topk(min(max(n, 1), scores.shape[-1])).values[..., -1:]
+    above, tied = scores > smallest, scores == smallest
+    return above | (tied & (tied.cumsum(dim=-1) <= n - above.sum(dim=-1, keepdim=True)))
+
+
+def _detect(
+    pred_offsets: Tensor,
+    pred_logits: Tensor,
+    priors_cxcywh: Tensor,
+    options: DetectionOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (b, k, 4), labels (b, k) and scores (b, k) of a few images, k <= top_k; label 0 fills up."""
+    scores = pred_logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)  # (b, C - 1, P)
+    passing = scores > options.min_score
+    if options.pre_nms_top_k is not None:
+        passing = passing & _is_best(torch.where(passing, scores, -1), options.pre_nms_top_k)
+    # In the order of image, class and prior: the stable sorts break ties by it.
+    image, label, prior = passing.nonzero(as_tuple=True)
+    score = scores[image, label, prior]
+    order = score.argsort(descending=True, stable=True)
+    order = order[image[order].argsort(stable=True)]
+    count = passing.sum(dim=(1, 2))
+    first = count.cumsum(0) - count
+    band = min(NMS_BAND, int(count.max()))
+    variances = options.center_variance, options.size_variance
+    each = torch.arange(len(scores), device=scores.device)[:, None]
+
+    boxes, kept_scores = scores.new_zeros(len(scores), 0, 4), scores.new_zeros(len(scores), 0)
+    labels = label.new_zeros(len(scores), 0)
+    start = 0
+    # Only better boxes of its own class decide over a box, so all classes are walked together, best first,
+    # and the walk ends as soon as every image has its top_k: this equals NMS of every class followed by the
+    # cut, and is far less work.
+    while bool((((labels > 0).sum(dim=1) < options.top_k) & (start < count)).any()):
+        rank = start + torch.arange(band, device=scores.device)
+        alive = rank < count[:, None]  # (b, band)
+        at = order[(first[:, None] + rank).clamp(max=len(order) - 1)]
+        band_boxes = decode_boxes_plain(pred_offsets[each, prior[at]], priors_cxcywh[prior[at]], *variances, None)
+        band_labels = label[at] + 1
+        alive &= ~suppresses(boxes, labels, band_boxes, band_labels, options.max_overlap).any(dim=1)
+        keep = greedy(suppresses(band_boxes, band_labels, band_boxes, band_labels, options.max_overlap), alive)
+
+        labels = torch.cat([labels, torch.where(keep, band_labels, 0)], dim=1)
+        front = (labels == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, : options.top_k]
+        labels = labels[each, front]
+        boxes = torch.cat([boxes, torch.where(keep[..., None], band_boxes, 0)], dim=1)[each, front]
+        kept_scores = torch.cat([kept_scores, torch.where(keep, score[at], 0)], dim=1)[each, front]
+        start += band
+    return boxes, labels, kept_scores
+
+
+def _fake(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions):
+    rows = pred_logits.shape[0], options.top_k
+    new = pred_logits.new_empty
+    boxes, labels = new((*rows, 4), dtype=torch.float32), new(rows, dtype=torch.int64)
+    return boxes, labels, new(rows, dtype=torch.float32), new(rows[:1], dtype=torch.int32)
+
+
+@op(fake=_fake)
+def postprocess_detections_plain(
+    pred_offsets: Tensor,
+    pred_logits: Tensor,
+    priors_cxcywh: Tensor,
+    options: DetectionOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n_images, n_priors, n_classes = pred_logits.shape
+    boxes = torch.zeros(n_images, options.top_k, 4, device=pred_logits.device)
+    scores = boxes.new_zeros(n_images, options.top_k)
+    labels = boxes.new_zeros((n_images, options.top_k), dtype=torch.int64)
+    if 0 not in (n_images, n_priors, n_classes - 1, options.top_k):
+        step = max(1, SCORES_BYTES // (4 * n_priors * n_classes))
+        for i in range(0, n_images, step):
+            part = slice(i, i + step)
+            found = _detect(pred_offsets[part].float(), pred_logits[part], priors_cxcywh.float(), options)
+            for output, values in zip((boxes, labels, scores), found, strict=True):
+                output[part, : values.shape[1]] = values
+    return boxes, labels, scores, (labels > 0).sum(dim=1, dtype=torch.int32)

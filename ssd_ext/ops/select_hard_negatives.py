@@ -1,0 +1,55 @@
+"""`select_hard_negatives`: the negatives from which the loss learns most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssd_ext._checks import check_devices, check_not_negative, describe
+from ssd_ext._op import op
+
+__all__ = ["select_hard_negatives"]
+
+
+def select_hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3, min_negatives: int = 0) -> Tensor:
+    """The negatives with the largest losses, a fixed number of them per positive.
+
+    Per image k = int(ratio * positives), or `min_negatives` if that is more, at most the number of negatives.
+    Ties go to the lowest prior index; NaN counts as the largest loss, -0 equals 0.
+
+    Args:
+        loss: (B, P) floating.
+        positive: (B, P) bool; these are never selected.
+        ratio: negatives per positive, >= 0.
+        min_negatives: least number of negatives per image.
+
+    Returns:
+        (B, P) bool.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or a number is negative.
+
+    Source:
+        Liu et al., SSD (2016), section 2.2 "Hard negative mining".
+    """
+    if loss.dim() != 2 or not loss.is_floating_point():
+        raise ValueError(f"loss must be (B, P) floating, got {describe(loss)}")
+    if positive.shape != loss.shape or positive.dtype != torch.bool:
+        raise ValueError(f"positive must be {tuple(loss.shape)} bool as loss is, got {describe(positive)}")
+    check_devices(loss=loss, positive=positive)
+    check_not_negative(ratio=ratio, min_negatives=min_negatives)
+    return torch.ops.ssd_ext.select_hard_negatives(loss, positive, ratio, min_negatives)
+
+
+def _fake(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> Tensor:
+    return positive.new_empty(positive.shape)
+
+
+@op(fake=_fake)
+def select_hard_negatives_plain(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> Tensor:
+    n_pos = positive.sum(dim=1, keepdim=True)
+    k = (n_pos.double() * ratio).clamp(max=loss.shape[1]).long().clamp(min=min_negatives)
+    order = loss.sort(dim=1, descending=True, stable=True).indices
+    negative = ~positive.gather(1, order)
+    hardest = negative & (negative.cumsum(dim=1) <= k)
+    return torch.zeros_like(positive).scatter(1, order, hardest)
