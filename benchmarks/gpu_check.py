@@ -120,20 +120,8 @@ def benchmark_steps(gpu: bool, out: Path) -> list[Step]:
         name = file.stem.removeprefix("test_")
         command = pytest(f"benchmarks/{file.name}", "-k", selection, f"--benchmark-json={out / name}.run.json")
         steps.append(Step("benchmarks", name, command, limit=480, needs=needs))
-    command = [PYTHON, "-c", "import sys, gpu_check; gpu_check.write_result_file(sys.argv[1])", str(out)]
-    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
-    return [*steps, Step("benchmarks", "bench_result", command, environment, needs=needs)]
-
-
-def write_result_file(out: str) -> None:
-    """One result file of the measurements of every *.run.json in a folder."""
-    runs = [json.loads(file.read_text()) for file in sorted(Path(out).glob("*.run.json"))]
-    if not runs:
-        sys.exit(f"no measurements in {out}")
-    together = {key: [row for run in runs for row in run[key]] for key in ("benchmarks", "left_out")}
-    merged = Path(out) / "benchmarks.json"
-    replace(merged, runs[-1] | together)
-    subprocess.run([PYTHON, str(ROOT / "benchmarks" / "compact.py"), str(merged), out], check=True)
+    command = [PYTHON, str(ROOT / "benchmarks" / "compact.py"), str(out), "--out", str(out)]
+    return [*steps, Step("benchmarks", "bench_result", command, needs=needs)]
 
 
 def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:

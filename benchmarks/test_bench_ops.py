@@ -3,45 +3,50 @@
 .venv/bin/python -m pytest benchmarks/test_bench_ops.py -k nms-1000
 """
 
+from typing import NamedTuple
+
 import peers
 import torch
 import torchvision
 import tutorial
-from harness import Case, close, compiled, each, measure
-from inputs import PRIORS, PRIORS_XYXY, P, clustered_boxes, generator, objects, random_boxes
+from harness import Case, close, each, ours
+from inputs import PRIORS, PRIORS_XYXY, VARIANCES, Inputs, P, clustered_boxes, generator, objects, random_boxes
 
-import ssd_ext
-from ssd.loss import pack_targets
-from ssd_ext import reference
+from ssd_ext import DetectionOptions, LossOptions
 
-CPU = torch.device("cpu")
+OPTIONS = LossOptions()
+MAX_OVERLAP = DetectionOptions().max_overlap
 COMPILE_TIME = "compiled only for 32 images with 1-20 objects: each shape is compiled anew"
 AS_TORCHVISION = "the same operations as torchvision's, for which 8732 boxes take seconds and gigabytes"
 MATRIX = "its matrix of all pairs would take 1.6 GB, several times over"
 
 
-def box_iou(n: int, **options) -> Case:
+class Losses(NamedTuple):
+    loss: torch.Tensor  # (B, P)
+    positive: torch.Tensor  # (B, P)
+
+
+def box_iou(n: int) -> Case:
     def inputs():
-        return PRIORS_XYXY[torch.randperm(P, generator=generator(0))[:n]], PRIORS_XYXY
+        return Inputs(PRIORS_XYXY[torch.randperm(P, generator=generator(0))[:n]], priors_xyxy=PRIORS_XYXY)
+
+    def by(iou):
+        return lambda x: iou(x.boxes, x.priors_xyxy)
 
     contenders = {
-        "ssd_ext": ssd_ext.box_iou,
-        "plain_pytorch": reference.box_iou,
-        "torchvision": torchvision.ops.box_iou,
-        "tutorial": tutorial.iou if n < P else AS_TORCHVISION,
-        "compiled_fallback": compiled(reference.box_iou),
+        **ours("box_iou", by),
+        "torchvision": by(torchvision.ops.box_iou),
+        "tutorial": by(tutorial.iou) if n < P else AS_TORCHVISION,
     }
     everywhere = ("ssd_ext", "plain_pytorch", "torchvision")
-    return Case("ops", "box_iou", {"boxes": n, "priors": P}, inputs, contenders, close(1e-5), everywhere, **options)
+    return Case("ops", "box_iou", {"boxes": n, "priors": P}, inputs, contenders, close(1e-5), graphs=everywhere)
 
 
-def match_priors(images: int, most: int, fewest: int = 1, **options) -> Case:
+def match_priors(images: int, most: int, fewest: int = 1) -> Case:
     """Peers work image by image."""
 
     def inputs():
-        boxes, labels = objects(images, 21, fewest, most)
-        packed, _, offsets = pack_targets(boxes, labels, CPU)
-        return packed, offsets, PRIORS_XYXY, boxes
+        return objects(images, 21, fewest, most)._replace(labels=None, label_lists=None, priors_xyxy=PRIORS_XYXY)
 
     def check(name, got, expected):
         # On a GPU torchvision and the tutorial leave open which of two objects gets a prior that both force, and
@@ -50,74 +55,62 @@ def match_priors(images: int, most: int, fewest: int = 1, **options) -> Case:
         limit = 1e-3 if got.is_cuda and name != "plain_pytorch" else 0
         assert wrong <= limit, f"{wrong:.2%} of the priors got another object"
 
-    def plain(packed, offsets, priors, boxes=None):
-        return reference.match_priors(packed, offsets, priors, 0.5, "per_prior")
+    def by(match):
+        return lambda x: match(x.boxes, x.row_splits, x.priors_xyxy, OPTIONS.threshold, OPTIONS.matching)
 
-    compiling = compiled(lambda packed, offsets, priors, boxes: plain(packed, offsets, priors))
     contenders = {
-        "ssd_ext": lambda packed, offsets, priors, boxes: ssd_ext.match_priors(packed, offsets, priors),
-        "plain_pytorch": plain,
-        "torchvision": lambda packed, offsets, priors, boxes: peers.match(boxes, priors),
-        "tutorial": lambda packed, offsets, priors, boxes: torch.stack(
-            [tutorial.match(b, priors, 0.5) for b in boxes]
-        ).int(),
-        "compiled_fallback": compiling if images == 32 and most == 20 else COMPILE_TIME,
+        **ours("match_priors", by),
+        "torchvision": lambda x: peers.match(x.box_lists, x.priors_xyxy),
+        "tutorial": lambda x: torch.stack([tutorial.match(boxes, x.priors_xyxy) for boxes in x.box_lists]).int(),
     }
+    if (images, most) != (32, 20):
+        contenders["compiled_fallback"] = COMPILE_TIME
     sizes = {"images": images, "objects each": most if fewest == most else f"{fewest}-{most}"}
-    return Case("ops", "match_priors", sizes, inputs, contenders, check, **options)
+    return Case("ops", "match_priors", sizes, inputs, contenders, check)
 
 
-def select_hard_negatives(images: int, **options) -> Case:
+def select_hard_negatives(images: int) -> Case:
     def inputs():
         g = generator(2)
-        return torch.rand(images, P, generator=g) * 8, torch.rand(images, P, generator=g) < 0.002
-
-    def plain(loss, positive):
-        return reference.select_hard_negatives(loss, positive, 3, 0)
+        return Losses(torch.rand(images, P, generator=g) * 8, torch.rand(images, P, generator=g) < 0.002)
 
     def check(name, got, expected):
         if name == "tutorial":  # it has the losses and not their places
-            loss = inputs()[0].to(got.device)
+            loss = inputs().loss.to(got.device)
             got, expected = got.sort().values, loss[expected].sort().values
         close(0)(name, got, expected)
 
+    def by(select):
+        return lambda x: select(x.loss, x.positive, OPTIONS.neg_pos_ratio, OPTIONS.min_negatives)
+
     contenders = {
-        "ssd_ext": lambda loss, positive: ssd_ext.select_hard_negatives(loss, positive),
-        "plain_pytorch": plain,
-        "torchvision": peers.select_hard_negatives,
-        "tutorial": lambda loss, positive: tutorial.hardest(loss, positive, 3),
-        "compiled_fallback": compiled(plain),
+        **ours("select_hard_negatives", by),
+        "torchvision": lambda x: peers.select_hard_negatives(x.loss, x.positive),
+        "tutorial": lambda x: tutorial.hardest(x.loss, x.positive),
     }
-    return Case("ops", "select_hard_negatives", {"images": images}, inputs, contenders, check, **options)
+    return Case("ops", "select_hard_negatives", {"images": images}, inputs, contenders, check)
 
 
-def coding(op: str, images: int, **options) -> Case:
+def coding(op: str, images: int) -> Case:
     """encode_boxes and decode_boxes; torchvision starts from the priors' corners, hence the tolerance."""
-    if op == "encode_boxes":
-        values = random_boxes(images * P, 3).view(images, P, 4)
-        ours, rest = ssd_ext.encode_boxes, (0.1, 0.2)
-        single, loop = peers.CODER.encode_single, tutorial.encode
-    else:
-        values = torch.randn(images, P, 4, generator=generator(4))
-        ours, rest = ssd_ext.decode_boxes, (0.1, 0.2, None)
-        single, loop = peers.CODER.decode_single, tutorial.decode
-
-    def plain(values, priors, corners):
-        return getattr(reference, op)(values, priors, *rest)
-
-    contenders = {
-        "ssd_ext": lambda values, priors, corners: ours(values, priors),
-        "plain_pytorch": plain,
-        "torchvision": lambda values, priors, corners: torch.stack([single(v, corners) for v in values]),
-        "tutorial": lambda values, priors, corners: torch.stack([loop(v, priors) for v in values]),
-        "compiled_fallback": compiled(plain),
-    }
+    encode = op == "encode_boxes"
+    options = VARIANCES if encode else (*VARIANCES, None)
+    single = peers.CODER.encode_single if encode else peers.CODER.decode_single
+    loop = tutorial.encode if encode else tutorial.decode
 
     def inputs():
-        return values, PRIORS, PRIORS_XYXY
+        values = random_boxes(images * P, 3) if encode else torch.randn(images * P, 4, generator=generator(4))
+        return Inputs(values.view(images, P, 4), priors_cxcywh=PRIORS, priors_xyxy=PRIORS_XYXY)
 
-    graphs = ("ssd_ext", "plain_pytorch")
-    return Case("ops", op, {"images": images}, inputs, contenders, close(1e-3), graphs, **options)
+    def by(code):
+        return lambda x: code(x.boxes, x.priors_cxcywh, *options)
+
+    contenders = {
+        **ours(op, by),
+        "torchvision": lambda x: torch.stack([single(v, x.priors_xyxy) for v in x.boxes]),
+        "tutorial": lambda x: torch.stack([loop(v, x.priors_cxcywh) for v in x.boxes]),
+    }
+    return Case("ops", op, {"images": images}, inputs, contenders, close(1e-3), graphs=("ssd_ext", "plain_pytorch"))
 
 
 def check_kept(name, got, expected) -> None:
@@ -128,36 +121,38 @@ def check_kept(name, got, expected) -> None:
     assert name != "plain_pytorch" or torch.equal(got, expected), "plain_pytorch: another order"
 
 
-def nms(n: int, **options) -> Case:
+def nms(n: int) -> Case:
+    def by(nms):
+        return lambda x: nms(x.boxes, x.scores, MAX_OVERLAP)
+
     contenders = {
-        "ssd_ext": lambda boxes, scores: ssd_ext.nms(boxes, scores, 0.45),
-        "plain_pytorch": lambda boxes, scores: reference.nms(boxes, scores, 0.45),
-        "torchvision": lambda boxes, scores: torchvision.ops.nms(boxes, scores, 0.45),
-        "tutorial": MATRIX if n > 5000 else lambda boxes, scores: tutorial.nms(boxes, scores, 0.45),
-        "compiled_fallback": compiled(lambda boxes, scores: reference.nms(boxes, scores, 0.45)),
+        **ours("nms", by),
+        "torchvision": by(torchvision.ops.nms),
+        "tutorial": MATRIX if n > 5000 else by(tutorial.nms),
     }
-    return Case("ops", "nms", {"boxes": n}, lambda: clustered_boxes(n)[:2], contenders, close(0), graphs=(), **options)
+    return Case("ops", "nms", {"boxes": n}, lambda: clustered_boxes(n, None), contenders, close(0), graphs=())
 
 
-def batched_nms(n: int, **options) -> Case:
+def batched_nms(n: int) -> Case:
     """Boxes of 20 classes."""
 
-    def loop(boxes, scores, idxs):
+    def by(nms):
+        return lambda x: nms(x.boxes, x.scores, x.idxs, MAX_OVERLAP)
+
+    def loop(boxes, scores, idxs, max_overlap):
         kept = []
         for label in range(20):
             rows = (idxs == label).nonzero()[:, 0]
-            kept.append(rows[tutorial.nms(boxes[rows], scores[rows], 0.45)])
+            kept.append(rows[tutorial.nms(boxes[rows], scores[rows], max_overlap)])
         kept = torch.cat(kept)
         return kept[scores[kept].sort(descending=True).indices]
 
     contenders = {
-        "ssd_ext": lambda boxes, scores, idxs: ssd_ext.batched_nms(boxes, scores, idxs, 0.45),
-        "plain_pytorch": lambda boxes, scores, idxs: reference.batched_nms(boxes, scores, idxs, 0.45),
-        "torchvision": lambda boxes, scores, idxs: torchvision.ops.batched_nms(boxes, scores, idxs, 0.45),
-        "tutorial": loop,
-        "compiled_fallback": compiled(lambda *inputs: reference.batched_nms(*inputs, 0.45)),
+        **ours("batched_nms", by),
+        "torchvision": by(torchvision.ops.batched_nms),
+        "tutorial": by(loop),
     }
-    return Case("ops", "batched_nms", {"boxes": n}, lambda: clustered_boxes(n), contenders, check_kept, (), **options)
+    return Case("ops", "batched_nms", {"boxes": n}, lambda: clustered_boxes(n, 20), contenders, check_kept, graphs=())
 
 
 CASES = [
@@ -170,26 +165,13 @@ CASES = [
     *(nms(n) for n in (200, 1000, 5000, 20000)),
     *(batched_nms(n) for n in (200, 1000, 5000, 20000)),
 ]
-
-
-def only_charts(case: Case) -> Case:
-    """Our op and torchvision, for more points of a scaling chart."""
-    case.chart_only = True
-    case.contenders = {name: case.contenders[name] for name in ("ssd_ext", "torchvision")}
-    return case
-
-
 CHARTS = [
-    *(only_charts(box_iou(n)) for n in (64, 256, 2048)),
-    *(only_charts(match_priors(images, 20)) for images in (2, 4, 16)),
-    *(only_charts(match_priors(8, n, n)) for n in (1, 5, 20, 50, 200)),
-    *(only_charts(select_hard_negatives(images)) for images in (1, 2, 4, 8, 16)),
-    *(only_charts(coding(op, images)) for op in ("encode_boxes", "decode_boxes") for images in (1, 2, 4, 8, 16)),
-    *(only_charts(nms(n)) for n in (500, 2000, 10000)),
-    *(only_charts(batched_nms(n)) for n in (500, 2000, 10000)),
+    *(box_iou(n) for n in (64, 256, 2048)),
+    *(match_priors(images, 20) for images in (2, 4, 16)),
+    *(match_priors(8, n, n) for n in (1, 5, 20, 50, 200)),
+    *(select_hard_negatives(images) for images in (1, 2, 4, 8, 16)),
+    *(coding(op, images) for op in ("encode_boxes", "decode_boxes") for images in (1, 2, 4, 8, 16)),
+    *(nms(n) for n in (500, 2000, 10000)),
+    *(batched_nms(n) for n in (500, 2000, 10000)),
 ]
-
-
-@each(CASES + CHARTS)
-def test_op(benchmark, case, contender, place):
-    measure(benchmark, case, contender, place)
+test_op = each(CASES + [case.for_chart() for case in CHARTS])

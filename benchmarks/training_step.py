@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import test_bench_network as network
 import torch
+from harness import OURS, copied
 from test_bench_detection import detection
 from test_bench_loss import loss_case
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils._pytree import tree_map
+from torch.utils.benchmark import Timer
 
 from ssd.precision import pick_device, place
 
@@ -39,16 +39,10 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 RANGE = "one step"
 
 
-def seconds(step: Callable, steps: int, device: torch.device) -> float:
-    """Of one call, the median; the device has ended."""
-    times = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+def milliseconds(step: Callable, steps: int) -> float:
+    """Of one call, on average; the device has ended."""
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.timeit(steps).mean  # warms up first
 
 
 def profiled(step: Callable, steps: int, device: torch.device) -> dict:
@@ -86,40 +80,36 @@ def profiled(step: Callable, steps: int, device: torch.device) -> dict:
     }
 
 
-def parts(which: int, inputs: tuple, bf16: bool, classes: int, steps: int, device: torch.device) -> dict[str, float]:
+def parts(name: str, inputs: network.Images, args: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of the network alone, with ones as the gradients of its outputs, and of the optimiser."""
-    net = network.networks(device, bf16, True, classes)[which]
-    optimizer = network.optimizers(device, bf16, classes)[which]
-    images = place(inputs[1], device) if which == 0 else inputs[1]  # as train_step does
+    how = {"bf16": args.bf16, "classes": args.classes}
+    net = network.networks(args.device, training=True, **how)[name]
+    optimizer = network.optimizers(args.device, **how)[name]
+    images = place(inputs.normalized, args.device) if name == "ssd_ext" else inputs.normalized  # as train_step does
 
     def forward_and_backward() -> None:
         optimizer.zero_grad(set_to_none=True)
-        outputs = network.raw_predictions(net, bf16, images)
+        outputs = network.raw_predictions(net, images, bf16=args.bf16)
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
-    forward_and_backward()
-    names = {"network": forward_and_backward, "optimiser": optimizer.step}
-    return {name: 1e3 * seconds(function, steps, device) for name, function in names.items()}
+    steps = {"network": forward_and_backward, "optimiser": optimizer.step}
+    return {part: milliseconds(step, args.steps) for part, step in steps.items()}
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
     case = CASES[args.what](args.images, args.classes)
-    inputs = tree_map(lambda x: x.to(args.device) if isinstance(x, torch.Tensor) else x, case.inputs())
-    inputs = tree_map(lambda x: x.detach().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x, inputs)
+    inputs = copied(case.inputs(), args.device)
     results = []
-    for which, name in enumerate(("ssd_ext", "torchvision")):
+    for name in (OURS, case.baseline):
         function = case.contenders[f"{name}_bf16" if args.bf16 else name]
         if isinstance(function, str):
             raise SystemExit(f"{name}: {function}")
-
-        def step(function: Callable = function) -> None:
-            function(*inputs)
-
-        seconds(step, 3, args.device)  # builds, warms up
-        ms = 1e3 * seconds(step, args.steps, args.device)
+        step = partial(function, inputs)
+        step()  # builds the networks
+        ms = milliseconds(step, args.steps)
         result = {"contender": name, "ms": ms, "images_per_s": 1e3 * args.images / ms}
         if args.what == "training":
-            own = parts(which, inputs, args.bf16, args.classes, args.steps, args.device)
+            own = parts(name, inputs, args)
             result["parts_ms"] = {**own, "loss and the rest": ms - sum(own.values())}
         results.append(result | profiled(step, args.steps, args.device))
     return results
