@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from ops import match_priors, select_hard_negatives
 from ops.multibox_loss import for_backward, oracle
+from ops.multibox_loss import inputs as random_inputs
 from torch.testing import assert_close
 
 import ssd_ext
@@ -36,17 +37,11 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 against float64
 
 def sample(counts, n_priors=40, n_classes=5, seed=0, grid=False):
     """pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh."""
-    g = adv.generator(seed)
-    make = adv.grid_boxes if grid else adv.random_boxes
-    n_images, n_objects = len(counts), sum(counts)
-    return (
-        torch.randn(n_images, n_priors, 4, generator=g) * 3,
-        torch.randn(n_images, n_priors, n_classes, generator=g) * 2,
-        make(n_objects, seed + 1),
-        torch.randint(1, n_classes, (n_objects,), generator=g),
-        adv.pack(counts),
-        adv.to_cxcywh(make(n_priors, seed + 2)),
-    )
+    tensors = list(random_inputs(counts, n_priors, n_classes, seed))
+    if grid:
+        tensors[2] = adv.grid_boxes(sum(counts), seed + 1)
+        tensors[5] = adv.to_cxcywh(adv.grid_boxes(n_priors, seed + 2))
+    return tensors
 
 
 def to(device, tensors, dtype=None):

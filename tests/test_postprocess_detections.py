@@ -1,6 +1,9 @@
+from functools import partial
+
 import adversarial as adv
 import pytest
 import torch
+from ops.postprocess_detections import inputs as predictions
 from ops.postprocess_detections import oracle, padded
 from torch.testing import assert_close
 
@@ -39,22 +42,10 @@ def check(postprocess, inputs, *limits, device):
     return expected
 
 
-def exact(n_images, n_priors, n_classes, seed=0):
-    """Scores 1, 1/2, 1/3 ..., boxes on a 1/4 grid: ties between priors, between classes and between IoUs."""
-    return (
-        torch.zeros(n_images, n_priors, 4),
-        adv.exact_logits(n_images, n_priors, n_classes, seed),
-        adv.to_cxcywh(adv.grid_boxes(n_priors, seed, cells=4)),
-    )
-
-
-def separated(n_images, n_priors, n_classes, seed=0):
-    """One class for each prior, scores apart from each other, random boxes."""
-    return (
-        torch.randn(n_images, n_priors, 4, generator=adv.generator(seed)),
-        adv.separated_logits(n_images, n_priors, n_classes, seed),
-        adv.to_cxcywh(adv.random_boxes(n_priors, seed)),
-    )
+# Scores 1, 1/2, 1/3 ..., boxes on a 1/4 grid: ties between priors, between classes and between IoUs.
+exact = partial(predictions, kind="exact")
+# One class for each prior, scores apart from each other, random boxes.
+separated = partial(predictions, kind="separated")
 
 
 @IMPLEMENTATIONS

@@ -51,7 +51,7 @@ def oracle(pred_offsets: Tensor, pred_logits: Tensor, priors: Tensor, *options: 
     return padded(found, boxes, scores, options.top_k)
 
 
-def inputs(n_images: int, n_priors: int, n_classes: int, seed: int, kind: str) -> tuple:
+def inputs(n_images: int, n_priors: int, n_classes: int, seed: int = 0, kind: str = "random") -> tuple:
     """pred_offsets, pred_logits and priors_cxcywh."""
     shape, g = (n_images, n_priors), adv.generator(seed)
     pred_offsets, priors = torch.randn(*shape, 4, generator=g), adv.random_boxes(n_priors, seed)
