@@ -13,13 +13,16 @@ ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 .PHONY: help demo test lint format bench bench-report compat gpu-check clean
 
 help:
-	@echo "make demo    train, test and look at a small detector, no download of data or weights"
-	@echo "make test    lint and run all tests"
-	@echo "make format  sort imports and format"
-	@echo "make bench   measure everything on this machine; then make bench-report writes docs/performance.md"
-	@echo "make compat TORCH=2.11.0 PYTHON=python3.12   build and test the ops with another torch or Python"
-	@echo "make gpu-check OUT=DIR ONLY=... BUDGET=SECONDS   checks that need a GPU, with the python of PATH; reports in DIR"
-	@echo "make clean   remove the environment and all that was built"
+	@echo "make demo          train, test and look at a small detector, no download of data or weights"
+	@echo "make test          lint and run all tests"
+	@echo "make format        sort imports and format"
+	@echo "make bench         measure everything on this machine into benchmarks/results/"
+	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
+	@echo "make compat        build and test the ops with another torch: TORCH=2.11.0 (default: the newest)"
+	@echo "make gpu-check     checks that need a GPU: OUT=DIR for the reports (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
+	@echo "                   BCCD=DIR with that data set, REHEARSE=1 for what needs no GPU"
+	@echo "make clean         remove the environment and all that was built"
+	@echo "PYTHON=python3.12 chooses the interpreter of the environment, of compat and of gpu-check (default: python3)"
 
 demo: .venv/built
 	$(BIN)/ssd demo --out demo

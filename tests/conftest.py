@@ -15,7 +15,7 @@ import ssd_ext
 from ssd_ext import _load
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # oracles.py and adversarial.py; harness.py and report.py
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # ops and compare.py; harness.py and report.py
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

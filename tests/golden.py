@@ -1,12 +1,10 @@
-"""Hashes of what the compiled ops give for the cases of cuda_on_cpu/cases.py, made on the CPU, kept in golden.json.
+"""The hashes in tests/ops: of what the compiled ops give for all cases, made on the CPU.
 
 A GPU, another processor or another compiler has to come to the same bits: `test_golden.py`. Where a change of an op or
-of its cases is meant: `python tests/golden.py` writes the file anew.
+of its cases is meant: `python tests/golden.py` puts the new hashes into the files.
 """
 
 import hashlib
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -15,25 +13,26 @@ import torch
 import ssd_ext
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cuda_on_cpu import cases
-
-FILE = Path(__file__).parent / "golden.json"
+import compare
+from ops import OPS
 
 
 def hashed(op: str, namespace=torch.ops.ssd_ext) -> str:
     """One hash of the results for all cases of an op."""
     total = hashlib.sha256()
-    for arguments in cases.CASES[op]():
-        if cases.takes_library_math(op, arguments):
+    for arguments in OPS[op].cases():
+        if compare.takes_library_math(op, arguments):
             continue
-        results = getattr(namespace, op)(*arguments)
-        for result in [results] if isinstance(results, torch.Tensor) else results:
-            total.update(f"{result.dtype}{tuple(result.shape)}".encode() + bytes(cases._bits(result).tolist()))
+        for result in compare.as_tuple(getattr(namespace, op)(*arguments)):
+            total.update(f"{result.dtype}{tuple(result.shape)}".encode() + bytes(compare.bits(result).tolist()))
     return total.hexdigest()
 
 
 if __name__ == "__main__":
-    assert all("cpu" in ssd_ext.info().kernels[op] for op in cases.CASES), ssd_ext.info()
-    temporary = FILE.with_suffix(".tmp")
-    temporary.write_text(json.dumps({op: hashed(op) for op in cases.CASES}, indent=1) + "\n")
-    os.replace(temporary, FILE)
+    assert all("cpu" in ssd_ext.info().kernels[op] for op in OPS), ssd_ext.info()
+    new = {op.golden: hashed(op.name) for op in OPS.values()}
+    for path in Path(__file__).parent.glob("ops/*.py"):
+        text = path.read_text()
+        for old, hash_ in new.items():
+            text = text.replace(f'golden="{old}"', f'golden="{hash_}"')
+        path.write_text(text)

@@ -7,9 +7,13 @@ import sys
 import adversarial as adv
 import pytest
 import torch
-from cuda_on_cpu import build, cases
+from compare import check, same_bits
+from cuda_on_cpu import build
+from ops import OPS, Undecided
+from ops.multibox_loss import for_backward
 
 import ssd_ext
+from ssd_ext import DetectionOptions, LossOptions
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -28,7 +32,7 @@ in_every_order = pytest.mark.parametrize("order", ["forward", "reverse", "interl
 
 def test_every_kernel_has_cases():
     registered = {op for path in build.CUDA_KERNELS for op in re.findall(r'm\.impl\("(\w+)"', path.read_text())}
-    assert registered <= cases.CASES.keys()
+    assert registered <= OPS.keys()
 
 
 def cuda_and_cpu():
@@ -39,16 +43,16 @@ def cuda_and_cpu():
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse"], indirect=True)  # interleaved takes three times as long
-@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.usefixtures("order")
 def test_kernel_equals_plain_pytorch(op):
     """And so does the C++ kernel, where it is built; with exp or log both are equal, and close to plain PyTorch."""
     kernels = cuda_and_cpu()
-    for arguments in cases.CASES[op]():
+    for arguments in OPS[op].cases():
         before = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
-        cases.check(op, arguments, kernels)
+        check(op, arguments, kernels)
         for x, y in zip(arguments, before, strict=True):
-            assert cases.same_bits(x, y) if isinstance(x, torch.Tensor) else x is y
+            assert same_bits(x, y) if isinstance(x, torch.Tensor) else x is y
 
 
 @pytest.mark.parametrize("n_classes", [23, 24, 47, 48, 95, 97, 130, 384, 400])  # around the tiles of float rows
@@ -57,11 +61,11 @@ def test_the_size_of_a_tile_does_not_matter(n_classes):
     pred_offsets = torch.randn(2, 70, 4, generator=generator)
     logits = torch.randn(2, 70, n_classes, generator=generator) * 2
     boxes, priors = adv.random_boxes(3), adv.to_cxcywh(adv.random_boxes(70, 1))
-    detection = pred_offsets, logits, priors, 0.001, 0.3, 100, None, 0.1, 0.2
-    cases.check("postprocess_detections", cases.Undecided(detection), cuda_and_cpu())
+    detection = pred_offsets, logits, priors, *DetectionOptions(0.001, 0.3, 100)
+    check("postprocess_detections", Undecided(detection), cuda_and_cpu())
     objects = boxes, torch.tensor([1, 2, 3]), adv.pack((2, 1)), priors
-    loss = pred_offsets, logits, *objects, 0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2
-    cases.check("multibox_loss", loss, cuda_and_cpu())
+    loss = pred_offsets, logits, *objects, *LossOptions()
+    check("multibox_loss", loss, cuda_and_cpu())
 
 
 def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
@@ -81,12 +85,14 @@ import sys
 sys.path.insert(0, {str(build.HERE.parent)!r})
 from pathlib import Path
 import torch, ssd_ext
-from cuda_on_cpu import build, cases
+from compare import check
+from cuda_on_cpu import build
+from ops import OPS
 kernels = {{"CUDA": build.load(None, (Path({str(changed)!r}),))}}
 if ssd_ext._load.missing["cpu"] is None:
     kernels["CPU"] = torch.ops.ssd_ext
-for arguments in cases.CASES["postprocess_detections"]():
-    cases.check("postprocess_detections", arguments, kernels)
+for arguments in OPS["postprocess_detections"].cases():
+    check("postprocess_detections", arguments, kernels)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -210,16 +216,16 @@ def test_a_direct_call_of_the_loss_cannot_read_out_of_bounds(kernels, name, bad,
     arguments = {**PREDICTIONS, **RESULTS, name: bad}
     if name in PREDICTIONS:
         with pytest.raises(RuntimeError, match=message):
-            kernels.multibox_loss(*list(arguments.values())[:6], 0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2)
+            kernels.multibox_loss(*list(arguments.values())[:6], *LossOptions())
     with pytest.raises(RuntimeError, match=message):
-        kernels.multibox_loss_backward(one, one, *arguments.values(), "l1", 0.1, 0.2)
+        kernels.multibox_loss_backward(one, one, *arguments.values(), *for_backward(LossOptions()))
 
 
 def test_a_match_out_of_range_is_background_for_the_backward(kernels):
     one = torch.ones(())
     wild = torch.tensor([0, 1, 2**31 - 1, -(2**31), -2] + [-1] * 4, dtype=torch.int32).repeat(2, 1)
     arguments = {**PREDICTIONS, **RESULTS, "match": wild}
-    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), "l1", 0.1, 0.2):
+    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), *for_backward(LossOptions())):
         assert grad.any(dim=2).nonzero().tolist() == [[0, 0]]  # the one object of the first image
 
 
@@ -237,9 +243,9 @@ def test_a_match_out_of_range_is_background_for_the_backward(kernels):
 )
 def test_a_direct_call_of_detection_cannot_read_out_of_bounds(kernels, name, bad, message):
     tensors = {k: PREDICTIONS[k] for k in ("pred_offsets", "pred_logits", "priors_cxcywh")}
-    arguments = {**tensors, "min_score": 0.1, "max_overlap": 0.5, "top_k": 5, "pre_nms_top_k": None, name: bad}
+    arguments = {**tensors, **DetectionOptions()._asdict(), name: bad}
     with pytest.raises(RuntimeError, match=message):
-        kernels.postprocess_detections(*arguments.values(), 0.1, 0.2)
+        kernels.postprocess_detections(*arguments.values())
 
 
 # ------------------------------------------------------------------------------------------------- the runner

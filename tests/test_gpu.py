@@ -6,28 +6,27 @@ import subprocess
 import sys
 
 import adversarial as adv
-import cuda_cases
 import pytest
 import torch
-from cuda_cases import needs_gpu, same_view
-from cuda_on_cpu import cases
-from test_registry import samples
+from compare import as_tuple, compare_gpu, needs_gpu, same_bits, same_view
+from ops import OPS
+from ops.multibox_loss import inputs as loss_inputs
 
 import ssd_ext
+from ssd_ext import LossOptions
 
 COMPILED = [name for name, devices in ssd_ext.info().kernels.items() if "cuda" in devices]
-OUTPUT_SIZE_ON_THE_HOST = ("nms", "batched_nms")  # so these two must wait for the GPU
-ASYNCHRONOUS = [name for name in COMPILED if name in samples("cpu") and name not in OUTPUT_SIZE_ON_THE_HOST]
+PUBLIC = [name for name in COMPILED if OPS[name].sample]
+ASYNCHRONOUS = [name for name in PUBLIC if not OPS[name].data_dependent]  # else the host has to know the size
 
 
 def call(name, args):
-    function, _, kwargs, _ = samples("cpu")[name]
-    return cases._tuple(function(*args, **kwargs))
+    return as_tuple(getattr(ssd_ext, name)(*args))
 
 
 def arguments(name, seed=None):
     """Arguments on the GPU; with a seed, the rows of every floating tensor in another order."""
-    args = samples("cuda")[name][1]
+    args = tuple(a.to("cuda") if isinstance(a, torch.Tensor) else a for a in OPS[name].sample())
     if seed is None:
         return args
     torch.manual_seed(seed)
@@ -59,9 +58,9 @@ def copy_into(static, new):
 
 
 @needs_gpu
-@pytest.mark.parametrize("op", [name for name in COMPILED if name in cases.CASES])
+@pytest.mark.parametrize("op", COMPILED)
 def test_gpu_equals_cpu(op):
-    cuda_cases.compare([op])
+    compare_gpu([op])
 
 
 @needs_gpu
@@ -94,13 +93,13 @@ def test_no_synchronisation(name):
 
 def loss_and_gradients(pred_offsets, pred_logits, *targets):
     inputs = pred_offsets, pred_logits
-    conf, loc, n_pos = ssd_ext.multibox_loss(*inputs, *targets, loc_loss="smooth_l1", matching="bipartite")
+    conf, loc, n_pos = ssd_ext.multibox_loss(*inputs, *targets, LossOptions(loc_loss="smooth_l1", matching="bipartite"))
     return conf.detach(), loc.detach(), n_pos, *torch.autograd.grad(conf + loc, inputs)
 
 
 def loss_arguments(counts, seed, dtype, device):
     """Of three images with twelve objects, of which those that no image owns are padding."""
-    *predictions, boxes, labels, _, priors = cases._loss_inputs((4, 4, 4), adv.N_PRIORS, 21, seed)
+    *predictions, boxes, labels, _, priors = loss_inputs((4, 4, 4), adv.N_PRIORS, 21, seed)
     predictions = (x.to(device, dtype).requires_grad_() for x in predictions)
     return *predictions, *(x.to(device) for x in (boxes, labels, adv.pack(counts), priors))
 
@@ -117,42 +116,17 @@ def test_loss_and_gradients_in_one_graph(dtype, device):
         copy_into(static, loss_arguments(counts, seed, dtype, device))
         if device == "cuda":
             graph.replay()
-            assert cases.same_bits(outputs, loss_and_gradients(*static))
+            assert same_bits(outputs, loss_and_gradients(*static))
         else:
             outputs = loss_and_gradients(*static)
         expected = loss_and_gradients(*loss_arguments(counts, seed, dtype, "cpu"))
-        assert cases.same_bits(tuple(x.cpu() for x in outputs), expected)
+        assert same_bits(tuple(x.cpu() for x in outputs), expected)
         assert all(x.isfinite().all() for x in expected)
         seen.add(int(expected[2]))
     assert len(seen) == 5
 
 
 # -------------------------------------------------------------------------------------- again and again, in company
-
-
-def of_full_size(counts, n_priors, n_boxes):
-    """op -> its arguments, on the CPU; without NaN. counts: objects of each image."""
-    g, images = adv.generator(0), len(counts)
-    *targets, priors = cases._loss_inputs(counts, n_priors, 21, 0)
-    loss = *targets, priors, 0.4, 3.0, "smooth_l1", "per_prior", 0, 0.1, 0.2
-    results = torch.ops.ssd_ext.multibox_loss(*loss)
-    grads = torch.tensor(1.5), torch.tensor(-0.5)
-    positive = torch.rand(images, n_priors, generator=g) < 0.01
-    boxes, scores = adv.random_boxes(n_boxes), torch.rand(n_boxes, generator=g).bfloat16()  # many tie
-    every_prior = adv.random_boxes(images * n_priors).view(images, n_priors, 4)
-    predictions = cases._detection_inputs(images, n_priors, 21, 0, "random")
-    return {
-        "box_iou": (boxes, adv.random_boxes(n_priors, 1)),
-        "match_priors": (*targets[2:3], targets[4], adv.random_boxes(n_priors, 2), 0.4, "bipartite"),
-        "encode_boxes": (every_prior, priors, 0.1, 0.2),
-        "decode_boxes": (targets[0], priors, 0.1, 0.2, None),
-        "select_hard_negatives": (torch.rand(images, n_priors, generator=g), positive, 3.0, 0),
-        "nms": (boxes, scores, 0.5),
-        "batched_nms": (boxes, scores, torch.randint(20, (n_boxes,), generator=g), 0.5),
-        "multibox_loss": loss,
-        "multibox_loss_backward": (*grads, *loss[:6], *results[3:], results[2], "smooth_l1", 0.1, 0.2),
-        "postprocess_detections": (*predictions, 0.01, 0.45, 200, None, 0.1, 0.2),
-    }
 
 
 class Neighbour:
@@ -171,14 +145,14 @@ class Neighbour:
             self.blocks[1].copy_(self.blocks[0])
 
 
-@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_the_same_bits_a_hundred_times_beside_a_busy_stream(op, device):
     gpu = device == "cuda"
     sizes = (tuple(i % 20 for i in range(32)), adv.N_PRIORS, 4000) if gpu else ((0, 1), 300, 100)
-    args = of_full_size(*sizes)[op]
+    args = OPS[op].full_size(*sizes)
     function = getattr(torch.ops.ssd_ext, op)
-    expected = cases._tuple(function(*args))
+    expected = as_tuple(function(*args))
     assert all(x.numel() and not x.isnan().any() for x in expected)
     args = [same_view(x, device) if isinstance(x, torch.Tensor) else x for x in args]
     expected = [x.to(device) for x in expected]
@@ -188,40 +162,40 @@ def test_the_same_bits_a_hundred_times_beside_a_busy_stream(op, device):
         if gpu:
             neighbour.work()
             neighbour.work()  # twice: it is still at it when the op has ended
-        if not cases.same_bits(function(*args), expected):
+        if not same_bits(function(*args), expected):
             different.append(i)
     if gpu:
         torch.cuda.synchronize()
     assert not different
 
 
-# ---------------------------------------------------------------------------------------------- invalid offsets
+# ---------------------------------------------------------------------------------------------- invalid row splits
 
 
-def match_with_invalid_offsets(device, runs, n_priors, seconds):
-    """Images that share objects, or whose offsets fall: what they match is open, but every kernel ends."""
+def match_with_invalid_row_splits(device, runs, n_priors, seconds):
+    """Images that share objects, or whose row splits fall: what they match is open, but every kernel ends."""
     faulthandler.dump_traceback_later(seconds, exit=True)
     g = adv.generator(0)
     n_images, n_boxes = 64, 40
-    *predictions, boxes, labels, _, priors = cases._loss_inputs((n_boxes,) + (0,) * (n_images - 1), n_priors, 3, 0)
+    *predictions, boxes, labels, _, priors = loss_inputs((n_boxes,) + (0,) * (n_images - 1), n_priors, 3, 0)
     *predictions, boxes, labels, priors = (x.to(device) for x in (*predictions, boxes, labels, priors))
     corners = adv.random_boxes(n_priors, 1).to(device)
     for run in range(runs):
         if run % 2:
-            offsets = torch.randint(-9, 50, (n_images + 1,), generator=g)
+            row_splits = torch.randint(-9, 50, (n_images + 1,), generator=g)
         else:  # all images have the same objects
-            offsets = torch.tensor([0, n_boxes - run % 40] * n_images)[: n_images + 1]
-        offsets = offsets.int().to(device)
-        matches = [torch.ops.ssd_ext.match_priors(boxes, offsets, corners, 0.5, "bipartite")]
-        options = 0.5, 3.0, "l1", "bipartite", 0, 0.1, 0.2
-        matches.append(torch.ops.ssd_ext.multibox_loss(*predictions, boxes, labels, offsets, priors, *options)[3])
+            row_splits = torch.tensor([0, n_boxes - run % 40] * n_images)[: n_images + 1]
+        row_splits = row_splits.int().to(device)
+        matches = [torch.ops.ssd_ext.match_priors(boxes, row_splits, corners, 0.5, "bipartite")]
+        options = LossOptions(matching="bipartite")
+        matches.append(torch.ops.ssd_ext.multibox_loss(*predictions, boxes, labels, row_splits, priors, *options)[3])
         for match in matches:
             assert -1 <= int(match.min()) <= int(match.max()) < n_boxes  # waits for the kernels
     print(runs, "runs have ended")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
-def test_bipartite_matching_ends_whatever_the_offsets(device):
+def test_bipartite_matching_ends_whatever_the_row_splits(device):
     """In a process of its own, for a kernel that hangs hangs its process."""
     arguments = (device, "200", str(adv.N_PRIORS), "120") if device == "cuda" else (device, "10", "300", "120")
     folder = os.path.dirname(__file__)
@@ -241,7 +215,7 @@ def test_bipartite_matching_ends_whatever_the_offsets(device):
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", [n for n in COMPILED if n in samples("cpu")])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_runs_on_the_current_stream(name):
     """The inputs are written late on another stream: a kernel on the default stream would read too early."""
     args = arguments(name)
@@ -261,7 +235,7 @@ def test_runs_on_the_current_stream(name):
 
 @needs_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
-@pytest.mark.parametrize("name", [n for n in COMPILED if n in samples("cpu")])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_a_tensor_on_the_second_gpu(name):
     args = arguments(name)
     second = tuple(a.to("cuda:1") if isinstance(a, torch.Tensor) else a for a in args)
@@ -271,4 +245,4 @@ def test_a_tensor_on_the_second_gpu(name):
 
 
 if __name__ == "__main__":
-    match_with_invalid_offsets(sys.argv[1], *map(int, sys.argv[2:]))
+    match_with_invalid_row_splits(sys.argv[1], *map(int, sys.argv[2:]))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cuda_cases import needs_gpu
+from compare import needs_gpu
 from cuda_on_cpu import build
 from torch import Tensor
 

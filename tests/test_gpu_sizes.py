@@ -8,12 +8,15 @@ from itertools import pairwise
 import adversarial as adv
 import pytest
 import torch
-from cuda_cases import needs_gpu, same_view
-from cuda_on_cpu import build, cases
+from compare import as_tuple, differences, needs_gpu, same_view
+from cuda_on_cpu import build
+from ops import multibox_loss, postprocess_detections
+from ops.multibox_loss import for_backward
+
+from ssd_ext import DetectionOptions, LossOptions
 
 MEMORY = 32e9  # bytes that the largest tests take
-LOSS = 0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2
-DETECTION = 0.01, 0.45, 200, None, 0.1, 0.2
+LOSS, DETECTION = LossOptions(), DetectionOptions()
 
 
 @pytest.fixture(params=["cuda_on_cpu", pytest.param("cuda", marks=needs_gpu)])
@@ -40,9 +43,9 @@ def kernels(device):
 
 def check_against_cpu(op, arguments, device):
     moved = [same_view(x, device) if isinstance(x, torch.Tensor) else x for x in arguments]
-    results = cases._tuple(getattr(kernels(device), op)(*moved))
-    expected = cases._tuple(getattr(torch.ops.ssd_ext, op)(*arguments))
-    assert not cases.differences(tuple(x.cpu() for x in results), expected)
+    results = as_tuple(getattr(kernels(device), op)(*moved))
+    expected = as_tuple(getattr(torch.ops.ssd_ext, op)(*arguments))
+    assert not differences(tuple(x.cpu() for x in results), expected)
     return expected
 
 
@@ -67,13 +70,13 @@ def test_loss_of_more_than_2_31_logits(device):
 
     def inputs(first, last):
         rows = slice(first * each, last * each)
-        offsets = adv.pack((each,) * (last - first)).to(device)
-        return pred_offsets[first:last], logits[first:last], boxes[rows], labels[rows], offsets, priors
+        row_splits = adv.pack((each,) * (last - first)).to(device)
+        return pred_offsets[first:last], logits[first:last], boxes[rows], labels[rows], row_splits, priors
 
     conf, loc, n_pos, match, selected = ops.multibox_loss(*inputs(0, n_images), *LOSS)
     one = torch.ones_like(conf)
     results = match, selected, n_pos
-    grads = ops.multibox_loss_backward(one, one, *inputs(0, n_images), *results, "l1", 0.1, 0.2)
+    grads = ops.multibox_loss_backward(one, one, *inputs(0, n_images), *results, *for_backward(LOSS))
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for i in range(n_images):
         own = inputs(i, i + 1)
@@ -83,7 +86,7 @@ def test_loss_of_more_than_2_31_logits(device):
         sums += torch.stack([own_conf.double() * own_pos, own_loc.double() * own_pos, own_pos.double()])
         if i in (0, n_images // 2, n_images - 1):
             assert own_selected.any()
-            own_grads = ops.multibox_loss_backward(one, one, *own, own_match, own_selected, n_pos, "l1", 0.1, 0.2)
+            own_grads = ops.multibox_loss_backward(one, one, *own, own_match, own_selected, n_pos, *for_backward(LOSS))
             for whole, alone in zip(grads, own_grads, strict=True):
                 assert alone.any()
                 assert torch.equal(whole[i], alone[0])
@@ -155,12 +158,12 @@ def test_40_000_priors_and_1000_objects(device, what, matching):
         counts, n_priors = (5, 30), large(device, 40_000, 600)
     else:
         counts, n_priors = large(device, (1000, 3, 500), (150, 3, 70)), large(device, adv.N_PRIORS, 300)
-    inputs = cases._loss_inputs(counts, n_priors, 21, 1)
-    options = 0.5, 3.0, "smooth_l1", matching, 0, 0.1, 0.2
+    inputs = multibox_loss.inputs(counts, n_priors, 21, 1)
+    options = LossOptions(loc_loss="smooth_l1", matching=matching)
     _, _, n_pos, match, selected = check_against_cpu("multibox_loss", (*inputs, *options), device)
     assert len(match[0].unique()) > counts[0] // 2
-    results = match, selected, n_pos, "smooth_l1", 0.1, 0.2
+    results = match, selected, n_pos, *for_backward(options)
     check_against_cpu("multibox_loss_backward", (torch.tensor(1.0), torch.tensor(2.0), *inputs, *results), device)
-    predictions = cases._detection_inputs(2, n_priors, 21, 1, "random")
+    predictions = postprocess_detections.inputs(2, n_priors, 21, 1, "random")
     *_, counts = check_against_cpu("postprocess_detections", (*predictions, *DETECTION), device)
     assert counts.min() > 0

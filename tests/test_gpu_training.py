@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda_cases import needs_gpu
+from compare import needs_gpu
 from test_gpu import captured
 
 pytest.importorskip("torchvision")

@@ -1,20 +1,21 @@
 import adversarial as adv
-import oracles
 import pytest
 import torch
+from ops import box_iou
+from ops.match_priors import oracle
 
 import ssd_ext
-from ssd_ext import reference
+from ssd_ext._op import plain
 
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "match_priors", [reference.match_priors, ssd_ext.match_priors], ids=["reference", "public"]
+    "match_priors", [plain.match_priors, ssd_ext.match_priors], ids=["plain", "public"]
 )
 MODES = pytest.mark.parametrize("mode", ["per_prior", "bipartite"])
 
 
-def check(match_priors, boxes, offsets, priors, threshold, mode, device):
-    expected = oracles.match_priors(boxes, offsets, priors, threshold, mode)
-    inputs = [x.to(device) for x in (boxes, offsets, priors)]
+def check(match_priors, boxes, row_splits, priors, threshold, mode, device):
+    expected = oracle(boxes, row_splits, priors, threshold, mode)
+    inputs = [x.to(device) for x in (boxes, row_splits, priors)]
     actual = match_priors(*inputs, threshold, mode)
     assert actual.dtype == torch.int32
     assert torch.equal(actual.cpu(), expected)
@@ -26,7 +27,7 @@ def check(match_priors, boxes, offsets, priors, threshold, mode, device):
 @MODES
 @pytest.mark.parametrize("counts", adv.BATCHES.values(), ids=adv.BATCHES)
 def test_ragged_batches(match_priors, mode, counts, device):
-    offsets = adv.pack(counts)
+    row_splits = adv.pack(counts)
     for seed, n_priors in enumerate((0, 1, 33, 65)):
         for make in (
             lambda n, s: adv.grid_boxes(n, s, cells=4),
@@ -35,7 +36,7 @@ def test_ragged_batches(match_priors, mode, counts, device):
             adv.hostile_boxes,
         ):
             boxes, priors = make(sum(counts), seed), make(n_priors, seed + 50)
-            check(match_priors, boxes, offsets, priors, 0.5, mode, device)
+            check(match_priors, boxes, row_splits, priors, 0.5, mode, device)
 
 
 @IMPLEMENTATIONS
@@ -59,7 +60,7 @@ def test_all_priors_of_ssd300(match_priors, mode, device):
 def test_the_first_of_equal_priors_is_forced_however_far_they_lie_apart(match_priors, device):
     """One image with so many pairs that threads share its priors."""
     boxes, few = adv.random_boxes(30), adv.random_boxes(100, 1)
-    once = reference.match_priors(boxes, adv.pack((30,)), few, 1.0, "per_prior")
+    once = plain.match_priors(boxes, adv.pack((30,)), few, 1.0, "per_prior")
     priors = few.repeat(90, 1)
     match = match_priors(boxes.to(device), adv.pack((30,)).to(device), priors.to(device), 1.0, "per_prior").cpu()
     assert torch.equal(match[:, :100], once)
@@ -68,12 +69,12 @@ def test_the_first_of_equal_priors_is_forced_however_far_they_lie_apart(match_pr
 
 @IMPLEMENTATIONS
 @MODES
-def test_rows_past_the_last_offset_are_ignored(match_priors, mode, device):
-    boxes, priors, offsets = adv.grid_boxes(9), adv.grid_boxes(40, 1), adv.pack((2, 0, 3))
-    expected = check(match_priors, boxes[:5], offsets, priors, 0.5, mode, device)
+def test_rows_past_the_last_split_are_ignored(match_priors, mode, device):
+    boxes, priors, row_splits = adv.grid_boxes(9), adv.grid_boxes(40, 1), adv.pack((2, 0, 3))
+    expected = check(match_priors, boxes[:5], row_splits, priors, 0.5, mode, device)
     boxes[5:] = priors[:4]  # they would match perfectly
-    check(match_priors, boxes, offsets, priors, 0.5, mode, device)
-    assert torch.equal(oracles.match_priors(boxes, offsets, priors, 0.5, mode), expected)
+    check(match_priors, boxes, row_splits, priors, 0.5, mode, device)
+    assert torch.equal(oracle(boxes, row_splits, priors, 0.5, mode), expected)
 
 
 @IMPLEMENTATIONS
@@ -84,10 +85,10 @@ def test_threshold_is_inclusive(match_priors, a, b, iou, device):
         torch.tensor([a], device=device),
         torch.tensor([a, b, (7.0, 7.0, 8.0, 8.0)], device=device),
     )
-    offsets = adv.pack((1,)).to(device)
-    assert match_priors(boxes, offsets, priors, iou, "per_prior").tolist() == [[0, 0, -1]]
+    row_splits = adv.pack((1,)).to(device)
+    assert match_priors(boxes, row_splits, priors, iou, "per_prior").tolist() == [[0, 0, -1]]
     above = float(torch.tensor(iou).nextafter(torch.tensor(2.0)))
-    assert match_priors(boxes, offsets, priors, above, "per_prior").tolist() == [[0, -1, -1]]
+    assert match_priors(boxes, row_splits, priors, above, "per_prior").tolist() == [[0, -1, -1]]
 
 
 @IMPLEMENTATIONS
@@ -122,18 +123,18 @@ UNIT, LEFT, FAR = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (5.0, 5.0, 6.0, 6.
 )
 def test_rules(match_priors, boxes, priors, per_prior, bipartite, device):
     boxes, priors = torch.tensor(boxes, device=device), torch.tensor(priors, device=device)
-    offsets = adv.pack((len(boxes),)).to(device)
-    assert match_priors(boxes, offsets, priors, 0.5, "per_prior").tolist() == [per_prior]
-    assert match_priors(boxes, offsets, priors, 0.5, "bipartite").tolist() == [bipartite]
+    row_splits = adv.pack((len(boxes),)).to(device)
+    assert match_priors(boxes, row_splits, priors, 0.5, "per_prior").tolist() == [per_prior]
+    assert match_priors(boxes, row_splits, priors, 0.5, "bipartite").tolist() == [bipartite]
 
 
 @IMPLEMENTATIONS
 @MODES
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 1.0])
 def test_a_match_always_overlaps(match_priors, mode, threshold, device):
-    boxes, priors, offsets = adv.hostile_boxes(12, 3), adv.hostile_boxes(65, 4), adv.pack((5, 0, 7))
-    match = check(match_priors, boxes, offsets, priors, threshold, mode, device)
-    iou = oracles.box_iou(boxes, priors)
+    boxes, priors, row_splits = adv.hostile_boxes(12, 3), adv.hostile_boxes(65, 4), adv.pack((5, 0, 7))
+    match = check(match_priors, boxes, row_splits, priors, threshold, mode, device)
+    iou = box_iou.oracle(boxes, priors)
     for image, start in enumerate((0, 5, 5)):
         for prior in (match[image] >= 0).nonzero()[:, 0].tolist():
             assert iou[start + int(match[image, prior]), prior] > 0
@@ -153,10 +154,10 @@ def test_bipartite_chains(match_priors, seed, device):
 def test_equal_priors_are_taken_from_the_lowest_on(match_priors, device):
     """However many of them a kernel looks at together."""
     boxes, priors = torch.tensor([LEFT] * 70, device=device), torch.tensor([FAR] + [UNIT] * 600, device=device)
-    offsets = adv.pack((70,)).to(device)
-    per_prior = match_priors(boxes, offsets, priors, 0.75, "per_prior")
+    row_splits = adv.pack((70,)).to(device)
+    per_prior = match_priors(boxes, row_splits, priors, 0.75, "per_prior")
     assert per_prior.tolist() == [[-1, 69] + [-1] * 599]
-    bipartite = match_priors(boxes, offsets, priors, 0.75, "bipartite")
+    bipartite = match_priors(boxes, row_splits, priors, 0.75, "bipartite")
     assert bipartite.tolist() == [[-1, *range(70)] + [-1] * 530]
 
 
@@ -164,7 +165,7 @@ def test_equal_priors_are_taken_from_the_lowest_on(match_priors, device):
 def test_equal_objects_take_their_best_priors(match_priors, device):
     box, priors = adv.random_boxes(1), adv.random_boxes(600, 1)
     match = check(match_priors, box.repeat(20, 1), adv.pack((20,)), priors, 1.0, "bipartite", device)
-    best = oracles.box_iou(box, priors)[0].topk(20).indices
+    best = box_iou.oracle(box, priors)[0].topk(20).indices
     assert match[0, best].tolist() == list(range(20))
 
 
@@ -190,13 +191,13 @@ def test_dtypes(match_priors, mode, dtype, device):
     [
         ("boxes", {"boxes": torch.zeros(3, 5)}),
         ("priors_xyxy", {"priors_xyxy": torch.zeros(4)}),
-        ("offsets", {"offsets": torch.tensor([0, 9], dtype=torch.int32)}),
-        ("offsets", {"offsets": torch.tensor([0, 2, 1, 3], dtype=torch.int32)}),
-        ("offsets", {"offsets": torch.tensor([0, 3])}),
+        ("row_splits", {"row_splits": torch.tensor([0, 9], dtype=torch.int32)}),
+        ("row_splits", {"row_splits": torch.tensor([0, 2, 1, 3], dtype=torch.int32)}),
+        ("row_splits", {"row_splits": torch.tensor([0, 3])}),
         ("mode", {"mode": "best"}),
     ],
 )
 def test_bad_input_is_named(name, change):
-    good = {"boxes": adv.grid_boxes(3), "offsets": adv.pack((1, 2)), "priors_xyxy": adv.grid_boxes(5)}
+    good = {"boxes": adv.grid_boxes(3), "row_splits": adv.pack((1, 2)), "priors_xyxy": adv.grid_boxes(5)}
     with pytest.raises(ValueError, match=name):
         ssd_ext.match_priors(**{**good, **change})

@@ -1,73 +1,67 @@
 import adversarial as adv
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from ops import match_priors, select_hard_negatives
+from ops.multibox_loss import for_backward, oracle
+from ops.multibox_loss import inputs as random_inputs
 from torch.testing import assert_close
 
 import ssd_ext
-from ssd_ext import reference
+from ssd_ext import LossOptions
+from ssd_ext._boxes import cxcywh_to_xyxy
+from ssd_ext._op import plain
 
-# The op itself has the signature of the reference, and returns match and selected too.
+# The op itself has the signature of plain PyTorch, and returns match and selected too.
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "multibox_loss", [reference.multibox_loss, torch.ops.ssd_ext.multibox_loss], ids=["reference", "op"]
+    "multibox_loss", [plain.multibox_loss, torch.ops.ssd_ext.multibox_loss], ids=["plain", "op"]
 )
 BACKWARD = pytest.mark.parametrize(
     "backward",
-    [reference.multibox_loss_backward, torch.ops.ssd_ext.multibox_loss_backward],
-    ids=["reference", "op"],
+    [plain.multibox_loss_backward, torch.ops.ssd_ext.multibox_loss_backward],
+    ids=["plain", "op"],
 )
 OPTIONS = pytest.mark.parametrize(
     "options",
     [
-        (0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2),
-        (0.3, 1.5, "smooth_l1", "bipartite", 0, 0.1, 0.2),
-        (0.5, 2.0, "l1", "bipartite", 5, 1.0, 0.5),
-        (0.6, 0.0, "smooth_l1", "per_prior", 2, 0.1, 0.2),
+        LossOptions(),
+        LossOptions(0.3, 1.5, "smooth_l1", "bipartite"),
+        LossOptions(0.5, 2.0, "l1", "bipartite", 5, 1.0, 0.5),
+        LossOptions(0.6, 0.0, "smooth_l1", min_negatives=2),
     ],
     ids=["tutorial", "paper", "min_negatives", "no ratio"],
 )
-TUTORIAL = (0.5, 3.0, "l1", "per_prior", 0, 0.1, 0.2)
+TUTORIAL = LossOptions()
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # float32 against float64
 
 
 def sample(counts, n_priors=40, n_classes=5, seed=0, grid=False):
-    """pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh."""
-    g = adv.generator(seed)
-    make = adv.grid_boxes if grid else adv.random_boxes
-    n_images, n_objects = len(counts), sum(counts)
-    return (
-        torch.randn(n_images, n_priors, 4, generator=g) * 3,
-        torch.randn(n_images, n_priors, n_classes, generator=g) * 2,
-        make(n_objects, seed + 1),
-        torch.randint(1, n_classes, (n_objects,), generator=g),
-        adv.pack(counts),
-        adv.to_cxcywh(make(n_priors, seed + 2)),
-    )
+    """pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh."""
+    tensors = list(random_inputs(counts, n_priors, n_classes, seed))
+    if grid:
+        tensors[2] = adv.grid_boxes(sum(counts), seed + 1)
+        tensors[5] = adv.to_cxcywh(adv.grid_boxes(n_priors, seed + 2))
+    return tensors
 
 
 def to(device, tensors, dtype=None):
     return [x.to(device, dtype if x.is_floating_point() else None) for x in tensors]
 
 
-def corners(priors):
-    return torch.cat([priors[:, :2] - priors[:, 2:] * 0.5, priors[:, :2] + priors[:, 2:] * 0.5], dim=1)
-
-
-def plain_loss(inputs, match, selected, loc_loss, variances):
+def autograd_loss(inputs, match, selected, options):
     """Both losses from PyTorch's own functions, given the match and the selected negatives."""
-    pred_offsets, pred_logits, boxes, labels, offsets, priors = inputs
+    pred_offsets, pred_logits, boxes, labels, row_splits, priors = inputs
     n_pos = max(1, int((match >= 0).sum()))
     conf, loc = pred_logits.new_zeros(()), pred_offsets.new_zeros(())
     for i in range(len(match)):
         positive = match[i] >= 0
-        rows = int(offsets[i]) + match[i][positive]
+        rows = int(row_splits[i]) + match[i][positive]
         target = torch.zeros_like(match[i], dtype=torch.int64)
         target[positive] = labels[rows]
         counts = positive | selected[i]
         conf = conf + F.cross_entropy(pred_logits[i][counts], target[counts], reduction="sum") / n_pos
-        wanted = reference.encode_boxes(boxes[rows], priors[positive], *variances)
-        if loc_loss == "l1":
+        wanted = plain.encode_boxes(boxes[rows], priors[positive], options.center_variance, options.size_variance)
+        if options.loc_loss == "l1":
             loc = loc + F.l1_loss(pred_offsets[i][positive], wanted, reduction="sum") / (4 * n_pos)
         else:
             loc = loc + F.smooth_l1_loss(pred_offsets[i][positive], wanted, reduction="sum") / n_pos
@@ -80,7 +74,7 @@ def plain_loss(inputs, match, selected, loc_loss, variances):
 def test_equals_the_oracle(multibox_loss, options, counts, device):
     for seed, grid in enumerate((False, True)):
         inputs = sample(counts, seed=seed, grid=grid)
-        conf, loc, n_pos = oracles.multibox_loss(*inputs, *options)
+        conf, loc, n_pos = oracle(*inputs, *options)
         for tensors in (to(device, inputs), [adv.sliced(x) for x in to(device, inputs)]):
             actual = multibox_loss(*tensors, *options)
             assert [x.dtype for x in actual[:3]] == [torch.float32, torch.float32, torch.int64]
@@ -95,7 +89,7 @@ def test_sizes(multibox_loss, n_priors, n_classes, device):
     counts = (0, 0) if n_classes == 1 else (3, 0)
     inputs = sample(counts, n_priors, n_classes) if n_classes > 1 else sample(counts, n_priors, 2)
     inputs = (inputs[0], inputs[1][..., :n_classes], *inputs[2:])
-    conf, loc, n_pos = oracles.multibox_loss(*inputs, *TUTORIAL)
+    conf, loc, n_pos = oracle(*inputs, *TUTORIAL)
     actual = multibox_loss(*to(device, inputs), *TUTORIAL)
     assert_close(torch.stack(actual[:2]).cpu(), torch.tensor([conf, loc]), **CLOSE)
     assert actual[2].item() == n_pos
@@ -110,10 +104,13 @@ def test_match_and_selection(multibox_loss, options, device):
     inputs[1].fill_(0.25)
     match, selected = multibox_loss(*inputs, *options)[3:]
     assert (match.dtype, selected.dtype) == (torch.int32, torch.bool)
-    threshold, ratio, _, mode, min_negatives, _, _ = options
-    _, _, boxes, _, offsets, priors = (x.cpu() for x in inputs)
-    assert torch.equal(match.cpu(), oracles.match_priors(boxes, offsets, corners(priors), threshold, mode))
-    expected = oracles.select_hard_negatives(torch.zeros(match.shape), match.cpu() >= 0, ratio, min_negatives)
+    _, _, boxes, _, row_splits, priors = (x.cpu() for x in inputs)
+    assert torch.equal(
+        match.cpu(), match_priors.oracle(boxes, row_splits, cxcywh_to_xyxy(priors), options.threshold, options.matching)
+    )
+    expected = select_hard_negatives.oracle(
+        torch.zeros(match.shape), match.cpu() >= 0, options.neg_pos_ratio, options.min_negatives
+    )
     assert torch.equal(selected.cpu(), expected)
 
 
@@ -125,7 +122,7 @@ def test_negatives_are_selected_by_their_loss_against_background(multibox_loss, 
     _, _, _, match, selected = multibox_loss(*inputs, *TUTORIAL)
     assert (match >= 0).any(dim=1).all()
     loss = torch.arange(65.0).expand(2, 65)
-    assert torch.equal(selected.cpu(), oracles.select_hard_negatives(loss, match.cpu() >= 0, 3, 0))
+    assert torch.equal(selected.cpu(), select_hard_negatives.oracle(loss, match.cpu() >= 0, 3, 0))
 
 
 @IMPLEMENTATIONS
@@ -137,11 +134,11 @@ def test_gradients(multibox_loss, backward, options, device):
         inputs = to(device, sample((3, 0, 8), n_priors, n_classes))
         conf, loc, n_pos, match, selected = multibox_loss(*inputs, *options)
         leaves = [x.clone().requires_grad_() for x in inputs[:2]]
-        expected = plain_loss([*leaves, *inputs[2:]], match, selected, options[2], options[5:])
+        expected = autograd_loss([*leaves, *inputs[2:]], match, selected, options)
         assert_close((conf, loc), tuple(x.detach() for x in expected), **CLOSE)
         weights = torch.tensor([2.0, -3.0], device=device)
         (weights[0] * expected[0] + weights[1] * expected[1]).backward()
-        rest = (*inputs, match, selected, n_pos, options[2], *options[5:])
+        rest = (*inputs, match, selected, n_pos, *for_backward(options))
         ours = backward(weights[0], weights[1], *rest)
         assert ours[0].any()
         assert ours[1].any()
@@ -153,37 +150,17 @@ def test_gradients(multibox_loss, backward, options, device):
 @OPTIONS
 def test_gradcheck(options, device):
     inputs = to(device, sample((2, 0, 3), n_priors=20, n_classes=3), torch.float64)
-    threshold, ratio, loc_loss, matching, min_negatives, *variances = options
 
     def loss(pred_offsets, pred_logits):
-        return ssd_ext.multibox_loss(
-            pred_offsets,
-            pred_logits,
-            *inputs[2:],
-            threshold=threshold,
-            neg_pos_ratio=ratio,
-            loc_loss=loc_loss,
-            matching=matching,
-            min_negatives=min_negatives,
-            variances=tuple(variances),
-        )[:2]
+        return ssd_ext.multibox_loss(pred_offsets, pred_logits, *inputs[2:], options)[:2]
 
     assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in inputs[:2]], fast_mode=True)
 
 
 def test_public_function_passes_every_option_on(device):
     inputs = to(device, sample((3, 0, 12), n_priors=65))
-    for options in (TUTORIAL, (0.3, 1.0, "smooth_l1", "bipartite", 4, 0.3, 0.4)):
-        threshold, ratio, loc_loss, matching, min_negatives, *variances = options
-        ours = ssd_ext.multibox_loss(
-            *inputs,
-            threshold=threshold,
-            neg_pos_ratio=ratio,
-            loc_loss=loc_loss,
-            matching=matching,
-            min_negatives=min_negatives,
-            variances=tuple(variances),
-        )
+    for options in (TUTORIAL, LossOptions(0.3, 1.0, "smooth_l1", "bipartite", 4, 0.3, 0.4)):
+        ours = ssd_ext.multibox_loss(*inputs, options)
         assert_close(ours, torch.ops.ssd_ext.multibox_loss(*inputs, *options)[:3], rtol=0, atol=0)
 
 
@@ -231,13 +208,13 @@ def test_a_batch_is_its_images(multibox_loss, device):
 @IMPLEMENTATIONS
 def test_min_negatives_lets_empty_images_teach(multibox_loss, device):
     inputs = to(device, sample((0, 0)))
-    conf, loc, n_pos, _, selected = multibox_loss(*inputs, 0.5, 3.0, "l1", "per_prior", 4, 0.1, 0.2)
+    conf, loc, n_pos, _, selected = multibox_loss(*inputs, *LossOptions(min_negatives=4))
     assert selected.sum(dim=1).tolist() == [4, 4]
     ce = F.cross_entropy(inputs[1].flatten(0, 1), torch.zeros(80, dtype=torch.int64, device=device), reduction="none")
     assert_close(conf, ce.view(2, 40).topk(4).values.sum(), **CLOSE)  # the divisor is 1
     assert (loc.item(), n_pos.item()) == (0, 0)
     leaves = [x.requires_grad_() for x in inputs[:2]]
-    conf, loc, _ = ssd_ext.multibox_loss(*inputs, min_negatives=4)
+    conf, loc, _ = ssd_ext.multibox_loss(*inputs, LossOptions(min_negatives=4))
     (conf + loc).backward()
     expected = F.cross_entropy(inputs[1][selected], torch.zeros(8, dtype=torch.int64, device=device), reduction="sum")
     assert_close(leaves[1].grad, torch.autograd.grad(expected, leaves[1])[0], **CLOSE)
@@ -253,10 +230,10 @@ def test_degenerate_objects_and_padding_change_nothing(multibox_loss, device):
     ones = torch.ones(len(bad), dtype=torch.int64, device=device)
     # after the objects of the first image, in an image of their own, and as padding with labels that do not
     # exist
-    boxes = torch.cat([boxes[:2], bad, bad, boxes[2:], bad, corners(priors)[:3]])
+    boxes = torch.cat([boxes[:2], bad, bad, boxes[2:], bad, cxcywh_to_xyxy(priors)[:3]])
     labels = torch.cat([labels[:2], ones, ones, labels[2:], ones * 10**9, ones[:3] * -7])
-    offsets = adv.pack((2 + len(bad), len(bad), 3)).to(device)
-    actual = multibox_loss(pred_offsets, pred_logits, boxes, labels, offsets, priors, *TUTORIAL)
+    row_splits = adv.pack((2 + len(bad), len(bad), 3)).to(device)
+    actual = multibox_loss(pred_offsets, pred_logits, boxes, labels, row_splits, priors, *TUTORIAL)
     assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -266,7 +243,7 @@ def test_a_label_out_of_range_is_no_index_out_of_range(multibox_loss, device):
     inputs[3].copy_(torch.tensor([-1, 5, 10**12, -(10**12), 2]))
     result = multibox_loss(*inputs, *TUTORIAL)
     assert result[0].isfinite()
-    rest = (*inputs, *result[3:], result[2], "l1", 0.1, 0.2)
+    rest = (*inputs, *result[3:], result[2], *for_backward(TUTORIAL))
     one = torch.ones((), device=device)
     assert all(x.isfinite().all() for x in torch.ops.ssd_ext.multibox_loss_backward(one, one, *rest))
 
@@ -281,7 +258,7 @@ def test_not_finite_logits_follow_cross_entropy(multibox_loss, where, value, dev
     inputs[1][image, prior, 0] = value  # the logit of background: for a negative -inf is an infinite loss
     conf, _, _, match, selected = multibox_loss(*inputs, *TUTORIAL)
     leaves = [x.clone().requires_grad_() for x in inputs[:2]]
-    expected, _ = plain_loss([*leaves, *inputs[2:]], match, selected, "l1", (0.1, 0.2))
+    expected, _ = autograd_loss([*leaves, *inputs[2:]], match, selected, TUTORIAL)
     assert_close(conf, expected.detach(), **CLOSE, equal_nan=True)
     if where == "hard negative":
         assert selected[image, prior]
@@ -345,18 +322,18 @@ def test_autocast_changes_nothing(device):
         ("labels", {"labels": torch.ones(3, dtype=torch.int64)}),
         ("labels must be in 1..4", {"labels": torch.tensor([1, 2, 3, 0])}),
         ("labels must be in 1..4", {"labels": torch.tensor([1, 2, 3, 5])}),
-        ("offsets", {"offsets": adv.pack((4,))}),
-        ("offsets", {"offsets": adv.pack((3, 2))}),
+        ("row_splits", {"row_splits": adv.pack((4,))}),
+        ("row_splits", {"row_splits": adv.pack((3, 2))}),
         ("priors_cxcywh", {"priors_cxcywh": torch.zeros(39, 4)}),
-        ("loc_loss", {"loc_loss": "l2"}),
-        ("matching", {"matching": "best"}),
-        ("neg_pos_ratio", {"neg_pos_ratio": -1}),
-        ("min_negatives", {"min_negatives": -1}),
-        ("variances", {"variances": (0.0, 0.2)}),
+        ("loc_loss", {"options": LossOptions(loc_loss="l2")}),
+        ("matching", {"options": LossOptions(matching="best")}),
+        ("neg_pos_ratio", {"options": LossOptions(neg_pos_ratio=-1)}),
+        ("min_negatives", {"options": LossOptions(min_negatives=-1)}),
+        ("variances", {"options": LossOptions(center_variance=0.0)}),
     ],
 )
 def test_bad_input_is_named(name, change):
-    names = ("pred_offsets", "pred_logits", "boxes", "labels", "offsets", "priors_cxcywh")
+    names = ("pred_offsets", "pred_logits", "boxes", "labels", "row_splits", "priors_cxcywh")
     good = dict(zip(names, sample((1, 3)), strict=True))
     with pytest.raises(ValueError, match=name):
         ssd_ext.multibox_loss(**{**good, **change})

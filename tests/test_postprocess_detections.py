@@ -1,59 +1,31 @@
+from functools import partial
+
 import adversarial as adv
-import oracles
 import pytest
 import torch
+from ops.postprocess_detections import inputs as predictions
+from ops.postprocess_detections import oracle, padded
 from torch.testing import assert_close
 
 import ssd_ext
-from ssd_ext import reference
-
-VARIANCES = (0.1, 0.2)
-
-
-def reference_postprocess(*args, pre_nms_top_k=None, variances=VARIANCES):
-    return reference.postprocess_detections(*args, pre_nms_top_k, *variances)
-
+from ssd_ext import DetectionOptions
+from ssd_ext.ops import postprocess_detections as module
+from ssd_ext.ops.postprocess_detections import postprocess_detections_plain
 
 IMPLEMENTATIONS = pytest.mark.parametrize(
-    "postprocess", [reference_postprocess, ssd_ext.postprocess_detections], ids=["reference", "public"]
+    "postprocess", [postprocess_detections_plain, ssd_ext.postprocess_detections], ids=["plain", "public"]
 )
 # exp of PyTorch and of the kernels differ by a few units in the last place of float32 (2^-24)
 CLOSE = {"rtol": 2e-6, "atol": 1e-6}
 
 
-def outputs(found, boxes, scores, top_k):
-    """The padded outputs, from the (prior, class) of each image's detections."""
-    n = len(found)
-    out_boxes, out_scores = torch.zeros(n, top_k, 4), torch.zeros(n, top_k)
-    out_labels, counts = torch.zeros(n, top_k, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)
-    for i, pairs in enumerate(found):
-        counts[i] = len(pairs)
-        for k, (prior, label) in enumerate(pairs):
-            out_boxes[i, k], out_scores[i, k], out_labels[i, k] = (
-                boxes[i, prior],
-                scores[i, prior, label],
-                label,
-            )
-    return out_boxes, out_scores, out_labels, counts
-
-
-def expected_outputs(pred_offsets, pred_logits, priors, min_score, max_overlap, top_k, pre_nms_top_k=None):
-    boxes = reference.decode_boxes(pred_offsets.float(), priors.float(), *VARIANCES, None)
-    scores = pred_logits.float().softmax(dim=-1)
-    found = [
-        oracles.detections(b, s, min_score, max_overlap, top_k, pre_nms_top_k)
-        for b, s in zip(boxes, scores, strict=True)
-    ]
-    return outputs(found, boxes, scores, top_k)
-
-
 def compare(actual, expected):
     """Which ones, in which order, and the padding: equal; what exp was used for: close."""
-    assert [x.dtype for x in actual] == [torch.float32, torch.float32, torch.int64, torch.int32]
-    boxes, scores, labels, counts = (x.cpu() for x in actual)
+    assert [x.dtype for x in actual] == [torch.float32, torch.int64, torch.float32, torch.int32]
+    boxes, labels, scores, counts = (x.cpu() for x in actual)
     assert torch.equal(counts, expected[3])
-    assert torch.equal(labels, expected[2])
-    assert_close(scores, expected[1], **CLOSE)
+    assert torch.equal(labels, expected[1])
+    assert_close(scores, expected[2], **CLOSE)
     assert_close(boxes, expected[0], **CLOSE, equal_nan=True)
     padding = torch.arange(labels.shape[1]) >= counts[:, None]
     assert not boxes[padding].any()
@@ -61,30 +33,19 @@ def compare(actual, expected):
     assert not labels[padding].any()
 
 
-def check(postprocess, inputs, *settings, device, **options):
-    expected = expected_outputs(*inputs, *settings, *options.values())
+def check(postprocess, inputs, *limits, device):
+    options = DetectionOptions(*limits)
+    expected = oracle(*inputs, *options)
     inputs = [x.to(device) for x in inputs]
-    compare(postprocess(*inputs, *settings, **options), expected)
-    compare(postprocess(*map(adv.sliced, inputs), *settings, **options), expected)
+    compare(postprocess(*inputs, options), expected)
+    compare(postprocess(*map(adv.sliced, inputs), options), expected)
     return expected
 
 
-def exact(n_images, n_priors, n_classes, seed=0):
-    """Scores 1, 1/2, 1/3 ..., boxes on a 1/4 grid: ties between priors, between classes and between IoUs."""
-    return (
-        torch.zeros(n_images, n_priors, 4),
-        adv.exact_logits(n_images, n_priors, n_classes, seed),
-        adv.to_cxcywh(adv.grid_boxes(n_priors, seed, cells=4)),
-    )
-
-
-def separated(n_images, n_priors, n_classes, seed=0):
-    """One class for each prior, scores apart from each other, random boxes."""
-    return (
-        torch.randn(n_images, n_priors, 4, generator=adv.generator(seed)),
-        adv.separated_logits(n_images, n_priors, n_classes, seed),
-        adv.to_cxcywh(adv.random_boxes(n_priors, seed)),
-    )
+# Scores 1, 1/2, 1/3 ..., boxes on a 1/4 grid: ties between priors, between classes and between IoUs.
+exact = partial(predictions, kind="exact")
+# One class for each prior, scores apart from each other, random boxes.
+separated = partial(predictions, kind="separated")
 
 
 @IMPLEMENTATIONS
@@ -110,7 +71,7 @@ def test_more_candidates_than_a_band(postprocess, make, device):
 @pytest.mark.parametrize("pre_nms_top_k", [0, 1, 7, 64, 1000])
 def test_pre_nms_top_k(postprocess, make, pre_nms_top_k, device):
     inputs = make(2, 64, 4)
-    expected = check(postprocess, inputs, 0.15, 0.4, 100, device=device, pre_nms_top_k=pre_nms_top_k)
+    expected = check(postprocess, inputs, 0.15, 0.4, 100, pre_nms_top_k, device=device)
     assert (expected[3] <= 3 * pre_nms_top_k).all()
 
 
@@ -134,18 +95,18 @@ def test_all_priors_of_ssd300(postprocess, logits, device):
             if logits == "untrained" and len(pairs) >= top_k:
                 break  # equal scores: every other class comes later
         found.append([(p, label) for _, label, p in sorted(pairs)[:top_k]])
-    expected = outputs(found, boxes.cpu(), scores.cpu(), top_k)
-    compare(postprocess(*inputs, 0.01, 0.45, top_k), expected)
+    expected = padded(found, boxes.cpu(), scores.cpu(), top_k)
+    compare(postprocess(*inputs, DetectionOptions(0.01, 0.45, top_k)), expected)
 
 
 @pytest.mark.parametrize("band", [1, 3, 50])
 def test_where_bands_and_sub_batches_end_does_not_matter(band, monkeypatch, device):
     cases = [make(5, 65, 4, seed) for make in (exact, separated) for seed in range(3)]
-    expected = [reference_postprocess(*inputs, 0.1, 0.3, 40) for inputs in cases]
-    monkeypatch.setattr(reference, "_NMS_BAND", band)
-    monkeypatch.setattr(reference, "_DETECT_BYTES", 2 * 65 * 4 * 4)
+    expected = [postprocess_detections_plain(*inputs, DetectionOptions(0.1, 0.3, 40)) for inputs in cases]
+    monkeypatch.setattr(module, "NMS_BAND", band)
+    monkeypatch.setattr(module, "SCORES_BYTES", 2 * 65 * 4 * 4)
     for inputs, before in zip(cases, expected, strict=True):
-        assert_close(reference_postprocess(*inputs, 0.1, 0.3, 40), before, rtol=0, atol=0)
+        assert_close(postprocess_detections_plain(*inputs, DetectionOptions(0.1, 0.3, 40)), before, rtol=0, atol=0)
 
 
 @IMPLEMENTATIONS
@@ -154,7 +115,9 @@ def test_order_and_ties(postprocess, device):
     priors = adv.to_cxcywh(torch.tensor([[i, 0.0, i + 0.5, 1.0] for i in range(4)])).to(device)
     off = -adv.INF
     logits = torch.tensor([[[0, 0, 0.0], [off, off, 0], [off, 0, 0], [off, 0, off]]], device=device)
-    boxes, scores, labels, counts = postprocess(torch.zeros(1, 4, 4, device=device), logits, priors, 0.1, 0.5, 10)
+    boxes, labels, scores, counts = postprocess(
+        torch.zeros(1, 4, 4, device=device), logits, priors, DetectionOptions(0.1, 0.5, 10)
+    )
     assert labels[0].tolist() == [1, 2, 1, 2, 1, 2, 0, 0, 0, 0]
     assert boxes[0, :, 0].tolist() == [3, 1, 2, 2, 0, 0, 0, 0, 0, 0]
     third = torch.tensor(1 / 3).item()
@@ -169,9 +132,9 @@ def test_both_limits_are_exclusive(postprocess, device):
         torch.zeros(1, 2, 4, device=device),
         torch.zeros(1, 2, 2, device=device),
     )  # score 0.5
-    assert postprocess(pred_offsets, logits, priors, 0.5, 0.5, 10)[3].tolist() == [0]
-    assert postprocess(pred_offsets, logits, priors, 0.499, 0.5, 10)[3].tolist() == [2]
-    assert postprocess(pred_offsets, logits, priors, 0.499, 0.499, 10)[3].tolist() == [1]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.5, 0.5, 10))[3].tolist() == [0]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.499, 0.5, 10))[3].tolist() == [2]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.499, 0.499, 10))[3].tolist() == [1]
 
 
 @IMPLEMENTATIONS
@@ -179,15 +142,17 @@ def test_limits_are_compared_in_float32(postprocess, device):
     # 1/3 in float32 is above 1/3 in float64: no rounding may decide.
     priors = adv.to_cxcywh(torch.tensor([[0.0, 0.0, 6.0, 1.0], [0.0, 0.0, 2.0, 1.0]])).to(device)
     pred_offsets, logits = torch.zeros(1, 2, 4, device=device), torch.zeros(1, 2, 3, device=device)
-    assert postprocess(pred_offsets, logits, priors, 1 / 3, 1 / 3, 10)[3].tolist() == [0]
-    assert postprocess(pred_offsets, logits, priors, 0.3, 1 / 3, 10)[3].tolist() == [4]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(1 / 3, 1 / 3, 10))[3].tolist() == [0]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.3, 1 / 3, 10))[3].tolist() == [4]
 
 
 @IMPLEMENTATIONS
 def test_classes_do_not_suppress_each_other(postprocess, device):
     priors = adv.to_cxcywh(torch.tensor([[0.0, 0.0, 1.0, 1.0]])).expand(6, 4).to(device)
     logits = torch.zeros(1, 6, 4, device=device)
-    boxes, _, labels, counts = postprocess(torch.zeros(1, 6, 4, device=device), logits, priors, 0.1, 0.5, 10)
+    boxes, labels, _, counts = postprocess(
+        torch.zeros(1, 6, 4, device=device), logits, priors, DetectionOptions(0.1, 0.5, 10)
+    )
     assert counts.tolist() == [3]
     assert labels[0, :4].tolist() == [1, 2, 3, 0]
     assert boxes[0, :4].tolist() == [[0, 0, 1, 1]] * 3 + [[0, 0, 0, 0]]
@@ -198,15 +163,17 @@ def test_a_negative_min_score_lets_no_background_in(postprocess, device):
     for min_score in (-0.5, -2.0):
         expected = check(postprocess, exact(2, 33, 3), min_score, 0.4, 200, device=device)
         assert (expected[3] < 200).all()
-        check(postprocess, exact(2, 33, 3), min_score, 0.4, 200, device=device, pre_nms_top_k=20)
+        check(postprocess, exact(2, 33, 3), min_score, 0.4, 200, 20, device=device)
         check(postprocess, exact(2, 33, 3), min_score, -0.5, 200, device=device)  # all but the best of a class go
 
 
 @IMPLEMENTATIONS
 def test_nothing_found(postprocess, device):
-    boxes, scores, labels, counts = postprocess(*(x.to(device) for x in separated(3, 33, 5)), 0.99, 0.4, 7)
+    boxes, labels, scores, counts = postprocess(
+        *(x.to(device) for x in separated(3, 33, 5)), DetectionOptions(0.99, 0.4, 7)
+    )
     assert boxes.shape == (3, 7, 4)
-    assert not any(x.any() for x in (boxes, scores, labels, counts))
+    assert not any(x.any() for x in (boxes, labels, scores, counts))
 
 
 @IMPLEMENTATIONS
@@ -225,8 +192,8 @@ def test_empty_inputs(postprocess, n_images, n_priors, n_classes, device):
         torch.zeros(n_images, n_priors, n_classes),
         torch.ones(n_priors, 4),
     )
-    boxes, scores, labels, counts = postprocess(*(x.to(device) for x in inputs), 0.01, 0.45, 9)
-    assert (boxes.shape, scores.shape, labels.shape) == ((n_images, 9, 4), (n_images, 9), (n_images, 9))
+    boxes, labels, scores, counts = postprocess(*(x.to(device) for x in inputs), DetectionOptions(0.01, 0.45, 9))
+    assert (boxes.shape, labels.shape, scores.shape) == ((n_images, 9, 4), (n_images, 9), (n_images, 9))
     assert counts.tolist() == [0] * n_images
 
 
@@ -239,19 +206,21 @@ def test_best_candidates_at_regular_places(postprocess, device):
     scores[best] += 0.7
     logits = torch.stack([torch.zeros(n), torch.logit(scores.double()).float()], dim=1)[None]
     points = torch.zeros(n, 4)  # overlap nothing
-    padded = postprocess(torch.zeros(1, n, 4, device=device), logits.to(device), points.to(device), 0.01, 0.5, 1000)
+    found = postprocess(
+        torch.zeros(1, n, 4, device=device), logits.to(device), points.to(device), DetectionOptions(0.01, 0.5, 1000)
+    )
     expected = scores.sort(descending=True).values[:1000]
-    assert_close(padded[1][0].cpu(), expected, **CLOSE)
+    assert_close(found[2][0].cpu(), expected, **CLOSE)
 
 
 @IMPLEMENTATIONS
 def test_a_batch_is_its_images(postprocess, device):
     """Many images are shared out to threads, of few the rows are."""
     inputs = [x.to(device) for x in exact(17, 700, 5)]
-    whole = postprocess(*inputs, 0.15, 0.4, 30)
+    whole = postprocess(*inputs, DetectionOptions(0.15, 0.4, 30))
     for i in range(17):
         image = slice(i, i + 1)
-        alone = postprocess(inputs[0][image], inputs[1][image], inputs[2], 0.15, 0.4, 30)
+        alone = postprocess(inputs[0][image], inputs[1][image], inputs[2], DetectionOptions(0.15, 0.4, 30))
         assert all(torch.equal(a, b[image]) for a, b in zip(alone, whole, strict=True))
 
 
@@ -265,7 +234,7 @@ def test_not_finite_logits(postprocess, value, device):
         inputs[1][0, 7, 2] = value
         inputs[1][1, 5] = value
         check(postprocess, inputs, min_score, 0.4, 200, device=device)
-        check(postprocess, inputs, min_score, 0.4, 200, device=device, pre_nms_top_k=2)
+        check(postprocess, inputs, min_score, 0.4, 200, 2, device=device)
     inputs[1].fill_(value)
     assert check(postprocess, inputs, -1.0, 0.4, 10, device=device)[3].tolist() == [0, 0]
 
@@ -291,12 +260,15 @@ def test_dtypes(postprocess, dtype, device):
     inputs = [x.to(device, dtype) for x in inputs]
     inputs[1] = inputs[1] + 0.75 if dtype == torch.float64 else inputs[1]
     assert_close(
-        postprocess(*inputs, 0.1, 0.3, 40),
-        postprocess(*(x.float() for x in inputs), 0.1, 0.3, 40),
+        postprocess(*inputs, DetectionOptions(0.1, 0.3, 40)),
+        postprocess(*(x.float() for x in inputs), DetectionOptions(0.1, 0.3, 40)),
         rtol=0,
         atol=0,
     )
-    compare(postprocess(*inputs, 0.1, 0.3, 40), expected_outputs(*(x.cpu() for x in inputs), 0.1, 0.3, 40))
+    compare(
+        postprocess(*inputs, DetectionOptions(0.1, 0.3, 40)),
+        oracle(*(x.cpu() for x in inputs), *DetectionOptions(0.1, 0.3, 40)),
+    )
 
 
 @IMPLEMENTATIONS
@@ -304,7 +276,7 @@ def test_variances(postprocess, device):
     priors = torch.tensor([[0.5, 0.5, 0.25, 0.5]], device=device)
     pred_offsets = torch.tensor([[[0.5, 0.25, 0.0, 1.0]]], device=device)
     logits = torch.tensor([[[-adv.INF, 0.0]]], device=device)
-    boxes, *_ = postprocess(pred_offsets, logits, priors, 0.1, 0.5, 1, variances=(1.0, 0.6931471805599453))
+    boxes, *_ = postprocess(pred_offsets, logits, priors, DetectionOptions(0.1, 0.5, 1, None, 1.0, 0.6931471805599453))
     assert_close(boxes[0, 0].tolist(), [0.5, 0.125, 0.75, 1.125])
 
 
@@ -314,9 +286,9 @@ def test_variances(postprocess, device):
         ("pred_offsets", {"pred_offsets": torch.zeros(2, 9, 5)}),
         ("pred_logits", {"pred_logits": torch.zeros(2, 9)}),
         ("priors", {"priors_cxcywh": torch.zeros(8, 4)}),
-        ("top_k", {"top_k": -1}),
-        ("pre_nms_top_k", {"pre_nms_top_k": -1}),
-        ("variances", {"variances": (0.1, -0.2)}),
+        ("top_k", {"options": DetectionOptions(top_k=-1)}),
+        ("pre_nms_top_k", {"options": DetectionOptions(pre_nms_top_k=-1)}),
+        ("variances", {"options": DetectionOptions(size_variance=-0.2)}),
     ],
 )
 def test_bad_input_is_named(name, change):
@@ -326,4 +298,4 @@ def test_bad_input_is_named(name, change):
         "priors_cxcywh": torch.ones(9, 4),
     }
     with pytest.raises(ValueError, match=name):
-        ssd_ext.postprocess_detections(**{**good, "min_score": 0.1, "max_overlap": 0.5, "top_k": 5, **change})
+        ssd_ext.postprocess_detections(**{**good, **change})

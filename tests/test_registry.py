@@ -6,60 +6,20 @@ import sys
 
 import pytest
 import torch
+from ops import OPS
 from torch import nn
+from torch.testing import assert_close
 
 import ssd_ext
-from ssd_ext._registry import SCHEMAS
+from ssd_ext._op import SCHEMAS, plain
 
-B, P, G, C = 2, 40, 5, 4
-
-
-def _boxes(n, generator):
-    corners = torch.rand(n, 2, 2, generator=generator).sort(dim=1).values
-    return torch.cat([corners[:, 0], corners[:, 1] + 0.05], dim=1)
+PUBLIC = [name for name, op in OPS.items() if op.sample]
 
 
-def samples(device):
-    """op name -> (public function, arguments, keyword arguments, index of the differentiable arguments)."""
-    g = torch.Generator().manual_seed(0)
-    boxes, priors_xyxy = _boxes(G, g), _boxes(P, g)
-    priors = torch.cat([(priors_xyxy[:, :2] + priors_xyxy[:, 2:]) / 2, priors_xyxy[:, 2:] - priors_xyxy[:, :2]], dim=1)
-    offsets = torch.tensor([0, 3, 5], dtype=torch.int32)
-    labels = torch.tensor([1, 2, 3, 1, 2])
-    pred_offsets, pred_logits = torch.randn(B, P, 4, generator=g), torch.randn(B, P, C, generator=g)
-    scores = torch.rand(P, generator=g)
-    loss, positive = torch.rand(B, P, generator=g), torch.rand(B, P, generator=g) < 0.1
-    idxs = torch.randint(3, (P,), generator=g)
-    calls = {
-        "box_iou": (ssd_ext.box_iou, (boxes, priors_xyxy), {}, (0, 1)),
-        "match_priors": (ssd_ext.match_priors, (boxes, offsets, priors_xyxy), {"mode": "bipartite"}, ()),
-        "encode_boxes": (ssd_ext.encode_boxes, (priors_xyxy, priors), {}, (0,)),
-        "decode_boxes": (ssd_ext.decode_boxes, (pred_offsets, priors), {"max_log_scale": 4.0}, (0,)),
-        "select_hard_negatives": (ssd_ext.select_hard_negatives, (loss, positive), {"min_negatives": 2}, ()),
-        "nms": (ssd_ext.nms, (priors_xyxy, scores, 0.4), {}, ()),
-        "batched_nms": (ssd_ext.batched_nms, (priors_xyxy, scores, idxs, 0.4), {}, ()),
-        "multibox_loss": (
-            ssd_ext.multibox_loss,
-            (pred_offsets, pred_logits, boxes, labels, offsets, priors),
-            {},
-            (0, 1),
-        ),
-        "postprocess_detections": (
-            ssd_ext.postprocess_detections,
-            (pred_offsets, pred_logits, priors, 0.2, 0.45, 7),
-            {},
-            (),
-        ),
-    }
-
-    def move(x):
-        return x.to(device) if isinstance(x, torch.Tensor) else x
-
-    return {name: (f, tuple(map(move, args)), kwargs, diff) for name, (f, args, kwargs, diff) in calls.items()}
-
-
-OPS = list(samples("cpu"))
-DATA_DEPENDENT = ("nms", "batched_nms")
+def call(name, device):
+    """The public function and the sample of its arguments."""
+    args = OPS[name].sample()
+    return getattr(ssd_ext, name), tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in args)
 
 
 def _flat(output):
@@ -68,7 +28,8 @@ def _flat(output):
 
 def _raw_calls(name, device):
     """The arguments that the public function hands to torch.ops.ssd_ext.<name>, and what a backward hands on."""
-    function, args, kwargs, diff = samples(device)[name]
+    function, args = call(name, device)
+    diff = OPS[name].differentiable
     args = tuple(a.clone().requires_grad_() if i in diff else a for i, a in enumerate(args))
     seen = []
 
@@ -79,23 +40,37 @@ def _raw_calls(name, device):
             return op(*args, **(kwargs or {}))
 
     with Spy():
-        output = function(*args, **kwargs)
+        output = function(*args)
         if diff:
             sum(x.sum() for x in _flat(output) if x.requires_grad).backward()
     return seen
 
 
 def test_every_op_is_covered():
-    assert set(SCHEMAS) == {*OPS, "multibox_loss_backward"}
+    assert set(SCHEMAS) == set(OPS)
+    assert {op for op in OPS if hasattr(ssd_ext, op)} == set(PUBLIC)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", [n for n in PUBLIC if OPS[n].oracle])
+def test_equals_the_oracle(name, device):
+    """On one sample; test_<op>.py goes further."""
+    op, (function, args) = OPS[name], call(name, device)
+    flat = [y for x in OPS[name].sample() for y in (x if isinstance(x, tuple) else (x,))]
+    expected = _flat(op.oracle(*flat))
+    close = {"rtol": 1e-5, "atol": 1e-6} if op.has_exp_or_log else {"rtol": 0, "atol": 0}
+    for actual in (_flat(function(*args)), _flat(getattr(plain, name)(*flat))):
+        for ours, wanted in zip(actual, expected, strict=False):  # the loss also gives what its backward needs
+            assert_close(ours.cpu(), torch.as_tensor(wanted, dtype=ours.dtype), **close)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_opcheck(name, device):
     calls = _raw_calls(name, device)
     assert calls
-    diff = samples(device)[name][3]
     for op, args in calls:
-        differentiable = diff if op._schema.name == f"ssd_ext::{name}" else ()  # a backward has no gradient of its own
+        differentiable = (
+            OPS[name].differentiable if op._schema.name == f"ssd_ext::{name}" else ()
+        )  # a backward has no gradient of its own
         args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
         for i in differentiable:
             args[i].requires_grad_()
@@ -109,23 +84,24 @@ def test_opcheck_covers_the_backward_of_the_loss():
     ]
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_compiles_into_one_graph(name, device):
-    function, args, kwargs, _ = samples(device)[name]
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=name in DATA_DEPENDENT):
+    function, args = call(name, device)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=OPS[name].data_dependent):
         torch._dynamo.reset()
-        compiled = torch.compile(lambda *a: function(*a, **kwargs), fullgraph=True, backend="aot_eager")
-        for ours, expected in zip(_flat(compiled(*args)), _flat(function(*args, **kwargs)), strict=True):
+        compiled = torch.compile(lambda *a: function(*a), fullgraph=True, backend="aot_eager")
+        for ours, expected in zip(_flat(compiled(*args)), _flat(function(*args)), strict=True):
             assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("name", [n for n in OPS if samples("cpu")[n][3]])
+@pytest.mark.parametrize("name", [n for n in PUBLIC if OPS[n].differentiable])
 def test_compiled_gradients(name, device):
-    function, args, kwargs, diff = samples(device)[name]
+    function, args = call(name, device)
+    diff = OPS[name].differentiable
 
     def gradients(f):
         leaves = tuple(a.clone().requires_grad_() if i in diff else a for i, a in enumerate(args))
-        sum(x.sum() for x in _flat(f(*leaves, **kwargs)) if x.is_floating_point()).backward()
+        sum(x.sum() for x in _flat(f(*leaves)) if x.is_floating_point()).backward()
         return [leaves[i].grad for i in diff]
 
     torch._dynamo.reset()
@@ -135,29 +111,30 @@ def test_compiled_gradients(name, device):
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_exports(name, device):
-    function, args, kwargs, _ = samples(device)[name]
+    function, args = call(name, device)
     tensors = tuple(a for a in args if isinstance(a, torch.Tensor))
     numbers = args[len(tensors) :]
 
     class Call(nn.Module):
         def forward(self, *tensors):
-            return function(*tensors, *numbers, **kwargs)
+            return function(*tensors, *numbers)
 
     program = torch.export.export(Call(), tensors)
     assert f"ssd_ext.{name}.default" in str(program.graph)
-    for ours, expected in zip(_flat(program.module()(*tensors)), _flat(function(*args, **kwargs)), strict=True):
+    for ours, expected in zip(_flat(program.module()(*tensors)), _flat(function(*args)), strict=True):
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_gradient_policy(name, device):
-    function, args, kwargs, diff = samples(device)[name]
+    function, args = call(name, device)
+    diff = OPS[name].differentiable
     args = tuple(
         a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
     )
-    outputs = [x for x in _flat(function(*args, **kwargs)) if x.is_floating_point()]
+    outputs = [x for x in _flat(function(*args)) if x.is_floating_point()]
     assert all(x.requires_grad == bool(diff) for x in outputs)
     if diff:
         grads = torch.autograd.grad(sum(x.sum() for x in outputs), [args[i] for i in diff])
@@ -165,27 +142,27 @@ def test_gradient_policy(name, device):
 
 
 def test_double_backward_of_the_loss_is_refused(device):
-    function, args, kwargs, _ = samples(device)["multibox_loss"]
+    function, args = call("multibox_loss", device)
     args = (args[0].clone().requires_grad_(), args[1].clone().requires_grad_(), *args[2:])
-    conf, loc, _ = function(*args, **kwargs)
+    conf, loc, _ = function(*args)
     (grad,) = torch.autograd.grad(conf + loc, args[1], create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_same_bits_every_time_and_inputs_untouched(name, device):
-    function, args, kwargs, _ = samples(device)[name]
+    function, args = call(name, device)
     before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-    first, second = (_flat(function(*args, **kwargs)) for _ in range(2))
+    first, second = (_flat(function(*args)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     for now, then in zip(args, before, strict=True):
         assert torch.equal(now, then) if isinstance(now, torch.Tensor) else now == then
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_non_contiguous_inputs(name, device):
-    function, args, kwargs, _ = samples(device)[name]
+    function, args = call(name, device)
 
     def sliced(x):
         if not isinstance(x, torch.Tensor):
@@ -194,19 +171,19 @@ def test_non_contiguous_inputs(name, device):
         wide[..., ::2] = x
         return wide[..., ::2]
 
-    expected = _flat(function(*args, **kwargs))
-    for ours, wanted in zip(_flat(function(*map(sliced, args), **kwargs)), expected, strict=True):
+    expected = _flat(function(*args))
+    for ours, wanted in zip(_flat(function(*map(sliced, args))), expected, strict=True):
         assert torch.equal(ours, wanted)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_fake_tensors_have_the_real_shapes_and_dtypes(name):
     """On the meta device nothing is computed: the fake kernel alone answers."""
-    if name in DATA_DEPENDENT:
+    if OPS[name].data_dependent:
         return  # their size depends on the data; test_compiles_into_one_graph covers them
-    function, args, kwargs, _ = samples("cpu")[name]
+    function, args = call(name, "cpu")
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
-    for fake, real in zip(_flat(function(*meta, **kwargs)), _flat(function(*args, **kwargs)), strict=True):
+    for fake, real in zip(_flat(function(*meta)), _flat(function(*args)), strict=True):
         assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
 
 

@@ -74,7 +74,7 @@ print("all done")
 def test_kernels_are_clean(sanitizer):
     """And so is the runner, wherever a kernel is right."""
     right = ("block_sum", "warp", "votes", "atomics", "warp_handover")
-    status, output = run(sanitizer, build.HERE / "cases.py", sanitizer, *right)
+    status, output = run(sanitizer, build.HERE.parent / "compare.py", sanitizer, *right)
     assert status == 0, output
     assert "done" in output
 
@@ -119,9 +119,10 @@ def test_a_barrier_removed_from_a_kernel_is_found(name, op, barrier, tmp_path, m
 import sys
 sys.path.insert(0, {str(build.HERE.parent)!r})
 from pathlib import Path
-from cuda_on_cpu import build, cases
+from cuda_on_cpu import build
+from ops import OPS
 kernel = getattr(build.load("thread", tuple(map(Path, {kernels!r}))), {op!r})
-for arguments in cases.CASES[{op!r}]():
+for arguments in OPS[{op!r}].cases():
     kernel(*arguments)
 """
     status, output = run("thread", "-c", script)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_on_cpu import cases
-from test_gpu import of_full_size
+from compare import same_bits
+from ops import OPS
 
 import ssd_ext
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.skipif(ssd_ext._load.missing["cpu"] is not None, reason
 SIZES = {"one-image": ((40,), 70_000, 14_000), "five-images": ((3, 0, 40, 20, 9), 17_000, 14_000)}
 
 
-@pytest.mark.parametrize("op", cases.CASES)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_threads_change_no_bit(op, sizes):
-    args, function, threads = of_full_size(*sizes)[op], getattr(torch.ops.ssd_ext, op), torch.get_num_threads()
+    args, function, threads = OPS[op].full_size(*sizes), getattr(torch.ops.ssd_ext, op), torch.get_num_threads()
     if op == "box_iou":  # of all boxes it would be 4 GB
         args = args[0][:100], args[1]
     results = []
@@ -31,20 +31,20 @@ def test_threads_change_no_bit(op, sizes):
             results.append(function(*args))
     finally:
         torch.set_num_threads(threads)
-    assert cases.same_bits(*results)
+    assert same_bits(*results)
 
 
 THREADS = """
 import sys
 import torch
-from test_gpu import of_full_size
+from ops import OPS
 
 torch.set_num_threads(1)
-ops = of_full_size(*eval(sys.argv[1]))
+arguments = {op: OPS[op].full_size(*eval(sys.argv[1])) for op in sys.argv[2:]}
 torch.set_num_threads(4)
 counts = []
 for op in sys.argv[2:]:
-    getattr(torch.ops.ssd_ext, op)(*ops[op])
+    getattr(torch.ops.ssd_ext, op)(*arguments[op])
     with open("/proc/self/status") as file:
         counts.append(next(line.split()[1] for line in file if line.startswith("Threads:")))
 print(*counts)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("torchvision", "numpy", "pillow>=10.1", "tqdm", "matplotlib", "pytest", "ninja", "setuptools>=77", "wheel")
-OPS = ("box_iou", "encode_decode", "match_priors", "select_hard_negatives", "nms", "multibox_loss")
-TESTS = (*OPS, "postprocess_detections", "drop_in", "registry", "golden", "abi")
+OPS = sorted(path.stem for path in (ROOT / "ssd_ext" / "ops").glob("[a-z]*.py"))
+TESTS = (*OPS, "drop_in", "registry", "golden", "abi")
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "demo", "*.so", "*.egg-info", "__pycache__")
 VERSIONS = "import platform, torch; print(f'torch {torch.__version__}, Python {platform.python_version()}')"
 LOADED = "import ssd_ext; reasons = ssd_ext.info().missing; assert not any(reasons.values()), reasons"

@@ -1,0 +1,112 @@
+"""nms and batched_nms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import adversarial as adv
+import torch
+from torch import Tensor
+
+from ops import Op
+from ops.box_iou import iou, numbers
+from ops.select_hard_negatives import descending
+from ssd_ext._op import plain
+
+
+def batched_oracle(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    (boxes,) = numbers(boxes)
+    threshold = boxes.dtype.type(iou_threshold)
+    scores, idxs, kept = scores.tolist(), idxs.tolist(), []
+    for i in sorted(range(len(boxes)), key=lambda i: descending(scores, i)):
+        if not any(idxs[i] == idxs[k] and iou(boxes[k], boxes[i]) > threshold for k in kept):
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def oracle(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return batched_oracle(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64), iou_threshold)
+
+
+def _scores(n: int, seed: int) -> Tensor:
+    return (adv.hostile_values((n,), seed), torch.zeros(n), torch.rand(n, generator=adv.generator(seed)))[seed % 3]
+
+
+def _coarse_boxes(n: int, seed: int) -> Tensor:
+    return adv.grid_boxes(n, seed, cells=4)
+
+
+def cases() -> Iterator[tuple]:
+    for n in (*adv.SIZES, 255, 256, 257):
+        for seed, boxes in enumerate((_coarse_boxes, adv.random_boxes, adv.hostile_boxes)):
+            yield boxes(n, seed), _scores(n, seed), 0.5
+        yield adv.sliced(_coarse_boxes(n, 3)), adv.sliced(_scores(n, 3)), 0.0
+    for threshold in (-1.0, -0.0, 1.0, adv.INF, adv.NAN):
+        yield adv.hostile_boxes(70), adv.hostile_values((70,)), threshold
+    for dtype in (torch.float32, torch.float64):  # the number below the IoU is the largest that suppresses
+        for box in adv.random_boxes(8).to(dtype):
+            pair = torch.stack([box, box + (box[2:] - box[:2]).repeat(2) * 0.2])
+            iou = plain.box_iou(*pair[:, None])[0, 0]
+            yield pair, torch.zeros(2), iou.item()
+            yield pair, torch.zeros(2), iou.nextafter(torch.zeros_like(iou)).item()
+    for n in (511, 512, 513, 1024, 1025, 2100):  # around the bands and the tiles of the sort
+        yield adv.random_boxes(n, n), _scores(n, n), 0.6
+    yield adv.random_boxes(600), _scores(600, 0), -1.0
+    # Each box of the first band has its equal behind the band, and one of them has it inside too.
+    corners = torch.arange(512.0)[:, None].repeat(2, 4) * 3 + torch.tensor([0.0, 0.0, 2.0, 2.0])
+    corners[1] = corners[0]
+    yield corners, -torch.arange(1024.0), 0.5
+    for boxes_dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for scores_dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            scores = 1 + 1e-12 * adv.hostile_values((70,)).double()  # float64 tells them apart
+            yield adv.hostile_boxes(70).to(boxes_dtype), scores.to(scores_dtype), 0.4
+
+
+def batched_cases() -> Iterator[tuple]:
+    def ids(n: int, n_classes: int) -> Tensor:
+        return torch.randint(n_classes, (n,), generator=adv.generator(n)) * 7 - 10
+
+    for n in (*adv.SIZES, 255, 256, 257):
+        for seed, boxes in enumerate((_coarse_boxes, adv.random_boxes, adv.hostile_boxes)):
+            yield boxes(n, seed), _scores(n, seed), ids(n, (1, 3, 1000)[seed]), 0.4
+    for n, n_classes in ((600, 1), (1300, 2), (1300, 9), (1300, 40), (700, 5000)):
+        yield adv.random_boxes(n) + 1e4, _scores(n, 0), ids(n, n_classes) * 2**40, 0.3
+        yield _coarse_boxes(n, 1), adv.sliced(_scores(n, 2)), adv.sliced(ids(n, n_classes).int()), 0.3
+    large = ids(2600, 40)  # so many that rounds are counted: by the largest group, which has two bands and one box
+    large[torch.randperm(2600, generator=adv.generator(1))[:1025]] = 5
+    yield adv.random_boxes(2600), _scores(2600, 0), large, 0.9
+    limits = torch.iinfo(torch.int64)
+    idxs = torch.tensor([limits.max, limits.min, 0, -1, limits.max, limits.min])
+    yield adv.grid_boxes(1).expand(6, 4), torch.zeros(6), idxs, 0.5
+
+
+def full_size(counts: tuple[int, ...], n_priors: int, n_boxes: int) -> tuple:
+    scores = torch.rand(n_boxes, generator=adv.generator(0)).bfloat16()  # many tie
+    return adv.random_boxes(n_boxes), scores, 0.5
+
+
+def batched_full_size(counts: tuple[int, ...], n_priors: int, n_boxes: int) -> tuple:
+    boxes, scores, threshold = full_size(counts, n_priors, n_boxes)
+    return boxes, scores, torch.randint(20, (n_boxes,), generator=adv.generator(1)), threshold
+
+
+OPS = [
+    Op(
+        "nms",
+        cases,
+        full_size,
+        golden="85206b0569e9bb039cd38b6cd40bfdacdb2fa66b16b7e7fd9acc89240385472a",
+        sample=lambda: full_size((), 0, 40),
+        oracle=oracle,
+        data_dependent=True,
+    ),
+    Op(
+        "batched_nms",
+        batched_cases,
+        batched_full_size,
+        golden="15f09f0f68993b6e49e4b37dfae3f058e568d7a5335b85b6059047a5d5faa89d",
+        sample=lambda: batched_full_size((), 0, 40),
+        oracle=batched_oracle,
+        data_dependent=True,
+    ),
+]
