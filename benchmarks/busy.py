@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 from harness import ALL, OURS, Case
 from test_bench_detection import detection
-from test_bench_ops import match_priors, nms
+from test_bench_match_priors import match_priors
+from test_bench_nms import nms
 
 CASES = (detection("trained", 1, 21), nms(1000), match_priors(1, 20))
 

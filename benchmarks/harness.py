@@ -15,7 +15,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -103,14 +103,15 @@ class Case:
         cpu = [] if self.gpu_only else CPU[-1:] if few else CPU
         return cpu + (CUDA if contender in self.graphs and not self.chart_only else CUDA[:1])
 
-    def for_chart(self) -> Case:
-        """Ours and the baseline only, for more points of a scaling chart."""
-        two = {name: self.contenders[name] for name in (OURS, self.baseline)}
-        return replace(self, contenders=two, chart_only=True)
 
+def each(cases: list[Case], charts: Iterable[Case] = ()) -> Callable:
+    """A test of every (case, contender, place), all of one case in a row, with names that `-k` can select.
 
-def each(cases: list[Case]) -> Callable:
-    """A test of every (case, contender, place), all of one case in a row, with names that `-k` can select."""
+    Of `charts`, cases for more points of a scaling chart, only ours and the baseline are measured.
+    """
+    for case in charts:
+        two = {name: case.contenders[name] for name in (OURS, case.baseline)}
+        cases = [*cases, replace(case, contenders=two, chart_only=True)]
     rows = [
         pytest.param(case, contender, place, id=selector(f"{case.name}-{place}-{contender}"))
         for case in cases

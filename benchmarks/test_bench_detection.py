@@ -94,4 +94,4 @@ def detection(kind: str, images: int, classes: int) -> Case:
 
 CASES = [detection(kind, images, classes) for kind in KINDS for classes in (21, 81) for images in (1, 8, 32)]
 CHARTS = [(2, 21), (4, 21), (16, 21), (8, 2), (8, 6), (8, 41), (8, 161)]  # images, classes
-test_detection = each(CASES + [detection("trained", *sizes).for_chart() for sizes in CHARTS])
+test_detection = each(CASES, charts=[detection("trained", *sizes) for sizes in CHARTS])

@@ -91,4 +91,4 @@ CASES = [
     for images in (1, 8, 32)
 ]
 CHARTS = [(2, 21), (4, 21), (16, 21), (8, 2), (8, 6), (8, 41), (8, 161)]  # images, classes
-test_loss = each(CASES + [loss_case(*sizes, backward=True).for_chart() for sizes in CHARTS])
+test_loss = each(CASES, charts=[loss_case(*sizes, backward=True) for sizes in CHARTS])

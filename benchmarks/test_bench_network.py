@@ -46,6 +46,15 @@ class Images(NamedTuple):
     raw: Tensor | None = None
 
 
+class How(NamedTuple):
+    """Which networks a contender runs."""
+
+    device: torch.device
+    bf16: bool
+    training: bool = False
+    classes: int = CLASSES
+
+
 class Priors(nn.Module):
     """Gives torchvision's SSD the priors of ssd_ext, in pixels."""
 
@@ -80,11 +89,9 @@ def build(classes: int) -> dict[str, nn.Module]:
 
 
 @lru_cache(maxsize=2)
-def networks(
-    device: torch.device, *, bf16: bool, training: bool = False, classes: int = CLASSES
-) -> dict[str, nn.Module]:
-    nets = {name: net.to(device).train(training) for name, net in build(classes).items()}
-    return {name: place(net, device) for name, net in nets.items()} if bf16 else nets
+def networks(how: How) -> dict[str, nn.Module]:
+    nets = {name: net.to(how.device).train(how.training) for name, net in build(how.classes).items()}
+    return {name: place(net, how.device) for name, net in nets.items()} if how.bf16 else nets
 
 
 def contenders(ours: Callable, theirs: Callable) -> dict[str, Callable | str]:
@@ -123,7 +130,7 @@ def raw_predictions(net: nn.Module, images: Tensor, *, bf16: bool) -> tuple[Tens
 def forward(images: int) -> Case:
     @torch.inference_mode()
     def run(name, x, bf16):
-        return raw_predictions(networks(x.normalized.device, bf16=bf16)[name], x.normalized, bf16=bf16)
+        return raw_predictions(networks(How(x.normalized.device, bf16))[name], x.normalized, bf16=bf16)
 
     def inputs():
         return Images(torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator(8)))
@@ -142,9 +149,9 @@ def forward(images: int) -> Case:
 
 
 @lru_cache(maxsize=2)
-def optimizers(device: torch.device, *, bf16: bool, classes: int) -> dict[str, torch.optim.SGD]:
+def optimizers(how: How) -> dict[str, torch.optim.SGD]:
     settings = Settings(data=("none",), lr=LR)
-    nets = networks(device, bf16=bf16, training=True, classes=classes)
+    nets = networks(how)
     options = {"lr": LR, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     theirs = torch.optim.SGD(nets["torchvision"].parameters(), **options)
     return {"ssd_ext": make_optimizer(nets["ssd_ext"], settings), "torchvision": theirs}
@@ -166,19 +173,18 @@ def training_step(images: int, classes: int | None = None) -> Case:
     targets = [{"boxes": b, "labels": n} for b, n in zip(truth.box_lists, truth.label_lists, strict=True)]
 
     def ours(x, bf16):
-        device = x.normalized.device
-        net = networks(device, bf16=bf16, training=True, classes=classes)["ssd_ext"]
-        optimizer = optimizers(device, bf16=bf16, classes=classes)["ssd_ext"]
+        how = How(x.normalized.device, bf16, training=True, classes=classes)
+        net, optimizer = networks(how)["ssd_ext"], optimizers(how)["ssd_ext"]
         criterion = MultiBoxLoss(net.priors_cxcy, loc_loss="smooth_l1")
         plan = Settings(data=("none",), lr=LR, bf16=bf16)
-        return train_step(net, criterion, optimizer, x.normalized, targets, plan, 1.0, device)
+        return train_step(net, criterion, optimizer, x.normalized, targets, plan, 1.0, how.device)
 
     def theirs(x, bf16):
-        device = x.raw.device
-        net = networks(device, bf16=bf16, training=True, classes=classes)["torchvision"]
-        optimizer = optimizers(device, bf16=bf16, classes=classes)["torchvision"]
-        there = [{"boxes": t["boxes"].to(device) * IMAGE_SIZE, "labels": t["labels"].to(device)} for t in targets]
-        with autocast(device, bf16):
+        how = How(x.raw.device, bf16, training=True, classes=classes)
+        net, optimizer = networks(how)["torchvision"], optimizers(how)["torchvision"]
+        there = [{name: t.to(how.device) for name, t in target.items()} for target in targets]
+        there = [target | {"boxes": target["boxes"] * IMAGE_SIZE} for target in there]
+        with autocast(how.device, bf16):
             loss = sum(net(list(x.raw), there).values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -201,12 +207,12 @@ def inference(images: int, classes: int) -> Case:
     """From images on the device to detections there."""
 
     def ours(x, bf16):
-        return predict_padded(networks(x.raw.device, bf16=bf16, classes=classes)["ssd_ext"], x.normalized, bf16=bf16)
+        return predict_padded(networks(How(x.raw.device, bf16, classes=classes))["ssd_ext"], x.normalized, bf16=bf16)
 
     @torch.inference_mode()
     def theirs(x, bf16):
         with autocast(x.raw.device, bf16):
-            found = networks(x.raw.device, bf16=bf16, classes=classes)["torchvision"](list(x.raw))
+            found = networks(How(x.raw.device, bf16, classes=classes))["torchvision"](list(x.raw))
         return [(d["boxes"] / IMAGE_SIZE, d["labels"], d["scores"]) for d in found]
 
     def check(name, got, expected):
@@ -248,13 +254,13 @@ def picture_to_detections(images: int) -> Case:
 
     def ours(x, bf16):
         batch = torch.stack([prepare(read_image(path)) for path in x.paths])
-        return predict(networks(x.here.device, bf16=bf16)["ssd_ext"], batch, bf16=bf16)
+        return predict(networks(How(x.here.device, bf16))["ssd_ext"], batch, bf16=bf16)
 
     @torch.inference_mode()
     def theirs(x, bf16):
         batch = [decode_image(path, mode="RGB").to(x.here.device) / 255 for path in x.paths]
         with autocast(x.here.device, bf16):
-            found = networks(x.here.device, bf16=bf16)["torchvision"](batch)
+            found = networks(How(x.here.device, bf16))["torchvision"](batch)
         sides = [x.here.new_tensor([w, h, w, h]) for h, w in (image.shape[-2:] for image in batch)]
         return [(d["boxes"] / s, d["labels"], d["scores"]) for d, s in zip(found, sides, strict=True)]
 
