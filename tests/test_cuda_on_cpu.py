@@ -10,7 +10,6 @@ import torch
 from compare import check, same_bits
 from cuda_on_cpu import build
 from ops import OPS, Undecided
-from ops.multibox_loss import for_backward
 
 import ssd_ext
 from ssd_ext import DetectionOptions, LossOptions
@@ -218,14 +217,14 @@ def test_a_direct_call_of_the_loss_cannot_read_out_of_bounds(kernels, name, bad,
         with pytest.raises(RuntimeError, match=message):
             kernels.multibox_loss(*list(arguments.values())[:6], *LossOptions())
     with pytest.raises(RuntimeError, match=message):
-        kernels.multibox_loss_backward(one, one, *arguments.values(), *for_backward(LossOptions()))
+        kernels.multibox_loss_backward(one, one, *arguments.values(), *LossOptions())
 
 
 def test_a_match_out_of_range_is_background_for_the_backward(kernels):
     one = torch.ones(())
     wild = torch.tensor([0, 1, 2**31 - 1, -(2**31), -2] + [-1] * 4, dtype=torch.int32).repeat(2, 1)
     arguments = {**PREDICTIONS, **RESULTS, "match": wild}
-    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), *for_backward(LossOptions())):
+    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), *LossOptions()):
         assert grad.any(dim=2).nonzero().tolist() == [[0, 0]]  # the one object of the first image
 
 
