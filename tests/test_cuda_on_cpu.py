@@ -65,7 +65,7 @@ def test_the_size_of_a_tile_does_not_matter(n_classes):
 
 
 def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
-    source = (build.CSRC / "cuda" / "postprocess_detections.cu").read_text()
+    source = (build.CSRC / "postprocess_detections" / "postprocess_detections.cu").read_text()
     for usual, small in (
         ("kBand = 1024", "kBand = 64"),
         ("kListBytes = 1 << 30", "kListBytes = 4096"),

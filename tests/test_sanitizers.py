@@ -110,7 +110,7 @@ def test_planted_races_in_cuda_kernels_are_found():
 def test_a_barrier_removed_from_a_kernel_is_found(name, op, barrier, tmp_path, monkeypatch):
     """The positive control of test_kernels_are_clean: the same kernel, cases and detector, one barrier less."""
     monkeypatch.setitem(OPTIONS, "thread", {k: v + ":halt_on_error=1" for k, v in OPTIONS["thread"].items()})
-    source = (build.CSRC / "cuda" / f"{name}.cu").read_text()
+    source = (build.CSRC / name / f"{name}.cu").read_text()
     assert barrier in source
     planted = tmp_path / f"{name}.cu"
     planted.write_text(source.replace(barrier, "", 1))
@@ -130,7 +130,7 @@ for arguments in cases.CASES[{op!r}]():
 
 
 def test_a_planted_overrun_in_a_cpu_kernel_is_found(tmp_path):
-    source = (build.CSRC / "cpu" / "box_iou.cpp").read_text()
+    source = (build.CSRC / "box_iou" / "box_iou.cpp").read_text()
     loop = "for (int64_t i = row_begin; i < row_end; ++i)"
     assert loop in source
     planted = tmp_path / "box_iou.cpp"

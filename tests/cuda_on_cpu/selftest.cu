@@ -1,7 +1,7 @@
 // Kernels that show what the runner gets right and which mistakes it reports; used by
 // tests/test_cuda_on_cpu.py alone.
-#include "checks.h"
-#include "cuda/launch.cuh"
+#include "core/checks.h"
+#include "core/cuda/launch.cuh"
 
 #include <cstdint>
 #include <string>

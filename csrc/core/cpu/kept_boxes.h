@@ -1,0 +1,58 @@
+// The boxes that greedy non-maximum suppression has kept so far, laid out for the test of the next one.
+#pragma once
+
+#include "core/box_math.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace ssd_ext {
+
+// The loop over a block is unrolled and vectorised; at most so many tests are in vain.
+constexpr int64_t kKeptBlock = 64;
+
+// One array per coordinate. Boxes of zeros fill the last block: they overlap nothing.
+template <typename T>
+struct KeptBlock {
+  T x0[kKeptBlock] = {}, y0[kKeptBlock] = {}, x1[kKeptBlock] = {}, y1[kKeptBlock] = {}, area[kKeptBlock] = {};
+};
+
+// Whether a box of these blocks has an IoU > threshold with `box`; threshold >= 0 or NaN.
+bool is_suppressed(const KeptBlock<float>* blocks, int64_t n_blocks, const Box<float>& box, float threshold);
+bool is_suppressed(const KeptBlock<double>* blocks, int64_t n_blocks, const Box<double>& box, double threshold);
+
+template <typename T>
+class KeptBoxes {
+ public:
+  void clear() {
+    blocks_.clear();
+    count_ = 0;
+  }
+
+  void push_back(const Box<T>& box) {
+    const int64_t j = count_++ % kKeptBlock;
+    if (j == 0) blocks_.emplace_back();
+    KeptBlock<T>& block = blocks_.back();
+    block.x0[j] = box.x0;
+    block.y0[j] = box.y0;
+    block.x1[j] = box.x1;
+    block.y1[j] = box.y1;
+    block.area[j] = area(box);
+  }
+
+  int64_t size() const { return count_; }
+
+  // Whether a kept box from number `first` on, or from a few before, suppresses this box.
+  bool suppress(const Box<T>& box, T threshold, int64_t first = 0) const {
+    if (threshold < 0) return count_ > 0;  // every IoU is greater
+    const int64_t skipped = first / kKeptBlock;
+    return is_suppressed(blocks_.data() + skipped, static_cast<int64_t>(blocks_.size()) - skipped, box,
+                         threshold);
+  }
+
+ private:
+  std::vector<KeptBlock<T>> blocks_;
+  int64_t count_ = 0;
+};
+
+}  // namespace ssd_ext

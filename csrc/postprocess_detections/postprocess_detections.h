@@ -1,0 +1,51 @@
+// What detection has on the CPU and on the GPU alike: the order of the candidates, the checks.
+#pragma once
+
+#include "core/checks.h"
+#include "core/exact_math.h"
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+namespace ssd_ext {
+
+// A prior with a class, as one number that no two candidates of an image share: the larger, the better. Above
+// stand the bits of the score, which for a positive number rise with it, below the place: the higher, the
+// lower the class and then the prior.
+struct DetectionKey {
+  // label: class - 1.
+  C10_HOST_DEVICE static uint64_t pack(float score, int64_t label, int64_t prior, int64_t n_priors) {
+    return static_cast<uint64_t>(bits_of(score)) << 32 | ~static_cast<uint32_t>(label * n_priors + prior);
+  }
+  C10_HOST_DEVICE static float score(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
+  // label * n_priors + prior.
+  C10_HOST_DEVICE static uint32_t place(uint64_t key) { return ~static_cast<uint32_t>(key); }
+};
+
+// A difference from the logit of background below which no logit of a class gives a score > min_score, whatever
+// the other logits are: the sum of the exponentials is at least that of background. The margin is far more than
+// all rounding on the way, except for exponentials near the smallest numbers: there is no limit to those.
+inline float least_difference_to_background(double min_score) {
+  constexpr double kMargin = 1e-3;
+  constexpr double kTiny = 1e-30;
+  return static_cast<float>(min_score >= kTiny ? std::log(min_score) - kMargin
+                                               : -std::numeric_limits<double>::infinity());
+}
+
+inline void check_detection_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
+                                      const Tensor& priors_cxcywh, int64_t top_k,
+                                      const std::optional<int64_t>& pre_nms_top_k) {
+  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  STD_TORCH_CHECK(n_priors <= UINT32_MAX && n_priors * (n_classes - 1) <= UINT32_MAX,
+                  "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
+  STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
+  STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
+}
+
+}  // namespace ssd_ext
