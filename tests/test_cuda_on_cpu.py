@@ -141,8 +141,8 @@ def test_a_direct_call_of_match_priors_cannot_read_out_of_bounds(kernels):
     for message, *arguments in (
         (r"boxes must have the shape \(N, 4\), got \(3, 5\)", torch.rand(3, 5), offsets, boxes),
         (r"priors_xyxy must have the shape \(N, 4\), got \(4\)", boxes, offsets, torch.rand(4)),
-        (r"offsets must be \(B \+ 1,\) int32, got \(2\) Long", boxes, offsets.long(), boxes),
-        (r"offsets must be \(B \+ 1,\) int32, got \(0\) Int", boxes, offsets[:0], boxes),
+        (r"row_splits must be \(B \+ 1,\) int32, got \(2\) Long", boxes, offsets.long(), boxes),
+        (r"row_splits must be \(B \+ 1,\) int32, got \(0\) Int", boxes, offsets[:0], boxes),
         ("same dtype, got Float and Double", boxes, offsets, boxes.double()),
         ("expected a floating dtype, got Int", boxes.int(), offsets, boxes.int()),
     ):
@@ -197,7 +197,7 @@ RESULTS = {
         ("boxes", torch.zeros(1, 4).double(), "boxes and priors_cxcywh must be in the compute dtype"),
         ("labels", torch.tensor([1, 1]), r"labels must be \(1,\) int64, got \(2\) Long"),
         ("labels", torch.tensor([1], dtype=torch.int32), r"labels must be \(1,\) int64, got \(1\) Int"),
-        ("offsets", torch.tensor([0, 1], dtype=torch.int32), r"offsets must be \(3,\) int32, got \(2\) Int"),
+        ("offsets", torch.tensor([0, 1], dtype=torch.int32), r"row_splits must be \(3,\) int32, got \(2\) Int"),
         ("priors_cxcywh", torch.zeros(8, 4), r"priors_cxcywh must have 9 rows, got \(8, 4\)"),
         ("match", torch.zeros(2, 8, dtype=torch.int32), r"match and selected must have the shape \(2, 9\)"),
         ("match", torch.zeros(2, 9), "match, selected and n_pos must be Int, Bool and Long"),

@@ -3,6 +3,8 @@
 //
 // A thread owns tiles of neighbouring priors of one image. A tile is one loop that the compiler vectorises;
 // half precision is converted on the stack first. Reads and writes every number once.
+#include "box_coding/box_coding.h"
+
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cpu/parallel.h"
@@ -16,14 +18,14 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kTile = 256;           // boxes; converted, they and their priors are 8 KB
+constexpr int64_t kTile = 256;  // boxes; converted, they and their priors are 8 KB
 constexpr double kBoxNanoseconds = 6;
 
 template <typename T>
 INLINE_IN_CLONES void encode_each(const T* __restrict boxes,   // (count, 4) xyxy
-                        const T* __restrict priors,  // (count, 4) cxcywh
-                        int64_t count, Variances<T> variances,
-                        T* __restrict out) {  // (count, 4)
+                                  const T* __restrict priors,  // (count, 4) cxcywh
+                                  int64_t count, Variances<T> variances,
+                                  T* __restrict out) {  // (count, 4)
   for (int64_t i = 0; i < count; ++i) {
     const BoxOffsets<T> offsets =
         encode(load_row<Box<T>>(boxes, i), load_row<CenterBox<T>>(priors, i), variances);
@@ -36,9 +38,9 @@ INLINE_IN_CLONES void encode_each(const T* __restrict boxes,   // (count, 4) xyx
 
 template <typename T>
 INLINE_IN_CLONES void decode_each(const T* __restrict pred_offsets,  // (count, 4)
-                        const T* __restrict priors,        // (count, 4) cxcywh
-                        int64_t count, Variances<T> variances, T max_log_scale,
-                        T* __restrict out) {  // (count, 4) xyxy
+                                  const T* __restrict priors,        // (count, 4) cxcywh
+                                  int64_t count, Variances<T> variances, T max_log_scale,
+                                  T* __restrict out) {  // (count, 4) xyxy
   for (int64_t i = 0; i < count; ++i) {
     const Box<T> box = decode(load_row<BoxOffsets<T>>(pred_offsets, i), load_row<CenterBox<T>>(priors, i),
                               variances, max_log_scale);
@@ -67,7 +69,24 @@ VECTOR_CLONES void decode_rows(const double* pred_offsets, const double* priors,
   decode_each(pred_offsets, priors, count, variances, max_log_scale, out);
 }
 
-// Runs rows(values, priors, count, out) on every tile of values (..., P, 4), pointers in the compute type.
+// Runs rows(values, priors, count, out) on one tile, its numbers in the compute type.
+template <typename Rows, typename scalar_t, typename T>
+void run_tile(const Rows& rows,
+              const scalar_t* values,  // (count, 4)
+              const scalar_t* priors,  // (count, 4) cxcywh
+              int64_t count,
+              T* out) {  // (count, 4)
+  if constexpr (std::is_same_v<scalar_t, T>) {
+    rows(values, priors, count, out);
+  } else {
+    T wide_values[4 * kTile], wide_priors[4 * kTile];
+    std::copy_n(values, 4 * count, wide_values);
+    std::copy_n(priors, 4 * count, wide_priors);
+    rows(wide_values, wide_priors, count, out);
+  }
+}
+
+// Runs rows(values, priors, count, out) on every tile of values (..., P, 4).
 template <typename Rows>
 Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cxcywh, const Rows& rows) {
   check_per_prior(values, name, priors_cxcywh);
@@ -83,25 +102,15 @@ Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cx
   dispatch_floating_dtype(values.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto* values_data = static_cast<const scalar_t*>(values_rows.const_data_ptr());
-    const auto* priors_data = static_cast<const scalar_t*>(priors_rows.const_data_ptr());
-    auto* out_data = static_cast<T*>(out.mutable_data_ptr());
+    const auto* const values_data = values_rows.const_data_ptr<scalar_t>();
+    const auto* const priors_data = priors_rows.const_data_ptr<scalar_t>();
+    auto* const out_data = out.mutable_data_ptr<T>();
     const auto run_tiles = [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t prior = tile % tiles * kTile;
-        const int64_t count = std::min(kTile, n_priors - prior);
         const int64_t first = tile / tiles * n_priors + prior;
-        const scalar_t* tile_values = values_data + 4 * first;
-        const scalar_t* tile_priors = priors_data + 4 * prior;
-        T* tile_out = out_data + 4 * first;
-        if constexpr (std::is_same_v<scalar_t, T>) {
-          rows(tile_values, tile_priors, count, tile_out);
-        } else {
-          T wide_values[4 * kTile], wide_priors[4 * kTile];
-          std::copy_n(tile_values, 4 * count, wide_values);
-          std::copy_n(tile_priors, 4 * count, wide_priors);
-          rows(wide_values, wide_priors, count, tile_out);
-        }
+        run_tile(rows, values_data + 4 * first, priors_data + 4 * prior, std::min(kTile, n_priors - prior),
+                 out_data + 4 * first);
       }
     };
     parallel_for(n_images * tiles, static_cast<double>(n_priors) / tiles * kBoxNanoseconds, run_tiles);
@@ -111,22 +120,21 @@ Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cx
 
 Tensor encode_boxes_cpu(const Tensor& boxes, const Tensor& priors_cxcywh, double center_variance,
                         double size_variance) {
+  const Variances<double> variances = {center_variance, size_variance};
   return per_prior(boxes, "boxes", priors_cxcywh, [=](auto* rows, auto* priors, int64_t count, auto* out) {
     using T = std::remove_reference_t<decltype(*out)>;
-    const Variances<T> variances = {static_cast<T>(center_variance), static_cast<T>(size_variance)};
-    encode_rows(rows, priors, count, variances, out);
+    encode_rows(rows, priors, count, variances.as<T>(), out);
   });
 }
 
 Tensor decode_boxes_cpu(const Tensor& pred_offsets, const Tensor& priors_cxcywh, double center_variance,
                         double size_variance, std::optional<double> max_log_scale) {
+  const Variances<double> variances = {center_variance, size_variance};
   const double limit = max_log_scale.value_or(std::numeric_limits<double>::infinity());
   return per_prior(pred_offsets, "pred_offsets", priors_cxcywh,
                    [=](auto* rows, auto* priors, int64_t count, auto* out) {
                      using T = std::remove_reference_t<decltype(*out)>;
-                     const Variances<T> variances = {static_cast<T>(center_variance),
-                                                     static_cast<T>(size_variance)};
-                     decode_rows(rows, priors, count, variances, static_cast<T>(limit), out);
+                     decode_rows(rows, priors, count, variances.as<T>(), static_cast<T>(limit), out);
                    });
 }
 

@@ -4,9 +4,12 @@
 // A thread owns one row, a block blockDim.x neighbouring ones. Where an input is aligned, a row is loaded at
 // once; the output is always stored at once. Reads and writes 16 bytes per box (32 for double, reads 8 for
 // half precision); the priors stay in the cache.
+#include "box_coding/box_coding.h"
+
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cuda/launch.cuh"
+#include "core/cuda/pack.cuh"
 
 #include <cstdint>
 #include <limits>
@@ -17,21 +20,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <typename scalar_t>
-struct alignas(4 * sizeof(scalar_t)) Unit {  // what one load moves
-  scalar_t values[4];
-};
-
-template <typename scalar_t>
-bool is_aligned(const scalar_t* rows) {
-  return reinterpret_cast<uintptr_t>(rows) % sizeof(Unit<scalar_t>) == 0;
-}
-
 template <typename Row, typename scalar_t>
 __device__ Row load(const scalar_t* rows, int64_t i, bool aligned) {
   if (!aligned) return load_row<Row>(rows, i);
-  const Unit<scalar_t> unit = reinterpret_cast<const Unit<scalar_t>*>(rows)[i];
-  return load_row<Row>(unit.values, 0);
+  const Pack<scalar_t, 4> row = reinterpret_cast<const Pack<scalar_t, 4>*>(rows)[i];
+  return load_row<Row>(row.values, 0);
 }
 
 template <typename T>
@@ -86,39 +79,35 @@ Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cx
   const Tensor priors_rows = torch::stable::contiguous(priors_cxcywh);
   const cudaStream_t stream = current_stream(values);
   const int64_t n_rows = values.numel() / 4;
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(n_rows, kThreads)));
   dispatch_floating_dtype(values.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto* values_data = static_cast<const scalar_t*>(values_rows.const_data_ptr());
-    const auto* priors_data = static_cast<const scalar_t*>(priors_rows.const_data_ptr());
+    const auto* const values_data = values_rows.const_data_ptr<scalar_t>();
+    const auto* const priors_data = priors_rows.const_data_ptr<scalar_t>();
     auto operation = operation_of(T());
-    launch(per_prior_kernel<scalar_t, T, decltype(operation)>, grid, dim3(kThreads), stream, values_data,
-           priors_data, static_cast<T*>(out.mutable_data_ptr()), n_rows, n_priors, is_aligned(values_data),
-           is_aligned(priors_data), operation);
+    launch(per_prior_kernel<scalar_t, T, decltype(operation)>, ceil_div(n_rows, kThreads), kThreads, stream,
+           values_data, priors_data, out.mutable_data_ptr<T>(), n_rows, n_priors,
+           is_aligned<Pack<scalar_t, 4>>(values_data), is_aligned<Pack<scalar_t, 4>>(priors_data), operation);
   });
   return out;
 }
 
-template <typename T>
-Variances<T> variances(double center, double size) {
-  return {static_cast<T>(center), static_cast<T>(size)};
-}
-
 Tensor encode_boxes_cuda(const Tensor& boxes, const Tensor& priors_cxcywh, double center_variance,
                          double size_variance) {
+  const Variances<double> variances = {center_variance, size_variance};
   return per_prior(boxes, "boxes", priors_cxcywh, [=](auto zero) {
     using T = decltype(zero);
-    return Encode<T>{variances<T>(center_variance, size_variance)};
+    return Encode<T>{variances.as<T>()};
   });
 }
 
 Tensor decode_boxes_cuda(const Tensor& pred_offsets, const Tensor& priors_cxcywh, double center_variance,
                          double size_variance, std::optional<double> max_log_scale) {
+  const Variances<double> variances = {center_variance, size_variance};
   const double limit = max_log_scale.value_or(std::numeric_limits<double>::infinity());
   return per_prior(pred_offsets, "pred_offsets", priors_cxcywh, [=](auto zero) {
     using T = decltype(zero);
-    return Decode<T>{variances<T>(center_variance, size_variance), static_cast<T>(limit)};
+    return Decode<T>{variances.as<T>(), static_cast<T>(limit)};
   });
 }
 

@@ -62,10 +62,7 @@ void iou_tile(const scalar_t* boxes1,  // (N, 4) xyxy
 }
 
 Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
-  check_boxes(boxes1, "boxes1");
-  check_boxes(boxes2, "boxes2");
-  check_same_device(boxes1, "boxes1", boxes2, "boxes2");
-  check_same_dtype(boxes1, "boxes1", boxes2, "boxes2");
+  check_boxes_alike(boxes1, "boxes1", boxes2, "boxes2");
 
   const int64_t n = boxes1.size(0);
   const int64_t m = boxes2.size(0);
@@ -79,9 +76,9 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
   dispatch_floating_dtype(boxes1.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto* rows_data = static_cast<const scalar_t*>(rows.const_data_ptr());
-    const auto* columns_data = static_cast<const scalar_t*>(columns.const_data_ptr());
-    auto* out_data = static_cast<T*>(out.mutable_data_ptr());
+    const auto* const rows_data = rows.const_data_ptr<scalar_t>();
+    const auto* const columns_data = columns.const_data_ptr<scalar_t>();
+    auto* const out_data = out.mutable_data_ptr<T>();
     const auto run_tiles = [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t i = tile / column_tiles * kTileRows;

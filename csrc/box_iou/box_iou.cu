@@ -8,6 +8,7 @@
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cuda/launch.cuh"
+#include "core/cuda/pack.cuh"
 
 #include <algorithm>
 #include <cstdint>
@@ -17,13 +18,6 @@ namespace {
 
 constexpr int kTileRows = 32;  // reads of a column are shared by so many pairs
 constexpr int kMaxThreads = 128;
-constexpr int kStoreBytes = 16;  // the widest store of a thread
-
-template <typename T>
-struct alignas(kStoreBytes) Store {
-  static constexpr int kColumns = kStoreBytes / sizeof(T);
-  T values[kColumns];
-};
 
 template <typename scalar_t, typename T, bool kAligned>
 __global__ void __launch_bounds__(kMaxThreads)
@@ -31,7 +25,7 @@ __global__ void __launch_bounds__(kMaxThreads)
                    const scalar_t* __restrict__ boxes2,  // (M, 4) xyxy
                    T* __restrict__ out,                  // (N, M)
                    int64_t n, int64_t m, int64_t column_tiles) {
-  constexpr int kColumns = Store<T>::kColumns;
+  constexpr int kColumns = Pack<T>::kCount;
   SHARED_ARRAY(Box<T>, rows, kTileRows);
   SHARED_ARRAY(T, row_areas, kTileRows);
 
@@ -57,10 +51,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     const Box<T> row = rows[i];
     const T row_area = row_areas[i];
     T* const out_row = out + (row_begin + i) * m;
-    Store<T> store;
+    Pack<T> store;
     for (int k = 0; k < kColumns; ++k) store.values[k] = iou(row, row_area, columns[k], column_areas[k]);
     if (kAligned) {
-      if (index[0] < m) *reinterpret_cast<Store<T>*>(out_row + index[0]) = store;
+      if (index[0] < m) *reinterpret_cast<Pack<T>*>(out_row + index[0]) = store;
     } else {
       for (int k = 0; k < kColumns; ++k) {
         if (index[k] < m) out_row[index[k]] = store.values[k];
@@ -70,10 +64,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
-  check_boxes(boxes1, "boxes1");
-  check_boxes(boxes2, "boxes2");
-  check_same_device(boxes1, "boxes1", boxes2, "boxes2");
-  check_same_dtype(boxes1, "boxes1", boxes2, "boxes2");
+  check_boxes_alike(boxes1, "boxes1", boxes2, "boxes2");
 
   const DeviceGuard guard(boxes1.get_device_index());
   const int64_t n = boxes1.size(0);
@@ -87,19 +78,17 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
   dispatch_floating_dtype(boxes1.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    constexpr int64_t kColumns = Store<T>::kColumns;
+    constexpr int kColumns = Pack<T>::kCount;
     // The fewest threads that cover the columns in one go; threads to spare take rows.
     int threads = 1;
     while (threads < kMaxThreads && threads * kColumns < m) threads *= 2;
     const dim3 block(threads, std::min(kMaxThreads / threads, kTileRows));
-    const int64_t column_tiles = ceil_div<int64_t>(m, threads * kColumns);
-    const int64_t blocks = ceil_div<int64_t>(n, kTileRows) * column_tiles;
-    auto* const out_data = static_cast<T*>(out.mutable_data_ptr());
-    const bool aligned = m % kColumns == 0 && reinterpret_cast<uintptr_t>(out_data) % kStoreBytes == 0;
+    const int64_t column_tiles = ceil_div(m, threads * kColumns);
+    auto* const out_data = out.mutable_data_ptr<T>();
+    const bool aligned = m % kColumns == 0 && is_aligned<Pack<T>>(out_data);
     launch(aligned ? box_iou_kernel<scalar_t, T, true> : box_iou_kernel<scalar_t, T, false>,
-           dim3(static_cast<unsigned>(blocks)), block, stream,
-           static_cast<const scalar_t*>(rows.const_data_ptr()),
-           static_cast<const scalar_t*>(columns.const_data_ptr()), out_data, n, m, column_tiles);
+           ceil_div(n, kTileRows) * column_tiles, block, stream, rows.const_data_ptr<scalar_t>(),
+           columns.const_data_ptr<scalar_t>(), out_data, n, m, column_tiles);
   });
   return out;
 }

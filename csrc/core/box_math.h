@@ -118,6 +118,12 @@ C10_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& box, T 
 template <typename T>
 struct Variances {
   T center, size;
+
+  // In the compute type of a kernel.
+  template <typename U>
+  Variances<U> as() const {
+    return {static_cast<U>(center), static_cast<U>(size)};
+  }
 };
 
 // The offsets of a box from a prior; those of the size are not finite for a box without width or height.

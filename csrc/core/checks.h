@@ -19,6 +19,7 @@
 namespace ssd_ext {
 
 using torch::headeronly::ScalarType;
+using torch::headeronly::toString;
 using torch::stable::Tensor;
 
 // Numbers are computed and returned in float; double stays double.
@@ -45,20 +46,22 @@ inline void check_same_device(const Tensor& a, const char* a_name, const Tensor&
 }
 
 inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
-  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), a_name, " and ", b_name,
-                  " must have the same dtype, got ", torch::headeronly::toString(a.scalar_type()), " and ",
-                  torch::headeronly::toString(b.scalar_type()));
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), a_name, " and ", b_name, " must have the same dtype, got ",
+                  toString(a.scalar_type()), " and ", toString(b.scalar_type()));
 }
 
-// One row of `values` for every prior, as encode_boxes and decode_boxes take them.
-inline void check_per_prior(const Tensor& values, const char* name, const Tensor& priors_cxcywh) {
-  check_boxes(priors_cxcywh, "priors_cxcywh");
-  const int64_t n_priors = priors_cxcywh.size(0);
-  const int64_t dim = values.dim();
-  STD_TORCH_CHECK(dim >= 2 && values.size(dim - 2) == n_priors && values.size(dim - 1) == 4, name,
-                  " must have the shape (..., ", n_priors, ", 4), got ", shape_of(values));
-  check_same_device(values, name, priors_cxcywh, "priors_cxcywh");
-  check_same_dtype(values, name, priors_cxcywh, "priors_cxcywh");
+// Two lists of boxes that are compared with each other.
+inline void check_boxes_alike(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
+  check_boxes(a, a_name);
+  check_boxes(b, b_name);
+  check_same_device(a, a_name, b, b_name);
+  check_same_dtype(a, a_name, b, b_name);
+}
+
+inline void check_vector(const Tensor& vector, const char* name, int64_t size, ScalarType dtype,
+                         const char* dtype_name) {
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == size && vector.scalar_type() == dtype, name, " must be (",
+                  size, ",) ", dtype_name, ", got ", shape_of(vector), " ", toString(vector.scalar_type()));
 }
 
 // What a network predicts: pred_offsets (B, P, 4) and pred_logits (B, P, C), for priors (P, 4).
@@ -88,8 +91,7 @@ void dispatch_floating_dtype(ScalarType dtype, const Function& function) {
     case ScalarType::Half: return function(torch::headeronly::Half());
     case ScalarType::BFloat16: return function(torch::headeronly::BFloat16());
     default:
-      STD_TORCH_CHECK(false, "expected a floating dtype, got ",
-                      torch::headeronly::toString(dtype));
+      STD_TORCH_CHECK(false, "expected a floating dtype, got ", toString(dtype));
   }
 }
 

@@ -26,11 +26,11 @@ constexpr int64_t kTile = kPriorTile;
 
 // An integer as wide as T: a loop over both vectorises best. That of an IoU orders as the IoU, never negative.
 template <typename T>
-using bits_t = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+using int_of_width = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
 template <typename T>
-inline bits_t<T> bits_of(T value) {
-  bits_t<T> bits;
+inline int_of_width<T> as_int(T value) {
+  int_of_width<T> bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
@@ -39,7 +39,7 @@ inline bits_t<T> bits_of(T value) {
 template <typename T>
 struct TileMatch {
   T best[kTile];           // highest IoU so far
-  bits_t<T> owner[kTile];  // the first object that has it, -1 for none
+  int_of_width<T> owner[kTile];  // the first object that has it, -1 for none
   T iou[kTile];            // with the last object
 };
 
@@ -56,8 +56,8 @@ template <typename T>
 INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
   const Box<T> row = box;  // a copy: the compiler sees that `match` cannot change it
   const T row_area = area(row);
-  const auto owner = static_cast<bits_t<T>>(object);
-  bits_t<T> highest = 0;
+  const auto owner = static_cast<int_of_width<T>>(object);
+  int_of_width<T> highest = 0;
   for (int64_t k = 0; k < kTile; ++k) {
     const Box<T> prior = {tile.x0[k], tile.y0[k], tile.x1[k], tile.y1[k]};
     const T value = iou(row, row_area, prior, tile.area[k]);
@@ -65,7 +65,7 @@ INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorT
     match.best[k] = better ? value : match.best[k];
     match.owner[k] = better ? owner : match.owner[k];
     match.iou[k] = value;
-    highest = std::max(highest, bits_of(value));
+    highest = std::max(highest, as_int(value));
   }
   T result;
   std::memcpy(&result, &highest, sizeof result);
@@ -85,7 +85,7 @@ VECTOR_CLONES double offer(const Box<double>& box, int64_t object, const PriorTi
 template <typename T>
 void clear(TileMatch<T>& match) {
   std::fill_n(match.best, kTile, T(0));
-  std::fill_n(match.owner, kTile, bits_t<T>(-1));
+  std::fill_n(match.owner, kTile, int_of_width<T>(-1));
 }
 
 // Rule 1 for the tiles begin..end of one image; the best prior of each object in them.
@@ -210,33 +210,31 @@ template class Matcher<double>;
 
 namespace {
 
-Tensor match_priors_cpu(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
+Tensor match_priors_cpu(const Tensor& boxes, const Tensor& row_splits, const Tensor& priors_xyxy,
                         double threshold, const std::string& mode) {
-  const bool bipartite = check_match_arguments(boxes, offsets, priors_xyxy, mode);
+  const bool bipartite = check_match_arguments(boxes, row_splits, priors_xyxy, mode);
 
-  const int64_t n_images = offsets.size(0) - 1;
+  const int64_t n_images = row_splits.size(0) - 1;
   const int64_t n_objects = boxes.size(0);
   const int64_t n_priors = priors_xyxy.size(0);
   const Tensor match = torch::stable::new_empty(boxes, {n_images, n_priors}, ScalarType::Int);
   if (n_images == 0 || n_priors == 0) return match;
 
   const Tensor objects = torch::stable::contiguous(boxes);
-  const Tensor starts = torch::stable::contiguous(offsets);
+  const Tensor splits = torch::stable::contiguous(row_splits);
   const Tensor priors = torch::stable::contiguous(priors_xyxy);
-  const auto* const offsets_data = static_cast<const int32_t*>(starts.const_data_ptr());
-  auto* const match_data = static_cast<int32_t*>(match.mutable_data_ptr());
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto* const boxes_data = static_cast<const scalar_t*>(objects.const_data_ptr());
-    const auto* const priors_data = static_cast<const scalar_t*>(priors.const_data_ptr());
-    const std::vector<Box<T>> all_boxes = load_boxes<T>(boxes_data, n_objects);
+    const auto* const priors_data = priors.const_data_ptr<scalar_t>();
     const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold,
                              bipartite);
-    const double image_nanoseconds = matcher.nanoseconds(n_objects / n_images);
-    parallel_over_images(n_images, n_images, image_nanoseconds, [&](const auto& next_image) {
+    const std::vector<Box<T>> all_boxes = load_boxes<T>(objects.const_data_ptr<scalar_t>(), n_objects);
+    const auto* const splits_data = splits.const_data_ptr<int32_t>();
+    auto* const match_data = match.mutable_data_ptr<int32_t>();
+    parallel_over_images(n_images, n_images, matcher.nanoseconds(n_objects / n_images), [&](const auto& next_image) {
       for (int64_t image = next_image(); image < n_images; image = next_image()) {
-        const ImageObjects rows = objects_of(image, offsets_data, n_objects);
+        const ImageObjects rows = objects_of(image, splits_data, n_objects);
         matcher.match_image(all_boxes.data() + rows.begin, rows.count, match_data + image * n_priors);
       }
     });

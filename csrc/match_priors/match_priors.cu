@@ -68,11 +68,11 @@ __device__ Candidate<T> best_of_chunks(const Candidate<T>* candidates, int chunk
 // Prior: Box<T> or CenterBox<T>, the form of the priors.
 template <typename Prior, typename scalar_t, typename T>
 __global__ void __launch_bounds__(kThreads)
-    best_pairs_kernel(const scalar_t* __restrict__ boxes,   // (G, 4) xyxy
-                      const int32_t* __restrict__ offsets,  // (B + 1,)
-                      const scalar_t* __restrict__ priors,  // (P, 4)
-                      Candidate<T>* __restrict__ candidates,  // (G, chunks)
-                      int32_t* __restrict__ match,            // (B, P)
+    best_pairs_kernel(const scalar_t* __restrict__ boxes,      // (G, 4) xyxy
+                      const int32_t* __restrict__ row_splits,  // (B + 1,)
+                      const scalar_t* __restrict__ priors,     // (P, 4)
+                      Candidate<T>* __restrict__ candidates,   // (G, chunks)
+                      int32_t* __restrict__ match,             // (B, P)
                       int64_t n_objects, int64_t n_priors, int chunks, T threshold) {
   SHARED_ARRAY(Box<T>, objects, kObjects);
   SHARED_ARRAY(T, areas, kObjects);
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t image = blockIdx.x / chunks;
   const int chunk = blockIdx.x % chunks;
   const int thread = threadIdx.x;
-  const ImageObjects rows = objects_of(image, offsets, n_objects);
+  const ImageObjects rows = objects_of(image, row_splits, n_objects);
 
   const int64_t stride = static_cast<int64_t>(chunks) * kThreads;
   for (int64_t first = chunk * kThreads; first < n_priors; first += stride) {
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    force_best_priors_kernel(const int32_t* __restrict__ offsets,          // (B + 1,)
+    force_best_priors_kernel(const int32_t* __restrict__ row_splits,       // (B + 1,)
                              const Candidate<T>* __restrict__ candidates,  // (G, chunks)
                              int32_t* __restrict__ match,                  // (B, P)
                              int64_t n_objects, int64_t n_priors, int chunks) {
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t image = blockIdx.x / chunks;
   const int thread = threadIdx.x;
-  const ImageObjects rows = objects_of(image, offsets, n_objects);
+  const ImageObjects rows = objects_of(image, row_splits, n_objects);
 
   const int64_t stride = static_cast<int64_t>(chunks) * kThreads;
   for (int64_t begin = 0; begin < rows.count; begin += kThreads) {
@@ -153,22 +153,22 @@ __global__ void __launch_bounds__(kThreads)
 // it is then replaced when its turn comes, which is soon enough, for its next one ranks lower.
 template <typename Prior, typename scalar_t, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    take_best_pairs_kernel(const scalar_t* __restrict__ boxes,     // (G, 4) xyxy
-                           const int32_t* __restrict__ offsets,    // (B + 1,)
-                           const scalar_t* __restrict__ priors,    // (P, 4)
-                           Candidate<T>* __restrict__ candidates,  // (G, chunks)
-                           int32_t* __restrict__ match,            // (B, P)
+    take_best_pairs_kernel(const scalar_t* __restrict__ boxes,      // (G, 4) xyxy
+                           const int32_t* __restrict__ row_splits,  // (B + 1,)
+                           const scalar_t* __restrict__ priors,     // (P, 4)
+                           Candidate<T>* __restrict__ candidates,   // (G, chunks)
+                           int32_t* __restrict__ match,             // (B, P)
                            int64_t n_objects, int64_t n_priors, int chunks) {
   SHARED_ARRAY(Candidate<T>, of_warps, kWarps);
 
   const int thread = threadIdx.x;
-  // Nobody has checked the offsets. Where they fall, images share objects, whose candidates two blocks would
-  // then replace under each other's eyes: nothing is taken.
+  // Nobody has checked row_splits. Where it falls, images share objects, whose candidates two blocks would then
+  // replace under each other's eyes: nothing is taken.
   bool rising = true;
-  for (int64_t i = thread; i < gridDim.x; i += kThreads) rising = rising && offsets[i] <= offsets[i + 1];
+  for (int64_t i = thread; i < gridDim.x; i += kThreads) rising = rising && row_splits[i] <= row_splits[i + 1];
   if (!__syncthreads_and(rising)) return;
 
-  const ImageObjects rows = objects_of(blockIdx.x, offsets, n_objects);
+  const ImageObjects rows = objects_of(blockIdx.x, row_splits, n_objects);
   candidates += rows.begin * chunks;  // every object keeps its best as its first
   match += blockIdx.x * n_priors;
 
@@ -211,23 +211,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 template <typename Prior, typename scalar_t>
-void launch_match_priors(const scalar_t* boxes, const int32_t* offsets, const scalar_t* priors,
+void launch_match_priors(const scalar_t* boxes, const int32_t* row_splits, const scalar_t* priors,
                          int32_t* match, int64_t n_images, int64_t n_objects, int64_t n_priors,
                          double threshold, bool bipartite, const Tensor& like, cudaStream_t stream) {
   using T = compute_t<scalar_t>;
-  const int64_t chunks = std::min(kMaxChunks, ceil_div<int64_t>(n_priors, kThreads));
+  const auto chunks = static_cast<int>(std::min(kMaxChunks, ceil_div(n_priors, kThreads)));
   const Scratch<Candidate<T>> candidates(like, n_objects * chunks);
-  const dim3 chunk_grid(static_cast<unsigned>(n_images * chunks));
-  launch(best_pairs_kernel<Prior, scalar_t, T>, chunk_grid, dim3(kThreads), stream, boxes, offsets, priors,
-         candidates.data(), match, n_objects, n_priors, static_cast<int>(chunks), static_cast<T>(threshold));
+  launch(best_pairs_kernel<Prior, scalar_t, T>, n_images * chunks, kThreads, stream, boxes, row_splits, priors,
+         candidates.data(), match, n_objects, n_priors, chunks, static_cast<T>(threshold));
   if (n_objects == 0) return;
   if (bipartite) {
-    launch(take_best_pairs_kernel<Prior, scalar_t, T>, dim3(static_cast<unsigned>(n_images)), dim3(kThreads),
-           stream, boxes, offsets, priors, candidates.data(), match, n_objects, n_priors,
-           static_cast<int>(chunks));
+    launch(take_best_pairs_kernel<Prior, scalar_t, T>, n_images, kThreads, stream, boxes, row_splits, priors,
+           candidates.data(), match, n_objects, n_priors, chunks);
   } else {
-    launch(force_best_priors_kernel<T>, chunk_grid, dim3(kThreads), stream, offsets, candidates.data(), match,
-           n_objects, n_priors, static_cast<int>(chunks));
+    launch(force_best_priors_kernel<T>, n_images * chunks, kThreads, stream, row_splits, candidates.data(), match,
+           n_objects, n_priors, chunks);
   }
 }
 
@@ -240,29 +238,26 @@ template void launch_match_priors<CenterBox<double>>(const double*, const int32_
 
 namespace {
 
-Tensor match_priors_cuda(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
+Tensor match_priors_cuda(const Tensor& boxes, const Tensor& row_splits, const Tensor& priors_xyxy,
                          double threshold, const std::string& mode) {
-  const bool bipartite = check_match_arguments(boxes, offsets, priors_xyxy, mode);
+  const bool bipartite = check_match_arguments(boxes, row_splits, priors_xyxy, mode);
 
   const DeviceGuard guard(boxes.get_device_index());
-  const int64_t n_images = offsets.size(0) - 1;
+  const int64_t n_images = row_splits.size(0) - 1;
   const int64_t n_objects = boxes.size(0);
   const int64_t n_priors = priors_xyxy.size(0);
   const Tensor match = torch::stable::new_empty(boxes, {n_images, n_priors}, ScalarType::Int);
   if (n_images == 0 || n_priors == 0) return match;
 
   const Tensor objects = torch::stable::contiguous(boxes);
-  const Tensor starts = torch::stable::contiguous(offsets);
+  const Tensor splits = torch::stable::contiguous(row_splits);
   const Tensor priors = torch::stable::contiguous(priors_xyxy);
   const cudaStream_t stream = current_stream(boxes);
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     launch_match_priors<Box<compute_t<scalar_t>>>(
-        static_cast<const scalar_t*>(objects.const_data_ptr()),
-        static_cast<const int32_t*>(starts.const_data_ptr()),
-        static_cast<const scalar_t*>(priors.const_data_ptr()),
-        static_cast<int32_t*>(match.mutable_data_ptr()), n_images, n_objects, n_priors, threshold, bipartite,
-        boxes, stream);
+        objects.const_data_ptr<scalar_t>(), splits.const_data_ptr<int32_t>(), priors.const_data_ptr<scalar_t>(),
+        match.mutable_data_ptr<int32_t>(), n_images, n_objects, n_priors, threshold, bipartite, boxes, stream);
   });
   return match;
 }

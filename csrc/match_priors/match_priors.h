@@ -31,12 +31,12 @@ struct ImageObjects {
   int32_t count;
 };
 
-// Whatever the offsets hold, the rows lie within the n_objects that there are.
-C10_HOST_DEVICE inline ImageObjects objects_of(int64_t image, const int32_t* offsets, int64_t n_objects) {
+// Whatever row_splits holds, the rows lie within the n_objects that there are.
+C10_HOST_DEVICE inline ImageObjects objects_of(int64_t image, const int32_t* row_splits, int64_t n_objects) {
   int64_t limits[2];
   for (int i = 0; i < 2; ++i) {
-    const int64_t offset = offsets[image + i];
-    limits[i] = offset < 0 ? 0 : offset < n_objects ? offset : n_objects;
+    const int64_t row = row_splits[image + i];
+    limits[i] = row < 0 ? 0 : row < n_objects ? row : n_objects;
   }
   return {limits[0], static_cast<int32_t>(limits[1] > limits[0] ? limits[1] - limits[0] : 0)};
 }
@@ -55,16 +55,13 @@ inline bool check_match_mode(const std::string& mode) {
 }
 
 // Checks the arguments of match_priors; returns whether the mode is "bipartite".
-inline bool check_match_arguments(const Tensor& boxes, const Tensor& offsets, const Tensor& priors_xyxy,
+inline bool check_match_arguments(const Tensor& boxes, const Tensor& row_splits, const Tensor& priors_xyxy,
                                   const std::string& mode) {
-  check_boxes(boxes, "boxes");
-  check_boxes(priors_xyxy, "priors_xyxy");
-  STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == ScalarType::Int,
-                  "offsets must be (B + 1,) int32, got ", shape_of(offsets), " ",
-                  torch::headeronly::toString(offsets.scalar_type()));
-  check_same_device(boxes, "boxes", offsets, "offsets");
-  check_same_device(boxes, "boxes", priors_xyxy, "priors_xyxy");
-  check_same_dtype(boxes, "boxes", priors_xyxy, "priors_xyxy");
+  check_boxes_alike(boxes, "boxes", priors_xyxy, "priors_xyxy");
+  STD_TORCH_CHECK(row_splits.dim() == 1 && row_splits.size(0) >= 1 && row_splits.scalar_type() == ScalarType::Int,
+                  "row_splits must be (B + 1,) int32, got ", shape_of(row_splits), " ",
+                  toString(row_splits.scalar_type()));
+  check_same_device(boxes, "boxes", row_splits, "row_splits");
   STD_TORCH_CHECK(priors_xyxy.size(0) <= std::numeric_limits<int32_t>::max(),
                   "there may be at most 2^31 - 1 priors, got ", priors_xyxy.size(0));
   return check_match_mode(mode);

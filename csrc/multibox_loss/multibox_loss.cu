@@ -13,24 +13,23 @@
 // Backward, gradients_kernel: a block owns 128 rows. It fills their gradients with zeros, and then replaces
 // those of the rows that count, each by a group of lanes. Writes each gradient once and reads 5 bytes per
 // prior; few rows count and are read too.
+#include "multibox_loss/multibox_loss.h"
+
 #include "core/any_rows.h"
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
-#include "select_hard_negatives/select_hard_negatives.cuh"
 #include "core/cuda/launch.cuh"
-#include "match_priors/match_priors.cuh"
+#include "core/cuda/pack.cuh"
 #include "core/cuda/row_tile.cuh"
 #include "core/cuda/scratch.cuh"
 #include "core/lane_sums.h"
-#include "match_priors/match_priors.h"
-#include "multibox_loss/multibox_loss.h"
 #include "core/order.h"
 #include "core/softmax.h"
+#include "match_priors/match_priors.cuh"
+#include "select_hard_negatives/select_hard_negatives.cuh"
 
 #include <cstdint>
-#include <string>
-#include <tuple>
 
 namespace ssd_ext {
 namespace {
@@ -43,7 +42,7 @@ constexpr int kRowLanes = 8;
 // --------------------------------------------------------------------------------------------------- forward
 
 template <typename scalar_t, typename T, int kTileBytes>
-__global__ void __launch_bounds__(kTileRows)
+__global__ void __launch_bounds__(kMaxTileRows)
     cross_entropies_kernel(const scalar_t* __restrict__ logits,  // (B * P, C)
                            const Targets<T> targets,
                            T* __restrict__ ce,  // (B * P,)
@@ -121,60 +120,47 @@ __global__ void __launch_bounds__(kImageLanes)
   *n_pos = batch.n_pos;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multibox_loss_cuda(
-    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
-    const Tensor& offsets, const Tensor& priors_cxcywh, double threshold, double neg_pos_ratio,
-    const std::string& loc_loss, const std::string& matching, int64_t min_negatives, double center_variance,
-    double size_variance) {
-  const bool smooth =
-      check_multibox_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh, loc_loss);
-  const bool bipartite = check_match_mode(matching);
-
-  const DeviceGuard guard(pred_logits.get_device_index());
-  const int64_t n_images = pred_logits.size(0);
-  const int64_t n_priors = pred_logits.size(1);
-  const int64_t n_classes = pred_logits.size(2);
+LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& options) {
+  const Tensor& logits = given.pred_logits;
+  const DeviceGuard guard(logits.get_device_index());
+  const int64_t n_images = logits.size(0);
+  const int64_t n_priors = logits.size(1);
   const int64_t n_rows = n_images * n_priors;
   const bool empty = n_rows == 0;
   const auto number = [&](ScalarType dtype) {  // 0 if no kernel is to write it
-    return empty ? torch::stable::new_zeros(pred_logits, {}, dtype)
-                 : torch::stable::new_empty(pred_logits, {}, dtype);
+    return empty ? torch::stable::new_zeros(logits, {}, dtype) : torch::stable::new_empty(logits, {}, dtype);
   };
-  const Tensor conf = number(compute_dtype(pred_logits));
-  const Tensor loc = number(compute_dtype(pred_logits));
+  const Tensor conf = number(compute_dtype(logits));
+  const Tensor loc = number(compute_dtype(logits));
   const Tensor n_pos = number(ScalarType::Long);
-  const Tensor match = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Int);
-  const Tensor selected = torch::stable::new_empty(pred_logits, {n_images, n_priors}, ScalarType::Bool);
+  const Tensor match = torch::stable::new_empty(logits, {n_images, n_priors}, ScalarType::Int);
+  const Tensor selected = torch::stable::new_empty(logits, {n_images, n_priors}, ScalarType::Bool);
   if (empty) return {conf, loc, n_pos, match, selected};
 
-  const MultiboxTensors inputs =
-      contiguous_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh);
-  const cudaStream_t stream = current_stream(pred_logits);
-  dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
+  const LossInputs inputs = contiguous(given);
+  const cudaStream_t stream = current_stream(logits);
+  dispatch_floating_dtype(logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto targets = targets_of<T>(inputs, match, center_variance, size_variance);
-    launch_match_priors<CenterBox<T>>(targets.boxes, targets.offsets, targets.priors,
-                                      static_cast<int32_t*>(match.mutable_data_ptr()), n_images,
-                                      targets.n_objects, n_priors, threshold, bipartite, match, stream);
+    const Targets<T> targets(inputs, match, options.variances);
+    launch_match_priors<CenterBox<T>>(targets.boxes, targets.row_splits, targets.priors,
+                                      match.mutable_data_ptr<int32_t>(), n_images, targets.n_objects, n_priors,
+                                      options.threshold, options.bipartite, match, stream);
 
-    const Scratch<T> ce(pred_logits, n_rows);
-    dispatch_row_tile<scalar_t>(n_classes, [&](auto tile_bytes, int tile_rows) {
-      launch(cross_entropies_kernel<scalar_t, T, decltype(tile_bytes)::value>,
-             dim3(static_cast<unsigned>(ceil_div<int64_t>(n_rows, tile_rows))), dim3(kTileRows), stream,
-             static_cast<const scalar_t*>(inputs.pred_logits.const_data_ptr()), targets, ce.data(), n_rows,
+    const Scratch<T> ce(logits, n_rows);
+    dispatch_row_tile<scalar_t>(targets.n_classes, [&](auto tile_bytes, int tile_rows) {
+      launch(cross_entropies_kernel<scalar_t, T, decltype(tile_bytes)::value>, ceil_div(n_rows, tile_rows),
+             kMaxTileRows, stream, inputs.pred_logits.const_data_ptr<scalar_t>(), targets, ce.data(), n_rows,
              tile_rows);
     });
 
-    const Scratch<ImageLoss> losses(pred_logits, n_images);
+    const Scratch<ImageLoss> losses(logits, n_images);
     static_assert(kPriorLanes == kMiningThreads, "the block that mines also adds up");
-    launch(n_priors <= kMiningPriors ? add_up_image_kernel<T, true> : add_up_image_kernel<T, false>,
-           dim3(static_cast<unsigned>(n_images)), dim3(kPriorLanes), stream, ce.data(), rows_of(inputs.pred_offsets),
-           targets, static_cast<bool*>(selected.mutable_data_ptr()), losses.data(), neg_pos_ratio,
-           min_negatives, smooth);
-    launch(add_up_batch_kernel<T>, dim3(1), dim3(kImageLanes), stream, losses.data(),
-           static_cast<T*>(conf.mutable_data_ptr()), static_cast<T*>(loc.mutable_data_ptr()),
-           static_cast<int64_t*>(n_pos.mutable_data_ptr()), n_images, smooth);
+    launch(n_priors <= kMiningPriors ? add_up_image_kernel<T, true> : add_up_image_kernel<T, false>, n_images,
+           kPriorLanes, stream, ce.data(), rows_of(inputs.pred_offsets), targets, selected.mutable_data_ptr<bool>(),
+           losses.data(), options.neg_pos_ratio, options.min_negatives, options.smooth);
+    launch(add_up_batch_kernel<T>, 1, kImageLanes, stream, losses.data(), conf.mutable_data_ptr<T>(),
+           loc.mutable_data_ptr<T>(), n_pos.mutable_data_ptr<int64_t>(), n_images, options.smooth);
   });
   return {conf, loc, n_pos, match, selected};
 }
@@ -202,7 +188,7 @@ __device__ RowSum<T> sum_row_by_group(const Logit& logit, int64_t n_classes) {
 // By the block. `to` begins with a unit.
 template <typename scalar_t>
 __device__ void fill_with_zeros(scalar_t* to, int64_t n) {
-  using Unit = Unit16<scalar_t>;
+  using Unit = Pack<scalar_t>;
   const int64_t units = n / Unit::kCount;
   const int thread = threadIdx.x;
   for (int64_t i = thread; i < units; i += kGradientThreads) reinterpret_cast<Unit*>(to)[i] = Unit{};
@@ -212,11 +198,8 @@ __device__ void fill_with_zeros(scalar_t* to, int64_t n) {
 // Row i of a (N, 4) tensor that this file has made, hence aligned: at once.
 template <typename scalar_t, typename T>
 __device__ void store_row(void* rows, int64_t i, const BoxOffsets<T>& row) {
-  struct alignas(4 * sizeof(scalar_t)) Unit {
-    scalar_t values[4];
-  };
-  static_cast<Unit*>(rows)[i] = {static_cast<scalar_t>(row.x), static_cast<scalar_t>(row.y),
-                                 static_cast<scalar_t>(row.w), static_cast<scalar_t>(row.h)};
+  static_cast<Pack<scalar_t, 4>*>(rows)[i] = {static_cast<scalar_t>(row.x), static_cast<scalar_t>(row.y),
+                                              static_cast<scalar_t>(row.w), static_cast<scalar_t>(row.h)};
 }
 
 template <typename T>
@@ -232,13 +215,13 @@ __device__ void store_row(void* rows, ScalarType dtype, int64_t i, const BoxOffs
 template <typename scalar_t, typename T>
 __global__ void __launch_bounds__(kGradientThreads)
     gradients_kernel(const T* __restrict__ grad_conf, const T* __restrict__ grad_loc,
-                     const int64_t* __restrict__ n_pos,      // one number each
-                     const AnyRows pred_offsets,             // (B * P, 4)
-                     const scalar_t* __restrict__ logits,    // (B * P, C)
-                     const bool* __restrict__ selected,      // (B * P,)
+                     const int64_t* __restrict__ n_pos,    // one number each
+                     const AnyRows pred_offsets,           // (B * P, 4)
+                     const scalar_t* __restrict__ logits,  // (B * P, C)
+                     const bool* __restrict__ selected,    // (B * P,)
                      const Targets<T> targets,
-                     void* __restrict__ grad_offsets,        // (B * P, 4), in the dtype of pred_offsets
-                     scalar_t* __restrict__ grad_logits,     // (B * P, C)
+                     void* __restrict__ grad_offsets,     // (B * P, 4), in the dtype of pred_offsets
+                     scalar_t* __restrict__ grad_logits,  // (B * P, C)
                      int64_t n_rows, bool smooth) {
   SHARED_ARRAY(int, rows, kGradientThreads);  // those that count
   SHARED_ARRAY(int, n_counting, 1);
@@ -259,11 +242,7 @@ __global__ void __launch_bounds__(kGradientThreads)
     if (object >= 0) {
       const T factor = *grad_loc / static_cast<T>(loc_divisor(*n_pos, smooth));
       const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
-      const BoxOffsets<T> target = targets.true_offsets(i, object);
-      grad = {localization_slope(predicted.x - target.x, smooth) * factor,
-              localization_slope(predicted.y - target.y, smooth) * factor,
-              localization_slope(predicted.w - target.w, smooth) * factor,
-              localization_slope(predicted.h - target.h, smooth) * factor};
+      grad = localization_gradient(predicted, targets.true_offsets(i, object), smooth, factor);
     }
     store_row(grad_offsets, pred_offsets.dtype, i, grad);
   }
@@ -274,9 +253,9 @@ __global__ void __launch_bounds__(kGradientThreads)
   constexpr int kRowsOfWarp = kWarpSize / kRowLanes;
   const int group = thread / kRowLanes;
   // A warp goes on as a whole: groups without a row of their own repeat the last one and write nothing.
-  for (int place = group; place - group % kRowsOfWarp < *n_counting; place += kGradientThreads / kRowLanes) {
-    const bool has_row = place < *n_counting;
-    const int64_t row = first + rows[has_row ? place : *n_counting - 1];
+  for (int k = group; k - group % kRowsOfWarp < *n_counting; k += kGradientThreads / kRowLanes) {
+    const bool has_row = k < *n_counting;
+    const int64_t row = first + rows[has_row ? k : *n_counting - 1];
     const scalar_t* const row_logits = logits + row * n_classes;
     const auto logit = [=](int64_t c) { return static_cast<T>(row_logits[c]); };
     const RowSum<T> all = sum_row_by_group<T>(logit, n_classes);
@@ -290,42 +269,28 @@ __global__ void __launch_bounds__(kGradientThreads)
   }
 }
 
-std::tuple<Tensor, Tensor> multibox_loss_backward_cuda(
-    const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_offsets, const Tensor& pred_logits,
-    const Tensor& boxes, const Tensor& labels, const Tensor& offsets, const Tensor& priors_cxcywh,
-    const Tensor& match, const Tensor& selected, const Tensor& n_pos, const std::string& loc_loss,
-    double center_variance, double size_variance) {
-  const bool smooth =
-      check_multibox_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh, loc_loss);
-  check_multibox_results(grad_conf, grad_loc, pred_logits, match, selected, n_pos);
-
-  const DeviceGuard guard(pred_logits.get_device_index());
-  const int64_t n_images = pred_logits.size(0);
-  const int64_t n_priors = pred_logits.size(1);
-  const int64_t n_classes = pred_logits.size(2);
-  const int64_t n_rows = n_images * n_priors;
-  const Tensor grad_offsets = torch::stable::new_empty(pred_offsets, {n_images, n_priors, 4});
-  const Tensor grad_logits = torch::stable::new_empty(pred_logits, {n_images, n_priors, n_classes});
+LossGradients multibox_loss_backward_cuda(const LossInputs& given, const LossResults& results, bool smooth,
+                                          const Variances<double>& variances) {
+  const Tensor& logits = given.pred_logits;
+  const DeviceGuard guard(logits.get_device_index());
+  const int64_t n_rows = logits.size(0) * logits.size(1);
+  const Tensor grad_offsets = torch::stable::new_empty(given.pred_offsets, given.pred_offsets.sizes());
+  const Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
   if (n_rows == 0) return {grad_offsets, grad_logits};
 
-  const MultiboxTensors inputs =
-      contiguous_arguments(pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh);
-  const Tensor matches = torch::stable::contiguous(match);
-  const Tensor negatives = torch::stable::contiguous(selected);
-  const cudaStream_t stream = current_stream(pred_logits);
-  dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
+  const LossInputs inputs = contiguous(given);
+  const Tensor match = torch::stable::contiguous(results.match);
+  const Tensor selected = torch::stable::contiguous(results.selected);
+  const cudaStream_t stream = current_stream(logits);
+  dispatch_floating_dtype(logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    launch(gradients_kernel<scalar_t, T>,
-           dim3(static_cast<unsigned>(ceil_div<int64_t>(n_rows, kGradientThreads))), dim3(kGradientThreads),
-           stream, static_cast<const T*>(grad_conf.const_data_ptr()),
-           static_cast<const T*>(grad_loc.const_data_ptr()),
-           static_cast<const int64_t*>(n_pos.const_data_ptr()), rows_of(inputs.pred_offsets),
-           static_cast<const scalar_t*>(inputs.pred_logits.const_data_ptr()),
-           static_cast<const bool*>(negatives.const_data_ptr()),
-           targets_of<T>(inputs, matches, center_variance, size_variance),
-           grad_offsets.mutable_data_ptr(), static_cast<scalar_t*>(grad_logits.mutable_data_ptr()), n_rows,
-           smooth);
+    launch(gradients_kernel<scalar_t, T>, ceil_div(n_rows, kGradientThreads), kGradientThreads, stream,
+           results.grad_conf.const_data_ptr<T>(), results.grad_loc.const_data_ptr<T>(),
+           results.n_pos.const_data_ptr<int64_t>(), rows_of(inputs.pred_offsets),
+           inputs.pred_logits.const_data_ptr<scalar_t>(), selected.const_data_ptr<bool>(),
+           Targets<T>(inputs, match, variances), grad_offsets.mutable_data_ptr(),
+           grad_logits.mutable_data_ptr<scalar_t>(), n_rows, smooth);
   });
   return {grad_offsets, grad_logits};
 }
@@ -334,6 +299,6 @@ std::tuple<Tensor, Tensor> multibox_loss_backward_cuda(
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CUDA, m) {
-  m.impl("multibox_loss", TORCH_BOX(&ssd_ext::multibox_loss_cuda));
-  m.impl("multibox_loss_backward", TORCH_BOX(&ssd_ext::multibox_loss_backward_cuda));
+  m.impl("multibox_loss", TORCH_BOX(&ssd_ext::boxed_loss<ssd_ext::multibox_loss_cuda>));
+  m.impl("multibox_loss_backward", TORCH_BOX(&ssd_ext::boxed_loss_backward<ssd_ext::multibox_loss_backward_cuda>));
 }

@@ -1,4 +1,5 @@
-// What the multibox loss has on the CPU and on the GPU alike: targets and losses of ONE prior, the checks.
+// What the multibox loss has on the CPU and on the GPU alike: options, arguments and their checks; targets and losses
+// of ONE prior.
 #pragma once
 
 #include "core/box_math.h"
@@ -9,8 +10,121 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 
 namespace ssd_ext {
+
+// ------------------------------------------------------------------------------------------------ the arguments
+
+struct LossOptions {
+  double threshold, neg_pos_ratio;
+  bool smooth, bipartite;  // smooth L1 instead of L1; matching
+  int64_t min_negatives;
+  Variances<double> variances;
+};
+
+struct LossInputs {
+  Tensor pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh;
+};
+
+inline LossInputs contiguous(const LossInputs& x) {
+  return {torch::stable::contiguous(x.pred_offsets), torch::stable::contiguous(x.pred_logits),
+          torch::stable::contiguous(x.boxes),        torch::stable::contiguous(x.labels),
+          torch::stable::contiguous(x.row_splits),   torch::stable::contiguous(x.priors_cxcywh)};
+}
+
+// What the backward takes besides the inputs.
+struct LossResults {
+  Tensor grad_conf, grad_loc, match, selected, n_pos;
+};
+
+// Returns whether the localisation loss is smooth L1.
+inline bool check_loc_loss(const std::string& loc_loss) {
+  STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ",
+                  loc_loss);
+  return loc_loss == "smooth_l1";
+}
+
+// Predictions may be of two dtypes, of which float64 goes only with itself; boxes and priors are in the compute dtype.
+inline void check_loss_inputs(const LossInputs& x) {
+  check_predictions(x.pred_offsets, x.pred_logits, x.priors_cxcywh);
+  const int64_t n_priors = x.pred_logits.size(1);
+  STD_TORCH_CHECK(n_priors <= INT32_MAX, "there may be at most 2^31 - 1 priors, got ", n_priors);
+  check_boxes(x.boxes, "boxes");
+  check_vector(x.labels, "labels", x.boxes.size(0), ScalarType::Long, "int64");
+  check_vector(x.row_splits, "row_splits", x.pred_logits.size(0) + 1, ScalarType::Int, "int32");
+  const ScalarType dtype = compute_dtype(x.pred_logits);
+  STD_TORCH_CHECK(compute_dtype(x.pred_offsets) == dtype && x.boxes.scalar_type() == dtype &&
+                      x.priors_cxcywh.scalar_type() == dtype,
+                  "boxes and priors_cxcywh must be in the compute dtype of pred_offsets and pred_logits, ",
+                  toString(dtype), ", got ", toString(x.boxes.scalar_type()), " and ",
+                  toString(x.priors_cxcywh.scalar_type()));
+  check_same_device(x.pred_logits, "pred_logits", x.boxes, "boxes");
+  check_same_device(x.pred_logits, "pred_logits", x.labels, "labels");
+  check_same_device(x.pred_logits, "pred_logits", x.row_splits, "row_splits");
+}
+
+inline void check_loss_results(const LossResults& results, const Tensor& pred_logits) {
+  const auto& [grad_conf, grad_loc, match, selected, n_pos] = results;
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  for (const Tensor* tensor : {&match, &selected}) {
+    STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == n_images && tensor->size(1) == n_priors,
+                    "match and selected must have the shape (", n_images, ", ", n_priors, "), got ",
+                    shape_of(*tensor));
+    check_same_device(pred_logits, "pred_logits", *tensor, "match and selected");
+  }
+  STD_TORCH_CHECK(match.scalar_type() == ScalarType::Int && selected.scalar_type() == ScalarType::Bool &&
+                      n_pos.scalar_type() == ScalarType::Long,
+                  "match, selected and n_pos must be Int, Bool and Long");
+  const ScalarType dtype = compute_dtype(pred_logits);
+  for (const Tensor* tensor : {&grad_conf, &grad_loc}) {
+    STD_TORCH_CHECK(tensor->scalar_type() == dtype, "gradients must be in ", toString(dtype), ", got ",
+                    toString(tensor->scalar_type()));
+  }
+  for (const Tensor* tensor : {&grad_conf, &grad_loc, &n_pos}) {
+    STD_TORCH_CHECK(tensor->numel() == 1, "the gradients and n_pos must be one number each, got ",
+                    shape_of(*tensor));
+    check_same_device(pred_logits, "pred_logits", *tensor, "the gradients and n_pos");
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------- the ops
+
+// conf_loss, loc_loss and n_pos, one number each; match (B, P) and selected (B, P).
+using LossOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using LossForward = LossOutputs(const LossInputs&, const LossOptions&);
+
+// The op as its schema has it, by the forward of one device.
+template <LossForward kForward>
+LossOutputs boxed_loss(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
+                       const Tensor& row_splits, const Tensor& priors_cxcywh, double threshold, double neg_pos_ratio,
+                       const std::string& loc_loss, const std::string& matching, int64_t min_negatives,
+                       double center_variance, double size_variance) {
+  const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
+  check_loss_inputs(inputs);
+  return kForward(inputs, {threshold, neg_pos_ratio, check_loc_loss(loc_loss), check_match_mode(matching),
+                           min_negatives, {center_variance, size_variance}});
+}
+
+// grad_offsets (B, P, 4) and grad_logits (B, P, C).
+using LossGradients = std::tuple<Tensor, Tensor>;
+using LossBackward = LossGradients(const LossInputs&, const LossResults&, bool smooth, const Variances<double>&);
+
+template <LossBackward kBackward>
+LossGradients boxed_loss_backward(const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_offsets,
+                                  const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
+                                  const Tensor& row_splits, const Tensor& priors_cxcywh, const Tensor& match,
+                                  const Tensor& selected, const Tensor& n_pos, const std::string& loc_loss,
+                                  double center_variance, double size_variance) {
+  const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
+  const LossResults results = {grad_conf, grad_loc, match, selected, n_pos};
+  check_loss_inputs(inputs);
+  check_loss_results(results, pred_logits);
+  return kBackward(inputs, results, check_loc_loss(loc_loss), {center_variance, size_variance});
+}
+
+// ----------------------------------------------------------------------------------------------------- one prior
 
 // The class a matched prior has to predict. On a GPU nobody has checked the labels: one out of range may not
 // become an index out of range.
@@ -39,22 +153,44 @@ C10_HOST_DEVICE inline T localization_slope(T d, bool smooth) {
   return static_cast<T>((d > T(0)) - (d < T(0)));
 }
 
+// The gradient of the localization error, times a factor.
+template <typename T>
+C10_HOST_DEVICE inline BoxOffsets<T> localization_gradient(const BoxOffsets<T>& predicted,
+                                                           const BoxOffsets<T>& target, bool smooth, T factor) {
+  return {localization_slope(predicted.x - target.x, smooth) * factor,
+          localization_slope(predicted.y - target.y, smooth) * factor,
+          localization_slope(predicted.w - target.w, smooth) * factor,
+          localization_slope(predicted.h - target.h, smooth) * factor};
+}
+
 // The objects of a batch, and what the network has to predict of them. T is the compute type; i counts the
 // priors of all images in a row.
 template <typename T>
 struct Targets {
-  const T* boxes;          // (G, 4) xyxy
-  const int64_t* labels;   // (G,)
-  const int32_t* offsets;  // (B + 1,)
-  const T* priors;         // (P, 4) cxcywh
-  const int32_t* match;    // (B, P)
+  const T* boxes;             // (G, 4) xyxy
+  const int64_t* labels;      // (G,)
+  const int32_t* row_splits;  // (B + 1,)
+  const T* priors;            // (P, 4) cxcywh
+  const int32_t* match;       // (B, P)
   int64_t n_objects, n_priors, n_classes;
   Variances<T> variances;
+
+  // inputs, match: contiguous.
+  Targets(const LossInputs& inputs, const Tensor& match, const Variances<double>& variances)
+      : boxes(inputs.boxes.const_data_ptr<T>()),
+        labels(inputs.labels.const_data_ptr<int64_t>()),
+        row_splits(inputs.row_splits.const_data_ptr<int32_t>()),
+        priors(inputs.priors_cxcywh.const_data_ptr<T>()),
+        match(match.const_data_ptr<int32_t>()),
+        n_objects(inputs.boxes.size(0)),
+        n_priors(inputs.pred_logits.size(1)),
+        n_classes(inputs.pred_logits.size(2)),
+        variances(variances.as<T>()) {}
 
   // The object of prior i in the image, -1 for background, which any other number out of range stands for too.
   C10_HOST_DEVICE int32_t object(int64_t i) const {
     const int32_t object = match[i];
-    return object >= 0 && object < objects_of(i / n_priors, offsets, n_objects).count ? object : -1;
+    return object >= 0 && object < objects_of(i / n_priors, row_splits, n_objects).count ? object : -1;
   }
   C10_HOST_DEVICE int64_t true_class(int64_t i, int32_t object) const {
     return object < 0 ? 0 : class_of(labels[row(i, object)], n_classes);
@@ -66,36 +202,9 @@ struct Targets {
 
  private:
   C10_HOST_DEVICE int64_t row(int64_t i, int32_t object) const {
-    return objects_of(i / n_priors, offsets, n_objects).begin + object;
+    return objects_of(i / n_priors, row_splits, n_objects).begin + object;
   }
 };
-
-// The arguments of the loss, all contiguous.
-struct MultiboxTensors {
-  Tensor pred_offsets, pred_logits, boxes, labels, offsets, priors_cxcywh;
-};
-
-inline MultiboxTensors contiguous_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
-                                            const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
-                                            const Tensor& priors_cxcywh) {
-  return {torch::stable::contiguous(pred_offsets), torch::stable::contiguous(pred_logits),
-          torch::stable::contiguous(boxes),        torch::stable::contiguous(labels),
-          torch::stable::contiguous(offsets),      torch::stable::contiguous(priors_cxcywh)};
-}
-
-template <typename T>
-Targets<T> targets_of(const MultiboxTensors& tensors, const Tensor& match, double center_variance,
-                      double size_variance) {
-  return {static_cast<const T*>(tensors.boxes.const_data_ptr()),
-          static_cast<const int64_t*>(tensors.labels.const_data_ptr()),
-          static_cast<const int32_t*>(tensors.offsets.const_data_ptr()),
-          static_cast<const T*>(tensors.priors_cxcywh.const_data_ptr()),
-          static_cast<const int32_t*>(match.const_data_ptr()),
-          tensors.boxes.size(0),
-          tensors.pred_logits.size(1),
-          tensors.pred_logits.size(2),
-          {static_cast<T>(center_variance), static_cast<T>(size_variance)}};
-}
 
 struct ImageLoss {
   double conf, loc;
@@ -106,65 +215,6 @@ struct ImageLoss {
 C10_HOST_DEVICE inline double conf_divisor(int64_t n_pos) { return n_pos > 1 ? static_cast<double>(n_pos) : 1; }
 C10_HOST_DEVICE inline double loc_divisor(int64_t n_pos, bool smooth) {
   return conf_divisor(n_pos) * (smooth ? 1 : 4);
-}
-
-// Checks what forward and backward both take; returns whether the localisation loss is smooth L1. Predictions
-// may be of two dtypes, of which float64 goes only with itself; boxes and priors are in the compute dtype.
-inline bool check_multibox_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
-                                     const Tensor& boxes, const Tensor& labels, const Tensor& offsets,
-                                     const Tensor& priors_cxcywh, const std::string& loc_loss) {
-  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
-  const int64_t n_images = pred_logits.size(0);
-  const int64_t n_priors = pred_logits.size(1);
-  STD_TORCH_CHECK(n_priors <= INT32_MAX, "there may be at most 2^31 - 1 priors, got ", n_priors);
-  check_boxes(boxes, "boxes");
-  STD_TORCH_CHECK(labels.dim() == 1 && labels.size(0) == boxes.size(0) &&
-                      labels.scalar_type() == ScalarType::Long,
-                  "labels must be (", boxes.size(0), ",) int64, got ", shape_of(labels), " ",
-                  torch::headeronly::toString(labels.scalar_type()));
-  STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) == n_images + 1 &&
-                      offsets.scalar_type() == ScalarType::Int,
-                  "offsets must be (", n_images + 1, ",) int32, got ", shape_of(offsets), " ",
-                  torch::headeronly::toString(offsets.scalar_type()));
-  const ScalarType dtype = compute_dtype(pred_logits);
-  STD_TORCH_CHECK(compute_dtype(pred_offsets) == dtype && boxes.scalar_type() == dtype &&
-                      priors_cxcywh.scalar_type() == dtype,
-                  "boxes and priors_cxcywh must be in the compute dtype of pred_offsets and pred_logits, ",
-                  torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(boxes.scalar_type()),
-                  " and ", torch::headeronly::toString(priors_cxcywh.scalar_type()));
-  check_same_device(pred_logits, "pred_logits", boxes, "boxes");
-  check_same_device(pred_logits, "pred_logits", labels, "labels");
-  check_same_device(pred_logits, "pred_logits", offsets, "offsets");
-  STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ",
-                  loc_loss);
-  return loc_loss == "smooth_l1";
-}
-
-// Checks what the backward takes besides.
-inline void check_multibox_results(const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_logits,
-                                   const Tensor& match, const Tensor& selected, const Tensor& n_pos) {
-  const int64_t n_images = pred_logits.size(0);
-  const int64_t n_priors = pred_logits.size(1);
-  for (const Tensor* tensor : {&match, &selected}) {
-    STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == n_images && tensor->size(1) == n_priors,
-                    "match and selected must have the shape (", n_images, ", ", n_priors, "), got ",
-                    shape_of(*tensor));
-    check_same_device(pred_logits, "pred_logits", *tensor, "match and selected");
-  }
-  STD_TORCH_CHECK(match.scalar_type() == ScalarType::Int && selected.scalar_type() == ScalarType::Bool &&
-                      n_pos.scalar_type() == ScalarType::Long,
-                  "match, selected and n_pos must be Int, Bool and Long");
-  const ScalarType dtype = compute_dtype(pred_logits);
-  for (const Tensor* tensor : {&grad_conf, &grad_loc}) {
-    STD_TORCH_CHECK(tensor->scalar_type() == dtype, "gradients must be in ",
-                    torch::headeronly::toString(dtype), ", got ",
-                    torch::headeronly::toString(tensor->scalar_type()));
-  }
-  for (const Tensor* tensor : {&grad_conf, &grad_loc, &n_pos}) {
-    STD_TORCH_CHECK(tensor->numel() == 1, "the gradients and n_pos must be one number each, got ",
-                    shape_of(*tensor));
-    check_same_device(pred_logits, "pred_logits", *tensor, "the gradients and n_pos");
-  }
 }
 
 }  // namespace ssd_ext

@@ -163,7 +163,7 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   const Tensor all_scores = torch::stable::contiguous(scores);
   std::vector<uint32_t> ranked;
   dispatch_floating_dtype(scores.scalar_type(), [&](auto zero) {
-    ranked = rank_by_score(static_cast<const decltype(zero)*>(all_scores.const_data_ptr()), n);
+    ranked = rank_by_score(all_scores.const_data_ptr<decltype(zero)>(), n);
   });
   Groups groups;
   if (idxs == nullptr) {
@@ -171,19 +171,19 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   } else {
     const Tensor ids = torch::stable::contiguous(*idxs);
     dispatch_id_dtype(ids.scalar_type(), [&](auto zero) {
-      groups = group_by_id(static_cast<const decltype(zero)*>(ids.const_data_ptr()), ranked);
+      groups = group_by_id(ids.const_data_ptr<decltype(zero)>(), ranked);
     });
   }
   const std::unique_ptr<bool[]> is_kept(new bool[n]());  // by rank
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
-    suppress_groups(static_cast<const scalar_t*>(all_boxes.const_data_ptr()), ranked, groups,
+    suppress_groups(all_boxes.const_data_ptr<scalar_t>(), ranked, groups,
                     static_cast<compute_t<scalar_t>>(iou_threshold), is_kept.get());
   });
 
   const int64_t n_kept = std::count(is_kept.get(), is_kept.get() + n, true);
   const Tensor out = torch::stable::new_empty(scores, {n_kept}, ScalarType::Long);
-  auto* next = static_cast<int64_t*>(out.mutable_data_ptr());
+  auto* next = out.mutable_data_ptr<int64_t>();
   for (int64_t rank = 0; rank < n; ++rank) {
     if (is_kept[rank]) *next++ = ranked[rank];
   }

@@ -41,14 +41,14 @@ struct Range {
   int begin, end;  // positions
 };
 
-// Where a box stands after sorting.
-struct Place {
+// What belongs to a position.
+struct Position {
   Range segment;
   int group_end;
   unsigned rank;
 };
 
-// ------------------------------------------------------------------------------------------------- the places
+// ---------------------------------------------------------------------------------------------- the positions
 
 template <typename scalar_t>
 struct ScoreKey {
@@ -92,33 +92,33 @@ __device__ Range group_at(const RankKey* grouped, int n, int i) {
 
 template <typename scalar_t, typename T>
 __global__ void __launch_bounds__(kTile)
-    place_boxes_kernel(const scalar_t* __restrict__ boxes,    // (N, 4) xyxy
-                       const RankKey* __restrict__ ranked,    // (N,) boxes by rank
-                       const RankKey* __restrict__ grouped,   // (N,) ranks by group; null: all in one
-                       Place* __restrict__ places,            // (N,)
-                       Box<T>* __restrict__ placed,           // (N,) the boxes, by position
-                       bool* __restrict__ alive,              // (N,) by position: nothing suppresses it yet
-                       unsigned* __restrict__ longest,        // segment, at first 0; null if nobody asks
-                       int n) {
+    set_positions_kernel(const scalar_t* __restrict__ boxes,   // (N, 4) xyxy
+                         const RankKey* __restrict__ ranked,   // (N,) boxes by rank
+                         const RankKey* __restrict__ grouped,  // (N,) ranks by group; null: all in one
+                         Position* __restrict__ positions,     // (N,)
+                         Box<T>* __restrict__ sorted,          // (N,) the boxes, by position
+                         bool* __restrict__ alive,             // (N,) by position: nothing suppresses it yet
+                         unsigned* __restrict__ longest,       // segment, at first 0; null if nobody asks
+                         int n) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x;
   if (at >= n) return;
   const int i = static_cast<int>(at);
-  Place place = {{0, n}, n, static_cast<unsigned>(i)};
+  Position own = {{0, n}, n, static_cast<unsigned>(i)};
   if (grouped != nullptr) {
     const Range group = group_at(grouped, n, i);
     const int tile_begin = i - static_cast<int>(threadIdx.x);
     const int tile_end = n - tile_begin < kTile ? n : tile_begin + kTile;
-    place = {group, group.end, grouped[i].index};
+    own = {group, group.end, grouped[i].index};
     if (group.begin >= tile_begin && group.end <= tile_end) {
       const Range first = group_at(grouped, n, tile_begin);
       const Range last = group_at(grouped, n, tile_end - 1);
-      place.segment.begin = first.begin < tile_begin ? first.end : tile_begin;
-      place.segment.end = last.end > tile_end ? last.begin : tile_end;
+      own.segment.begin = first.begin < tile_begin ? first.end : tile_begin;
+      own.segment.end = last.end > tile_end ? last.begin : tile_end;
     }
   }
-  if (longest != nullptr && i == place.segment.begin) atomicMax(longest, static_cast<unsigned>(place.segment.end - i));
-  places[i] = place;
-  placed[i] = load_box<T>(boxes, ranked[place.rank].index);
+  if (longest != nullptr && i == own.segment.begin) atomicMax(longest, static_cast<unsigned>(own.segment.end - i));
+  positions[i] = own;
+  sorted[i] = load_box<T>(boxes, ranked[own.rank].index);
   alive[i] = true;
 }
 
@@ -128,23 +128,23 @@ __global__ void __launch_bounds__(kTile)
 // for later positions only. Words before that of the position itself are not set.
 template <typename T>
 __global__ void __launch_bounds__(kTile)
-    find_pairs_kernel(const Place* __restrict__ places,   // (N,)
-                      const Box<T>* __restrict__ placed,  // (N,)
-                      unsigned* __restrict__ pairs,       // (kWords, N)
+    find_pairs_kernel(const Position* __restrict__ positions,  // (N,)
+                      const Box<T>* __restrict__ sorted,       // (N,)
+                      unsigned* __restrict__ pairs,            // (kWords, N)
                       T threshold, int n) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x;
   if (at >= static_cast<int64_t>(n) * kWords) return;
   const int word = static_cast<int>(at / n);
   const int i = static_cast<int>(at % n);
-  const Place place = places[i];
-  const int in_band = (i - place.segment.begin) % kBand;
+  const Position own = positions[i];
+  const int in_band = (i - own.segment.begin) % kBand;
   if (word < in_band / 32) return;
   const int first = i - in_band + word * 32;  // the position of bit 0
-  const Box<T> box = placed[i];
+  const Box<T> box = sorted[i];
   unsigned bits = 0;
-  const int last = place.group_end < first + 32 ? place.group_end : first + 32;
+  const int last = own.group_end < first + 32 ? own.group_end : first + 32;
   for (int j = first > i ? first : i + 1; j < last; ++j) {
-    if (suppresses(box, placed[j], threshold)) bits |= 1u << (j - first);
+    if (suppresses(box, sorted[j], threshold)) bits |= 1u << (j - first);
   }
   pairs[at] = bits;
 }
@@ -187,65 +187,77 @@ __device__ bool any_suppresses(const Box<T>* kept, int n, const Box<T>& box, T t
   return false;
 }
 
+// Settles a band, with all threads of the block; returns how many of its boxes are kept.
+template <typename T>
+__device__ __forceinline__ int keep_of_band(const Range& band,
+                                            const Box<T>* sorted,   // (N,)
+                                            const unsigned* pairs,  // (kWords, N)
+                                            const bool* alive,      // (N,)
+                                            int n,
+                                            Box<T>* kept_boxes,      // shared; at first for the pairs
+                                            unsigned* kept_words) {  // (kWords,), shared: their bits
+  auto* const rows = reinterpret_cast<unsigned*>(kept_boxes);        // (kWords, kBand)
+  const unsigned lane = threadIdx.x % kWarpSize;
+  const int size = band.end - band.begin;
+  const int n_words = (size + 31) / 32;
+  for (int k = threadIdx.x; k < kBand; k += kTile) {
+    const unsigned votes = __ballot_sync(kAllLanes, k < size && alive[band.begin + k]);
+    if (lane == 0) kept_words[k / 32] = votes;
+    unsigned words[kWords];  // all on their way at once
+    for (int word = 0; word < kWords; ++word) {
+      const bool is_set = k < size && k / 32 <= word && word < n_words;
+      words[word] = is_set ? pairs[static_cast<int64_t>(word) * n + band.begin + k] : 0;
+    }
+    for (int word = 0; word < kWords; ++word) rows[word * kBand + k] = words[word];
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarpSize) {
+    const unsigned word = settle_band(lane < kWords ? kept_words[lane] : 0, rows, n_words);
+    if (lane < kWords) kept_words[lane] = word;
+  }
+  __syncthreads();
+  int n_kept = 0;
+  for (int word = 0; word < n_words; ++word) {
+    const unsigned bits = kept_words[word];
+    if (threadIdx.x / kWarpSize == word % (kTile / kWarpSize) && bits >> lane & 1) {
+      kept_boxes[n_kept + __popc(bits & ((1u << lane) - 1))] = sorted[band.begin + word * 32 + lane];
+    }
+    n_kept += __popc(bits);
+  }
+  __syncthreads();
+  return n_kept;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kTile)
-    suppress_kernel(const Place* __restrict__ places,    // (N,)
-                    const Box<T>* __restrict__ placed,   // (N,)
-                    const unsigned* __restrict__ pairs,  // (kWords, N)
-                    bool* __restrict__ alive,            // (N,)
-                    bool* __restrict__ is_kept,          // (N,) by rank; at first false
+    suppress_kernel(const Position* __restrict__ positions,  // (N,)
+                    const Box<T>* __restrict__ sorted,       // (N,)
+                    const unsigned* __restrict__ pairs,      // (kWords, N)
+                    bool* __restrict__ alive,                // (N,)
+                    bool* __restrict__ is_kept,              // (N,) by rank; at first false
                     T threshold, int n, int round) {
-  // First the pairs of a band, then its kept boxes.
   SHARED_ARRAY(Box<T>, kept_boxes, kWords * kBand * sizeof(unsigned) / sizeof(Box<T>));
-  auto* const rows = reinterpret_cast<unsigned*>(kept_boxes);  // (kWords, kBand)
-  SHARED_ARRAY(unsigned, band_words, kWords);                  // bits of the boxes alive, then of those kept
+  SHARED_ARRAY(unsigned, kept_words, kWords);
 
   const int tile_begin = static_cast<int>(blockIdx.x) * kTile;
   const int tile_end = n - tile_begin < kTile ? n : tile_begin + kTile;
   const int i = tile_begin + static_cast<int>(threadIdx.x);
-  const unsigned lane = threadIdx.x % kWarpSize;
 
   Range segment;
   for (int at = tile_begin; at < tile_end; at = segment.end) {
-    segment = places[at].segment;
+    segment = positions[at].segment;
     if ((segment.end - segment.begin - 1) / kBand < round) continue;
-    const int band_begin = segment.begin + round * kBand;
-    const int band_size = segment.end - band_begin < kBand ? segment.end - band_begin : kBand;
+    const int begin = segment.begin + round * kBand;
+    const Range band = {begin, segment.end - begin < kBand ? segment.end : begin + kBand};
     // The barrier also ends all reading of what the segment before has left in shared memory.
-    const bool waits = i >= at && i >= band_begin && i < segment.end && i < tile_end && alive[i];
+    const bool waits = i >= at && i >= begin && i < segment.end && i < tile_end && alive[i];
     if (!__syncthreads_or(waits)) continue;
 
-    const int n_words = (band_size + 31) / 32;
-    for (int k = threadIdx.x; k < kBand; k += kTile) {
-      const unsigned votes = __ballot_sync(kAllLanes, k < band_size && alive[band_begin + k]);
-      if (lane == 0) band_words[k / 32] = votes;
-      unsigned words[kWords];  // all on their way at once
-      for (int word = 0; word < kWords; ++word) {
-        const bool is_set = k < band_size && k / 32 <= word && word < n_words;
-        words[word] = is_set ? pairs[static_cast<int64_t>(word) * n + band_begin + k] : 0;
-      }
-      for (int word = 0; word < kWords; ++word) rows[word * kBand + k] = words[word];
-    }
-    __syncthreads();
-    if (threadIdx.x < kWarpSize) {
-      const unsigned word = settle_band(lane < kWords ? band_words[lane] : 0, rows, n_words);
-      if (lane < kWords) band_words[lane] = word;
-    }
-    __syncthreads();
-    int n_kept = 0;
-    for (int word = 0; word < n_words; ++word) {
-      const unsigned bits = band_words[word];
-      if (threadIdx.x / kWarpSize == word % (kTile / kWarpSize) && bits >> lane & 1) {
-        kept_boxes[n_kept + __popc(bits & ((1u << lane) - 1))] = placed[band_begin + word * 32 + lane];
-      }
-      n_kept += __popc(bits);
-    }
-    __syncthreads();
-
+    const int n_kept = keep_of_band(band, sorted, pairs, alive, n, kept_boxes, kept_words);
     if (!waits) continue;
-    if (i - band_begin < band_size) {
-      if (band_words[(i - band_begin) / 32] >> ((i - band_begin) % 32) & 1) is_kept[places[i].rank] = true;
-    } else if (any_suppresses(kept_boxes, n_kept, placed[i], threshold)) {
+    if (i < band.end) {
+      if (kept_words[(i - begin) / 32] >> ((i - begin) % 32) & 1) is_kept[positions[i].rank] = true;
+    } else if (any_suppresses(kept_boxes, n_kept, sorted[i], threshold)) {
       alive[i] = false;
     }
   }
@@ -283,8 +295,8 @@ __global__ void __launch_bounds__(kOutputThreads)
   sums.add(before);
   const int64_t rank = static_cast<int64_t>(blockIdx.x) * kOutputThreads + threadIdx.x;
   const bool kept = rank < n && is_kept[rank];
-  const unsigned place = before[0] + block_rank(kept, warp_counts);
-  if (kept) out[place] = ranked[rank].index;
+  const unsigned kept_before = before[0] + block_rank(kept, warp_counts);
+  if (kept) out[kept_before] = ranked[rank].index;
 }
 
 // A number that the device has made. Waits for it.
@@ -297,49 +309,46 @@ unsigned read_back(const unsigned* number, cudaStream_t stream) {
 
 Tensor write_kept(const bool* is_kept, const RankKey* ranked, int64_t n, const Tensor& like,
                   cudaStream_t stream) {
-  const int64_t blocks = ceil_div<int64_t>(n, kOutputThreads);
-  const dim3 grid(static_cast<unsigned>(blocks));
-  const dim3 block(kOutputThreads);
+  const int64_t blocks = ceil_div(n, kOutputThreads);
   const Scratch<unsigned> counts(like, blocks + 1);
   unsigned* const total = counts.data() + blocks;
   STD_CUDA_CHECK(cudaMemsetAsync(total, 0, sizeof *total, stream));
-  launch(count_kept_kernel, grid, block, stream, is_kept, counts.data(), total, n);
-  const Tensor out =
-      torch::stable::new_empty(like, {static_cast<int64_t>(read_back(total, stream))}, ScalarType::Long);
-  launch(write_kept_kernel, grid, block, stream, is_kept, counts.data(), ranked,
-         static_cast<int64_t*>(out.mutable_data_ptr()), n);
+  launch(count_kept_kernel, blocks, kOutputThreads, stream, is_kept, counts.data(), total, n);
+  const int64_t n_kept = read_back(total, stream);
+  const Tensor out = torch::stable::new_empty(like, {n_kept}, ScalarType::Long);
+  launch(write_kept_kernel, blocks, kOutputThreads, stream, is_kept, counts.data(), ranked,
+         out.mutable_data_ptr<int64_t>(), n);
   return out;
 }
 
 // --------------------------------------------------------------------------------------------------- the ops
 
-// ranked and grouped as in place_boxes_kernel.
+// ranked and grouped as in set_positions_kernel.
 template <typename scalar_t>
 Tensor nms_of_sorted(const Tensor& boxes, const RankKey* ranked, const RankKey* grouped,
                      double iou_threshold, cudaStream_t stream) {
   using T = compute_t<scalar_t>;
-  const int64_t n = boxes.size(0);
+  const auto n = static_cast<int>(boxes.size(0));
   const auto threshold = static_cast<T>(iou_threshold);
-  const Scratch<Place> places(boxes, n);
-  const Scratch<Box<T>> placed(boxes, n);
+  const Scratch<Position> positions(boxes, n);
+  const Scratch<Box<T>> sorted(boxes, n);
   const Scratch<bool> alive(boxes, n);
   const Scratch<bool> is_kept(boxes, n);
-  const Scratch<unsigned> pairs(boxes, n * kWords);
+  const int64_t n_pairs = static_cast<int64_t>(n) * kWords;
+  const Scratch<unsigned> pairs(boxes, n_pairs);
   STD_CUDA_CHECK(cudaMemsetAsync(is_kept.data(), 0, n, stream));
-  int64_t rounds = ceil_div<int64_t>(n, kBand);
+  int64_t rounds = ceil_div(n, kBand);
   const bool asks = grouped != nullptr && rounds > kFewRounds;
   const Scratch<unsigned> longest(boxes, 1);
   if (asks) STD_CUDA_CHECK(cudaMemsetAsync(longest.data(), 0, sizeof(unsigned), stream));
-  const dim3 tiles(static_cast<unsigned>(ceil_div<int64_t>(n, kTile)));
-  launch(place_boxes_kernel<scalar_t, T>, tiles, dim3(kTile), stream,
-         static_cast<const scalar_t*>(boxes.const_data_ptr()), ranked, grouped, places.data(), placed.data(),
-         alive.data(), asks ? longest.data() : nullptr, static_cast<int>(n));
-  launch(find_pairs_kernel<T>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n * kWords, kTile))), dim3(kTile),
-         stream, places.data(), placed.data(), pairs.data(), threshold, static_cast<int>(n));
-  if (asks) rounds = ceil_div<int64_t>(read_back(longest.data(), stream), kBand);
+  launch(set_positions_kernel<scalar_t, T>, ceil_div(n, kTile), kTile, stream, boxes.const_data_ptr<scalar_t>(),
+         ranked, grouped, positions.data(), sorted.data(), alive.data(), asks ? longest.data() : nullptr, n);
+  launch(find_pairs_kernel<T>, ceil_div(n_pairs, kTile), kTile, stream, positions.data(), sorted.data(),
+         pairs.data(), threshold, n);
+  if (asks) rounds = ceil_div(read_back(longest.data(), stream), kBand);
   for (int round = 0; round < rounds; ++round) {
-    launch(suppress_kernel<T>, tiles, dim3(kTile), stream, places.data(), placed.data(), pairs.data(),
-           alive.data(), is_kept.data(), threshold, static_cast<int>(n), round);
+    launch(suppress_kernel<T>, ceil_div(n, kTile), kTile, stream, positions.data(), sorted.data(), pairs.data(),
+           alive.data(), is_kept.data(), threshold, n, round);
   }
   return write_kept(is_kept.data(), ranked, n, boxes, stream);
 }
@@ -356,14 +365,14 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   std::optional<Scratch<RankKey>> ranked, grouped;
   dispatch_floating_dtype(scores.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
-    const ScoreKey<scalar_t> score_key = {static_cast<const scalar_t*>(all_scores.const_data_ptr())};
+    const ScoreKey<scalar_t> score_key = {all_scores.const_data_ptr<scalar_t>()};
     ranked = sorted_keys(score_key, n, boxes, stream);
   });
   if (idxs != nullptr) {
     const Tensor ids = torch::stable::contiguous(*idxs);
     dispatch_id_dtype(ids.scalar_type(), [&](auto zero) {
       using id_t = decltype(zero);
-      const GroupKey<id_t> group_key = {static_cast<const id_t*>(ids.const_data_ptr()), ranked->data()};
+      const GroupKey<id_t> group_key = {ids.const_data_ptr<id_t>(), ranked->data()};
       grouped = sorted_keys(group_key, n, boxes, stream);
     });
   }

@@ -37,7 +37,7 @@ void dispatch_id_dtype(ScalarType dtype, const Function& function) {
     case ScalarType::Int: return function(int32_t());
     case ScalarType::Long: return function(int64_t());
     default:
-      STD_TORCH_CHECK(false, "idxs must be Int or Long, got ", torch::headeronly::toString(dtype));
+      STD_TORCH_CHECK(false, "idxs must be Int or Long, got ", toString(dtype));
   }
 }
 

@@ -3,9 +3,9 @@
 // (B, K) and labels (B, K), and how many there are (B,).
 //
 // 1. find_candidates_kernel: a block owns a tile of rows of logits in shared memory, a thread one row. What
-//    passes min_score goes into a list of its image as a key (detection.h), in no particular order: keys are
-//    unique. A warp counts its candidates and takes their places in the list with one atomic addition; a warp
-//    with nothing but background needs no exponential. The list has room for all priors with all classes, so
+//    passes min_score goes into a list of its image as a key (postprocess_detections.h), in no particular order:
+//    keys are unique. A warp counts its candidates and takes room for them in the list with one atomic addition; a
+//    warp with nothing but background needs no exponential. The list has room for all priors with all classes, so
 //    that none can be lost. Reads the logits once, writes 8 bytes per candidate.
 // 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class decide over a box, so
 //    the block walks the candidates of all classes together, best first, and stops when top_k are kept. It
@@ -13,9 +13,11 @@
 //    and settles 32 of them at a time: against the kept ones, then among themselves. The first of the kept
 //    ones stay in shared memory, the others are read back from the output. Reads the list once per band and
 //    a few keys of it before, from the second-level cache, and 32 bytes per candidate of a band; writes 28
-//    bytes per place of the output.
+//    bytes per row of the output.
 //
 // Images go in sub-batches, so that their lists fit into a fixed amount of memory.
+#include "postprocess_detections/postprocess_detections.h"
+
 #include "core/any_rows.h"
 #include "core/box_math.h"
 #include "core/checks.h"
@@ -25,15 +27,12 @@
 #include "core/cuda/scratch.cuh"
 #include "core/cuda/settle.cuh"
 #include "core/cuda/sort.cuh"
-#include "postprocess_detections/postprocess_detections.h"
 #include "core/softmax.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
-#include <optional>
-#include <tuple>
 
 namespace ssd_ext {
 namespace {
@@ -52,7 +51,7 @@ constexpr int kBand = 1024;  // more than a trained network finds in most images
 constexpr int kRun = 4;
 constexpr int kSparse = 17;
 constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // of the key that ends it: three fifths full on average
-constexpr int kChunk = kWarpSize;
+constexpr int kChunk = kWarpSize;  // candidates that are settled together
 constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory: one for a thread, the others are far
 constexpr int kNearLabels = 512;         // classes that are counted there
 constexpr float kNoLimit = std::numeric_limits<float>::infinity();
@@ -64,7 +63,7 @@ static_assert(kWalkWarps <= static_cast<int>(kWarpSize), "a warp reads a word of
 // -------------------------------------------------------------------------------------------- the candidates
 
 template <typename scalar_t, int kTileBytes>
-__global__ void __launch_bounds__(kTileRows, kTileBlocks)
+__global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
     find_candidates_kernel(const scalar_t* __restrict__ logits,  // (b, P, C)
                            uint64_t* __restrict__ keys,          // (b, P * (C - 1)), the lists
                            unsigned* __restrict__ counts,        // (b,), their lengths; at first 0
@@ -91,7 +90,7 @@ __global__ void __launch_bounds__(kTileRows, kTileBlocks)
   const RowSum<float> whole = sum_row<float>(logit, n_classes);
   const unsigned lane = threadIdx.x % kWarpSize;
   uint64_t* const list = keys + image * n_priors * (n_classes - 1);
-  unsigned place = 0;
+  unsigned next = 0;  // free element of the list
   for (int pass = 0; pass < 2; ++pass) {
     const bool writes = pass == 1;  // at first the warp only counts
     for (int64_t c = 1; c < n_classes; ++c) {
@@ -103,14 +102,14 @@ __global__ void __launch_bounds__(kTileRows, kTileBlocks)
       }
       const unsigned votes = __ballot_sync(kAllLanes, passes);
       if (writes && passes) {
-        list[place + __popc(votes & ((1u << lane) - 1))] =
+        list[next + __popc(votes & ((1u << lane) - 1))] =
             DetectionKey::pack(score, c - 1, first + thread, n_priors);
       }
-      place += __popc(votes);
+      next += __popc(votes);
     }
-    if (writes || place == 0) return;
-    const unsigned begin = lane == 0 ? atomicAdd(counts + image, place) : 0;
-    place = __shfl_sync(kAllLanes, begin, 0);
+    if (writes || next == 0) return;
+    const unsigned begin = lane == 0 ? atomicAdd(counts + image, next) : 0;
+    next = __shfl_sync(kAllLanes, begin, 0);
   }
 }
 
@@ -141,7 +140,7 @@ struct Candidates {
         batch[j] = j * step < left ? keys[first + j * step] : bound;  // the bound does not wait
       }
       for (const uint64_t key : batch) {
-        if (key < bound && !is_full(DetectionKey::place(key) / n_priors)) function(key);
+        if (key < bound && !is_full(DetectionKey::pair(key) / n_priors)) function(key);
       }
     }
   }
@@ -165,15 +164,15 @@ __device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint
   __syncthreads();
   candidates.for_each_waiting(1, [&](uint64_t key) {
     if (key < begin) return;
-    const unsigned place = atomicAdd(shared_count, 1u);
-    if (place < kBand) band[place] = ~key;
+    const unsigned i = atomicAdd(shared_count, 1u);
+    if (i < kBand) band[i] = ~key;
   });
   __syncthreads();
   return *shared_count;
 }
 
 // Takes the next best candidates out of those that wait, at most kBand; returns their number, 0 at the end.
-//   band: the place for their keys in shared memory. They come inverted, so that the best is the least.
+//   band: in shared memory, for their keys. They come inverted, so that the best is the least.
 __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* shared_count) {
   uint64_t begin = 0;
   auto count = static_cast<unsigned>(candidates.n);
@@ -200,43 +199,90 @@ __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* 
 
 // -------------------------------------------------------------------------------------------------- the walk
 
-struct Detections {
-  Box<float>* boxes;  // (B, K)
-  float* scores;      // (B, K)
-  int64_t* labels;    // (B, K)
-  int32_t* counts;    // (B,)
-};
-
 // The boxes kept so far and their classes - 1: the first ones in shared memory, all of them in the output.
 struct KeptBoxes {
-  Box<float>* near_boxes;     // (kNearKept,)
-  uint32_t* near_labels;      // (kNearKept,)
-  const Box<float>* boxes;    // (K,)
-  const int64_t* out_labels;  // (K,)
+  Box<float>* near_boxes;  // (kNearKept,)
+  uint32_t* near_labels;   // (kNearKept,)
+  Detections out;          // of the image
 
-  __device__ Box<float> box(int64_t k) const { return k < kNearKept ? near_boxes[k] : boxes[k]; }
+  __device__ Box<float> box(int64_t k) const { return k < kNearKept ? near_boxes[k] : out.boxes[k]; }
   __device__ uint32_t label(int64_t k) const {
-    return k < kNearKept ? near_labels[k] : static_cast<uint32_t>(out_labels[k] - 1);
+    return k < kNearKept ? near_labels[k] : static_cast<uint32_t>(out.labels[k] - 1);
+  }
+  __device__ void set(int64_t k, const Box<float>& box, float score, uint32_t label) const {
+    out.boxes[k] = box;
+    out.scores[k] = score;
+    out.labels[k] = int64_t(label) + 1;
+    if (k >= kNearKept) return;
+    near_boxes[k] = box;
+    near_labels[k] = label;
   }
 };
 
-// Which of some candidates, bit by bit, the kept boxes of this thread suppress: one of every kWalkThreads.
-__device__ unsigned suppressed_by_kept(const KeptBoxes& kept, int64_t n_kept, const Box<float>* boxes,
-                                       const uint32_t* labels, unsigned candidates, float max_overlap) {
+// Neighbours in a band, and what the block finds out about them; all in shared memory.
+struct Chunk {
+  const uint64_t* keys;     // (size,) inverted
+  const Box<float>* boxes;  // (size,)
+  const uint32_t* labels;   // (size,) class - 1
+  int size;                 // at most kChunk
+  unsigned* pairs;          // (kChunk,) bit j: whether this candidate suppresses number j
+  unsigned* gone;           // (kWalkWarps,) bit j: whether candidate j goes, as far as this warp knows
+};
+
+// Which candidates of a chunk, bit by bit, the kept boxes of this thread suppress: one of every kWalkThreads.
+__device__ unsigned suppressed_by_kept(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept, float max_overlap) {
+  const unsigned all = kAllLanes >> (kChunk - chunk.size);
   unsigned suppressed = 0;
   for (int64_t k = threadIdx.x; k < n_kept; k += kWalkThreads) {
     const uint32_t label = kept.label(k);
     unsigned alike = 0;
-    for (int j = 0; j < kChunk; ++j) alike |= static_cast<unsigned>(labels[j] == label) << j;
-    alike &= candidates & ~suppressed;
+    for (int j = 0; j < kChunk; ++j) alike |= static_cast<unsigned>(chunk.labels[j] == label) << j;
+    alike &= all & ~suppressed;
     if (alike == 0) continue;
     const Box<float> box = kept.box(k);
     for (; alike != 0; alike &= alike - 1) {
       const int j = __ffs(alike) - 1;
-      if (suppresses(box, boxes[j], max_overlap)) suppressed |= 1u << j;
+      if (suppresses(box, chunk.boxes[j], max_overlap)) suppressed |= 1u << j;
     }
   }
   return suppressed;
+}
+
+// Which candidates of a chunk are kept, bit by bit: in all threads, since all warps settle the chunk alike.
+__device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept,
+                                                 const unsigned* walked, int64_t limit, float max_overlap) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // has a candidate, in every warp the same
+  const int warp = static_cast<int>(threadIdx.x / kWarpSize);
+  const bool has_own = lane < chunk.size;
+  // Each thread tests all candidates against kept boxes of its own, each warp those behind a few candidates against
+  // these.
+  unsigned going = suppressed_by_kept(chunk, kept, n_kept, max_overlap);
+  for (int i = warp; i < chunk.size; i += kWalkWarps) {
+    const bool is_alike = has_own && chunk.labels[lane] == chunk.labels[i];
+    const bool goes = is_alike && lane > i && suppresses(chunk.boxes[i], chunk.boxes[lane], max_overlap);
+    const unsigned votes = __ballot_sync(kAllLanes, goes);
+    if (lane == 0) chunk.pairs[i] = votes;
+    if (walked != nullptr) {
+      const unsigned better = __popc(__ballot_sync(kAllLanes, is_alike && lane < i));
+      if (walked[chunk.labels[i]] + better >= limit) going |= 1u << i;
+    }
+  }
+  going = warp_or(going);
+  if (lane == 0) chunk.gone[warp] = going;
+  __syncthreads();
+  const unsigned alive = (kAllLanes >> (kChunk - chunk.size)) & ~warp_or(lane < kWalkWarps ? chunk.gone[lane] : 0);
+  return settle(alive, has_own ? chunk.pairs[lane] : 0);
+}
+
+// Adds the kept candidates of a chunk to the boxes kept, up to top_k. By the first threads, one for each candidate.
+__device__ __forceinline__ void keep(const Chunk& chunk, unsigned kept, const KeptBoxes& kept_boxes, int64_t n_kept,
+                                     int64_t top_k, unsigned* walked) {
+  const int own = static_cast<int>(threadIdx.x);
+  if (own >= chunk.size) return;
+  const int64_t k = n_kept + __popc(kept & ((1u << own) - 1));
+  const uint32_t label = chunk.labels[own];
+  if ((kept >> own & 1) && k < top_k) kept_boxes.set(k, chunk.boxes[own], DetectionKey::score(~chunk.keys[own]), label);
+  if (walked != nullptr) atomicAdd(walked + label, 1u);
 }
 
 __global__ void __launch_bounds__(kWalkThreads, 1)
@@ -250,22 +296,17 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
                            int64_t top_k, float max_overlap, Variances<float> variances) {
   SHARED_ARRAY(unsigned, shared_count, 1);
   SHARED_ARRAY(uint64_t, band, kBand > kWalkThreads ? kBand : kWalkThreads);
-  SHARED_ARRAY(Box<float>, boxes, kBand);    // of the band
-  SHARED_ARRAY(uint32_t, labels, kBand);     // class - 1
-  SHARED_ARRAY(unsigned, pairs, kChunk);     // bit j: whether this candidate of the chunk suppresses number j
-  SHARED_ARRAY(unsigned, gone, kWalkWarps);  // bit j: whether candidate j goes, as far as this warp knows
+  SHARED_ARRAY(Box<float>, boxes, kBand);  // of the band
+  SHARED_ARRAY(uint32_t, labels, kBand);   // class - 1
+  SHARED_ARRAY(unsigned, pairs, kChunk);
+  SHARED_ARRAY(unsigned, gone, kWalkWarps);
   SHARED_ARRAY(Box<float>, near_boxes, kNearKept);
   SHARED_ARRAY(uint32_t, near_labels, kNearKept);
   SHARED_ARRAY(unsigned, near_walked, kNearLabels);
-  const unsigned thread = threadIdx.x;
-  const unsigned lane = thread % kWarpSize;
-  const unsigned warp = thread / kWarpSize;
-
+  const int thread = static_cast<int>(threadIdx.x);
   const int64_t image = first_image + blockIdx.x;
-  Box<float>* const out_boxes = out.boxes + image * top_k;
-  float* const out_scores = out.scores + image * top_k;
-  int64_t* const out_labels = out.labels + image * top_k;
-  const KeptBoxes kept_boxes = {near_boxes, near_labels, out_boxes, out_labels};
+  out = {out.boxes + image * top_k, out.scores + image * top_k, out.labels + image * top_k, out.counts + image};
+  const KeptBoxes kept_boxes = {near_boxes, near_labels, out};
   // With a limit: how many candidates of each class have been walked.
   unsigned* walked = nullptr;
   if (limit > 0) walked = n_labels <= kNearLabels ? near_walked : far_walked + blockIdx.x * n_labels;
@@ -279,62 +320,28 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
     const auto count = static_cast<int>(take_band(candidates, band, shared_count));
     if (count == 0) break;
     for (int i = thread; i < count; i += kWalkThreads) {
-      const uint32_t place = DetectionKey::place(~band[i]);
-      labels[i] = place / candidates.n_priors;
-      const int64_t prior = place % candidates.n_priors;
+      const uint32_t pair = DetectionKey::pair(~band[i]);
+      labels[i] = pair / candidates.n_priors;
+      const int64_t prior = pair % candidates.n_priors;
       boxes[i] = decode(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
                         load_row<CenterBox<float>>(priors, prior), variances, kNoLimit);
     }
     __syncthreads();
-
     for (int first = 0; first < count && n_kept < top_k; first += kChunk) {
-      const int size = count - first < kChunk ? count - first : kChunk;
-      const unsigned all = kAllLanes >> (kChunk - size);
-      const int own = first + static_cast<int>(lane);  // a lane has a candidate, in every warp the same
-      const bool has_own = own < count;
-      // Each thread tests all candidates against kept boxes of its own, each warp those behind a few
-      // candidates against these.
-      unsigned going =
-          suppressed_by_kept(kept_boxes, n_kept, boxes + first, labels + first, all, max_overlap);
-      for (int i = first + static_cast<int>(warp); i < first + size; i += kWalkWarps) {
-        const bool is_alike = has_own && labels[own] == labels[i];
-        const bool goes = is_alike && own > i && suppresses(boxes[i], boxes[own], max_overlap);
-        const unsigned votes = __ballot_sync(kAllLanes, goes);
-        if (lane == 0) pairs[i - first] = votes;
-        if (walked != nullptr) {
-          const unsigned better = __popc(__ballot_sync(kAllLanes, is_alike && own < i));
-          if (walked[labels[i]] + better >= limit) going |= 1u << (i - first);
-        }
-      }
-      going = warp_or(going);
-      if (lane == 0) gone[warp] = going;
-      __syncthreads();
-
-      // All warps settle the chunk alike, so that each thread knows how many are kept. The first one writes.
-      const unsigned alive = all & ~warp_or(lane < kWalkWarps ? gone[lane] : 0);
-      const unsigned kept = settle(alive, has_own ? pairs[lane] : 0);
-      const int64_t place = n_kept + __popc(kept & ((1u << lane) - 1));
-      if (warp == 0 && (kept >> lane & 1) && place < top_k) {
-        out_boxes[place] = boxes[own];
-        out_scores[place] = DetectionKey::score(~band[own]);
-        out_labels[place] = int64_t(labels[own]) + 1;
-        if (place < kNearKept) {
-          near_boxes[place] = boxes[own];
-          near_labels[place] = labels[own];
-        }
-      }
-      if (warp == 0 && has_own && walked != nullptr) atomicAdd(walked + labels[own], 1u);
+      const Chunk chunk = {band + first, boxes + first, labels + first, min(kChunk, count - first), pairs, gone};
+      const unsigned kept = settle_chunk(chunk, kept_boxes, n_kept, walked, limit, max_overlap);
+      keep(chunk, kept, kept_boxes, n_kept, top_k, walked);
       n_kept += __popc(kept);
       if (n_kept > top_k) n_kept = top_k;
       __syncthreads();
     }
   }
 
-  if (thread == 0) out.counts[image] = static_cast<int32_t>(n_kept);
+  if (thread == 0) *out.counts = static_cast<int32_t>(n_kept);
   for (int64_t k = n_kept + thread; k < top_k; k += kWalkThreads) {
-    out_boxes[k] = {};
-    out_scores[k] = 0;
-    out_labels[k] = 0;
+    out.boxes[k] = {};
+    out.scores[k] = 0;
+    out.labels[k] = 0;
   }
 }
 
@@ -344,73 +351,63 @@ template <typename scalar_t>
 void find_candidates(const scalar_t* logits, uint64_t* keys, unsigned* counts, int64_t n_images,
                      int64_t n_priors, int64_t n_classes, double min_score, cudaStream_t stream) {
   dispatch_row_tile<scalar_t>(n_classes, [&](auto tile_bytes, int tile_rows) {
-    const int64_t n_tiles = ceil_div<int64_t>(n_priors, tile_rows);
-    launch(find_candidates_kernel<scalar_t, decltype(tile_bytes)::value>,
-           dim3(static_cast<unsigned>(n_tiles * n_images)), dim3(kTileRows), stream, logits, keys, counts,
-           n_priors, n_classes, n_tiles, tile_rows, static_cast<float>(min_score),
+    const int64_t n_tiles = ceil_div(n_priors, tile_rows);
+    launch(find_candidates_kernel<scalar_t, decltype(tile_bytes)::value>, n_tiles * n_images, kMaxTileRows, stream,
+           logits, keys, counts, n_priors, n_classes, n_tiles, tile_rows, static_cast<float>(min_score),
            least_difference_to_background(min_score));
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess_detections_cuda(
-    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh, double min_score,
-    double max_overlap, int64_t top_k, std::optional<int64_t> pre_nms_top_k, double center_variance,
-    double size_variance) {
-  check_detection_arguments(pred_offsets, pred_logits, priors_cxcywh, top_k, pre_nms_top_k);
-
+DetectionOutputs postprocess_detections_cuda(const Tensor& pred_offsets, const Tensor& pred_logits,
+                                             const Tensor& priors_cxcywh, const DetectionOptions& options) {
   const DeviceGuard guard(pred_logits.get_device_index());
   const int64_t n_images = pred_logits.size(0);
   const int64_t n_priors = pred_logits.size(1);
   const int64_t n_classes = pred_logits.size(2);
   const int64_t n_labels = n_classes - 1;
   const int64_t n_keys = n_priors * n_labels;
-  const bool is_empty = n_images == 0 || n_keys == 0 || top_k == 0 || pre_nms_top_k == 0;
+  const int64_t top_k = options.top_k;
+  const bool is_empty = n_images == 0 || n_keys == 0 || top_k == 0 || options.pre_nms_top_k == 0;
   const auto output = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
     return is_empty ? torch::stable::new_zeros(pred_logits, shape, dtype)
                     : torch::stable::new_empty(pred_logits, shape, dtype);
   };
-  const Tensor boxes = output({n_images, top_k, 4}, ScalarType::Float);
-  const Tensor scores = output({n_images, top_k}, ScalarType::Float);
-  const Tensor labels = output({n_images, top_k}, ScalarType::Long);
-  const Tensor counts = output({n_images}, ScalarType::Int);
-  if (is_empty) return {boxes, scores, labels, counts};
+  const DetectionOutputs outputs = {
+      output({n_images, top_k, 4}, ScalarType::Float), output({n_images, top_k}, ScalarType::Float),
+      output({n_images, top_k}, ScalarType::Long), output({n_images}, ScalarType::Int)};
+  if (is_empty) return outputs;
 
   const Tensor all_logits = torch::stable::contiguous(pred_logits);
   const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
   const Tensor all_priors = torch::stable::contiguous(priors_cxcywh);
   const cudaStream_t stream = current_stream(pred_logits);
-  const Detections out = {static_cast<Box<float>*>(boxes.mutable_data_ptr()),
-                          static_cast<float*>(scores.mutable_data_ptr()),
-                          static_cast<int64_t*>(labels.mutable_data_ptr()),
-                          static_cast<int32_t*>(counts.mutable_data_ptr())};
-  const Variances<float> variances = {static_cast<float>(center_variance), static_cast<float>(size_variance)};
   const int64_t most =
       std::clamp<int64_t>(kListBytes / (n_keys * static_cast<int64_t>(sizeof(uint64_t))), 1, n_images);
   const int64_t step = ceil_div(n_images, ceil_div(n_images, most));  // sub-batches of one size
   const Scratch<uint64_t> keys(pred_logits, step * n_keys);
-  const int64_t n_walked = pre_nms_top_k && n_labels > kNearLabels ? n_labels : 0;
+  const int64_t n_walked = options.pre_nms_top_k && n_labels > kNearLabels ? n_labels : 0;
   const int64_t n_counters = step * (1 + n_walked);
   const Scratch<unsigned> counters(pred_logits, n_counters);
   unsigned* const list_counts = counters.data();
   dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
-    using scalar_t = decltype(zero);
-    const auto* const logits = static_cast<const scalar_t*>(all_logits.const_data_ptr());
+    const auto* const logits = all_logits.const_data_ptr<decltype(zero)>();
     for (int64_t first = 0; first < n_images; first += step) {
       const int64_t n = std::min(step, n_images - first);
       STD_CUDA_CHECK(cudaMemsetAsync(list_counts, 0, n_counters * sizeof(unsigned), stream));
       find_candidates(logits + first * n_priors * n_classes, keys.data(), list_counts, n, n_priors, n_classes,
-                      min_score, stream);
-      launch(walk_candidates_kernel, dim3(static_cast<unsigned>(n)), dim3(kWalkThreads), stream, keys.data(),
-             list_counts, list_counts + step, rows_of(all_offsets), rows_of(all_priors), out, first, n_priors,
-             n_labels, pre_nms_top_k.value_or(0), top_k, static_cast<float>(max_overlap), variances);
+                      options.min_score, stream);
+      launch(walk_candidates_kernel, n, kWalkThreads, stream, keys.data(), list_counts, list_counts + step,
+             rows_of(all_offsets), rows_of(all_priors), data_of(outputs), first, n_priors, n_labels,
+             options.pre_nms_top_k.value_or(0), top_k, static_cast<float>(options.max_overlap),
+             options.variances.as<float>());
     }
   });
-  return {boxes, scores, labels, counts};
+  return outputs;
 }
 
 }  // namespace
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CUDA, m) {
-  m.impl("postprocess_detections", TORCH_BOX(&ssd_ext::postprocess_detections_cuda));
+  m.impl("postprocess_detections", TORCH_BOX(&ssd_ext::boxed_detection<ssd_ext::postprocess_detections_cuda>));
 }

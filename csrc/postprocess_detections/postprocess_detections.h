@@ -1,6 +1,7 @@
-// What detection has on the CPU and on the GPU alike: the order of the candidates, the checks.
+// What detection has on the CPU and on the GPU alike: options, outputs, checks; the order of the candidates.
 #pragma once
 
+#include "core/box_math.h"
 #include "core/checks.h"
 #include "core/exact_math.h"
 
@@ -10,12 +11,55 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <tuple>
 
 namespace ssd_ext {
 
+struct DetectionOptions {
+  double min_score, max_overlap;
+  int64_t top_k;
+  std::optional<int64_t> pre_nms_top_k;
+  Variances<double> variances;
+};
+
+// boxes (B, K, 4) xyxy, scores (B, K), labels (B, K), counts (B,).
+using DetectionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Detection = DetectionOutputs(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh,
+                                   const DetectionOptions& options);
+
+// The op as its schema has it, by the detection of one device.
+template <Detection kDetect>
+DetectionOutputs boxed_detection(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh,
+                                 double min_score, double max_overlap, int64_t top_k,
+                                 std::optional<int64_t> pre_nms_top_k, double center_variance, double size_variance) {
+  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  STD_TORCH_CHECK(n_priors <= UINT32_MAX && n_priors * (n_classes - 1) <= UINT32_MAX,
+                  "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
+  STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
+  STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
+  return kDetect(pred_offsets, pred_logits, priors_cxcywh,
+                 {min_score, max_overlap, top_k, pre_nms_top_k, {center_variance, size_variance}});
+}
+
+// Where the detections go.
+struct Detections {
+  Box<float>* boxes;  // (B, K)
+  float* scores;      // (B, K)
+  int64_t* labels;    // (B, K)
+  int32_t* counts;    // (B,)
+};
+
+inline Detections data_of(const DetectionOutputs& outputs) {
+  const auto& [boxes, scores, labels, counts] = outputs;
+  return {reinterpret_cast<Box<float>*>(boxes.mutable_data_ptr<float>()), scores.mutable_data_ptr<float>(),
+          labels.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int32_t>()};
+}
+
 // A prior with a class, as one number that no two candidates of an image share: the larger, the better. Above
-// stand the bits of the score, which for a positive number rise with it, below the place: the higher, the
-// lower the class and then the prior.
+// stand the bits of the score, which for a positive number rise with it, below the pair: the higher, the lower the
+// class and then the prior.
 struct DetectionKey {
   // label: class - 1.
   C10_HOST_DEVICE static uint64_t pack(float score, int64_t label, int64_t prior, int64_t n_priors) {
@@ -23,7 +67,7 @@ struct DetectionKey {
   }
   C10_HOST_DEVICE static float score(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
   // label * n_priors + prior.
-  C10_HOST_DEVICE static uint32_t place(uint64_t key) { return ~static_cast<uint32_t>(key); }
+  C10_HOST_DEVICE static uint32_t pair(uint64_t key) { return ~static_cast<uint32_t>(key); }
 };
 
 // A difference from the logit of background below which no logit of a class gives a score > min_score, whatever
@@ -34,18 +78,6 @@ inline float least_difference_to_background(double min_score) {
   constexpr double kTiny = 1e-30;
   return static_cast<float>(min_score >= kTiny ? std::log(min_score) - kMargin
                                                : -std::numeric_limits<double>::infinity());
-}
-
-inline void check_detection_arguments(const Tensor& pred_offsets, const Tensor& pred_logits,
-                                      const Tensor& priors_cxcywh, int64_t top_k,
-                                      const std::optional<int64_t>& pre_nms_top_k) {
-  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
-  const int64_t n_priors = pred_logits.size(1);
-  const int64_t n_classes = pred_logits.size(2);
-  STD_TORCH_CHECK(n_priors <= UINT32_MAX && n_priors * (n_classes - 1) <= UINT32_MAX,
-                  "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
-  STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
-  STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
 }
 
 }  // namespace ssd_ext

@@ -4,12 +4,13 @@
 // blockDim.x-th prior, and select the largest by counting (block_ops.cuh). Keys stay in registers up to 9216
 // priors; for more priors every pass reads the losses again, from the second-level cache. One launch; reads
 // 5 bytes per prior (float) and writes 1.
+#include "select_hard_negatives/select_hard_negatives.cuh"
+
 #include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
-#include "select_hard_negatives/select_hard_negatives.cuh"
 #include "core/cuda/launch.cuh"
-#include "select_hard_negatives/select_hard_negatives.h"
 #include "core/order.h"
+#include "select_hard_negatives/select_hard_negatives.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -47,18 +48,15 @@ Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, do
   const cudaStream_t stream = current_stream(loss);
   const bool in_registers = n_priors <= kMiningPriors;
   // Whole warps, as few as hold all keys in their registers.
-  const int64_t warps = ceil_div<int64_t>(n_priors, kWarpSize * kMiningKeys);
+  const int64_t warps = ceil_div(n_priors, kWarpSize * kMiningKeys);
   const auto threads = static_cast<unsigned>(std::min<int64_t>(kMiningThreads, warps * kWarpSize));
   dispatch_floating_dtype(loss.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     launch(in_registers ? select_hard_negatives_kernel<scalar_t, T, true>
                         : select_hard_negatives_kernel<scalar_t, T, false>,
-           dim3(static_cast<unsigned>(n_images)), dim3(threads), stream,
-           static_cast<const scalar_t*>(losses.const_data_ptr()),
-           static_cast<const bool*>(positives.const_data_ptr()),
-           static_cast<bool*>(selected.mutable_data_ptr()), static_cast<unsigned>(n_priors), ratio,
-           min_negatives);
+           n_images, threads, stream, losses.const_data_ptr<scalar_t>(), positives.const_data_ptr<bool>(),
+           selected.mutable_data_ptr<bool>(), static_cast<unsigned>(n_priors), ratio, min_negatives);
   });
   return selected;
 }

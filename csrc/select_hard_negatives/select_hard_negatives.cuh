@@ -13,6 +13,27 @@ constexpr int kMiningThreads = 512;  // of the block, at most
 constexpr int kMiningKeys = 18;
 constexpr int64_t kMiningPriors = kMiningThreads * kMiningKeys;
 
+// The keys of the priors first, first + blockDim.x, ...; 0 for positives and beyond the last prior.
+template <typename Bits, typename IsPositive, typename KeyOf>
+__device__ __forceinline__ void load_mining_keys(const IsPositive& is_positive, const KeyOf& key_of,
+                                                 unsigned n_priors, unsigned first, Bits (&keys)[kMiningKeys]) {
+  if (sizeof(Bits) > 4) {  // one after another, for want of registers
+    for (int i = 0; i < kMiningKeys; ++i) {
+      const unsigned prior = first + i * blockDim.x;
+      keys[i] = prior < n_priors && !is_positive(prior) ? key_of(prior) : 0;
+    }
+    return;
+  }
+  // All are read, needed or not, and none waits for another one.
+  const auto existing = [&](int i) { return min(first + i * blockDim.x, n_priors - 1); };
+  bool positive[kMiningKeys];
+  for (int i = 0; i < kMiningKeys; ++i) positive[i] = is_positive(existing(i));
+  for (int i = 0; i < kMiningKeys; ++i) keys[i] = key_of(existing(i));
+  for (int i = 0; i < kMiningKeys; ++i) {
+    if (positive[i] || first + i * blockDim.x >= n_priors) keys[i] = 0;
+  }
+}
+
 // Writes `selected`, and then calls count(p) for each prior p that is positive or selected, in rising order;
 // both in thread p % blockDim.x. Returns how many priors are positive.
 //
@@ -25,24 +46,8 @@ __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive
                                                    BlockSums<3>& sums,
                                                    bool* selected,  // (P,)
                                                    const Count& count) {
-  Bits keys[kMiningKeys];  // of the priors first, first + blockDim.x, ...; 0 beyond the last one
-  const auto load = [&](unsigned first) {
-    if (sizeof(Bits) > 4) {  // one after another, for want of registers
-      for (int i = 0; i < kMiningKeys; ++i) {
-        const unsigned prior = first + i * blockDim.x;
-        keys[i] = prior < n_priors && !is_positive(prior) ? key_of(prior) : 0;
-      }
-      return;
-    }
-    // All are read, needed or not, and none waits for another one.
-    const auto existing = [&](int i) { return min(first + i * blockDim.x, n_priors - 1); };
-    bool positive[kMiningKeys];
-    for (int i = 0; i < kMiningKeys; ++i) positive[i] = is_positive(existing(i));
-    for (int i = 0; i < kMiningKeys; ++i) keys[i] = key_of(existing(i));
-    for (int i = 0; i < kMiningKeys; ++i) {
-      if (positive[i] || first + i * blockDim.x >= n_priors) keys[i] = 0;
-    }
-  };
+  Bits keys[kMiningKeys];
+  const auto load = [&](unsigned first) { load_mining_keys(is_positive, key_of, n_priors, first, keys); };
   if (kInRegisters) load(threadIdx.x);
   const auto for_each_batch = [&](const auto& function) {
     if (kInRegisters) {

@@ -26,7 +26,7 @@ inline void check_losses(const Tensor& loss, const Tensor& positive) {
   STD_TORCH_CHECK(positive.dim() == 2 && positive.size(0) == loss.size(0) && positive.size(1) == loss.size(1),
                   "positive must have the shape ", shape_of(loss), ", got ", shape_of(positive));
   STD_TORCH_CHECK(positive.scalar_type() == ScalarType::Bool, "positive must be Bool, got ",
-                  torch::headeronly::toString(positive.scalar_type()));
+                  toString(positive.scalar_type()));
   STD_TORCH_CHECK(loss.size(1) <= INT32_MAX, "loss must have less than 2^31 priors, got ", loss.size(1));
   check_same_device(loss, "loss", positive, "positive");
 }

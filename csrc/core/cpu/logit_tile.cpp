@@ -28,16 +28,16 @@ inline void load_4x4(const float* const* rows, int64_t c, float* tile) {
   const Vector classes[4] = {
       __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
       __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-  for (int i = 0; i < 4; ++i) std::memcpy(tile + (c + i) * kTileRows, &classes[i], sizeof classes[i]);
+  for (int i = 0; i < 4; ++i) std::memcpy(tile + (c + i) * kLogitRows, &classes[i], sizeof classes[i]);
 }
 #endif
 
 template <typename T>
 INLINE_IN_CLONES void find_maxima(const T* __restrict tile, int64_t n_classes, T* __restrict maxima) {
-  std::copy_n(tile, kTileRows, maxima);
+  std::copy_n(tile, kLogitRows, maxima);
   for (int64_t c = 1; c < n_classes; ++c) {
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      maxima[row] = larger(maxima[row], tile[c * kTileRows + row]);
+    for (int64_t row = 0; row < kLogitRows; ++row) {
+      maxima[row] = larger(maxima[row], tile[c * kLogitRows + row]);
     }
   }
 }
@@ -45,10 +45,10 @@ INLINE_IN_CLONES void find_maxima(const T* __restrict tile, int64_t n_classes, T
 template <typename T>
 INLINE_IN_CLONES void find_sums(const T* __restrict tile, int64_t n_classes, const T* __restrict maxima,
                       T* __restrict sums) {
-  std::fill_n(sums, kTileRows, T(0));
+  std::fill_n(sums, kLogitRows, T(0));
   for (int64_t c = 0; c < n_classes; ++c) {
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      sums[row] += exp_of_logit(tile[c * kTileRows + row], maxima[row]);
+    for (int64_t row = 0; row < kLogitRows; ++row) {
+      sums[row] += exp_of_logit(tile[c * kLogitRows + row], maxima[row]);
     }
   }
 }
@@ -56,10 +56,10 @@ INLINE_IN_CLONES void find_sums(const T* __restrict tile, int64_t n_classes, con
 template <typename T>
 INLINE_IN_CLONES void cross_entropy_of(const T* __restrict tile, int64_t n_classes, const T* __restrict true_logits,
                              T* __restrict ce) {
-  T maxima[kTileRows], sums[kTileRows];
+  T maxima[kLogitRows], sums[kLogitRows];
   find_maxima(tile, n_classes, maxima);
   find_sums(tile, n_classes, maxima, sums);
-  for (int64_t row = 0; row < kTileRows; ++row) {
+  for (int64_t row = 0; row < kLogitRows; ++row) {
     ce[row] = cross_entropy(true_logits[row], maxima[row], sums[row]);
   }
 }
@@ -67,11 +67,11 @@ INLINE_IN_CLONES void cross_entropy_of(const T* __restrict tile, int64_t n_class
 template <typename T>
 INLINE_IN_CLONES void exponentiate(T* __restrict tile, int64_t n_classes, const T* __restrict maxima,
                                    T* __restrict sums) {
-  std::fill_n(sums, kTileRows, T(0));
+  std::fill_n(sums, kLogitRows, T(0));
   for (int64_t c = 0; c < n_classes; ++c) {
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      const T e = exp_of_logit(tile[c * kTileRows + row], maxima[row]);
-      tile[c * kTileRows + row] = e;
+    for (int64_t row = 0; row < kLogitRows; ++row) {
+      const T e = exp_of_logit(tile[c * kLogitRows + row], maxima[row]);
+      tile[c * kLogitRows + row] = e;
       sums[row] += e;
     }
   }
@@ -80,13 +80,13 @@ INLINE_IN_CLONES void exponentiate(T* __restrict tile, int64_t n_classes, const 
 template <typename T>
 INLINE_IN_CLONES void differentiate(T* __restrict tile, int64_t n_classes,
                                     const int32_t* __restrict true_classes, T factor) {
-  T maxima[kTileRows], sums[kTileRows];
+  T maxima[kLogitRows], sums[kLogitRows];
   find_maxima(tile, n_classes, maxima);
   exponentiate(tile, n_classes, maxima, sums);
   for (int64_t c = 0; c < n_classes; ++c) {
-    for (int64_t row = 0; row < kTileRows; ++row) {
+    for (int64_t row = 0; row < kLogitRows; ++row) {
       const T one_hot = true_classes[row] == c ? T(1) : T(0);
-      tile[c * kTileRows + row] = (tile[c * kTileRows + row] / sums[row] - one_hot) * factor;
+      tile[c * kLogitRows + row] = (tile[c * kLogitRows + row] / sums[row] - one_hot) * factor;
     }
   }
 }
@@ -94,19 +94,19 @@ INLINE_IN_CLONES void differentiate(T* __restrict tile, int64_t n_classes,
 }  // namespace
 
 void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile) {
-  if (n_rows < kTileRows) std::fill_n(tile, n_classes * kTileRows, 0.0f);
+  if (n_rows < kLogitRows) std::fill_n(tile, n_classes * kLogitRows, 0.0f);
   int64_t row = 0;
 #ifdef HAS_SHUFFLES
   for (; row + 4 <= n_rows; row += 4) {
     int64_t c = 0;
     for (; c + 4 <= n_classes; c += 4) load_4x4(rows + row, c, tile + row);
     for (; c < n_classes; ++c) {
-      for (int64_t i = row; i < row + 4; ++i) tile[c * kTileRows + i] = rows[i][c];
+      for (int64_t i = row; i < row + 4; ++i) tile[c * kLogitRows + i] = rows[i][c];
     }
   }
 #endif
   for (; row < n_rows; ++row) {
-    for (int64_t c = 0; c < n_classes; ++c) tile[c * kTileRows + row] = rows[row][c];
+    for (int64_t c = 0; c < n_classes; ++c) tile[c * kLogitRows + row] = rows[row][c];
   }
 }
 
@@ -128,12 +128,12 @@ void differentiate_tile(double* tile, int64_t n_classes, const int32_t* true_cla
 }
 
 VECTOR_CLONES void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest) {
-  float maxima[kTileRows];
+  float maxima[kLogitRows];
   find_maxima(tile, n_classes, maxima);
   exponentiate(tile, n_classes, maxima, sums);
-  std::fill_n(largest, kTileRows, 0.0f);
+  std::fill_n(largest, kLogitRows, 0.0f);
   for (int64_t c = 1; c < n_classes; ++c) {
-    for (int64_t row = 0; row < kTileRows; ++row) largest[row] = larger(largest[row], tile[c * kTileRows + row]);
+    for (int64_t row = 0; row < kLogitRows; ++row) largest[row] = larger(largest[row], tile[c * kLogitRows + row]);
   }
 }
 

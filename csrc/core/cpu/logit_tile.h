@@ -9,14 +9,14 @@
 
 namespace ssd_ext {
 
-constexpr int64_t kTileRows = 64;
+constexpr int64_t kLogitRows = 64;
 
-// The tile of n_rows <= kTileRows rows, each given by its first logit; zeros past the last row.
+// The tile of n_rows <= kLogitRows rows, each given by its first logit; zeros past the last row.
 template <typename T, typename scalar_t>
 void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T* tile) {
-  if (n_rows < kTileRows) std::fill_n(tile, n_classes * kTileRows, T(0));
+  if (n_rows < kLogitRows) std::fill_n(tile, n_classes * kLogitRows, T(0));
   for (int64_t row = 0; row < n_rows; ++row) {
-    for (int64_t c = 0; c < n_classes; ++c) tile[c * kTileRows + row] = static_cast<T>(rows[row][c]);
+    for (int64_t c = 0; c < n_classes; ++c) tile[c * kLogitRows + row] = static_cast<T>(rows[row][c]);
   }
 }
 void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile);
@@ -25,7 +25,7 @@ void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, floa
 template <typename T, typename scalar_t>
 void store_tile(const T* tile, int64_t n_rows, int64_t n_classes, scalar_t* const* rows) {
   for (int64_t row = 0; row < n_rows; ++row) {
-    for (int64_t c = 0; c < n_classes; ++c) rows[row][c] = static_cast<scalar_t>(tile[c * kTileRows + row]);
+    for (int64_t c = 0; c < n_classes; ++c) rows[row][c] = static_cast<scalar_t>(tile[c * kLogitRows + row]);
   }
 }
 

@@ -30,19 +30,17 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-template <typename T>
-constexpr T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
-}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// kernel<<<grid, block, 0, stream>>>(arguments...), and throws if the launch fails. Arguments convert to the
+// kernel<<<blocks, threads, 0, stream>>>(arguments...), and throws if the launch fails. Arguments convert to the
 // kernel's parameter types.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
+void launch(void (*kernel)(Parameters...), int64_t blocks, dim3 threads, cudaStream_t stream,
             Arguments&&... arguments) {
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "the input is too large for a GPU: ", blocks, " blocks of threads");
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = threads;
   config.stream = stream;
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/cuda/launch.cuh"
+#include "core/cuda/pack.cuh"
 
 #include <algorithm>
 #include <cstddef>
@@ -15,7 +16,7 @@
 
 namespace ssd_ext {
 
-constexpr int kTileRows = 64;  // at most, and the threads of a block
+constexpr int kMaxTileRows = 64;  // and the threads of a block
 // The sizes of a tile. 64 rows of up to 23 float classes (47 of two bytes) take the small one, with which an
 // H100 keeps all the threads that it can; rows of hundreds of classes still fill the large one. The medium one
 // has 64 rows of up to 95 classes of two bytes, or 32 of float: of these an H100 keeps 17 tiles, and while a
@@ -27,19 +28,12 @@ constexpr int kLargeTile = 24 << 10;
 // warp hold what it reads next.
 constexpr int kFewestTileRows = 16;
 
-// As much as a thread loads or stores at once.
-template <typename scalar_t>
-struct alignas(16) Unit16 {
-  static constexpr int kCount = 16 / sizeof(scalar_t);
-  scalar_t values[kCount];
-};
-
-// `count` <= kTileRows neighbouring rows of (N, C), of which thread i < count may read row(i). kBytes:
+// `count` <= kMaxTileRows neighbouring rows of (N, C), of which thread i < count may read row(i). kBytes:
 // the size of a tile, or 0 to leave the rows where they are.
 template <typename scalar_t, int kBytes>
 class RowTile {
  public:
-  using Unit = Unit16<scalar_t>;
+  using Unit = Pack<scalar_t>;
   static constexpr int kShared = kBytes / sizeof(Unit) + 1;  // rows may begin and end in the middle of a unit
 
   // All threads of the block call it. shared: kShared units in shared memory; before they are used again
@@ -65,14 +59,14 @@ class RowTile {
  private:
   static constexpr int kLoads = 4;  // of a thread at a time: the few threads of large tiles need several
 
-  // Whole units, and the elements before and after them. Returns where the first element is: at the same
-  // place of its unit as in `from`.
+  // Whole units, and the elements before and after them. Returns where the first element is: as far from the
+  // begin of its unit as in `from`.
   static __device__ const scalar_t* copy(const scalar_t* from, int n, scalar_t* tile) {
     constexpr int kCount = Unit::kCount;
-    const int place = static_cast<int>(reinterpret_cast<uintptr_t>(from) % sizeof(Unit) / sizeof(scalar_t));
-    scalar_t* const to = tile + place;
+    const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % sizeof(Unit) / sizeof(scalar_t));
+    scalar_t* const to = tile + skew;
     const int thread = threadIdx.x;
-    const int before = (kCount - place) % kCount < n ? (kCount - place) % kCount : n;
+    const int before = min((kCount - skew) % kCount, n);
     const int units = (n - before) / kCount;
     const int after = before + units * kCount;
     const auto* const from_units = reinterpret_cast<const Unit*>(from + before);
@@ -118,18 +112,18 @@ template <typename scalar_t, typename Function>
 void dispatch_row_tile(int64_t n_classes, const Function& function) {
   const int64_t row_bytes = (n_classes | 1) * static_cast<int64_t>(sizeof(scalar_t));
   const auto rows_in = [=](int bytes) {
-    return static_cast<int>(std::min<int64_t>(kTileRows, bytes / row_bytes));
+    return static_cast<int>(std::min<int64_t>(kMaxTileRows, bytes / row_bytes));
   };
-  constexpr int kHalf = kTileRows / 2;  // one warp: a few rows more would keep a second one as busy as it
-  if (rows_in(kSmallTile) == kTileRows) {
-    function(std::integral_constant<int, kSmallTile>(), kTileRows);
+  constexpr int kHalf = kMaxTileRows / 2;  // one warp: a few rows more would keep a second one as busy as it
+  if (rows_in(kSmallTile) == kMaxTileRows) {
+    function(std::integral_constant<int, kSmallTile>(), kMaxTileRows);
   } else if (rows_in(kMediumTile) >= kHalf) {
     function(std::integral_constant<int, kMediumTile>(),
-             rows_in(kMediumTile) == kTileRows ? kTileRows : kHalf);
+             rows_in(kMediumTile) == kMaxTileRows ? kMaxTileRows : kHalf);
   } else if (rows_in(kLargeTile) >= kFewestTileRows) {
     function(std::integral_constant<int, kLargeTile>(), rows_in(kLargeTile));
   } else {
-    function(std::integral_constant<int, 0>(), kTileRows);
+    function(std::integral_constant<int, 0>(), kMaxTileRows);
   }
 }
 

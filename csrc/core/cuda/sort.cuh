@@ -1,8 +1,8 @@
 // Sorting on the GPU, of unique keys: the result depends on nothing else.
 //
 // One launch sorts tiles of 1024 keys in shared memory (a bitonic network), then each launch merges runs in
-// pairs: a key's place in the merged run is its place in its own run plus the number of keys before it in
-// the other one, which a thread finds by bisection. 1 + log2(N / 1024) launches.
+// pairs: before a key in the merged run come those before it in its own run and those before it in the other
+// one, whose number a thread finds by bisection. 1 + log2(N / 1024) launches.
 #pragma once
 
 #include "core/cuda/block_ops.cuh"
@@ -42,9 +42,9 @@ __device__ void sort_block(Key* keys, unsigned count) {
   for (unsigned half = 1; half < count; half *= 2) {
     // Of two sorted halves the first and the mirrored second one, then within ever smaller parts: each time
     // half as far as in the exchange before, which decides who has to wait. All are powers of two.
-    const unsigned place = t & (half - 1);
-    const unsigned middle = 2 * t - 2 * place + half;
-    exchange(half > kWarpSize, middle - 1 - place, middle + place);
+    const unsigned distance = t & (half - 1);
+    const unsigned middle = 2 * t - 2 * distance + half;
+    exchange(half > kWarpSize, middle - 1 - distance, middle + distance);
     for (unsigned stride = half / 2; stride > 0; stride /= 2) {
       const unsigned low = 2 * t - (t & (stride - 1));
       exchange(2 * stride > kWarpSize, low, low + stride);
@@ -97,13 +97,12 @@ Scratch<RankKey> sorted_keys(const MakeKey& make_key, int64_t n, const Tensor& l
   // One thread for two keys; fewer than a tile of keys wait for fewer threads.
   unsigned threads = kSortTile / 2;
   while (threads > 32 && threads >= n) threads /= 2;
-  launch(sort_tiles_kernel<MakeKey>, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kSortTile))),
-         dim3(threads), stream, make_key, keys.data(), n);
+  launch(sort_tiles_kernel<MakeKey>, ceil_div(n, kSortTile), threads, stream, make_key, keys.data(), n);
   if (n <= kSortTile) return keys;
   Scratch<RankKey> merged(like, n);
   for (int64_t width = kSortTile; width < n; width *= 2) {
-    launch(merge_runs_kernel, dim3(static_cast<unsigned>(ceil_div<int64_t>(n, kMergeThreads))),
-           dim3(kMergeThreads), stream, keys.data(), merged.data(), n, width);
+    launch(merge_runs_kernel, ceil_div(n, kMergeThreads), kMergeThreads, stream, keys.data(), merged.data(), n,
+           width);
     std::swap(keys, merged);
   }
   return keys;
