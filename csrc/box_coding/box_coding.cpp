@@ -6,7 +6,6 @@
 #include "box_coding/box_coding.h"
 
 #include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/vector_clones.h"
 
@@ -51,7 +50,6 @@ INLINE_IN_CLONES void decode_each(const T* __restrict pred_offsets,  // (count, 
   }
 }
 
-// Instruction sets are chosen per function, which a template cannot be.
 VECTOR_CLONES void encode_rows(const float* boxes, const float* priors, int64_t count,
                                Variances<float> variances, float* out) {
   encode_each(boxes, priors, count, variances, out);

@@ -7,11 +7,9 @@
 #include "box_coding/box_coding.h"
 
 #include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/pack.cuh"
 
-#include <cstdint>
 #include <limits>
 #include <optional>
 

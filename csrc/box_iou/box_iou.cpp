@@ -5,6 +5,7 @@
 // vectorises. Writes 4 bytes per pair (8 for double) and allocates nothing but the output.
 #include "core/box_math.h"
 #include "core/checks.h"
+#include "core/cpu/box_columns.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/vector_clones.h"
 
@@ -18,21 +19,15 @@ constexpr int64_t kTileColumns = 512;  // 10 KB of columns (20 KB in double) sta
 constexpr double kPairNanoseconds = 0.5;
 
 template <typename T>
-struct Columns {
-  T x0[kTileColumns], y0[kTileColumns], x1[kTileColumns], y1[kTileColumns], area[kTileColumns];
-};
+using Columns = BoxColumns<T, kTileColumns>;
 
 template <typename T>
 INLINE_IN_CLONES void iou_of_row(const Box<T>& box, const Columns<T>& columns, int64_t count, T* __restrict out) {
   const Box<T> row = box;  // a copy: the compiler sees that `out` cannot change it
   const T row_area = area(row);
-  for (int64_t j = 0; j < count; ++j) {
-    const Box<T> column = {columns.x0[j], columns.y0[j], columns.x1[j], columns.y1[j]};
-    out[j] = iou(row, row_area, column, columns.area[j]);
-  }
+  for (int64_t j = 0; j < count; ++j) out[j] = iou(row, row_area, columns.box(j), columns.areas[j]);
 }
 
-// Instruction sets are chosen per function, which a template cannot be.
 VECTOR_CLONES void iou_row(const Box<float>& box, const Columns<float>& columns, int64_t count, float* out) {
   iou_of_row(box, columns, count, out);
 }
@@ -48,14 +43,7 @@ void iou_tile(const scalar_t* boxes1,  // (N, 4) xyxy
               int64_t m, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end) {
   const int64_t count = column_end - column_begin;
   Columns<T> columns;
-  for (int64_t j = 0; j < count; ++j) {
-    const Box<T> box = load_box<T>(boxes2, column_begin + j);
-    columns.x0[j] = box.x0;
-    columns.y0[j] = box.y0;
-    columns.x1[j] = box.x1;
-    columns.y1[j] = box.y1;
-    columns.area[j] = area(box);
-  }
+  for (int64_t j = 0; j < count; ++j) columns.set(j, load_box<T>(boxes2, column_begin + j));
   for (int64_t i = row_begin; i < row_end; ++i) {
     iou_row(load_box<T>(boxes1, i), columns, count, out + i * m + column_begin);
   }

@@ -1,10 +1,9 @@
 // Pairwise IoU on the GPU: boxes1 (N, 4), boxes2 (M, 4) xyxy -> (N, M).
 //
-// A block owns a tile of 32 rows and blockDim.x * kColumns columns. The row boxes and their areas lie in
-// shared memory; a thread keeps its columns in registers and walks down every blockDim.y-th row. Where rows
-// of the output are 16-byte aligned, a thread's columns are neighbours and leave in one store; elsewhere they
-// lie blockDim.x apart, so that a warp's stores stay together. Writes 4 bytes per pair (8 for double) and
-// reads 1/32 of that.
+// A block owns a tile of 32 rows and blockDim.x * kColumns columns. The row boxes and their areas lie in shared memory;
+// a thread keeps its columns in registers and walks down every blockDim.y-th row. Where rows of the output are 16-byte
+// aligned, a thread's columns are neighbours and leave in one store; elsewhere they lie blockDim.x apart, so that a
+// warp's stores stay together. Writes 4 bytes per pair (8 for double) and reads 1/32 of that.
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cuda/launch.cuh"

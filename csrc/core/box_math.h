@@ -84,8 +84,7 @@ C10_HOST_DEVICE inline Overlap<T> overlap(const Box<T>& a, T area_a, const Box<T
   return {inter, (area_a + area_b) - inter};
 }
 
-// Intersection over union of two boxes with the areas given; 0 where the intersection or the union is not
-// positive.
+// Intersection over union of two boxes with the areas given; 0 where the intersection or the union is not positive.
 template <typename T>
 C10_HOST_DEVICE inline T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const Overlap<T> both = overlap(a, area_a, b, area_b);

@@ -79,8 +79,7 @@ C10_HOST_DEVICE inline float exact_exp_below_1(float x) {
 
 // The natural logarithm: log(0) = -inf, also of -0, log(inf) = inf, NaN for negative numbers and NaN.
 //
-// x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1, and log(1 + f) = f - f^2 / 2 + f^3 q(f) with q of
-// degree 7.
+// x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1, and log(1 + f) = f - f^2 / 2 + f^3 q(f) with q of degree 7.
 C10_HOST_DEVICE inline float exact_log(float x) {
   const bool subnormal = x < 1.17549435e-38f;            // 2^-126
   const float normal = subnormal ? x * 8388608.0f : x;  // 2^23

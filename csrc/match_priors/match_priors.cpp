@@ -10,7 +10,6 @@
 #include "match_priors/matcher.h"
 
 #include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/vector_clones.h"
 #include "match_priors/match_priors.h"
@@ -59,8 +58,7 @@ INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorT
   const auto owner = static_cast<int_of_width<T>>(object);
   int_of_width<T> highest = 0;
   for (int64_t k = 0; k < kTile; ++k) {
-    const Box<T> prior = {tile.x0[k], tile.y0[k], tile.x1[k], tile.y1[k]};
-    const T value = iou(row, row_area, prior, tile.area[k]);
+    const T value = iou(row, row_area, tile.priors.box(k), tile.priors.areas[k]);
     const bool better = value > match.best[k];
     match.best[k] = better ? value : match.best[k];
     match.owner[k] = better ? owner : match.owner[k];
@@ -72,7 +70,6 @@ INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorT
   return result;
 }
 
-// Instruction sets are chosen per function, which a template cannot be.
 VECTOR_CLONES float offer(const Box<float>& box, int64_t object, const PriorTile<float>& tile,
                           TileMatch<float>& match) {
   return offer_to_tile(box, object, tile, match);

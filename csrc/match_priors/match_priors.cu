@@ -12,7 +12,6 @@
 #include "match_priors/match_priors.cuh"
 
 #include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/scratch.cuh"
@@ -20,7 +19,6 @@
 #include "core/order.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 
 namespace ssd_ext {

@@ -1,7 +1,7 @@
 // Matching, image by image, for the ops that build on it.
 #pragma once
 
-#include "core/box_math.h"
+#include "core/cpu/box_columns.h"
 
 #include <cstdint>
 #include <limits>
@@ -19,11 +19,11 @@ std::vector<Box<T>> load_boxes(const scalar_t* boxes, int64_t n) {
 
 constexpr int64_t kPriorTile = 64;  // few priors lie close together, so that many objects miss a tile
 
-// Priors side by side. Past the last prior lie empty boxes, which match nothing.
+// Past the last prior lie boxes of zeros, which match nothing.
 template <typename T>
 struct PriorTile {
   Box<T> bounds;  // outside of it, no prior overlaps anything
-  T x0[kPriorTile], y0[kPriorTile], x1[kPriorTile], y1[kPriorTile], area[kPriorTile];
+  BoxColumns<T, kPriorTile> priors;
 };
 
 template <typename T>
@@ -50,12 +50,7 @@ class Matcher {
  private:
   void add(const Box<T>& prior, int64_t p) {
     PriorTile<T>& tile = tiles_[p / kPriorTile];
-    const int64_t k = p % kPriorTile;
-    tile.x0[k] = prior.x0;
-    tile.y0[k] = prior.y0;
-    tile.x1[k] = prior.x1;
-    tile.y1[k] = prior.y1;
-    tile.area[k] = area(prior);
+    tile.priors.set(p % kPriorTile, prior);
     // NaN passes no comparison, and a prior that has one overlaps nothing.
     if (prior.x0 < tile.bounds.x0) tile.bounds.x0 = prior.x0;
     if (prior.y0 < tile.bounds.y0) tile.bounds.y0 = prior.y0;

@@ -11,8 +11,6 @@
 #include "multibox_loss/multibox_loss.h"
 
 #include "core/any_rows.h"
-#include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cpu/huge_pages.h"
 #include "core/cpu/logit_tile.h"
 #include "core/cpu/parallel.h"

@@ -16,8 +16,6 @@
 #include "multibox_loss/multibox_loss.h"
 
 #include "core/any_rows.h"
-#include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/pack.cuh"
@@ -29,7 +27,6 @@
 #include "match_priors/match_priors.cuh"
 #include "select_hard_negatives/select_hard_negatives.cuh"
 
-#include <cstdint>
 
 namespace ssd_ext {
 namespace {

@@ -7,13 +7,10 @@
 #include "nms/nms.h"
 
 #include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cpu/kept_boxes.h"
 #include "core/cpu/parallel.h"
-#include "core/order.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>

@@ -15,15 +15,12 @@
 #include "nms/nms.h"
 
 #include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/scratch.cuh"
 #include "core/cuda/settle.cuh"
 #include "core/cuda/sort.cuh"
-#include "core/order.h"
 
-#include <cstdint>
 #include <optional>
 
 namespace ssd_ext {

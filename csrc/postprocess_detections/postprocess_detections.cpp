@@ -13,8 +13,6 @@
 #include "postprocess_detections/postprocess_detections.h"
 
 #include "core/any_rows.h"
-#include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cpu/kept_boxes.h"
 #include "core/cpu/logit_tile.h"
 #include "core/cpu/parallel.h"
@@ -53,7 +51,6 @@ INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
   return n_passing;
 }
 
-// Instruction sets are chosen per function, which a template cannot be.
 VECTOR_CLONES int64_t screen(const float* logits, int64_t n_rows, int64_t n_classes, float least,
                              int32_t* passing) {
   return screen_each(logits, n_rows, n_classes, least, passing);

@@ -7,20 +7,17 @@
 //    keys are unique. A warp counts its candidates and takes room for them in the list with one atomic addition; a
 //    warp with nothing but background needs no exponential. The list has room for all priors with all classes, so
 //    that none can be lost. Reads the logits once, writes 8 bytes per candidate.
-// 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class decide over a box, so
-//    the block walks the candidates of all classes together, best first, and stops when top_k are kept. It
-//    takes the next best ones out of the list band by band, sorts a band in shared memory, decodes its boxes,
-//    and settles 32 of them at a time: against the kept ones, then among themselves. The first of the kept
-//    ones stay in shared memory, the others are read back from the output. Reads the list once per band and
-//    a few keys of it before, from the second-level cache, and 32 bytes per candidate of a band; writes 28
-//    bytes per row of the output.
+// 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class decide over a box, so the block
+//    walks the candidates of all classes together, best first, and stops when top_k are kept. It takes the next best
+//    ones out of the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at a
+//    time: against the kept ones, then among themselves. The first of the kept ones stay in shared memory, the others
+//    are read back from the output. Reads the list once per band and a few keys of it before, from the second-level
+//    cache, and 32 bytes per candidate of a band; writes 28 bytes per row of the output.
 //
 // Images go in sub-batches, so that their lists fit into a fixed amount of memory.
 #include "postprocess_detections/postprocess_detections.h"
 
 #include "core/any_rows.h"
-#include "core/box_math.h"
-#include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/row_tile.cuh"
@@ -30,7 +27,6 @@
 #include "core/softmax.h"
 
 #include <algorithm>
-#include <cstdint>
 #include <initializer_list>
 #include <limits>
 

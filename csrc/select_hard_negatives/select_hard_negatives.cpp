@@ -5,7 +5,6 @@
 // which the compiler vectorises. At most 32 such passes (64 for double), whatever the losses are; no sort.
 #include "select_hard_negatives/select_hard_negatives.h"
 
-#include "core/checks.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/vector_clones.h"
 #include "core/order.h"
@@ -65,8 +64,7 @@ INLINE_IN_CLONES int64_t make_keys_of(const scalar_t* __restrict loss, const pos
   return n_pos;
 }
 
-// The keys of an image, 0 for its positives; returns their number. Instruction sets are chosen per function, which
-// a template cannot be.
+// The keys of an image, 0 for its positives; returns their number.
 VECTOR_CLONES int64_t make_keys(const float* loss, const bool* positive, int64_t n, uint32_t* keys) {
   return make_keys_of<float>(loss, positive, n, keys);
 }

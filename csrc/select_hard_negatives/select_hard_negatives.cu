@@ -6,14 +6,12 @@
 // 5 bytes per prior (float) and writes 1.
 #include "select_hard_negatives/select_hard_negatives.cuh"
 
-#include "core/checks.h"
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/order.h"
 #include "select_hard_negatives/select_hard_negatives.h"
 
 #include <algorithm>
-#include <cstdint>
 
 namespace ssd_ext {
 namespace {

@@ -14,14 +14,12 @@ INLINE_IN_CLONES bool is_suppressed_by(const KeptBlock<T>* blocks, int64_t n_blo
   for (const KeptBlock<T>* block = blocks; block < blocks + n_blocks; ++block) {
     bits_t<T> may = 0;  // as wide as T, so that a vector holds as many of both
     for (int64_t j = 0; j < kKeptBlock; ++j) {
-      const Box<T> kept = {block->x0[j], block->y0[j], block->x1[j], block->y1[j]};
-      may |= iou_may_exceed(overlap(kept, block->area[j], box, box_area), threshold);
+      may |= iou_may_exceed(overlap(block->box(j), block->areas[j], box, box_area), threshold);
     }
     if (may == 0) continue;
     bits_t<T> does = 0;
     for (int64_t j = 0; j < kKeptBlock; ++j) {
-      const Box<T> kept = {block->x0[j], block->y0[j], block->x1[j], block->y1[j]};
-      does |= iou(kept, block->area[j], box, box_area) > threshold;
+      does |= iou(block->box(j), block->areas[j], box, box_area) > threshold;
     }
     if (does != 0) return true;
   }
@@ -30,7 +28,6 @@ INLINE_IN_CLONES bool is_suppressed_by(const KeptBlock<T>* blocks, int64_t n_blo
 
 }  // namespace
 
-// Instruction sets are chosen per function, which a template cannot be.
 VECTOR_CLONES bool is_suppressed(const KeptBlock<float>* blocks, int64_t n_blocks, const Box<float>& box,
                                  float threshold) {
   return is_suppressed_by(blocks, n_blocks, box, threshold);

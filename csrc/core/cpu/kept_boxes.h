@@ -1,7 +1,7 @@
 // The boxes that greedy non-maximum suppression has kept so far, laid out for the test of the next one.
 #pragma once
 
-#include "core/box_math.h"
+#include "core/cpu/box_columns.h"
 
 #include <cstdint>
 #include <vector>
@@ -11,11 +11,8 @@ namespace ssd_ext {
 // The loop over a block is unrolled and vectorised; at most so many tests are in vain.
 constexpr int64_t kKeptBlock = 64;
 
-// One array per coordinate. Boxes of zeros fill the last block: they overlap nothing.
 template <typename T>
-struct KeptBlock {
-  T x0[kKeptBlock] = {}, y0[kKeptBlock] = {}, x1[kKeptBlock] = {}, y1[kKeptBlock] = {}, area[kKeptBlock] = {};
-};
+using KeptBlock = BoxColumns<T, kKeptBlock>;
 
 // Whether a box of these blocks has an IoU > threshold with `box`; threshold >= 0 or NaN.
 bool is_suppressed(const KeptBlock<float>* blocks, int64_t n_blocks, const Box<float>& box, float threshold);
@@ -30,14 +27,8 @@ class KeptBoxes {
   }
 
   void push_back(const Box<T>& box) {
-    const int64_t j = count_++ % kKeptBlock;
-    if (j == 0) blocks_.emplace_back();
-    KeptBlock<T>& block = blocks_.back();
-    block.x0[j] = box.x0;
-    block.y0[j] = box.y0;
-    block.x1[j] = box.x1;
-    block.y1[j] = box.y1;
-    block.area[j] = area(box);
+    if (count_ % kKeptBlock == 0) blocks_.push_back({});  // of zeros
+    blocks_.back().set(count_++ % kKeptBlock, box);
   }
 
   int64_t size() const { return count_; }

@@ -110,7 +110,6 @@ void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, floa
   }
 }
 
-// Instruction sets are chosen per function, which a template cannot be.
 VECTOR_CLONES void cross_entropy_of_tile(const float* tile, int64_t n_classes, const float* true_logits,
                                          float* ce) {
   cross_entropy_of(tile, n_classes, true_logits, ce);

@@ -3,7 +3,7 @@
 //
 // One library serves every x86-64 processor this way (no -march=native), and -ffp-contract=off keeps the bits
 // of all versions equal. Only where the loader can choose (GCC, glibc), and not under sanitizers, whose
-// instrumentation is not ready when the loader chooses.
+// instrumentation is not ready when the loader chooses. A template cannot have clones: hence overloads that call one.
 //
 // INLINE_IN_CLONES before a template that such functions share: a call would leave the instruction set behind.
 #pragma once

@@ -1,8 +1,7 @@
 // What the threads of a block do together: counting, selecting the largest of many keys, adding.
 //
-// Counters are integers, and other numbers are added in a fixed order, so that the order in which threads and
-// warps arrive changes no result. All threads of the block have to call these functions, in blocks of whole
-// warps.
+// Counters are integers, and other numbers are added in a fixed order, so that the order in which threads and warps
+// arrive changes no result. All threads of the block have to call these functions, in blocks of whole warps.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,37 +13,29 @@ namespace ssd_ext {
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// The sum over a warp, in every lane.
-__device__ __forceinline__ unsigned warp_sum(unsigned value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // no such instruction yet
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-#else
-  return __reduce_add_sync(kAllLanes, value);
-#endif
-}
-
-// The bits that any lane of a warp has set, in every lane.
-__device__ __forceinline__ unsigned warp_or(unsigned bits) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) bits |= __shfl_xor_sync(kAllLanes, bits, offset);
-  return bits;
-#else
-  return __reduce_or_sync(kAllLanes, bits);
-#endif
-}
-
-// The largest over a warp, in every lane.
-__device__ __forceinline__ unsigned warp_max(unsigned value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+// The sum, the bits that any lane has set and the largest over a warp, in every lane.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // no such instructions yet
+template <typename Operation>
+__device__ __forceinline__ unsigned warp_reduce(unsigned value, const Operation& operation) {
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    value = operation(value, __shfl_xor_sync(kAllLanes, value, distance));
   }
   return value;
-#else
-  return __reduce_max_sync(kAllLanes, value);
-#endif
 }
+__device__ __forceinline__ unsigned warp_sum(unsigned value) {
+  return warp_reduce(value, [](unsigned a, unsigned b) { return a + b; });
+}
+__device__ __forceinline__ unsigned warp_or(unsigned bits) {
+  return warp_reduce(bits, [](unsigned a, unsigned b) { return a | b; });
+}
+__device__ __forceinline__ unsigned warp_max(unsigned value) {
+  return warp_reduce(value, [](unsigned a, unsigned b) { return max(a, b); });
+}
+#else
+__device__ __forceinline__ unsigned warp_sum(unsigned value) { return __reduce_add_sync(kAllLanes, value); }
+__device__ __forceinline__ unsigned warp_or(unsigned bits) { return __reduce_or_sync(kAllLanes, bits); }
+__device__ __forceinline__ unsigned warp_max(unsigned value) { return __reduce_max_sync(kAllLanes, value); }
+#endif
 
 __device__ __forceinline__ uint64_t warp_max(uint64_t value) {
   const auto own = static_cast<unsigned>(value >> 32);
@@ -98,9 +89,8 @@ __device__ inline unsigned block_rank(bool predicate, unsigned* warp_counts) {
   return rank;
 }
 
-// LaneSums::total of lane_sums.h where thread i is lane i: the sum of what the kLanes threads of the block
-// have, in thread 0. shared: kLanes numbers in shared memory, which the next call may use again; one warp
-// needs none.
+// LaneSums::total of lane_sums.h where thread i is lane i: the sum of what the kLanes threads of the block have, in
+// thread 0. shared: kLanes numbers in shared memory, which the next call may use again; one warp needs none.
 template <int kLanes, typename T>
 __device__ T sum_of_lanes(T number, T* shared = nullptr) {
   // With a single step over shared memory the next call could write what this one has still to read.
