@@ -50,8 +50,8 @@ INLINE_IN_CLONES void decode_each(const T* __restrict pred_offsets,  // (count, 
   }
 }
 
-VECTOR_CLONES void encode_rows(const float* boxes, const float* priors, int64_t count,
-                               Variances<float> variances, float* out) {
+VECTOR_CLONES void encode_rows(const float* boxes, const float* priors, int64_t count, Variances<float> variances,
+                               float* out) {
   encode_each(boxes, priors, count, variances, out);
 }
 VECTOR_CLONES void encode_rows(const double* boxes, const double* priors, int64_t count,

@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Runs operation_of(T()), an Encode<T> or Decode<T>, on values (..., P, 4).
 template <typename OperationOf>
-Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cxcywh,
-                 const OperationOf& operation_of) {
+Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cxcywh, const OperationOf& operation_of) {
   check_per_prior(values, name, priors_cxcywh);
 
   const DeviceGuard guard(values.get_device_index());

@@ -31,8 +31,7 @@ INLINE_IN_CLONES void iou_of_row(const Box<T>& box, const Columns<T>& columns, i
 VECTOR_CLONES void iou_row(const Box<float>& box, const Columns<float>& columns, int64_t count, float* out) {
   iou_of_row(box, columns, count, out);
 }
-VECTOR_CLONES void iou_row(const Box<double>& box, const Columns<double>& columns, int64_t count,
-                           double* out) {
+VECTOR_CLONES void iou_row(const Box<double>& box, const Columns<double>& columns, int64_t count, double* out) {
   iou_of_row(box, columns, count, out);
 }
 
@@ -71,8 +70,7 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t i = tile / column_tiles * kTileRows;
         const int64_t j = tile % column_tiles * kTileColumns;
-        iou_tile(rows_data, columns_data, out_data, m, i, std::min(n, i + kTileRows), j,
-                 std::min(m, j + kTileColumns));
+        iou_tile(rows_data, columns_data, out_data, m, i, std::min(n, i + kTileRows), j, std::min(m, j + kTileColumns));
       }
     };
     const double tile_nanoseconds = static_cast<double>(n * m) / (row_tiles * column_tiles) * kPairNanoseconds;

@@ -37,8 +37,7 @@ inline std::string shape_of(const Tensor& tensor) {
 }
 
 inline void check_boxes(const Tensor& boxes, const char* name) {
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, name, " must have the shape (N, 4), got ",
-                  shape_of(boxes));
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, name, " must have the shape (N, 4), got ", shape_of(boxes));
 }
 
 inline void check_same_device(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
@@ -65,8 +64,7 @@ inline void check_vector(const Tensor& vector, const char* name, int64_t size, S
 }
 
 // What a network predicts: pred_offsets (B, P, 4) and pred_logits (B, P, C), for priors (P, 4).
-inline void check_predictions(const Tensor& pred_offsets, const Tensor& pred_logits,
-                              const Tensor& priors_cxcywh) {
+inline void check_predictions(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh) {
   STD_TORCH_CHECK(pred_logits.dim() == 3 && pred_logits.size(2) >= 1,
                   "pred_logits must have the shape (B, P, C) with C >= 1, got ", shape_of(pred_logits));
   check_boxes(priors_cxcywh, "priors_cxcywh");

@@ -7,12 +7,12 @@
 // 3. The objects of an image force their best priors, or take them one by one (bipartite).
 //
 // No IoU matrix: beyond the output, memory for the tiles and for one candidate per object and run.
-#include "match_priors/matcher.h"
+#include "match_priors/match_priors.h"
 
 #include "core/box_math.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/vector_clones.h"
-#include "match_priors/match_priors.h"
+#include "match_priors/matcher.h"
 
 #include <algorithm>
 #include <cstring>
@@ -115,8 +115,7 @@ void match_run(const Box<T>* boxes, int32_t count,  // of the image
 
 // The best prior of an object among those that are not taken.
 template <typename T>
-Candidate<T> best_free_prior(const Box<T>& box, const PriorTile<T>* tiles, int64_t n_priors,
-                             const int32_t* match) {
+Candidate<T> best_free_prior(const Box<T>& box, const PriorTile<T>* tiles, int64_t n_priors, const int32_t* match) {
   Candidate<T> best = {0, 0};
   TileMatch<T> tile_match;
   clear(tile_match);
@@ -224,8 +223,7 @@ Tensor match_priors_cpu(const Tensor& boxes, const Tensor& row_splits, const Ten
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     const auto* const priors_data = priors.const_data_ptr<scalar_t>();
-    const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold,
-                             bipartite);
+    const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold, bipartite);
     const std::vector<Box<T>> all_boxes = load_boxes<T>(objects.const_data_ptr<scalar_t>(), n_objects);
     const auto* const splits_data = splits.const_data_ptr<int32_t>();
     auto* const match_data = match.mutable_data_ptr<int32_t>();

@@ -9,14 +9,14 @@
 //
 // No IoU matrix and no atomics. Writes 4 bytes per prior and image and 8 (double: 16) per object and chunk;
 // reads 4 numbers per prior and image, and the candidates of an image once for each of its chunks.
-#include "match_priors/match_priors.cuh"
+#include "match_priors/match_priors.h"
 
 #include "core/box_math.h"
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/scratch.cuh"
-#include "match_priors/match_priors.h"
 #include "core/order.h"
+#include "match_priors/match_priors.cuh"
 
 #include <algorithm>
 #include <cstring>
@@ -227,12 +227,10 @@ void launch_match_priors(const scalar_t* boxes, const int32_t* row_splits, const
   }
 }
 
-template void launch_match_priors<CenterBox<float>>(const float*, const int32_t*, const float*, int32_t*,
-                                                    int64_t, int64_t, int64_t, double, bool, const Tensor&,
-                                                    cudaStream_t);
-template void launch_match_priors<CenterBox<double>>(const double*, const int32_t*, const double*, int32_t*,
-                                                     int64_t, int64_t, int64_t, double, bool, const Tensor&,
-                                                     cudaStream_t);
+template void launch_match_priors<CenterBox<float>>(const float*, const int32_t*, const float*, int32_t*, int64_t,
+                                                    int64_t, int64_t, double, bool, const Tensor&, cudaStream_t);
+template void launch_match_priors<CenterBox<double>>(const double*, const int32_t*, const double*, int32_t*, int64_t,
+                                                     int64_t, int64_t, double, bool, const Tensor&, cudaStream_t);
 
 namespace {
 

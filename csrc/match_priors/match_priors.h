@@ -49,8 +49,7 @@ C10_HOST_DEVICE inline int32_t without_mark(int32_t match) { return is_taken(mat
 
 // Returns whether the mode is "bipartite".
 inline bool check_match_mode(const std::string& mode) {
-  STD_TORCH_CHECK(mode == "per_prior" || mode == "bipartite",
-                  "mode must be one of per_prior, bipartite, got ", mode);
+  STD_TORCH_CHECK(mode == "per_prior" || mode == "bipartite", "mode must be one of per_prior, bipartite, got ", mode);
   return mode == "bipartite";
 }
 

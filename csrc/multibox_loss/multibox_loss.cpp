@@ -133,23 +133,15 @@ std::vector<ImageLoss> losses_of_images(const LossInputs& inputs, const LossOpti
 }
 
 LossOutputs multibox_loss_cpu(const LossInputs& inputs, const LossOptions& options) {
-  const Tensor& logits = inputs.pred_logits;
-  const int64_t n_images = logits.size(0);
-  const int64_t n_priors = logits.size(1);
-  const Tensor conf = torch::stable::new_empty(logits, {}, compute_dtype(logits));
-  const Tensor loc = torch::stable::new_empty(logits, {}, compute_dtype(logits));
-  const Tensor n_pos = torch::stable::new_empty(logits, {}, ScalarType::Long);
-  const Tensor match = torch::stable::new_empty(logits, {n_images, n_priors}, ScalarType::Int);
-  const Tensor selected = torch::stable::new_empty(logits, {n_images, n_priors}, ScalarType::Bool);
-
-  dispatch_floating_dtype(logits.scalar_type(), [&](auto zero) {
+  const LossOutputs outputs = new_losses(inputs.pred_logits);
+  dispatch_floating_dtype(inputs.pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto losses = losses_of_images<scalar_t>(contiguous(inputs), options, match, selected);
-    add_up_batch(losses, options.smooth, conf.mutable_data_ptr<T>(), loc.mutable_data_ptr<T>(),
-                 n_pos.mutable_data_ptr<int64_t>());
+    const auto losses = losses_of_images<scalar_t>(contiguous(inputs), options, outputs.match, outputs.selected);
+    add_up_batch(losses, options.smooth, outputs.conf_loss.mutable_data_ptr<T>(),
+                 outputs.loc_loss.mutable_data_ptr<T>(), outputs.n_pos.mutable_data_ptr<int64_t>());
   });
-  return {conf, loc, n_pos, match, selected};
+  return outputs;
 }
 
 // -------------------------------------------------------------------------------------------------- backward

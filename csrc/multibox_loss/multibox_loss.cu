@@ -27,7 +27,6 @@
 #include "match_priors/match_priors.cuh"
 #include "select_hard_negatives/select_hard_negatives.cuh"
 
-
 namespace ssd_ext {
 namespace {
 
@@ -123,26 +122,18 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
   const int64_t n_images = logits.size(0);
   const int64_t n_priors = logits.size(1);
   const int64_t n_rows = n_images * n_priors;
-  const bool empty = n_rows == 0;
-  const auto number = [&](ScalarType dtype) {  // 0 if no kernel is to write it
-    return empty ? torch::stable::new_zeros(logits, {}, dtype) : torch::stable::new_empty(logits, {}, dtype);
-  };
-  const Tensor conf = number(compute_dtype(logits));
-  const Tensor loc = number(compute_dtype(logits));
-  const Tensor n_pos = number(ScalarType::Long);
-  const Tensor match = torch::stable::new_empty(logits, {n_images, n_priors}, ScalarType::Int);
-  const Tensor selected = torch::stable::new_empty(logits, {n_images, n_priors}, ScalarType::Bool);
-  if (empty) return {conf, loc, n_pos, match, selected};
+  const LossOutputs outputs = new_losses(logits, n_rows == 0);
+  if (n_rows == 0) return outputs;
 
   const LossInputs inputs = contiguous(given);
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating_dtype(logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const Targets<T> targets(inputs, match, options.variances);
+    const Targets<T> targets(inputs, outputs.match, options.variances);
     launch_match_priors<CenterBox<T>>(targets.boxes, targets.row_splits, targets.priors,
-                                      match.mutable_data_ptr<int32_t>(), n_images, targets.n_objects, n_priors,
-                                      options.threshold, options.bipartite, match, stream);
+                                      outputs.match.mutable_data_ptr<int32_t>(), n_images, targets.n_objects,
+                                      n_priors, options.threshold, options.bipartite, logits, stream);
 
     const Scratch<T> ce(logits, n_rows);
     dispatch_row_tile<scalar_t>(targets.n_classes, [&](auto tile_bytes, int tile_rows) {
@@ -154,12 +145,13 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
     const Scratch<ImageLoss> losses(logits, n_images);
     static_assert(kPriorLanes == kMiningThreads, "the block that mines also adds up");
     launch(n_priors <= kMiningPriors ? add_up_image_kernel<T, true> : add_up_image_kernel<T, false>, n_images,
-           kPriorLanes, stream, ce.data(), rows_of(inputs.pred_offsets), targets, selected.mutable_data_ptr<bool>(),
-           losses.data(), options.neg_pos_ratio, options.min_negatives, options.smooth);
-    launch(add_up_batch_kernel<T>, 1, kImageLanes, stream, losses.data(), conf.mutable_data_ptr<T>(),
-           loc.mutable_data_ptr<T>(), n_pos.mutable_data_ptr<int64_t>(), n_images, options.smooth);
+           kPriorLanes, stream, ce.data(), rows_of(inputs.pred_offsets), targets,
+           outputs.selected.mutable_data_ptr<bool>(), losses.data(), options.neg_pos_ratio, options.min_negatives,
+           options.smooth);
+    launch(add_up_batch_kernel<T>, 1, kImageLanes, stream, losses.data(), outputs.conf_loss.mutable_data_ptr<T>(),
+           outputs.loc_loss.mutable_data_ptr<T>(), outputs.n_pos.mutable_data_ptr<int64_t>(), n_images, options.smooth);
   });
-  return {conf, loc, n_pos, match, selected};
+  return outputs;
 }
 
 // -------------------------------------------------------------------------------------------------- backward
@@ -285,9 +277,8 @@ LossGradients multibox_loss_backward_cuda(const LossInputs& given, const LossRes
     launch(gradients_kernel<scalar_t, T>, ceil_div(n_rows, kGradientThreads), kGradientThreads, stream,
            results.grad_conf.const_data_ptr<T>(), results.grad_loc.const_data_ptr<T>(),
            results.n_pos.const_data_ptr<int64_t>(), rows_of(inputs.pred_offsets),
-           inputs.pred_logits.const_data_ptr<scalar_t>(), selected.const_data_ptr<bool>(),
-           Targets<T>(inputs, match, variances), grad_offsets.mutable_data_ptr(),
-           grad_logits.mutable_data_ptr<scalar_t>(), n_rows, smooth);
+           inputs.pred_logits.const_data_ptr<scalar_t>(), selected.const_data_ptr<bool>(), Targets<T>(inputs, match,
+           variances), grad_offsets.mutable_data_ptr(), grad_logits.mutable_data_ptr<scalar_t>(), n_rows, smooth);
   });
   return {grad_offsets, grad_logits};
 }

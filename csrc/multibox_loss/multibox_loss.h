@@ -40,8 +40,7 @@ struct LossResults {
 
 // Returns whether the localisation loss is smooth L1.
 inline bool check_loc_loss(const std::string& loc_loss) {
-  STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ",
-                  loc_loss);
+  STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ", loc_loss);
   return loc_loss == "smooth_l1";
 }
 
@@ -70,8 +69,7 @@ inline void check_loss_results(const LossResults& results, const Tensor& pred_lo
   const int64_t n_priors = pred_logits.size(1);
   for (const Tensor* tensor : {&match, &selected}) {
     STD_TORCH_CHECK(tensor->dim() == 2 && tensor->size(0) == n_images && tensor->size(1) == n_priors,
-                    "match and selected must have the shape (", n_images, ", ", n_priors, "), got ",
-                    shape_of(*tensor));
+                    "match and selected must have the shape (", n_images, ", ", n_priors, "), got ", shape_of(*tensor));
     check_same_device(pred_logits, "pred_logits", *tensor, "match and selected");
   }
   STD_TORCH_CHECK(match.scalar_type() == ScalarType::Int && selected.scalar_type() == ScalarType::Bool &&
@@ -83,28 +81,46 @@ inline void check_loss_results(const LossResults& results, const Tensor& pred_lo
                     toString(tensor->scalar_type()));
   }
   for (const Tensor* tensor : {&grad_conf, &grad_loc, &n_pos}) {
-    STD_TORCH_CHECK(tensor->numel() == 1, "the gradients and n_pos must be one number each, got ",
-                    shape_of(*tensor));
+    STD_TORCH_CHECK(tensor->numel() == 1, "the gradients and n_pos must be one number each, got ", shape_of(*tensor));
     check_same_device(pred_logits, "pred_logits", *tensor, "the gradients and n_pos");
   }
 }
 
 // ------------------------------------------------------------------------------------------------------- the ops
 
-// conf_loss, loc_loss and n_pos, one number each; match (B, P) and selected (B, P).
-using LossOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+struct LossOutputs {
+  Tensor conf_loss, loc_loss, n_pos;  // one number each
+  Tensor match, selected;             // (B, P)
+};
+
+// The outputs for these logits, the numbers 0 if no kernel is to write them.
+inline LossOutputs new_losses(const Tensor& pred_logits, bool zeros = false) {
+  const auto number = [&](ScalarType dtype) {
+    return zeros ? torch::stable::new_zeros(pred_logits, {}, dtype) : torch::stable::new_empty(pred_logits, {}, dtype);
+  };
+  const auto per_prior = [&](ScalarType dtype) {
+    return torch::stable::new_empty(pred_logits, {pred_logits.size(0), pred_logits.size(1)}, dtype);
+  };
+  const ScalarType dtype = compute_dtype(pred_logits);
+  return {number(dtype), number(dtype), number(ScalarType::Long), per_prior(ScalarType::Int),
+          per_prior(ScalarType::Bool)};
+}
+
 using LossForward = LossOutputs(const LossInputs&, const LossOptions&);
 
 // The op as its schema has it, by the forward of one device.
 template <LossForward kForward>
-LossOutputs boxed_loss(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
-                       const Tensor& row_splits, const Tensor& priors_cxcywh, double threshold, double neg_pos_ratio,
-                       const std::string& loc_loss, const std::string& matching, int64_t min_negatives,
-                       double center_variance, double size_variance) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> boxed_loss(
+    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
+    const Tensor& row_splits, const Tensor& priors_cxcywh, double threshold, double neg_pos_ratio,
+    const std::string& loc_loss, const std::string& matching, int64_t min_negatives, double center_variance,
+    double size_variance) {
   const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
   check_loss_inputs(inputs);
-  return kForward(inputs, {threshold, neg_pos_ratio, check_loc_loss(loc_loss), check_match_mode(matching),
-                           min_negatives, {center_variance, size_variance}});
+  const Variances<double> variances = {center_variance, size_variance};
+  const LossOutputs out = kForward(inputs, {threshold, neg_pos_ratio, check_loc_loss(loc_loss),
+                                            check_match_mode(matching), min_negatives, variances});
+  return {out.conf_loss, out.loc_loss, out.n_pos, out.match, out.selected};
 }
 
 // grad_offsets (B, P, 4) and grad_logits (B, P, C).

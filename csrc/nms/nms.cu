@@ -304,8 +304,7 @@ unsigned read_back(const unsigned* number, cudaStream_t stream) {
   return value;
 }
 
-Tensor write_kept(const bool* is_kept, const RankKey* ranked, int64_t n, const Tensor& like,
-                  cudaStream_t stream) {
+Tensor write_kept(const bool* is_kept, const RankKey* ranked, int64_t n, const Tensor& like, cudaStream_t stream) {
   const int64_t blocks = ceil_div(n, kOutputThreads);
   const Scratch<unsigned> counts(like, blocks + 1);
   unsigned* const total = counts.data() + blocks;
@@ -331,8 +330,7 @@ Tensor nms_of_sorted(const Tensor& boxes, const RankKey* ranked, const RankKey* 
   const Scratch<Box<T>> sorted(boxes, n);
   const Scratch<bool> alive(boxes, n);
   const Scratch<bool> is_kept(boxes, n);
-  const int64_t n_pairs = static_cast<int64_t>(n) * kWords;
-  const Scratch<unsigned> pairs(boxes, n_pairs);
+  const Scratch<unsigned> pairs(boxes, int64_t(n) * kWords);
   STD_CUDA_CHECK(cudaMemsetAsync(is_kept.data(), 0, n, stream));
   int64_t rounds = ceil_div(n, kBand);
   const bool asks = grouped != nullptr && rounds > kFewRounds;
@@ -340,7 +338,7 @@ Tensor nms_of_sorted(const Tensor& boxes, const RankKey* ranked, const RankKey* 
   if (asks) STD_CUDA_CHECK(cudaMemsetAsync(longest.data(), 0, sizeof(unsigned), stream));
   launch(set_positions_kernel<scalar_t, T>, ceil_div(n, kTile), kTile, stream, boxes.const_data_ptr<scalar_t>(),
          ranked, grouped, positions.data(), sorted.data(), alive.data(), asks ? longest.data() : nullptr, n);
-  launch(find_pairs_kernel<T>, ceil_div(n_pairs, kTile), kTile, stream, positions.data(), sorted.data(),
+  launch(find_pairs_kernel<T>, ceil_div(int64_t(n) * kWords, kTile), kTile, stream, positions.data(), sorted.data(),
          pairs.data(), threshold, n);
   if (asks) rounds = ceil_div(read_back(longest.data(), stream), kBand);
   for (int round = 0; round < rounds; ++round) {

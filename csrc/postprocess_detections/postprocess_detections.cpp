@@ -51,16 +51,13 @@ INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
   return n_passing;
 }
 
-VECTOR_CLONES int64_t screen(const float* logits, int64_t n_rows, int64_t n_classes, float least,
-                             int32_t* passing) {
+VECTOR_CLONES int64_t screen(const float* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
   return screen_each(logits, n_rows, n_classes, least, passing);
 }
-VECTOR_CLONES int64_t screen(const BFloat16* logits, int64_t n_rows, int64_t n_classes, float least,
-                             int32_t* passing) {
+VECTOR_CLONES int64_t screen(const BFloat16* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
   return screen_each(logits, n_rows, n_classes, least, passing);
 }
-VECTOR_CLONES int64_t screen(const Half* logits, int64_t n_rows, int64_t n_classes, float least,
-                             int32_t* passing) {
+VECTOR_CLONES int64_t screen(const Half* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
   return screen_each(logits, n_rows, n_classes, least, passing);
 }
 int64_t screen(const double* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
@@ -138,17 +135,17 @@ struct Detector {
     std::vector<int64_t> sizes(runs);
     const auto begin_of = [&](int64_t run) { return run * n_screened / runs; };
     const auto part_of = [&](int64_t run) { return list + begin_of(run) * (n_classes - 1); };
-    torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t end) {
-      for (; run < end; ++run) {
+    torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t last_run) {
+      for (; run < last_run; ++run) {
         const int64_t begin = begin_of(run);
-        uint64_t* const part = part_of(run);
         sizes[run] = list_candidates(logits, n_priors, n_classes, screened + begin, begin_of(run + 1) - begin,
-                                     static_cast<float>(options.min_score), part) -
-                     part;
+                                     static_cast<float>(options.min_score), part_of(run)) -
+                     part_of(run);
       }
     });
-    for (int64_t run = 0; run < runs; ++run) list = std::copy_n(part_of(run), sizes[run], list);
-    return list;
+    uint64_t* end = list;
+    for (int64_t run = 0; run < runs; ++run) end = std::copy_n(part_of(run), sizes[run], end);
+    return end;
   }
 
   // Walks the candidates of an image best first and writes its detections.
@@ -194,12 +191,7 @@ DetectionOutputs postprocess_detections_cpu(const Tensor& pred_offsets, const Te
   const int64_t n_images = pred_logits.size(0);
   const int64_t n_priors = pred_logits.size(1);
   const int64_t n_classes = pred_logits.size(2);
-  const int64_t top_k = options.top_k;
-  const DetectionOutputs outputs = {
-      torch::stable::new_empty(pred_logits, {n_images, top_k, 4}, ScalarType::Float),
-      torch::stable::new_empty(pred_logits, {n_images, top_k}, ScalarType::Float),
-      torch::stable::new_empty(pred_logits, {n_images, top_k}, ScalarType::Long),
-      torch::stable::new_empty(pred_logits, {n_images}, ScalarType::Int)};
+  const DetectionOutputs outputs = new_detections(pred_logits, options.top_k);
   if (n_images == 0) return outputs;
 
   const Tensor all_logits = torch::stable::contiguous(pred_logits);

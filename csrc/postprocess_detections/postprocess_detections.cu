@@ -27,7 +27,6 @@
 #include "core/softmax.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <limits>
 
 namespace ssd_ext {
@@ -47,7 +46,7 @@ constexpr int kBand = 1024;  // more than a trained network finds in most images
 constexpr int kRun = 4;
 constexpr int kSparse = 17;
 constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // of the key that ends it: three fifths full on average
-constexpr int kChunk = kWarpSize;  // candidates that are settled together
+constexpr int kChunk = kWarpSize;        // candidates that are settled together
 constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory: one for a thread, the others are far
 constexpr int kNearLabels = 512;         // classes that are counted there
 constexpr float kNoLimit = std::numeric_limits<float>::infinity();
@@ -98,8 +97,7 @@ __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
       }
       const unsigned votes = __ballot_sync(kAllLanes, passes);
       if (writes && passes) {
-        list[next + __popc(votes & ((1u << lane) - 1))] =
-            DetectionKey::pack(score, c - 1, first + thread, n_priors);
+        list[next + __popc(votes & ((1u << lane) - 1))] = DetectionKey::pack(score, c - 1, first + thread, n_priors);
       }
       next += __popc(votes);
     }
@@ -154,8 +152,7 @@ __device__ uint64_t guess_begin(const Candidates& candidates, int every, int ran
 }
 
 // Puts the waiting keys from `begin` on into the band, as many as it has room for; returns how many there are.
-__device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint64_t* band,
-                              unsigned* shared_count) {
+__device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint64_t* band, unsigned* shared_count) {
   if (threadIdx.x == 0) *shared_count = 0;
   __syncthreads();
   candidates.for_each_waiting(1, [&](uint64_t key) {
@@ -287,7 +284,8 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
                            unsigned* far_walked,  // (b, C - 1), at first 0; for more than kNearLabels
                            AnyRows pred_offsets,  // (B, P, 4)
                            AnyRows priors,        // (P, 4) cxcywh
-                           Detections out, int64_t first_image, int64_t n_priors, int64_t n_labels,
+                           Detections out,        // (B, K, ...)
+                           int64_t first_image, int64_t n_priors, int64_t n_labels,
                            int64_t limit,  // to the candidates of a class; 0 for none
                            int64_t top_k, float max_overlap, Variances<float> variances) {
   SHARED_ARRAY(unsigned, shared_count, 1);
@@ -301,7 +299,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   SHARED_ARRAY(unsigned, near_walked, kNearLabels);
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t image = first_image + blockIdx.x;
-  out = {out.boxes + image * top_k, out.scores + image * top_k, out.labels + image * top_k, out.counts + image};
+  out = {out.boxes + image * top_k, out.labels + image * top_k, out.scores + image * top_k, out.counts + image};
   const KeptBoxes kept_boxes = {near_boxes, near_labels, out};
   // With a limit: how many candidates of each class have been walked.
   unsigned* walked = nullptr;
@@ -362,23 +360,15 @@ DetectionOutputs postprocess_detections_cuda(const Tensor& pred_offsets, const T
   const int64_t n_classes = pred_logits.size(2);
   const int64_t n_labels = n_classes - 1;
   const int64_t n_keys = n_priors * n_labels;
-  const int64_t top_k = options.top_k;
-  const bool is_empty = n_images == 0 || n_keys == 0 || top_k == 0 || options.pre_nms_top_k == 0;
-  const auto output = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
-    return is_empty ? torch::stable::new_zeros(pred_logits, shape, dtype)
-                    : torch::stable::new_empty(pred_logits, shape, dtype);
-  };
-  const DetectionOutputs outputs = {
-      output({n_images, top_k, 4}, ScalarType::Float), output({n_images, top_k}, ScalarType::Float),
-      output({n_images, top_k}, ScalarType::Long), output({n_images}, ScalarType::Int)};
+  const bool is_empty = n_images == 0 || n_keys == 0 || options.top_k == 0 || options.pre_nms_top_k == 0;
+  const DetectionOutputs outputs = new_detections(pred_logits, options.top_k, is_empty);
   if (is_empty) return outputs;
 
   const Tensor all_logits = torch::stable::contiguous(pred_logits);
   const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
   const Tensor all_priors = torch::stable::contiguous(priors_cxcywh);
   const cudaStream_t stream = current_stream(pred_logits);
-  const int64_t most =
-      std::clamp<int64_t>(kListBytes / (n_keys * static_cast<int64_t>(sizeof(uint64_t))), 1, n_images);
+  const int64_t most = std::clamp<int64_t>(kListBytes / (n_keys * int64_t(sizeof(uint64_t))), 1, n_images);
   const int64_t step = ceil_div(n_images, ceil_div(n_images, most));  // sub-batches of one size
   const Scratch<uint64_t> keys(pred_logits, step * n_keys);
   const int64_t n_walked = options.pre_nms_top_k && n_labels > kNearLabels ? n_labels : 0;
@@ -394,7 +384,7 @@ DetectionOutputs postprocess_detections_cuda(const Tensor& pred_offsets, const T
                       options.min_score, stream);
       launch(walk_candidates_kernel, n, kWalkThreads, stream, keys.data(), list_counts, list_counts + step,
              rows_of(all_offsets), rows_of(all_priors), data_of(outputs), first, n_priors, n_labels,
-             options.pre_nms_top_k.value_or(0), top_k, static_cast<float>(options.max_overlap),
+             options.pre_nms_top_k.value_or(0), options.top_k, static_cast<float>(options.max_overlap),
              options.variances.as<float>());
     }
   });

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -22,16 +23,43 @@ struct DetectionOptions {
   Variances<double> variances;
 };
 
-// boxes (B, K, 4) xyxy, scores (B, K), labels (B, K), counts (B,).
-using DetectionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+struct DetectionOutputs {
+  Tensor boxes, labels, scores, counts;  // (B, K, 4) xyxy, (B, K), (B, K), (B,)
+};
+
+// The outputs for these logits, all zeros if no kernel is to write them.
+inline DetectionOutputs new_detections(const Tensor& pred_logits, int64_t top_k, bool zeros = false) {
+  const auto output = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
+    return zeros ? torch::stable::new_zeros(pred_logits, shape, dtype)
+                 : torch::stable::new_empty(pred_logits, shape, dtype);
+  };
+  const int64_t n_images = pred_logits.size(0);
+  return {output({n_images, top_k, 4}, ScalarType::Float), output({n_images, top_k}, ScalarType::Long),
+          output({n_images, top_k}, ScalarType::Float), output({n_images}, ScalarType::Int)};
+}
+
+struct Detections {
+  Box<float>* boxes;
+  int64_t* labels;
+  float* scores;
+  int32_t* counts;
+};
+
+inline Detections data_of(const DetectionOutputs& outputs) {
+  return {reinterpret_cast<Box<float>*>(outputs.boxes.mutable_data_ptr<float>()),
+          outputs.labels.mutable_data_ptr<int64_t>(), outputs.scores.mutable_data_ptr<float>(),
+          outputs.counts.mutable_data_ptr<int32_t>()};
+}
+
 using Detection = DetectionOutputs(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh,
                                    const DetectionOptions& options);
 
 // The op as its schema has it, by the detection of one device.
 template <Detection kDetect>
-DetectionOutputs boxed_detection(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh,
-                                 double min_score, double max_overlap, int64_t top_k,
-                                 std::optional<int64_t> pre_nms_top_k, double center_variance, double size_variance) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
+    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh, double min_score,
+    double max_overlap, int64_t top_k, std::optional<int64_t> pre_nms_top_k, double center_variance,
+    double size_variance) {
   check_predictions(pred_offsets, pred_logits, priors_cxcywh);
   const int64_t n_priors = pred_logits.size(1);
   const int64_t n_classes = pred_logits.size(2);
@@ -39,22 +67,10 @@ DetectionOutputs boxed_detection(const Tensor& pred_offsets, const Tensor& pred_
                   "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
   STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
   STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
-  return kDetect(pred_offsets, pred_logits, priors_cxcywh,
-                 {min_score, max_overlap, top_k, pre_nms_top_k, {center_variance, size_variance}});
-}
-
-// Where the detections go.
-struct Detections {
-  Box<float>* boxes;  // (B, K)
-  float* scores;      // (B, K)
-  int64_t* labels;    // (B, K)
-  int32_t* counts;    // (B,)
-};
-
-inline Detections data_of(const DetectionOutputs& outputs) {
-  const auto& [boxes, scores, labels, counts] = outputs;
-  return {reinterpret_cast<Box<float>*>(boxes.mutable_data_ptr<float>()), scores.mutable_data_ptr<float>(),
-          labels.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int32_t>()};
+  const Variances<double> variances = {center_variance, size_variance};
+  const DetectionOutputs out = kDetect(pred_offsets, pred_logits, priors_cxcywh,
+                                       {min_score, max_overlap, top_k, pre_nms_top_k, variances});
+  return {out.boxes, out.scores, out.labels, out.counts};
 }
 
 // A prior with a class, as one number that no two candidates of an image share: the larger, the better. Above

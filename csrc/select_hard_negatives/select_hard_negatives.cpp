@@ -101,8 +101,7 @@ template int64_t HardNegativeSelector<double>::select(const double*, const int32
 
 namespace {
 
-Tensor select_hard_negatives_cpu(const Tensor& loss, const Tensor& positive, double ratio,
-                                 int64_t min_negatives) {
+Tensor select_hard_negatives_cpu(const Tensor& loss, const Tensor& positive, double ratio, int64_t min_negatives) {
   check_losses(loss, positive);
 
   const int64_t n_images = loss.size(0);

@@ -4,12 +4,12 @@
 // blockDim.x-th prior, and select the largest by counting (block_ops.cuh). Keys stay in registers up to 9216
 // priors; for more priors every pass reads the losses again, from the second-level cache. One launch; reads
 // 5 bytes per prior (float) and writes 1.
-#include "select_hard_negatives/select_hard_negatives.cuh"
+#include "select_hard_negatives/select_hard_negatives.h"
 
 #include "core/cuda/block_ops.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/order.h"
-#include "select_hard_negatives/select_hard_negatives.h"
+#include "select_hard_negatives/select_hard_negatives.cuh"
 
 #include <algorithm>
 
@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(kMiningThreads, 1)
                                                           sums, selected + image, [](unsigned) {});
 }
 
-Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, double ratio,
-                                  int64_t min_negatives) {
+Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, double ratio, int64_t min_negatives) {
   check_losses(loss, positive);
 
   const DeviceGuard guard(loss.get_device_index());

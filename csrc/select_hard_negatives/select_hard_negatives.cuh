@@ -69,8 +69,7 @@ __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive
   for_each_key([&](Bits key, unsigned) { counts[0] += key != 0; });
   sums.add(counts);
   const unsigned n_neg = counts[0];
-  const auto k =
-      static_cast<unsigned>(hard_negative_count(n_priors - n_neg, n_neg, ratio, min_negatives));
+  const auto k = static_cast<unsigned>(hard_negative_count(n_priors - n_neg, n_neg, ratio, min_negatives));
   Selection<Bits> hardest = {};
   if (k > 0) hardest = select_largest<Bits>(for_each_key, n_priors, n_neg, k, sums);
   for_each_batch([&](unsigned first) {

@@ -10,8 +10,7 @@
 namespace ssd_ext {
 
 // min(max(int(ratio * n_pos), min_negatives), n_neg), the product in double; a NaN product counts as 0.
-C10_HOST_DEVICE inline int64_t hard_negative_count(int64_t n_pos, int64_t n_neg, double ratio,
-                                                   int64_t min_negatives) {
+C10_HOST_DEVICE inline int64_t hard_negative_count(int64_t n_pos, int64_t n_neg, double ratio, int64_t min_negatives) {
   const double product = static_cast<double>(n_pos) * ratio;
   int64_t count = 0;
   if (product > 0) {  // compared before it is converted: it may be beyond any integer

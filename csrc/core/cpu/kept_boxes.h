@@ -37,8 +37,7 @@ class KeptBoxes {
   bool suppress(const Box<T>& box, T threshold, int64_t first = 0) const {
     if (threshold < 0) return count_ > 0;  // every IoU is greater
     const int64_t skipped = first / kKeptBlock;
-    return is_suppressed(blocks_.data() + skipped, static_cast<int64_t>(blocks_.size()) - skipped, box,
-                         threshold);
+    return is_suppressed(blocks_.data() + skipped, static_cast<int64_t>(blocks_.size()) - skipped, box, threshold);
   }
 
  private:

@@ -110,16 +110,14 @@ void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, floa
   }
 }
 
-VECTOR_CLONES void cross_entropy_of_tile(const float* tile, int64_t n_classes, const float* true_logits,
-                                         float* ce) {
+VECTOR_CLONES void cross_entropy_of_tile(const float* tile, int64_t n_classes, const float* true_logits, float* ce) {
   cross_entropy_of(tile, n_classes, true_logits, ce);
 }
 void cross_entropy_of_tile(const double* tile, int64_t n_classes, const double* true_logits, double* ce) {
   cross_entropy_of(tile, n_classes, true_logits, ce);
 }
 
-VECTOR_CLONES void differentiate_tile(float* tile, int64_t n_classes, const int32_t* true_classes,
-                                      float factor) {
+VECTOR_CLONES void differentiate_tile(float* tile, int64_t n_classes, const int32_t* true_classes, float factor) {
   differentiate(tile, n_classes, true_classes, factor);
 }
 void differentiate_tile(double* tile, int64_t n_classes, const int32_t* true_classes, double factor) {

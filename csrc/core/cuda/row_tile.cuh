@@ -118,8 +118,7 @@ void dispatch_row_tile(int64_t n_classes, const Function& function) {
   if (rows_in(kSmallTile) == kMaxTileRows) {
     function(std::integral_constant<int, kSmallTile>(), kMaxTileRows);
   } else if (rows_in(kMediumTile) >= kHalf) {
-    function(std::integral_constant<int, kMediumTile>(),
-             rows_in(kMediumTile) == kMaxTileRows ? kMaxTileRows : kHalf);
+    function(std::integral_constant<int, kMediumTile>(), rows_in(kMediumTile) == kMaxTileRows ? kMaxTileRows : kHalf);
   } else if (rows_in(kLargeTile) >= kFewestTileRows) {
     function(std::integral_constant<int, kLargeTile>(), rows_in(kLargeTile));
   } else {

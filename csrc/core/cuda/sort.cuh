@@ -101,8 +101,7 @@ Scratch<RankKey> sorted_keys(const MakeKey& make_key, int64_t n, const Tensor& l
   if (n <= kSortTile) return keys;
   Scratch<RankKey> merged(like, n);
   for (int64_t width = kSortTile; width < n; width *= 2) {
-    launch(merge_runs_kernel, ceil_div(n, kMergeThreads), kMergeThreads, stream, keys.data(), merged.data(), n,
-           width);
+    launch(merge_runs_kernel, ceil_div(n, kMergeThreads), kMergeThreads, stream, keys.data(), merged.data(), n, width);
     std::swap(keys, merged);
   }
   return keys;
