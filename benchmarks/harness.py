@@ -182,6 +182,9 @@ class Session:
 
     def measure(self, benchmark, case: Case, contender: str, place: Place) -> None:
         """Checks one contender, then times it; fails for one that disagrees with ssd_ext."""
+        row = {"suite": case.suite, "op": case.op, "sizes": case.sizes, "contender": contender, **asdict(place)}
+        benchmark.group = f"{case.name}, {place}"
+        benchmark.extra_info.update(row, baseline=case.baseline, chart_only=case.chart_only)
         before = torch.get_num_threads()
         torch.set_num_threads(place.threads)
         try:
@@ -191,7 +194,7 @@ class Session:
         except (Exception, pytest.skip.Exception) as error:
             if (reason := _why_left_out(error, contender, place)) is None:
                 raise
-            self.left_out.append({**_row(case, contender, place), "reason": reason})
+            self.left_out.append({**row, "reason": reason})
             if isinstance(error, AssertionError):
                 raise
             pytest.skip(reason)
@@ -208,13 +211,10 @@ class Session:
                 torch.cuda.synchronize()
             return result
 
-        benchmark.group = f"{case.name}, {place}"
-        row = _row(case, contender, place)
-        benchmark.extra_info.update(row, baseline=case.baseline, chart_only=case.chart_only, calls=1, **facts)
         got, seconds, peak = _observe(partial(benchmark.pedantic, call) if once else call, device)
         case.check(contender, got, expected)
         del got
-        benchmark.extra_info["peak_mb"] = peak
+        benchmark.extra_info.update(facts, calls=1, peak_mb=peak)
         if once:
             return
         if seconds < SLOW or case.sets_up or contender == COMPILED:  # that was a warm-up
@@ -243,11 +243,6 @@ class Session:
             self._prepared = inputs, expected, facts
             self._at_hand = case, device
         return self._prepared
-
-
-def _row(case: Case, contender: str, place: Place) -> dict[str, Any]:
-    """What a measurement, or its absence, is about."""
-    return {"suite": case.suite, "op": case.op, "sizes": case.sizes, "contender": contender, **asdict(place)}
 
 
 def _why_left_out(error: BaseException, contender: str, place: Place) -> str | None:
