@@ -107,7 +107,7 @@ def test_wrong_input_is_named():
         criterion(locs, scores, boxes[:2], labels)
     with pytest.raises(ValueError, match=r"boxes\[1\] must be .* got \(1, 4\) and \(2,\)"):
         criterion(locs, scores, boxes, [labels[0], torch.tensor([1, 2]), labels[2]])
-    with pytest.raises(ValueError, match=r"offsets must be \(3,\) int32"):
+    with pytest.raises(ValueError, match=r"row_splits must be \(3,\) int32"):
         criterion(locs[:2], scores[:2], boxes, labels)
     with pytest.raises(ValueError, match="40 priors, priors_cxcywh has 10"):
         MultiBoxLoss(priors[:10])(locs, scores, boxes, labels)
