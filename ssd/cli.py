@@ -116,13 +116,13 @@ def _class_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in lines if name.strip())
 
 
-def _add_machine_options(parser: argparse.ArgumentParser, workers: bool = True) -> None:
+def _add_machine_options(parser: argparse.ArgumentParser, *, workers: bool = True, bf16: bool = True) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
     if workers:
         reads = "processes that read pictures (default: one per core, at most 4)"
         group.add_argument("--workers", type=_checked(int, not_negative), help=reads)
-    if parser.get_default("run") is not _train:  # which has it among its settings
+    if bf16:
         _add_fields(group, Settings, only=["bf16"])
 
 
@@ -156,7 +156,7 @@ examples:
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
     _add_fields(parser.add_argument_group("settings of the run"), Settings)
-    _add_machine_options(parser)
+    _add_machine_options(parser, bf16=False)  # which is a setting of the run
 
 
 def _train(arguments: argparse.Namespace) -> int:

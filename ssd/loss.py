@@ -54,8 +54,7 @@ class MultiBoxLoss(nn.Module):
             raise ValueError(f"priors_cxcy must be (P, 4), got {tuple(priors_cxcy.shape)}")
         if normalize not in ("batch", "global"):
             raise ValueError(f"normalize must be 'batch' or 'global', got {normalize!r}")
-        if unknown := options.keys() - set(LossOptions._fields):
-            raise TypeError(f"unknown option {', '.join(unknown)}; ssd_ext.LossOptions has {LossOptions._fields}")
+        LossOptions(threshold, neg_pos_ratio, **options)  # an unknown one is an error here and not in the first step
         # The buffer follows the module to its device; not persistent, so the state dict stays empty.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
         self.threshold = threshold

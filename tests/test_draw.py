@@ -74,17 +74,10 @@ def test_picture_keeps_its_size_and_the_input_its_pixels(size: tuple[int, int]) 
     assert torch.equal(boxes, torch.tensor([[0.2, 0.2, 0.8, 0.8]]))
 
 
-def test_picture_in_any_memory_layout() -> None:
-    image = noise(80, 120)
-    turned = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    row = ([0.2, 0.4, 0.8, 0.8], DOG, 0.5)
-    assert torch.equal(drawn(turned, row), drawn(image, row))
-
-
-def test_device_of_the_input_does_not_matter(device: torch.device) -> None:
+def test_device_and_memory_layout_do_not_matter(device: torch.device) -> None:
     image, row = noise(80, 120), ([0.2, 0.4, 0.8, 0.8], DOG, 0.5)
-    columns = (torch.tensor([row[0]]), torch.tensor([row[1]]), torch.tensor([row[2]]))
-    after = draw(image.to(device), *(column.to(device) for column in columns))
+    turned = image.permute(1, 2, 0).contiguous().permute(2, 0, 1).to(device)
+    after = draw(turned, *(torch.tensor([column]).to(device) for column in row))
     assert torch.equal(after, drawn(image, row))
 
 
