@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
+SOURCES := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 # Where nvcc is, CUDA is built for the GPUs of this machine, or for one architecture if there is none: a build for all
 # takes minutes (pip install does that; the tests compile every kernel for all).
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')

@@ -14,11 +14,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
-
 CHOICES = ("auto", "cpu", "cuda", "none")
-# One library for torch 2.11 and newer: only what its stable C interface offers is visible to our sources.
-TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+CSRC = Path(__file__).resolve().parent / "csrc"
+CPU_SOURCES = sorted(CSRC.rglob("*.cpp"))
+CUDA_SOURCES = sorted(CSRC.rglob("*.cu"))
+
+# Every flag, for all that compile our sources: the build below, tests/cuda_on_cpu and the other tests.
+COMMON = [
+    "-std=c++17",  # torch 2.11 compiles with it
+    # One library for torch 2.11 and newer: only what its stable C interface offers is visible to our sources.
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    f"-I{CSRC}",
+]
+HOST = [
+    "-ffp-contract=off",  # a fused multiply-add rounds once instead of twice: other bits than plain PyTorch
+    "-fvisibility=hidden",
+]
+CXX = [
+    *COMMON,
+    *HOST,
+    "-O3",
+    "-g0",
+    "-fno-math-errno",  # lets loops with sqrt and the like vectorise; changes no value
+    "-fno-trapping-math",  # lets guarded divisions vectorise; changes no value
+]
+CUDA_INTERFACE = "-DUSE_CUDA"  # shows the stream functions of the stable interface
+NVCC = [
+    *COMMON,
+    CUDA_INTERFACE,
+    "-O3",
+    "-fmad=false",  # the device's -ffp-contract=off
+    f"-Xcompiler={','.join(HOST)}",
+]
 OLDEST_ARCH = 75  # Turing: the oldest architecture that CUDA 13 compiles for
 COMPILER_BYTES = 1 << 29  # of one source for one architecture; measured with CUDA 13: 0.41 GB
 
@@ -121,33 +148,16 @@ def extensions(choice):
     find_cuda_home()
     from torch.utils.cpp_extension import CppExtension, CUDAExtension, is_ninja_available
 
-    include = [str(Path(__file__).resolve().parent / "csrc")]
-    cxx = [
-        "-O3",
-        "-g0",
-        "-std=c++17",  # torch 2.11 compiles with it
-        TORCH_TARGET,
-        "-ffp-contract=off",  # a fused multiply-add rounds once instead of twice: other bits than plain PyTorch
-        "-fno-math-errno",  # lets loops with sqrt and the like vectorise; changes no value
-        "-fno-trapping-math",  # lets guarded divisions vectorise; changes no value
-        "-fvisibility=hidden",
-    ]
-    link = ["-Wl,--as-needed"] if sys.platform.startswith("linux") else []
-    cpu_sources = sorted(str(p) for p in Path("csrc/cpu").glob("*.cpp"))
-    cuda_sources = sorted(str(p) for p in Path("csrc/cuda").glob("*.cu"))
     compilers = compilers_at_once()
-    jobs = min(compilers, len(cuda_sources)) if is_ninja_available() else 1
+    jobs = min(compilers, len(CUDA_SOURCES)) if is_ninja_available() else 1
     os.environ["MAX_JOBS"] = str(jobs)  # read by torch
-    modules = [
-        CppExtension(
-            "ssd_ext._cpu",
-            cpu_sources,
-            include_dirs=include,
-            extra_compile_args={"cxx": cxx},
-            extra_link_args=link,
-            py_limited_api=True,
-        )
-    ]
+
+    def extension(kind, name, sources, **flags):
+        link = ["-Wl,--as-needed"] if sys.platform.startswith("linux") else []
+        paths = [str(path.relative_to(CSRC.parent)) for path in sources]  # as setuptools wants them
+        return kind(name, paths, extra_compile_args=flags, extra_link_args=link, py_limited_api=True)
+
+    modules = [extension(CppExtension, "ssd_ext._cpu", CPU_SOURCES, cxx=CXX)]
 
     reason = "SSD_EXT_BUILD=cpu" if choice == "cpu" else why_no_cuda()
     if reason is not None:
@@ -156,24 +166,9 @@ def extensions(choice):
         print(f"ssd_ext: no CUDA kernels: {reason}", file=sys.stderr)
         return modules
 
-    nvcc = [
-        "-O3",
-        "-std=c++17",
-        TORCH_TARGET,
-        "-DUSE_CUDA",  # shows the stream functions of the stable interface
-        "-fmad=false",  # the device's -ffp-contract=off
-        "-Xcompiler=-fvisibility=hidden,-ffp-contract=off",
-        f"--threads={compilers // jobs}",  # architectures at once
-        *cuda_arch_flags(),
-    ]
-    cuda = CUDAExtension(
-        "ssd_ext._cuda",
-        cuda_sources,
-        include_dirs=include,
-        extra_compile_args={"nvcc": nvcc},
-        extra_link_args=list(link),
-        py_limited_api=True,
-    )
+    threads = f"--threads={compilers // jobs}"  # architectures at once
+    nvcc = [*NVCC, threads, *cuda_arch_flags()]
+    cuda = extension(CUDAExtension, "ssd_ext._cuda", CUDA_SOURCES, nvcc=nvcc)
     link_runtime_statically(cuda)
     return [*modules, cuda]
 
@@ -185,6 +180,13 @@ def build_command(choice):
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
+        def build_extension(self, extension):
+            shared = self.build_temp
+            # An object file is named after its source without the suffix: box_iou.o of .cpp or of .cu.
+            self.build_temp = str(Path(shared, extension.name))
+            super().build_extension(extension)
+            self.build_temp = shared
+
         def build_extensions(self):
             while self.extensions:
                 try:
@@ -201,6 +203,8 @@ def build_command(choice):
 
 
 def main():
+    from setuptools import setup
+
     choice = os.environ.get("SSD_EXT_BUILD", "auto")
     if choice not in CHOICES:
         sys.exit(f"SSD_EXT_BUILD={choice!r}: expected one of {', '.join(CHOICES)}")
@@ -215,4 +219,5 @@ def main():
     )
 
 
-main()
+if __name__ == "__main__":  # the tests read the flags from here
+    main()

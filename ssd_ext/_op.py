@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from itertools import islice
 from types import SimpleNamespace
-from typing import Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ plain = SimpleNamespace()
 def op(*, fake: Callable, backward: Callable | None = None, save: Callable | None = None):
     """Decorates `<name>_plain(...)`, typed in full: defines the op `torch.ops.ssd_ext.<name>` with that fallback.
 
-    A named tuple as the last parameter stands for its fields, one argument of the schema each.
+    A named tuple among the parameters stands for its fields, one argument of the schema each.
 
     Gradient policy: an op with a `backward` is differentiable once, in closed form; every other op is registered as not
     differentiable, so that its outputs never claim to require a gradient that they cannot give.
@@ -67,22 +68,25 @@ def save_inputs(ctx, inputs: tuple, output) -> None:
 
 
 def _flat(function: Callable, typed: Callable) -> Callable:
-    """The function with the fields of its last parameter, if `typed` has a named tuple there, as arguments each."""
+    """The function, taking one by one the fields of every parameter that `typed` declares as a named tuple."""
     hints = get_type_hints(typed)
-    *others, last = inspect.signature(typed).parameters.values()
-    options = hints[last.name]
-    if not hasattr(options, "_fields"):
+    result = hints.pop("return")
+    tuples = [hint if hasattr(hint, "_fields") else None for hint in hints.values()]
+    if not any(tuples):
         return function
-    n = len(others)
+    types: dict[str, Any] = {}
+    for (name, hint), fields in zip(hints.items(), tuples, strict=True):
+        types |= get_type_hints(fields) if fields else {name: hint}
 
     @functools.wraps(function)
     def flat(*args):
-        return function(*args[:n], options(*args[n:]))
+        rest = iter(args)
+        return function(*(fields(*islice(rest, len(fields._fields))) if fields else next(rest) for fields in tuples))
 
-    fields = {name: str if get_origin(hint) is Literal else hint for name, hint in get_type_hints(options).items()}
-    flat.__signature__ = inspect.Signature(
-        [other.replace(annotation=hints[other.name]) for other in others]
-        + [last.replace(name=name, annotation=hint) for name, hint in fields.items()],
-        return_annotation=hints["return"],
-    )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(name, kind, annotation=str if get_origin(hint) is Literal else hint)
+        for name, hint in types.items()
+    ]
+    flat.__signature__ = inspect.Signature(parameters, return_annotation=result)
     return flat

@@ -147,7 +147,7 @@ def small(sdist, tmp_path_factory):
     """The sources with a single op: quick to build."""
     folder = tmp_path_factory.mktemp("small") / sdist.name
     shutil.copytree(sdist, folder)
-    for source in (folder / "csrc").glob("c*/*.c*"):
+    for source in (folder / "csrc").rglob("*.c*"):
         if source.suffix in (".cpp", ".cu") and source.stem != "box_iou":
             source.unlink()
     return folder
@@ -213,8 +213,6 @@ def test_auto_builds_what_can_be_built_and_says_why(small, tmp_path, case, relea
 def test_compilers_at_once_are_bounded_by_cores_memory_and_max_jobs(monkeypatch, cores, memory, max_jobs, expected):
     monkeypatch.setenv("MAX_JOBS", max_jobs)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
-    monkeypatch.setattr("setuptools.setup", lambda **_: None)
-    monkeypatch.setenv("SSD_EXT_BUILD", "none")
     names = runpy.run_path(str(ROOT / "setup.py"))
     names["compilers_at_once"].__globals__["free_memory"] = lambda: memory
     assert names["compilers_at_once"]() == expected

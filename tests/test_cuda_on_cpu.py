@@ -10,7 +10,6 @@ import torch
 from compare import check, same_bits
 from cuda_on_cpu import build
 from ops import OPS, Undecided
-from ops.multibox_loss import for_backward
 
 import ssd_ext
 from ssd_ext import DetectionOptions, LossOptions
@@ -69,7 +68,7 @@ def test_the_size_of_a_tile_does_not_matter(n_classes):
 
 
 def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
-    source = (build.CSRC / "cuda" / "postprocess_detections.cu").read_text()
+    source = (build.CSRC / "postprocess_detections" / "postprocess_detections.cu").read_text()
     for usual, small in (
         ("kBand = 1024", "kBand = 64"),
         ("kListBytes = 1 << 30", "kListBytes = 4096"),
@@ -147,8 +146,8 @@ def test_a_direct_call_of_match_priors_cannot_read_out_of_bounds(kernels):
     for message, *arguments in (
         (r"boxes must have the shape \(N, 4\), got \(3, 5\)", torch.rand(3, 5), offsets, boxes),
         (r"priors_xyxy must have the shape \(N, 4\), got \(4\)", boxes, offsets, torch.rand(4)),
-        (r"offsets must be \(B \+ 1,\) int32, got \(2\) Long", boxes, offsets.long(), boxes),
-        (r"offsets must be \(B \+ 1,\) int32, got \(0\) Int", boxes, offsets[:0], boxes),
+        (r"row_splits must be \(B \+ 1,\) int32, got \(2\) Long", boxes, offsets.long(), boxes),
+        (r"row_splits must be \(B \+ 1,\) int32, got \(0\) Int", boxes, offsets[:0], boxes),
         ("same dtype, got Float and Double", boxes, offsets, boxes.double()),
         ("expected a floating dtype, got Int", boxes.int(), offsets, boxes.int()),
     ):
@@ -203,7 +202,7 @@ RESULTS = {
         ("boxes", torch.zeros(1, 4).double(), "boxes and priors_cxcywh must be in the compute dtype"),
         ("labels", torch.tensor([1, 1]), r"labels must be \(1,\) int64, got \(2\) Long"),
         ("labels", torch.tensor([1], dtype=torch.int32), r"labels must be \(1,\) int64, got \(1\) Int"),
-        ("offsets", torch.tensor([0, 1], dtype=torch.int32), r"offsets must be \(3,\) int32, got \(2\) Int"),
+        ("offsets", torch.tensor([0, 1], dtype=torch.int32), r"row_splits must be \(3,\) int32, got \(2\) Int"),
         ("priors_cxcywh", torch.zeros(8, 4), r"priors_cxcywh must have 9 rows, got \(8, 4\)"),
         ("match", torch.zeros(2, 8, dtype=torch.int32), r"match and selected must have the shape \(2, 9\)"),
         ("match", torch.zeros(2, 9), "match, selected and n_pos must be Int, Bool and Long"),
@@ -218,14 +217,14 @@ def test_a_direct_call_of_the_loss_cannot_read_out_of_bounds(kernels, name, bad,
         with pytest.raises(RuntimeError, match=message):
             kernels.multibox_loss(*list(arguments.values())[:6], *LossOptions())
     with pytest.raises(RuntimeError, match=message):
-        kernels.multibox_loss_backward(one, one, *arguments.values(), *for_backward(LossOptions()))
+        kernels.multibox_loss_backward(one, one, *arguments.values(), *LossOptions())
 
 
 def test_a_match_out_of_range_is_background_for_the_backward(kernels):
     one = torch.ones(())
     wild = torch.tensor([0, 1, 2**31 - 1, -(2**31), -2] + [-1] * 4, dtype=torch.int32).repeat(2, 1)
     arguments = {**PREDICTIONS, **RESULTS, "match": wild}
-    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), *for_backward(LossOptions())):
+    for grad in kernels.multibox_loss_backward(one, one, *arguments.values(), *LossOptions()):
         assert grad.any(dim=2).nonzero().tolist() == [[0, 0]]  # the one object of the first image
 
 
@@ -303,9 +302,9 @@ def test_votes_and_atomics():
 @in_every_order
 @pytest.mark.usefixtures("order")
 def test_indices_in_three_dimensions():
-    ranges = [torch.arange(n) for n in (2, 3, 4, 2, 3, 5)]  # grid z, y, x, block z, y, x
-    bz, by, bx, tz, ty, tx = torch.meshgrid(*ranges, indexing="ij")
-    expected = bx + 10 * by + 100 * bz + 1000 * tx + 10000 * ty + 100000 * tz
+    ranges = [torch.arange(n) for n in (4, 2, 3, 5)]  # grid, block z, y, x
+    bx, tz, ty, tx = torch.meshgrid(*ranges, indexing="ij")
+    expected = bx + 1000 * tx + 10000 * ty + 100000 * tz
     assert run("index").tolist() == expected.flatten().tolist()
 
 
@@ -324,6 +323,7 @@ def test_indices_in_three_dimensions():
         ("shared_overrun", "a write after the shared array first .*before the shared array second"),
         ("shared_too_large", "more than 49152 bytes"),
         ("too_many_threads", r"invalid launch: .*block \(1025, 1, 1\)"),
+        ("too_many_blocks", "too large for a GPU: 4294967297 blocks"),
     ],
 )
 @in_every_order

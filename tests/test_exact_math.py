@@ -1,4 +1,4 @@
-"""csrc/exact_math.h: how near exp and log are to the true values, and that every build gives the same bits."""
+"""csrc/core/exact_math.h: how near exp and log are to the true values, and that every build gives the same bits."""
 
 import ctypes
 import math
@@ -11,7 +11,7 @@ from cuda_on_cpu import build
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 SOURCE = r"""
-#include "exact_math.h"
+#include "core/exact_math.h"
 #define EXPORT(name, function)                                                            \
   extern "C" __attribute__((visibility("default"))) void name(const float* __restrict in, \
                                                               float* __restrict out, int64_t n) { \
@@ -21,12 +21,11 @@ EXPORT(all_exp, exact_exp)
 EXPORT(all_exp_below_1, exact_exp_below_1)
 EXPORT(all_log, exact_log)
 """
-HOST = [flag for flag in build.FLAGS if "cuda_on_cpu" not in flag]
-# The last as in setup.py, and with all that this processor can do, fused multiply-adds among it.
+# The last with all that this processor can do, fused multiply-adds among it.
 BUILDS = {
-    "O0": [*HOST, "-O0"],
+    "O0": [*build.HOST, "-O0"],
     "runner": [*build.FLAGS, *build.SANITIZERS[None], "-include", "cuda_runtime.h"],
-    "vectorised": [*HOST, "-O3", "-fno-math-errno", "-fno-trapping-math", "-march=native"],
+    "vectorised": [*build.HOST, *build.SETUP.CXX, "-march=native"],
 }
 MAX_ULP = 0.93  # tools/derive_exact_math.py tries every float
 # Every 1021st float: all exponents, and with them subnormal numbers, infinities and NaN.

@@ -11,7 +11,6 @@ import torch
 from compare import as_tuple, differences, needs_gpu, same_view
 from cuda_on_cpu import build
 from ops import multibox_loss, postprocess_detections
-from ops.multibox_loss import for_backward
 
 from ssd_ext import DetectionOptions, LossOptions
 
@@ -76,7 +75,7 @@ def test_loss_of_more_than_2_31_logits(device):
     conf, loc, n_pos, match, selected = ops.multibox_loss(*inputs(0, n_images), *LOSS)
     one = torch.ones_like(conf)
     results = match, selected, n_pos
-    grads = ops.multibox_loss_backward(one, one, *inputs(0, n_images), *results, *for_backward(LOSS))
+    grads = ops.multibox_loss_backward(one, one, *inputs(0, n_images), *results, *LOSS)
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for i in range(n_images):
         own = inputs(i, i + 1)
@@ -86,7 +85,7 @@ def test_loss_of_more_than_2_31_logits(device):
         sums += torch.stack([own_conf.double() * own_pos, own_loc.double() * own_pos, own_pos.double()])
         if i in (0, n_images // 2, n_images - 1):
             assert own_selected.any()
-            own_grads = ops.multibox_loss_backward(one, one, *own, own_match, own_selected, n_pos, *for_backward(LOSS))
+            own_grads = ops.multibox_loss_backward(one, one, *own, own_match, own_selected, n_pos, *LOSS)
             for whole, alone in zip(grads, own_grads, strict=True):
                 assert alone.any()
                 assert torch.equal(whole[i], alone[0])
@@ -162,7 +161,7 @@ def test_40_000_priors_and_1000_objects(device, what, matching):
     options = LossOptions(loc_loss="smooth_l1", matching=matching)
     _, _, n_pos, match, selected = check_against_cpu("multibox_loss", (*inputs, *options), device)
     assert len(match[0].unique()) > counts[0] // 2
-    results = match, selected, n_pos, *for_backward(options)
+    results = match, selected, n_pos, *options
     check_against_cpu("multibox_loss_backward", (torch.tensor(1.0), torch.tensor(2.0), *inputs, *results), device)
     predictions = postprocess_detections.inputs(2, n_priors, 21, 1, "random")
     *_, counts = check_against_cpu("postprocess_detections", (*predictions, *DETECTION), device)

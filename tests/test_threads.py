@@ -1,4 +1,4 @@
-"""No bit depends on how many threads share the work, in sizes that are worth several (csrc/cpu/parallel.h)."""
+"""No bit depends on how many threads share the work, in sizes that are worth several (csrc/core/cpu/parallel.h)."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Derives the constants of csrc/exact_math.h, and tries exp and log on every float.
+"""Derives the constants of csrc/core/exact_math.h, and tries exp and log on every float.
 
 `python tools/derive_exact_math.py` (needs mpmath, which comes with torch, and g++; four minutes) prints the
 polynomials, fails if the header has other numbers, then compiles the header and fails if an error of any of the 2^32
@@ -9,6 +9,7 @@ hand gives other bits than a plain one.
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import mpmath as mp
 import numpy as np
 import torch
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+SETUP = runpy.run_path(str(Path(__file__).resolve().parent.parent / "setup.py"))
 MAX_ULP = 0.93  # what exact_math.h states
 
 
@@ -96,7 +97,7 @@ def numbers_in(header: str, function: str) -> list[np.float32]:
 
 
 def check_header() -> None:
-    header = (CSRC / "exact_math.h").read_text()
+    header = (SETUP["CSRC"] / "core" / "exact_math.h").read_text()
     for function, (coefficients, error) in {"exact_exp": exp_polynomial(), "exact_log": log_polynomial()}.items():
         print(f"{function}: the polynomial, exact, has a relative error of {mp.nstr(error * 2**24, 3)} * 2^-24")
         wanted = [np.float32(mp.nstr(c, 20)) for c in coefficients]
@@ -114,7 +115,7 @@ def check_header() -> None:
 
 # Prints the worst error in ulp of each function, and a checksum of its bits for all floats.
 PROGRAM = r"""
-#include "exact_math.h"
+#include "core/exact_math.h"
 #include <cstdio>
 #include <limits>
 
@@ -166,22 +167,22 @@ int main(int argc, char**) {
 
 
 def run(flags: list[str], *arguments: str) -> list[list[str]]:
-    include = [f"-I{CSRC}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    include = f"-isystem{Path(torch.__file__).parent / 'include'}"
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "all_floats.cpp", Path(folder) / "all_floats"
         source.write_text(PROGRAM)
-        subprocess.run(["g++", "-std=c++17", *flags, *include, source, "-o", program], check=True)
+        subprocess.run(["g++", *flags, include, source, "-o", program], check=True)
         printed = subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
     return [line.split() for line in printed.splitlines()]
 
 
 def check_all_floats() -> None:
-    plain = run(["-O1", "-ffp-contract=off"], "errors")
+    plain = run([*SETUP["COMMON"], *SETUP["HOST"], "-O1"], "errors")
     for name, worst, at, checksum in plain:
         print(f"{name}: at most {worst} ulp (at {float.fromhex(at):.9g}), checksum of all floats {checksum}")
         if float(worst) > MAX_ULP:
             sys.exit(f"more than {MAX_ULP} ulp")
-    vectorised = run(["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"])
+    vectorised = run([*SETUP["CXX"], "-march=native"])
     if [row[3] for row in vectorised] != [row[3] for row in plain]:
         sys.exit("the vectorised build gives other bits")
     print("the vectorised build gives the same bits")

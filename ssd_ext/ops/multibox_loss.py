@@ -99,8 +99,8 @@ def multibox_loss(
     if dtype == torch.float64:
         pred_offsets, pred_logits = pred_offsets.double(), pred_logits.double()
     boxes, priors_cxcywh = boxes.to(dtype), priors_cxcywh.to(dtype)
-    tensors = pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh
-    conf_loss, loc_loss, n_pos, _, _ = torch.ops.ssd_ext.multibox_loss(*tensors, *options)
+    batch = Batch(pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh)
+    conf_loss, loc_loss, n_pos, _, _ = torch.ops.ssd_ext.multibox_loss(*batch, *options)
     return conf_loss, loc_loss, n_pos
 
 
@@ -114,16 +114,40 @@ def _check_labels(labels: Tensor, row_splits: Tensor, n_boxes: int, n_classes: i
             raise ValueError(f"labels must be in 1..{n_classes - 1} (0 is background), got {int(wrong[0])}")
 
 
-def _targets(boxes: Tensor, labels: Tensor, row_splits: Tensor, match: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+class Batch(NamedTuple):
+    """The tensors of `multibox_loss`, as there."""
+
+    pred_offsets: Tensor
+    pred_logits: Tensor
+    boxes: Tensor
+    labels: Tensor
+    row_splits: Tensor
+    priors_cxcywh: Tensor
+
+
+class Matched(NamedTuple):
+    """What the backward needs of the forward's results."""
+
+    match: Tensor  # (B, P) int32
+    selected: Tensor  # (B, P) bool, the hard negatives
+    n_pos: Tensor  # () int64
+
+
+def _targets(batch: Batch, match: Tensor) -> tuple[Tensor, Tensor]:
     """The box (B, P, 4) and the class (B, P) that each prior has to predict; zeros for background."""
-    row = torch.where(match >= 0, row_splits[:-1, None] + match, len(boxes)).long()
+    row = torch.where(match >= 0, batch.row_splits[:-1, None] + match, len(batch.boxes)).long()
     # On a GPU nobody has checked the labels: one out of range may not become an index out of range.
-    labels = F.pad(labels.long().clamp(0, n_classes - 1), (0, 1))
-    return F.pad(boxes, (0, 0, 0, 1))[row], labels[row]
+    labels = F.pad(batch.labels.long().clamp(0, batch.pred_logits.shape[-1] - 1), (0, 1))
+    return F.pad(batch.boxes, (0, 0, 0, 1))[row], labels[row]
 
 
-def _fake_backward(grad_conf: Tensor, grad_loc: Tensor, pred_offsets: Tensor, pred_logits: Tensor, *rest):
-    return pred_offsets.new_empty(pred_offsets.shape), pred_logits.new_empty(pred_logits.shape)
+def _in_compute_dtype(batch: Batch) -> Batch:
+    dtype = compute_dtype(batch.pred_offsets, batch.pred_logits)
+    return Batch(*(x.to(dtype) if x.is_floating_point() else x for x in batch))
+
+
+def _fake_backward(grad_conf: Tensor, grad_loc: Tensor, batch: Batch, *rest) -> tuple[Tensor, Tensor]:
+    return batch.pred_offsets.new_empty(batch.pred_offsets.shape), batch.pred_logits.new_empty(batch.pred_logits.shape)
 
 
 def _no_double_backward(ctx, *grads: Tensor) -> None:
@@ -132,87 +156,68 @@ def _no_double_backward(ctx, *grads: Tensor) -> None:
 
 @op(fake=_fake_backward, backward=_no_double_backward)
 def multibox_loss_backward_plain(
-    grad_conf: Tensor,
-    grad_loc: Tensor,
-    pred_offsets: Tensor,
-    pred_logits: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    row_splits: Tensor,
-    priors_cxcywh: Tensor,
-    match: Tensor,
-    selected: Tensor,
-    n_pos: Tensor,
-    loc_loss: str,
-    center_variance: float,
-    size_variance: float,
+    grad_conf: Tensor, grad_loc: Tensor, batch: Batch, matched: Matched, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """In closed form, for the priors that count; 0 for all others."""
-    dtype = compute_dtype(pred_offsets, pred_logits)
-    n_classes = pred_logits.shape[-1]
-    true_boxes, true_classes = _targets(boxes.to(dtype), labels, row_splits, match, n_classes)
-    positive = match >= 0
-    divisor = n_pos.clamp(min=1).to(dtype)
+    dtypes = batch.pred_offsets.dtype, batch.pred_logits.dtype
+    batch = _in_compute_dtype(batch)
+    dtype, n_classes = batch.pred_logits.dtype, batch.pred_logits.shape[-1]
+    true_boxes, true_classes = _targets(batch, matched.match)
+    positive = matched.match >= 0
+    divisor = matched.n_pos.clamp(min=1).to(dtype)
 
-    one_hot = (true_classes[..., None] == torch.arange(n_classes, device=match.device)).to(dtype)
-    to_logits = (pred_logits.to(dtype).softmax(dim=-1) - one_hot) * (grad_conf.to(dtype) / divisor)
+    one_hot = (true_classes[..., None] == torch.arange(n_classes, device=positive.device)).to(dtype)
+    to_logits = (batch.pred_logits.softmax(dim=-1) - one_hot) * (grad_conf.to(dtype) / divisor)
     # where, not *: a gradient of 0 stays 0 next to a logit or a target that is not finite.
-    to_logits = torch.where((positive | selected)[..., None], to_logits, 0)
+    to_logits = torch.where((positive | matched.selected)[..., None], to_logits, 0)
 
-    target = encode_boxes_plain(true_boxes, priors_cxcywh.to(dtype), center_variance, size_variance)
-    difference = pred_offsets.to(dtype) - target
-    if loc_loss == "smooth_l1":
+    variances = options.center_variance, options.size_variance
+    difference = batch.pred_offsets - encode_boxes_plain(true_boxes, batch.priors_cxcywh, *variances)
+    if options.loc_loss == "smooth_l1":
         slope = difference.clamp(-1, 1)
     else:
         slope, divisor = difference.sign(), divisor * 4
     to_offsets = torch.where(positive[..., None], slope * (grad_loc.to(dtype) / divisor), 0)
-    return to_offsets.to(pred_offsets.dtype), to_logits.to(pred_logits.dtype)
+    return to_offsets.to(dtypes[0]), to_logits.to(dtypes[1])
 
 
-def _fake(pred_offsets: Tensor, pred_logits: Tensor, *rest) -> tuple[Tensor, ...]:
-    dtype, shape = compute_dtype(pred_offsets, pred_logits), pred_logits.shape[:2]
-    new = pred_logits.new_empty
+def _fake(batch: Batch, options: LossOptions) -> tuple[Tensor, ...]:
+    dtype, shape = compute_dtype(batch.pred_offsets, batch.pred_logits), batch.pred_logits.shape[:2]
+    new = batch.pred_logits.new_empty
     n_pos, match, selected = new((), dtype=torch.int64), new(shape, dtype=torch.int32), new(shape, dtype=torch.bool)
     return new((), dtype=dtype), new((), dtype=dtype), n_pos, match, selected
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.options = *inputs[:6], LossOptions(*inputs[6:])
+    n_tensors = len(Batch._fields)
     _, _, n_pos, match, selected = output
-    ctx.save_for_backward(*tensors, match, selected, n_pos)
+    ctx.save_for_backward(*inputs[:n_tensors], *Matched(match, selected, n_pos))
+    ctx.options = inputs[n_tensors:]
 
 
 def _backward(ctx, grad_conf: Tensor, grad_loc: Tensor, *_) -> tuple[Tensor | None, ...]:
-    options = ctx.options.loc_loss, ctx.options.center_variance, ctx.options.size_variance
-    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *options)
-    return (*grads, *(None,) * (4 + len(ctx.options)))
+    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *ctx.options)
+    return (*grads, *(None,) * (len(Batch._fields) - len(grads) + len(ctx.options)))
 
 
 @op(fake=_fake, backward=_backward, save=_save)
-def multibox_loss_plain(
-    pred_offsets: Tensor,
-    pred_logits: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    row_splits: Tensor,
-    priors_cxcywh: Tensor,
-    options: LossOptions,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Also the match (B, P) and the hard negatives (B, P), for the backward. Sums over the batch are in float64."""
-    dtype = compute_dtype(pred_offsets, pred_logits)
-    boxes, priors_cxcywh = boxes.to(dtype), priors_cxcywh.to(dtype)
-    match = match_priors_plain(boxes, row_splits, cxcywh_to_xyxy(priors_cxcywh), options.threshold, options.matching)
-    true_boxes, true_classes = _targets(boxes, labels, row_splits, match, pred_logits.shape[-1])
+def multibox_loss_plain(batch: Batch, options: LossOptions) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """conf_loss, loc_loss and n_pos, then match and selected for the backward. Sums over the batch are in float64."""
+    batch = _in_compute_dtype(batch)
+    dtype, priors = batch.pred_logits.dtype, batch.priors_cxcywh
+    corners = cxcywh_to_xyxy(priors)
+    match = match_priors_plain(batch.boxes, batch.row_splits, corners, options.threshold, options.matching)
+    true_boxes, true_classes = _targets(batch, match)
     positive = match >= 0
     n_pos = positive.sum()
     divisor = n_pos.clamp(min=1)
 
-    ce = F.cross_entropy(pred_logits.to(dtype).movedim(-1, 1), true_classes, reduction="none")  # (B, P)
+    ce = F.cross_entropy(batch.pred_logits.movedim(-1, 1), true_classes, reduction="none")  # (B, P)
     selected = select_hard_negatives_plain(ce, positive, options.neg_pos_ratio, options.min_negatives)
     conf = torch.where(positive | selected, ce, 0).sum(dtype=torch.float64) / divisor
 
-    target = encode_boxes_plain(true_boxes, priors_cxcywh, options.center_variance, options.size_variance)
-    error = (pred_offsets.to(dtype) - target).abs()
+    target = encode_boxes_plain(true_boxes, priors, options.center_variance, options.size_variance)
+    error = (batch.pred_offsets - target).abs()
     if options.loc_loss == "smooth_l1":
         error = torch.where(error < 1, error * error * 0.5, error - 0.5)
     else:

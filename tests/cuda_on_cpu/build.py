@@ -9,20 +9,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import runpy
 import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 HERE = Path(__file__).resolve().parent
 TORCH = Path(torch.__file__).parent
 ROOT = HERE.parent.parent
-CSRC = ROOT / "csrc"
-CPU_KERNELS = sorted((CSRC / "cpu").glob("*.cpp"))
-CUDA_KERNELS = sorted((CSRC / "cuda").glob("*.cu"))
+SETUP = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
+CSRC = SETUP.CSRC
+CPU_KERNELS = SETUP.CPU_SOURCES
+CUDA_KERNELS = SETUP.CUDA_SOURCES
 SELFTEST = [HERE / "selftest.cu"]
 
 SANITIZERS = {
@@ -37,20 +40,8 @@ SANITIZERS = {
     ],
     "thread": ["-O1", "-g1", "-fno-omit-frame-pointer", "-DCUDA_ON_CPU_TSAN"],
 }
-FLAGS = [
-    "-std=c++17",
-    "-fPIC",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",
-    "-DUSE_CUDA",
-    f"-I{HERE / 'include'}",
-    f"-I{CSRC}",
-    f"-isystem{TORCH / 'include'}",
-]
+HOST = [*SETUP.COMMON, *SETUP.HOST, "-fPIC", f"-isystem{TORCH / 'include'}"]
+FLAGS = [*HOST, "-Wall", "-Wextra", "-Werror", SETUP.CUDA_INTERFACE, f"-I{HERE / 'include'}"]
 
 
 def compiler() -> str | None:

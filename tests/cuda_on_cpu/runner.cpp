@@ -1,6 +1,6 @@
 #include "runner.h"
 
-#include "fiber.h"
+#include "block.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <string>
 #include <vector>
 
 namespace cuda_on_cpu {
@@ -18,66 +19,8 @@ Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-constexpr unsigned kWarp = 32;
-constexpr size_t kSharedBytes = 48 << 10;  // what every architecture gives a block without asking
-constexpr size_t kGuardBytes = 64;         // before, between and after shared arrays
-constexpr unsigned char kUnset = 0xCD;     // in float a large negative number, as an index far out of bounds
-constexpr size_t kInterleaved = 4;         // blocks at once, where their threads take turns
-
-enum class State { kReady, kAtBarrier, kInWarp, kExited };
-
-// Everything that was done before release(mark) happens before everything after a later acquire(mark), for
-// ThreadSanitizer. It learns of no other order between fibers: what a kernel does not order by a barrier is a
-// race.
-#if defined(CUDA_ON_CPU_TSAN)
-void release(char& mark) { __tsan_release(&mark); }
-void acquire(char& mark) { __tsan_acquire(&mark); }
-#else
-void release(char&) {}
-void acquire(char&) {}
-#endif
-
-// The mark of the next wait and that of the last completed one. They alternate, because a thread that runs on
-// to its next wait must not add to a mark that others have still to acquire: they would seem ordered after
-// what it has done in between.
-struct Marks {
-  char mark[2] = {};
-  unsigned completed = 0;  // waits
-  char& next() { return mark[completed % 2]; }
-  char& last() { return mark[(completed + 1) % 2]; }
-};
-
-struct Thread {
-  Fiber fiber;
-  unsigned number = 0;  // in the block
-  Index index = {};
-  State state = State::kReady;
-  Site site = {};      // where it waits
-  uint64_t value = 0;  // what it brings there: a predicate or a lane's value
-  unsigned mask = 0;   // of the collective it waits in
-  unsigned lanes = 0;  // which lanes took part in the last collective
-  Marks marks;
-};
-
-struct SharedArray {
-  Site site;
-  size_t begin, end;
-};
-
-struct Block {
-  Index index = {};
-  bool has_turn;  // in this pass
-  std::vector<std::unique_ptr<Thread>> threads;
-  std::vector<uint64_t> values;  // of the last collectives, one for each thread
-  Votes votes = {};
-  Marks marks;
-  char begun = 0, ended = 0;  // marks too
-  std::vector<SharedArray> arrays;
-  alignas(kGuardBytes) unsigned char shared[kSharedBytes + 64 * kGuardBytes];
-  size_t shared_used = 0;   // with guards
-  size_t shared_bytes = 0;  // without
-  std::string error;
-};
+constexpr unsigned char kUnset = 0xCD;  // in float a large negative number, as an index far out of bounds
+constexpr size_t kInterleaved = 4;      // blocks at once, where their threads take turns
 
 std::mutex one_launch_at_a_time;
 std::vector<std::unique_ptr<Block>> blocks;  // kept from launch to launch: stacks are expensive to make
@@ -102,10 +45,12 @@ std::string text(const Index& i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
-std::string text(const Site& site) {
+std::string location(const Site& site) {
   const char* slash = std::strrchr(site.file, '/');
-  return std::string(site.name) + " at " + (slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
+  return (slash ? slash + 1 : site.file) + (":" + std::to_string(site.line));
 }
+
+std::string text(const Site& site) { return site.name + (" at " + location(site)); }
 
 std::string hex(unsigned mask) {
   char digits[16];
@@ -365,6 +310,8 @@ std::string run_blocks(size_t count, Order order) {
 
 Votes block_barrier(const Site& site, bool predicate) {
   check_in_kernel(site);
+  static const char* const removed = std::getenv("CUDA_ON_CPU_WITHOUT_BARRIER");
+  if (removed != nullptr && location(site) == removed) return block->votes;
   release(block->marks.next());
   wait(State::kAtBarrier, site, predicate);
   acquire(block->marks.last());

@@ -6,6 +6,8 @@
 // A thread runs until it must wait: at a block barrier or in a collective of its warp. When no thread can run
 // on, every barrier or collective that all its threads have reached is completed; if there is none, the
 // kernel is wrong and the launch fails with a message that says who waits where.
+//
+// CUDA_ON_CPU_WITHOUT_BARRIER=box_iou.cu:54 takes away the barrier in this line: a test of those who look for races.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // Kernels that show what the runner gets right and which mistakes it reports; used by
 // tests/test_cuda_on_cpu.py alone.
-#include "checks.h"
-#include "cuda/launch.cuh"
+#include "core/checks.h"
+#include "core/cuda/launch.cuh"
 
 #include <cstdint>
 #include <string>
@@ -84,13 +84,11 @@ __global__ void atomics_kernel(const int* x,  // (64)
   atomicExch(&out[6], 7);
 }
 
-// Each thread writes its coordinates as one number, in a grid and blocks of three dimensions.
-__global__ void index_kernel(int* out) {  // (grid z, y, x, block z, y, x)
-  const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+// Each thread writes its coordinates as one number, in blocks of three dimensions.
+__global__ void index_kernel(int* out) {  // (grid x, block z, y, x)
   const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-  out[block * (blockDim.x * blockDim.y * blockDim.z) + thread] =
-      static_cast<int>(blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z + 1000 * threadIdx.x +
-                       10000 * threadIdx.y + 100000 * threadIdx.z);
+  out[blockIdx.x * (blockDim.x * blockDim.y * blockDim.z) + thread] =
+      static_cast<int>(blockIdx.x + 1000 * threadIdx.x + 10000 * threadIdx.y + 100000 * threadIdx.z);
 }
 
 // ------------------------------------------------------------------------------------- what must be reported
@@ -175,8 +173,8 @@ Tensor run(const Tensor& x, const std::string& kernel) {
   const int n = static_cast<int>(x.size(0));
   const int* const in = input.const_data_ptr<int>();
   const auto zeros = [&](int64_t count) { return torch::stable::new_zeros(x, {count}); };
-  const auto launch = [&](auto* function, int blocks, int threads, auto... arguments) {
-    ssd_ext::launch(function, dim3(blocks), dim3(threads), ssd_ext::current_stream(x), arguments...);
+  const auto launch = [&](auto* function, int64_t blocks, dim3 threads, auto... arguments) {
+    ssd_ext::launch(function, blocks, threads, ssd_ext::current_stream(x), arguments...);
   };
   const auto start = [&](auto* function, int threads) {
     const Tensor out = zeros(threads);
@@ -187,7 +185,7 @@ Tensor run(const Tensor& x, const std::string& kernel) {
     launch(function, 1, kThreads);
     return zeros(0);
   };
-  const int blocks = ssd_ext::ceil_div(n, kThreads);
+  const int64_t blocks = ssd_ext::ceil_div(n, kThreads);
   if (kernel == "block_sum" || kernel == "block_sum_without_barrier") {
     const Tensor out = zeros(blocks);
     launch(kernel == "block_sum" ? block_sum_kernel<true> : block_sum_kernel<false>, blocks, kThreads, in,
@@ -205,9 +203,8 @@ Tensor run(const Tensor& x, const std::string& kernel) {
     return out;
   }
   if (kernel == "index") {
-    const Tensor out = zeros(2 * 3 * 4 * 5 * 3 * 2);
-    ssd_ext::launch(index_kernel, dim3(4, 3, 2), dim3(5, 3, 2), ssd_ext::current_stream(x),
-                    out.mutable_data_ptr<int>());
+    const Tensor out = zeros(4 * 5 * 3 * 2);
+    launch(index_kernel, 4, dim3(5, 3, 2), out.mutable_data_ptr<int>());
     return out;
   }
   if (kernel == "divergent_barrier") return start_alone(divergent_barrier_kernel);
@@ -223,6 +220,7 @@ Tensor run(const Tensor& x, const std::string& kernel) {
   if (kernel == "warp_handover") return start(warp_handover_kernel<true>, 32);
   if (kernel == "warp_handover_without_sync") return start(warp_handover_kernel<false>, 32);
   if (kernel == "shuffle_handover") return start(shuffle_handover_kernel, 32);
+  if (kernel == "too_many_blocks") launch(own_mask_kernel, (int64_t(1) << 32) + 1, 1);
   STD_TORCH_CHECK(kernel == "global_overrun", "no kernel ", kernel);
   const Tensor out = zeros(n);
   launch(global_overrun_kernel, 1, 1, out.mutable_data_ptr<int>(), n);

@@ -122,10 +122,6 @@ def cases() -> Iterator[tuple]:
     yield pred_offsets, logits, torch.full_like(boxes, adv.NAN), labels, wild, priors, *options[2]
 
 
-def for_backward(options: LossOptions) -> tuple:
-    return options.loc_loss, options.center_variance, options.size_variance
-
-
 def backward_cases() -> Iterator[tuple]:
     for seed, arguments in enumerate(cases()):
         tensors, options = arguments[:6], LossOptions(*arguments[6:])
@@ -136,7 +132,7 @@ def backward_cases() -> Iterator[tuple]:
         selected = plain.select_hard_negatives(losses, match >= 0, options.neg_pos_ratio, least)
         grads = torch.tensor([(1.0, 1.0), (-3e-3, 64.0), (0.0, adv.INF)][seed % 3]).to(tensors[2].dtype)
         results = [adv.sliced(x) if seed % 2 else x for x in (match, selected)]
-        yield *grads, *tensors, *results, n_pos, *for_backward(options)
+        yield *grads, *tensors, *results, n_pos, *options
 
 
 def full_size(counts: tuple[int, ...], n_priors: int, n_boxes: int) -> tuple:
@@ -147,7 +143,7 @@ def backward_full_size(counts: tuple[int, ...], n_priors: int, n_boxes: int) -> 
     arguments = full_size(counts, n_priors, n_boxes)
     _, _, n_pos, match, selected = torch.ops.ssd_ext.multibox_loss(*arguments)
     grads, options = (torch.tensor(1.5), torch.tensor(-0.5)), LossOptions(*arguments[6:])
-    return *grads, *arguments[:6], match, selected, n_pos, *for_backward(options)
+    return *grads, *arguments[:6], match, selected, n_pos, *options
 
 
 OPS = [

@@ -8,7 +8,6 @@
 
 #include "../runner.h"
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -19,14 +18,10 @@
 
 // ---------------------------------------------------------------------------------- qualifiers and built-ins
 
-#define __host__
 #define __device__
 #define __global__
-#define __constant__ static const
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
-#define __align__(bytes) alignas(bytes)
 
 using cuda_on_cpu::blockDim;
 using cuda_on_cpu::blockIdx;
@@ -40,36 +35,6 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct alignas(8) int2 {
-  int x, y;
-};
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-struct alignas(8) float2 {
-  float x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(16) double2 {
-  double x, y;
-};
-
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline double2 make_double2(double x, double y) { return {x, y}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-
 // ------------------------------------------------------------------------------------------------- host side
 
 using cudaStream_t = void*;
@@ -78,7 +43,6 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
-  size_t dynamicSmemBytes;  // must be 0: shared arrays have a fixed size
   cudaStream_t stream;      // launches run at once, whatever the stream
 };
 
@@ -95,8 +59,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const auto& call = *static_cast<const Call*>(data);
     std::apply(call.first, call.second);
   };
-  if (config->dynamicSmemBytes != 0)
-    return cuda_on_cpu::record(false, "shared memory of a size given at the launch");
   const dim3 grid = config->gridDim;
   const dim3 block = config->blockDim;
   std::string error;
@@ -268,11 +230,6 @@ T __reduce_max_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
                              [](T a, T b) { return a > b ? a : b; });
 }
 
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
-  return cuda_on_cpu::reduce({"__reduce_and_sync", file, line}, mask, value,
-                             [](unsigned a, unsigned b) { return a & b; });
-}
-
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
   return cuda_on_cpu::reduce({"__reduce_or_sync", file, line}, mask, value,
                              [](unsigned a, unsigned b) { return a | b; });
@@ -309,11 +266,6 @@ T atomicOr(T* address, T value) {
 }
 
 template <typename T>
-T atomicAnd(T* address, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T before) { return before & value; });
-}
-
-template <typename T>
 T atomicXor(T* address, T value) {
   return cuda_on_cpu::atomic_update(address, [=](T before) { return before ^ value; });
 }
@@ -340,48 +292,17 @@ T atomicCAS(T* address, T expected, T value) {
 
 // ------------------------------------------------------------------------------------- arithmetic intrinsics
 
-namespace cuda_on_cpu {
-template <typename To, typename From>
-To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From), "bit casts keep the size");
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-}  // namespace cuda_on_cpu
-
-inline unsigned __float_as_uint(float x) { return cuda_on_cpu::bit_cast<unsigned>(x); }
-inline int __float_as_int(float x) { return cuda_on_cpu::bit_cast<int>(x); }
-inline float __uint_as_float(unsigned x) { return cuda_on_cpu::bit_cast<float>(x); }
-inline float __int_as_float(int x) { return cuda_on_cpu::bit_cast<float>(x); }
-inline long long __double_as_longlong(double x) { return cuda_on_cpu::bit_cast<long long>(x); }
-inline double __longlong_as_double(long long x) { return cuda_on_cpu::bit_cast<double>(x); }
-
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
 
-template <typename T>
-T __ldg(const T* address) {
-  return *address;
-}
-
-// CUDA overloads these for every pair of one arithmetic type.
 template <typename T>
 T min(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>)
-    return std::fmin(a, b);
-  else
-    return a < b ? a : b;
+  static_assert(std::is_integral_v<T>, "of floats, CUDA's min ignores NaN");
+  return a < b ? a : b;
 }
 
 template <typename T>
 T max(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>)
-    return std::fmax(a, b);
-  else
-    return a > b ? a : b;
+  static_assert(std::is_integral_v<T>, "of floats, CUDA's max ignores NaN");
+  return a > b ? a : b;
 }

@@ -1,0 +1,152 @@
+// The formulas of ONE box, for host and device: the only place that has them.
+//
+// Every function is written with single + - * / and comparisons, so that the CPU (-ffp-contract=off), the GPU
+// (-fmad=false) and plain PyTorch round at the same places and give the same bits.
+#pragma once
+
+#include "core/exact_math.h"
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cstdint>
+
+namespace ssd_ext {
+
+// A box in xyxy form. T is the compute type: float or double. Aligned, so that a GPU moves a box at once.
+template <typename T>
+struct alignas(4 * sizeof(T)) Box {
+  using value_type = T;
+  T x0, y0, x1, y1;
+};
+
+// A box in cxcywh form: centre and size.
+template <typename T>
+struct alignas(4 * sizeof(T)) CenterBox {
+  using value_type = T;
+  T cx, cy, w, h;
+};
+
+// A box relative to a prior, as a network predicts it.
+template <typename T>
+struct alignas(4 * sizeof(T)) BoxOffsets {
+  using value_type = T;
+  T x, y, w, h;
+};
+
+// A box in xyxy form, from either form.
+template <typename T>
+C10_HOST_DEVICE inline Box<T> corners(const Box<T>& box) {
+  return box;
+}
+template <typename T>
+C10_HOST_DEVICE inline Box<T> corners(const CenterBox<T>& box) {
+  return {box.cx - box.w * T(0.5), box.cy - box.h * T(0.5), box.cx + box.w * T(0.5), box.cy + box.h * T(0.5)};
+}
+
+// Row i of a contiguous (N, 4) array as a Box, CenterBox or BoxOffsets. Loads one number at a time: a view may
+// start at any element, so wider loads could be misaligned.
+template <typename Row, typename scalar_t>
+C10_HOST_DEVICE inline Row load_row(const scalar_t* rows, int64_t i) {
+  using T = typename Row::value_type;
+  const scalar_t* row = rows + 4 * i;
+  return {static_cast<T>(row[0]), static_cast<T>(row[1]), static_cast<T>(row[2]), static_cast<T>(row[3])};
+}
+
+template <typename T, typename scalar_t>
+C10_HOST_DEVICE inline Box<T> load_box(const scalar_t* boxes, int64_t i) {
+  return load_row<Box<T>>(boxes, i);
+}
+
+// Width times height; negative, infinite or NaN for boxes that are no proper area.
+template <typename T>
+C10_HOST_DEVICE inline T area(const Box<T>& box) {
+  return (box.x1 - box.x0) * (box.y1 - box.y0);
+}
+
+template <typename T>
+struct Overlap {
+  T inter, uni;  // areas of the intersection, at least 0, and of the union
+};
+
+// Intersection and union of two boxes with the areas given.
+//
+// A NaN coordinate may get lost in the comparisons below, but it makes the area and so the union NaN. An
+// inverted side gives an overlap of at most 0, also where two inverted sides give a positive area.
+template <typename T>
+C10_HOST_DEVICE inline Overlap<T> overlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
+  const T left = a.x0 > b.x0 ? a.x0 : b.x0;
+  const T top = a.y0 > b.y0 ? a.y0 : b.y0;
+  const T right = a.x1 < b.x1 ? a.x1 : b.x1;
+  const T bottom = a.y1 < b.y1 ? a.y1 : b.y1;
+  const T width = right - left > T(0) ? right - left : T(0);
+  const T height = bottom - top > T(0) ? bottom - top : T(0);
+  const T inter = width * height;
+  return {inter, (area_a + area_b) - inter};
+}
+
+// Intersection over union of two boxes with the areas given; 0 where the intersection or the union is not positive.
+template <typename T>
+C10_HOST_DEVICE inline T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
+  const Overlap<T> both = overlap(a, area_a, b, area_b);
+  // & and not &&: a branch here would keep CPU compilers from vectorising the caller's loop.
+  const bool positive = (both.inter > T(0)) & (both.uni > T(0));
+  return positive ? both.inter / both.uni : T(0);
+}
+
+// False only if the IoU is not greater than a threshold >= 0: decides most pairs without a division.
+//
+// A rounded quotient above the threshold is above it before it is rounded too, hence inter > threshold * uni,
+// and rounding this product cannot make it greater than inter.
+template <typename T>
+C10_HOST_DEVICE inline bool iou_may_exceed(const Overlap<T>& both, T threshold) {
+  return (both.inter > T(0)) & (both.inter >= threshold * both.uni);
+}
+
+// Whether a kept box suppresses another: whether their IoU is greater than the threshold.
+template <typename T>
+C10_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& box, T threshold) {
+  // Every IoU is greater than a negative number.
+  if (threshold < T(0)) return true;
+  const T kept_area = area(kept);
+  const T box_area = area(box);
+  return iou_may_exceed(overlap(kept, kept_area, box, box_area), threshold) &&
+         iou(kept, kept_area, box, box_area) > threshold;
+}
+
+// What the offsets of centre and size are divided by.
+template <typename T>
+struct Variances {
+  T center, size;
+
+  // In the compute type of a kernel.
+  template <typename U>
+  Variances<U> as() const {
+    return {static_cast<U>(center), static_cast<U>(size)};
+  }
+};
+
+// The offsets of a box from a prior; those of the size are not finite for a box without width or height.
+template <typename T>
+C10_HOST_DEVICE inline BoxOffsets<T> encode(const Box<T>& box, const CenterBox<T>& prior,
+                                            const Variances<T>& variances) {
+  return {((box.x0 + box.x1) * T(0.5) - prior.cx) / (prior.w * variances.center),
+          ((box.y0 + box.y1) * T(0.5) - prior.cy) / (prior.h * variances.center),
+          exact_log((box.x1 - box.x0) / prior.w) / variances.size,
+          exact_log((box.y1 - box.y0) / prior.h) / variances.size};
+}
+
+// The box that has these offsets from a prior; the logarithm of its scale is cut at max_log_scale (inf for no
+// limit), a NaN stays.
+template <typename T>
+C10_HOST_DEVICE inline Box<T> decode(const BoxOffsets<T>& offsets, const CenterBox<T>& prior,
+                                     const Variances<T>& variances, T max_log_scale) {
+  const T cx = offsets.x * (prior.w * variances.center) + prior.cx;
+  const T cy = offsets.y * (prior.h * variances.center) + prior.cy;
+  const T log_w = offsets.w * variances.size;
+  const T log_h = offsets.h * variances.size;
+  const T w = exact_exp(log_w > max_log_scale ? max_log_scale : log_w) * prior.w;
+  const T h = exact_exp(log_h > max_log_scale ? max_log_scale : log_h) * prior.h;
+  return corners(CenterBox<T>{cx, cy, w, h});
+}
+
+}  // namespace ssd_ext

@@ -1,0 +1,48 @@
+// The boxes that greedy non-maximum suppression has kept so far, laid out for the test of the next one.
+#pragma once
+
+#include "core/cpu/box_columns.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace ssd_ext {
+
+// The loop over a block is unrolled and vectorised; at most so many tests are in vain.
+constexpr int64_t kKeptBlock = 64;
+
+template <typename T>
+using KeptBlock = BoxColumns<T, kKeptBlock>;
+
+// Whether a box of these blocks has an IoU > threshold with `box`; threshold >= 0 or NaN.
+bool is_suppressed(const KeptBlock<float>* blocks, int64_t n_blocks, const Box<float>& box, float threshold);
+bool is_suppressed(const KeptBlock<double>* blocks, int64_t n_blocks, const Box<double>& box, double threshold);
+
+template <typename T>
+class KeptBoxes {
+ public:
+  void clear() {
+    blocks_.clear();
+    count_ = 0;
+  }
+
+  void push_back(const Box<T>& box) {
+    if (count_ % kKeptBlock == 0) blocks_.push_back({});  // of zeros
+    blocks_.back().set(count_++ % kKeptBlock, box);
+  }
+
+  int64_t size() const { return count_; }
+
+  // Whether a kept box from number `first` on, or from a few before, suppresses this box.
+  bool suppress(const Box<T>& box, T threshold, int64_t first = 0) const {
+    if (threshold < 0) return count_ > 0;  // every IoU is greater
+    const int64_t skipped = first / kKeptBlock;
+    return is_suppressed(blocks_.data() + skipped, static_cast<int64_t>(blocks_.size()) - skipped, box, threshold);
+  }
+
+ private:
+  std::vector<KeptBlock<T>> blocks_;
+  int64_t count_ = 0;
+};
+
+}  // namespace ssd_ext

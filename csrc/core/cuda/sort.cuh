@@ -1,0 +1,110 @@
+// Sorting on the GPU, of unique keys: the result depends on nothing else.
+//
+// One launch sorts tiles of 1024 keys in shared memory (a bitonic network), then each launch merges runs in
+// pairs: before a key in the merged run come those before it in its own run and those before it in the other
+// one, whose number a thread finds by bisection. 1 + log2(N / 1024) launches.
+#pragma once
+
+#include "core/cuda/block_ops.cuh"
+#include "core/cuda/launch.cuh"
+#include "core/cuda/scratch.cuh"
+#include "core/order.h"
+
+#include <cstdint>
+#include <utility>
+
+namespace ssd_ext {
+
+constexpr int kSortTile = 1024;
+constexpr int kMergeThreads = 256;
+
+// Sorts keys in shared memory, ascending, with a bitonic network; a thread for every two of them. All threads
+// of the block call it, after a barrier, and see the keys sorted afterwards.
+//
+// The keys of 32 neighbouring threads lie side by side as long as an exchange does not reach further than 32
+// keys: until one does, no warp waits for another.
+template <typename Key>
+__device__ void sort_block(Key* keys, unsigned count) {
+  // Keys that are lacking to a power of two would be the largest: no exchange moves them, since all go upwards.
+  const unsigned t = threadIdx.x;
+  const auto exchange = [&](bool among_warps, unsigned low, unsigned high) {
+    if (among_warps) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+    if (high < count && keys[high] < keys[low]) {
+      const Key key = keys[low];
+      keys[low] = keys[high];
+      keys[high] = key;
+    }
+  };
+  for (unsigned half = 1; half < count; half *= 2) {
+    // Of two sorted halves the first and the mirrored second one, then within ever smaller parts: each time
+    // half as far as in the exchange before, which decides who has to wait. All are powers of two.
+    const unsigned distance = t & (half - 1);
+    const unsigned middle = 2 * t - 2 * distance + half;
+    exchange(half > kWarpSize, middle - 1 - distance, middle + distance);
+    for (unsigned stride = half / 2; stride > 0; stride /= 2) {
+      const unsigned low = 2 * t - (t & (stride - 1));
+      exchange(2 * stride > kWarpSize, low, low + stride);
+    }
+  }
+  __syncthreads();
+}
+
+// make_key(i) gives the i-th of n keys.
+template <typename MakeKey>
+__global__ void __launch_bounds__(kSortTile / 2)
+    sort_tiles_kernel(const MakeKey make_key, RankKey* __restrict__ keys, int64_t n) {
+  SHARED_ARRAY(RankKey, tile, kSortTile);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSortTile;
+  const auto count = static_cast<unsigned>(n - begin < kSortTile ? n - begin : kSortTile);
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) tile[i] = make_key(begin + i);
+  __syncthreads();
+  sort_block(tile, count);
+  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) keys[begin + i] = tile[i];
+}
+
+static __global__ void __launch_bounds__(kMergeThreads)
+    merge_runs_kernel(const RankKey* __restrict__ runs,  // (N,) in sorted runs of `width`
+                      RankKey* __restrict__ merged,      // (N,) in sorted runs of 2 * width
+                      int64_t n, int64_t width) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kMergeThreads + threadIdx.x;
+  if (i >= n) return;
+  const RankKey key = runs[i];
+  const int64_t own = i / width * width;
+  const int64_t pair = i / (2 * width) * (2 * width);
+  const int64_t other = own == pair ? pair + width : pair;
+  int64_t low = other < n ? other : n;
+  int64_t high = other + width < n ? other + width : n;
+  const int64_t first = low;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (runs[middle] < key) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  merged[pair + (i - own) + (low - first)] = key;
+}
+
+// The keys make_key(0), ..., make_key(n - 1), sorted; n >= 1.
+template <typename MakeKey>
+Scratch<RankKey> sorted_keys(const MakeKey& make_key, int64_t n, const Tensor& like, cudaStream_t stream) {
+  Scratch<RankKey> keys(like, n);
+  // One thread for two keys; fewer than a tile of keys wait for fewer threads.
+  unsigned threads = kSortTile / 2;
+  while (threads > 32 && threads >= n) threads /= 2;
+  launch(sort_tiles_kernel<MakeKey>, ceil_div(n, kSortTile), threads, stream, make_key, keys.data(), n);
+  if (n <= kSortTile) return keys;
+  Scratch<RankKey> merged(like, n);
+  for (int64_t width = kSortTile; width < n; width *= 2) {
+    launch(merge_runs_kernel, ceil_div(n, kMergeThreads), kMergeThreads, stream, keys.data(), merged.data(), n, width);
+    std::swap(keys, merged);
+  }
+  return keys;
+}
+
+}  // namespace ssd_ext

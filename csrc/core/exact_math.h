@@ -1,0 +1,111 @@
+// exp and log with the same bits on every machine, for host and device.
+//
+// Libraries differ in the last bits of exp and log, and a kernel that compares scores or losses turns one bit
+// into another index. The float versions here are single + - * and integer operations in a fixed order, so
+// that the CPU (-ffp-contract=off), vectorised or not, and the GPU (-fmad=false) give the same bits. They have
+// no branches. Error over all floats: below 0.93 ulp (tools/derive_exact_math.py derives the constants and
+// tries every float). exp(0) is 1 and log(1) is 0.
+//
+// double takes the library's functions: close to rounding, not equal to the bit.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace ssd_ext {
+
+C10_HOST_DEVICE inline float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+C10_HOST_DEVICE inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// ln 2 in two parts. The first has 16 bits: its product with a whole number below 256 is exact.
+constexpr float kLn2High = 0.693145752f;
+constexpr float kLn2Low = 1.42860677e-06f;
+constexpr float kLog2E = 1.44269502f;
+// 1.5 * 2^23: the unit of floats of this size is 1. Adding it rounds to a whole number, which then stands in
+// the low bits.
+constexpr float kToWhole = 12582912.0f;
+constexpr uint32_t kToWholeBits = 0x4B400000u;
+
+constexpr uint32_t kInfBits = 0x7F800000u;
+constexpr uint32_t kNanBits = 0x7FC00000u;
+
+// e^x for x from kLeastExp to kLargestExp, NaN for a NaN; anything for other numbers.
+//
+// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r) with q of degree 4. The factor 2^n is
+// multiplied in two halves, since one float cannot hold 2^128 or 2^-150.
+constexpr float kLeastExp = -104.0f;   // below, e^x is less than half of the smallest subnormal number
+constexpr float kLargestExp = 89.0f;  // above, e^x is above the largest number
+C10_HOST_DEVICE inline float exp_in_range(float x) {
+  constexpr float kBias = 254.0f;  // of the exponents of both halves together
+  const float whole = x * kLog2E + (kToWhole + kBias);
+  const float n = whole - (kToWhole + kBias);
+  const float high = x - n * kLn2High;
+  const float low = n * kLn2Low;
+  const float r = high - low;
+  float q = 0.00138145976f;
+  q = q * r + 0.00836871658f;
+  q = q * r + 0.0416683890f;
+  q = q * r + 0.166665211f;
+  q = q * r + 0.499999940f;
+  const float e_r = 1.0f + (high + (r * r * q - low));
+  const uint32_t exponent = bits_of(whole);  // n + 254 in the low 9 bits; the shifts drop all others
+  const uint32_t half = exponent >> 1;
+  return e_r * float_of(half << 23) * float_of((exponent - half) << 23);
+}
+
+// e^x: gradual underflow below 2^-126, inf above 88.72, exp(-inf) = 0, exp(NaN) = NaN.
+C10_HOST_DEVICE inline float exact_exp(float x) {
+  const float e_x = exp_in_range(x);
+  return x < kLeastExp ? 0.0f : x > kLargestExp ? float_of(kInfBits) : e_x;
+}
+
+// The same for x <= 0 or NaN.
+C10_HOST_DEVICE inline float exact_exp_below_1(float x) {
+  const float e_x = exp_in_range(x);
+  return x < kLeastExp ? 0.0f : e_x;
+}
+
+// The natural logarithm: log(0) = -inf, also of -0, log(inf) = inf, NaN for negative numbers and NaN.
+//
+// x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1, and log(1 + f) = f - f^2 / 2 + f^3 q(f) with q of degree 7.
+C10_HOST_DEVICE inline float exact_log(float x) {
+  const bool subnormal = x < 1.17549435e-38f;            // 2^-126
+  const float normal = subnormal ? x * 8388608.0f : x;  // 2^23
+  const uint32_t bits = bits_of(normal);
+  constexpr uint32_t kBias = 128;
+  constexpr uint32_t kSqrtHalfBits = 0x3F3504F3u;
+  const uint32_t biased_e = (bits + ((kBias << 23) - kSqrtHalfBits)) >> 23;
+  const float f = float_of(bits + (kBias << 23) - (biased_e << 23)) - 1.0f;
+  const float e = float_of(kToWholeBits + biased_e) - (kToWhole + kBias + (subnormal ? 23.0f : 0.0f));
+  float q = -0.0763456374f;
+  q = q * f + 0.127616122f;
+  q = q * f - 0.131601736f;
+  q = q * f + 0.142017528f;
+  q = q * f - 0.166233584f;
+  q = q * f + 0.200012267f;
+  q = q * f - 0.250008196f;
+  q = q * f + 0.333333313f;
+  const float tail = f * f * (f * q - 0.5f);
+  const float log_x = e * kLn2High + (f + (tail + e * kLn2Low));
+  const float inf = float_of(kInfBits);
+  const float special = x == 0.0f ? -inf : x == inf ? inf : float_of(kNanBits);
+  return (x > 0.0f) & (x < inf) ? log_x : special;
+}
+
+C10_HOST_DEVICE inline double exact_exp(double x) { return std::exp(x); }
+C10_HOST_DEVICE inline double exact_exp_below_1(double x) { return std::exp(x); }
+C10_HOST_DEVICE inline double exact_log(double x) { return std::log(x); }
+
+}  // namespace ssd_ext

@@ -1,0 +1,245 @@
+// Matching on the CPU: boxes (G, 4) of B images and priors (P, 4) xyxy -> (B, P), the object of every prior.
+//
+// 1. The priors are laid out once in tiles, with one array per coordinate.
+// 2. A thread owns an image, or a run of its tiles where images are few. It offers each object to each tile that
+//    it can overlap: one vectorised loop over the priors, which keep their best object, while the object keeps the
+//    best prior of the run.
+// 3. The objects of an image force their best priors, or take them one by one (bipartite).
+//
+// No IoU matrix: beyond the output, memory for the tiles and for one candidate per object and run.
+#include "match_priors/match_priors.h"
+
+#include "core/box_math.h"
+#include "core/cpu/parallel.h"
+#include "core/cpu/vector_clones.h"
+#include "match_priors/matcher.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace ssd_ext {
+namespace {
+
+constexpr int64_t kTile = kPriorTile;
+
+// An integer as wide as T: a loop over both vectorises best. That of an IoU orders as the IoU, never negative.
+template <typename T>
+using int_of_width = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+template <typename T>
+inline int_of_width<T> as_int(T value) {
+  int_of_width<T> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// The priors of a tile and what they have been offered.
+template <typename T>
+struct TileMatch {
+  T best[kTile];           // highest IoU so far
+  int_of_width<T> owner[kTile];  // the first object that has it, -1 for none
+  T iou[kTile];            // with the last object
+};
+
+// False only if the object has IoU 0 with all priors of the tile.
+template <typename T>
+inline bool can_overlap(const Box<T>& box, const PriorTile<T>& tile) {
+  return box.x0 < tile.bounds.x1 && box.x1 > tile.bounds.x0 && box.y0 < tile.bounds.y1 &&
+         box.y1 > tile.bounds.y0;
+}
+
+// The priors that have a higher IoU with this object than with those before take it. Returns the highest IoU
+// of all with this object.
+template <typename T>
+INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
+  const Box<T> row = box;  // a copy: the compiler sees that `match` cannot change it
+  const T row_area = area(row);
+  const auto owner = static_cast<int_of_width<T>>(object);
+  int_of_width<T> highest = 0;
+  for (int64_t k = 0; k < kTile; ++k) {
+    const T value = iou(row, row_area, tile.priors.box(k), tile.priors.areas[k]);
+    const bool better = value > match.best[k];
+    match.best[k] = better ? value : match.best[k];
+    match.owner[k] = better ? owner : match.owner[k];
+    match.iou[k] = value;
+    highest = std::max(highest, as_int(value));
+  }
+  T result;
+  std::memcpy(&result, &highest, sizeof result);
+  return result;
+}
+
+VECTOR_CLONES float offer(const Box<float>& box, int64_t object, const PriorTile<float>& tile,
+                          TileMatch<float>& match) {
+  return offer_to_tile(box, object, tile, match);
+}
+VECTOR_CLONES double offer(const Box<double>& box, int64_t object, const PriorTile<double>& tile,
+                           TileMatch<double>& match) {
+  return offer_to_tile(box, object, tile, match);
+}
+
+template <typename T>
+void clear(TileMatch<T>& match) {
+  std::fill_n(match.best, kTile, T(0));
+  std::fill_n(match.owner, kTile, int_of_width<T>(-1));
+}
+
+// Rule 1 for the tiles begin..end of one image; the best prior of each object in them.
+template <typename T>
+void match_run(const Box<T>* boxes, int32_t count,  // of the image
+               const PriorTile<T>* tiles,           // all
+               int64_t begin, int64_t end, int64_t n_priors, T threshold,
+               Candidate<T>* candidates,  // (count,)
+               int32_t* match) {          // (P,)
+  std::fill_n(candidates, count, Candidate<T>{0, 0});
+  TileMatch<T> tile_match;
+  for (int64_t t = begin; t < end; ++t) {
+    clear(tile_match);
+    for (int32_t object = 0; object < count; ++object) {
+      const Box<T>& box = boxes[object];
+      if (!can_overlap(box, tiles[t])) continue;
+      const T highest = offer(box, object, tiles[t], tile_match);
+      if (highest > candidates[object].iou) {
+        const T* const first = std::find(tile_match.iou, tile_match.iou + kTile, highest);
+        candidates[object] = {highest, static_cast<int32_t>(t * kTile + (first - tile_match.iou))};
+      }
+    }
+    const int64_t tile_priors = std::min(kTile, n_priors - t * kTile);
+    for (int64_t k = 0; k < tile_priors; ++k) {
+      const bool positive = tile_match.best[k] >= threshold;
+      match[t * kTile + k] = positive ? static_cast<int32_t>(tile_match.owner[k]) : -1;
+    }
+  }
+}
+
+// The best prior of an object among those that are not taken.
+template <typename T>
+Candidate<T> best_free_prior(const Box<T>& box, const PriorTile<T>* tiles, int64_t n_priors, const int32_t* match) {
+  Candidate<T> best = {0, 0};
+  TileMatch<T> tile_match;
+  clear(tile_match);
+  for (int64_t t = 0; t * kTile < n_priors; ++t) {
+    if (!can_overlap(box, tiles[t]) || !(offer(box, 0, tiles[t], tile_match) > best.iou)) continue;
+    const int64_t tile_priors = std::min(kTile, n_priors - t * kTile);
+    for (int64_t k = 0; k < tile_priors; ++k) {
+      const int64_t p = t * kTile + k;
+      if (tile_match.iou[k] > best.iou && !is_taken(match[p])) {
+        best = {tile_match.iou[k], static_cast<int32_t>(p)};
+      }
+    }
+  }
+  return best;
+}
+
+// Rules 2 and 3.
+template <typename T>
+void force_best_priors(const Candidate<T>* candidates,  // (count,), the best prior of each object
+                       int32_t count,
+                       int32_t* match) {  // (P,)
+  for (int32_t object = 0; object < count; ++object) {  // upwards: the highest object has the last word
+    if (candidates[object].iou > 0) match[candidates[object].index] = object;
+  }
+}
+
+// The best pair of all takes its prior, again and again. An object's candidate may meanwhile have been taken;
+// it is then replaced when its turn comes, which is soon enough, for its next one ranks lower.
+template <typename T>
+void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
+                     const PriorTile<T>* tiles, int64_t n_priors,
+                     Candidate<T>* candidates,  // (count,), the best prior of each object
+                     int32_t count,
+                     int32_t* match) {  // (P,)
+  std::vector<Candidate<T>> heap;  // of objects, the best on top
+  const auto below = [](const Candidate<T>& a, const Candidate<T>& b) { return outranks(b, a); };
+  const auto push = [&](int32_t object) {
+    if (!(candidates[object].iou > 0)) return;
+    heap.push_back({candidates[object].iou, object});
+    std::push_heap(heap.begin(), heap.end(), below);
+  };
+  for (int32_t object = 0; object < count; ++object) push(object);
+  while (!heap.empty()) {
+    const int32_t object = heap.front().index;
+    std::pop_heap(heap.begin(), heap.end(), below);
+    heap.pop_back();
+    int32_t& prior_match = match[candidates[object].index];
+    if (!is_taken(prior_match)) {
+      prior_match = taken_by(object);
+    } else {
+      candidates[object] = best_free_prior(boxes[object], tiles, n_priors, match);
+      push(object);
+    }
+  }
+  std::transform(match, match + n_priors, match, without_mark);
+}
+
+}  // namespace
+
+template <typename T>
+void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match) const {
+  const auto n_tiles = static_cast<int64_t>(tiles_.size());
+  // A few objects are not worth several runs, and many threads none shorter than a tile.
+  const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, tasks_of(nanoseconds(count))));
+  std::vector<Candidate<T>> candidates(runs * count);
+  torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t run = begin; run < end; ++run) {
+      match_run(boxes, count, tiles_.data(), run * n_tiles / runs, (run + 1) * n_tiles / runs, n_priors_,
+                threshold_, candidates.data() + run * count, match);
+    }
+  });
+  Candidate<T>* const best = candidates.data();  // of the first run, then of all
+  for (int64_t run = 1; run < runs; ++run) {
+    for (int32_t object = 0; object < count; ++object) {
+      const Candidate<T>& other = best[run * count + object];
+      if (outranks(other, best[object])) best[object] = other;
+    }
+  }
+  if (bipartite_) {
+    take_best_pairs(boxes, tiles_.data(), n_priors_, best, count, match);
+  } else {
+    force_best_priors(best, count, match);
+  }
+}
+
+template class Matcher<float>;
+template class Matcher<double>;
+
+namespace {
+
+Tensor match_priors_cpu(const Tensor& boxes, const Tensor& row_splits, const Tensor& priors_xyxy,
+                        double threshold, const std::string& mode) {
+  const bool bipartite = check_match_arguments(boxes, row_splits, priors_xyxy, mode);
+
+  const int64_t n_images = row_splits.size(0) - 1;
+  const int64_t n_objects = boxes.size(0);
+  const int64_t n_priors = priors_xyxy.size(0);
+  const Tensor match = torch::stable::new_empty(boxes, {n_images, n_priors}, ScalarType::Int);
+  if (n_images == 0 || n_priors == 0) return match;
+
+  const Tensor objects = torch::stable::contiguous(boxes);
+  const Tensor splits = torch::stable::contiguous(row_splits);
+  const Tensor priors = torch::stable::contiguous(priors_xyxy);
+  dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    using T = compute_t<scalar_t>;
+    const auto* const priors_data = priors.const_data_ptr<scalar_t>();
+    const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold, bipartite);
+    const std::vector<Box<T>> all_boxes = load_boxes<T>(objects.const_data_ptr<scalar_t>(), n_objects);
+    const auto* const splits_data = splits.const_data_ptr<int32_t>();
+    auto* const match_data = match.mutable_data_ptr<int32_t>();
+    parallel_over_images(n_images, n_images, matcher.nanoseconds(n_objects / n_images), [&](const auto& next_image) {
+      for (int64_t image = next_image(); image < n_images; image = next_image()) {
+        const ImageObjects rows = objects_of(image, splits_data, n_objects);
+        matcher.match_image(all_boxes.data() + rows.begin, rows.count, match_data + image * n_priors);
+      }
+    });
+  });
+  return match;
+}
+
+}  // namespace
+}  // namespace ssd_ext
+
+STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
+  m.impl("match_priors", TORCH_BOX(&ssd_ext::match_priors_cpu));
+}

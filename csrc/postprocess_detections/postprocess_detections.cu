@@ -1,0 +1,399 @@
+// Detection on the GPU: pred_offsets (B, P, 4), pred_logits (B, P, C), priors (P, 4) cxcywh -> the best boxes
+// (B, K, 4) of each image after softmax, threshold and non-maximum suppression in each class, their scores
+// (B, K) and labels (B, K), and how many there are (B,).
+//
+// 1. find_candidates_kernel: a block owns a tile of rows of logits in shared memory, a thread one row. What
+//    passes min_score goes into a list of its image as a key (postprocess_detections.h), in no particular order:
+//    keys are unique. A warp counts its candidates and takes room for them in the list with one atomic addition; a
+//    warp with nothing but background needs no exponential. The list has room for all priors with all classes, so
+//    that none can be lost. Reads the logits once, writes 8 bytes per candidate.
+// 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class decide over a box, so the block
+//    walks the candidates of all classes together, best first, and stops when top_k are kept. It takes the next best
+//    ones out of the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at a
+//    time: against the kept ones, then among themselves. The first of the kept ones stay in shared memory, the others
+//    are read back from the output. Reads the list once per band and a few keys of it before, from the second-level
+//    cache, and 32 bytes per candidate of a band; writes 28 bytes per row of the output.
+//
+// Images go in sub-batches, so that their lists fit into a fixed amount of memory.
+#include "postprocess_detections/postprocess_detections.h"
+
+#include "core/any_rows.h"
+#include "core/cuda/block_ops.cuh"
+#include "core/cuda/launch.cuh"
+#include "core/cuda/row_tile.cuh"
+#include "core/cuda/scratch.cuh"
+#include "core/cuda/settle.cuh"
+#include "core/cuda/sort.cuh"
+#include "core/softmax.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace ssd_ext {
+namespace {
+
+// Of the lists of a sub-batch, unless one image alone needs more. Each sub-batch waits for the slowest walk of
+// the one before; SSD300 with 81 classes needs 5.6 MB for an image, a quarter of its first feature map.
+constexpr int64_t kListBytes = 1 << 30;
+// Blocks of find_candidates_kernel at once: 64 registers for a thread. Left to itself, the compiler saves
+// registers for more blocks, and spills.
+constexpr int kTileBlocks = 16;
+constexpr int kWalkThreads = 512;
+constexpr int kWalkWarps = kWalkThreads / kWarpSize;
+constexpr int kBand = 1024;  // more than a trained network finds in most images
+// A band of a longer list is guessed from one of so many runs of neighbouring keys. Each run is as much as
+// memory gives at once. A prime, so that a pattern in the list does not hide what lies between.
+constexpr int kRun = 4;
+constexpr int kSparse = 17;
+constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // of the key that ends it: three fifths full on average
+constexpr int kChunk = kWarpSize;        // candidates that are settled together
+constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory: one for a thread, the others are far
+constexpr int kNearLabels = 512;         // classes that are counted there
+constexpr float kNoLimit = std::numeric_limits<float>::infinity();
+static_assert(kBand <= 2 * kWalkThreads, "sort_block has a thread for every two keys");
+static_assert(kBand % kChunk == 0, "a band is cut into chunks");
+static_assert(kWalkThreads % kRun == 0, "threads read whole runs");
+static_assert(kWalkWarps <= static_cast<int>(kWarpSize), "a warp reads a word of every warp");
+
+// -------------------------------------------------------------------------------------------- the candidates
+
+template <typename scalar_t, int kTileBytes>
+__global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
+    find_candidates_kernel(const scalar_t* __restrict__ logits,  // (b, P, C)
+                           uint64_t* __restrict__ keys,          // (b, P * (C - 1)), the lists
+                           unsigned* __restrict__ counts,        // (b,), their lengths; at first 0
+                           int64_t n_priors, int64_t n_classes, int64_t n_tiles, int tile_rows,
+                           float min_score, float least_difference) {
+  using Tile = RowTile<scalar_t, kTileBytes>;
+  SHARED_ARRAY(typename Tile::Unit, shared, Tile::kShared);
+  const int64_t image = blockIdx.x / n_tiles;
+  const int64_t first = blockIdx.x % n_tiles * tile_rows;
+  const int n_rows = static_cast<int>(n_priors - first < tile_rows ? n_priors - first : tile_rows);
+  const Tile tile(logits + (image * n_priors + first) * n_classes, n_rows, n_classes, shared);
+
+  const int thread = threadIdx.x;
+  if (thread / static_cast<int>(kWarpSize) * static_cast<int>(kWarpSize) >= n_rows) return;  // a warp without rows
+  const bool has_row = thread < n_rows;
+  const scalar_t* const row = tile.row(has_row ? thread : 0);
+  const auto logit = [&](int64_t c) { return static_cast<float>(row[c]); };
+  // Most rows are background, and so are all rows of many warps. A NaN difference decides nothing.
+  float best = logit(1);
+  for (int64_t c = 2; c < n_classes; ++c) best = larger(best, logit(c));
+  const bool may_pass = has_row && !(best - logit(0) < least_difference);
+  if (!__any_sync(kAllLanes, may_pass)) return;
+
+  const RowSum<float> whole = sum_row<float>(logit, n_classes);
+  const unsigned lane = threadIdx.x % kWarpSize;
+  uint64_t* const list = keys + image * n_priors * (n_classes - 1);
+  unsigned next = 0;  // free element of the list
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool writes = pass == 1;  // at first the warp only counts
+    for (int64_t c = 1; c < n_classes; ++c) {
+      bool passes = may_pass && !(logit(c) - logit(0) < least_difference);
+      float score = 0;
+      if (passes) {
+        score = exp_of_logit(logit(c), whole.maximum) / whole.sum;
+        passes = score > min_score;
+      }
+      const unsigned votes = __ballot_sync(kAllLanes, passes);
+      if (writes && passes) {
+        list[next + __popc(votes & ((1u << lane) - 1))] = DetectionKey::pack(score, c - 1, first + thread, n_priors);
+      }
+      next += __popc(votes);
+    }
+    if (writes || next == 0) return;
+    const unsigned begin = lane == 0 ? atomicAdd(counts + image, next) : 0;
+    next = __shfl_sync(kAllLanes, begin, 0);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- the bands
+
+// The candidates of an image, of which those from `bound` on have been walked.
+struct Candidates {
+  const uint64_t* keys;  // (n,)
+  int64_t n;
+  uint64_t bound;
+  // With a limit to the candidates of a class: how many of each have been walked.
+  const unsigned* walked;  // (C - 1,), or null
+  int64_t limit;
+  uint32_t n_priors;
+
+  __device__ bool is_full(uint32_t label) const { return walked != nullptr && walked[label] >= limit; }
+
+  // Calls function(key) for each key of this thread that is still of interest, in one of `every` runs.
+  template <typename Function>
+  __device__ void for_each_waiting(int every, const Function& function) const {
+    constexpr int kBatch = 16;  // as many keys of a thread are on their way at once
+    const unsigned t = threadIdx.x;
+    const int step = kWalkThreads * every;
+    for (int64_t first = t / kRun * kRun * every + t % kRun; first < n; first += kBatch * step) {
+      const int left = n - first < kBatch * step ? static_cast<int>(n - first) : kBatch * step;
+      uint64_t batch[kBatch];
+      for (int j = 0; j < kBatch; ++j) {
+        batch[j] = j * step < left ? keys[first + j * step] : bound;  // the bound does not wait
+      }
+      for (const uint64_t key : batch) {
+        if (key < bound && !is_full(DetectionKey::pair(key) / n_priors)) function(key);
+      }
+    }
+  }
+};
+
+// The rank-th best of what the threads find best in one of `every` runs; 0 if fewer of them find any.
+//   best: kWalkThreads keys in shared memory. There has to be a barrier before they are used again.
+__device__ uint64_t guess_begin(const Candidates& candidates, int every, int rank, uint64_t* best) {
+  uint64_t own = 0;
+  candidates.for_each_waiting(every, [&](uint64_t key) { own = key > own ? key : own; });
+  best[threadIdx.x] = ~own;
+  __syncthreads();
+  sort_block(best, kWalkThreads);
+  return ~best[rank - 1];
+}
+
+// Puts the waiting keys from `begin` on into the band, as many as it has room for; returns how many there are.
+__device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint64_t* band, unsigned* shared_count) {
+  if (threadIdx.x == 0) *shared_count = 0;
+  __syncthreads();
+  candidates.for_each_waiting(1, [&](uint64_t key) {
+    if (key < begin) return;
+    const unsigned i = atomicAdd(shared_count, 1u);
+    if (i < kBand) band[i] = ~key;
+  });
+  __syncthreads();
+  return *shared_count;
+}
+
+// Takes the next best candidates out of those that wait, at most kBand; returns their number, 0 at the end.
+//   band: in shared memory, for their keys. They come inverted, so that the best is the least.
+__device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* shared_count) {
+  uint64_t begin = 0;
+  auto count = static_cast<unsigned>(candidates.n);
+  if (candidates.n <= kBand) {  // a short list is one band
+    for (unsigned i = threadIdx.x; i < count; i += kWalkThreads) band[i] = ~candidates.keys[i];
+    __syncthreads();
+  } else {
+    // Where a part says too little about the whole, all keys are asked: then at most rank - 1 threads have
+    // more than one key of the band, and at last it is the best key alone.
+    int every = kSparse;
+    int rank = kSampleRank;
+    do {
+      begin = guess_begin(candidates, every, rank, band);
+      count = fill_band(candidates, begin, band, shared_count);
+      rank = every > 1 ? kWalkThreads / 2 : rank / 4;
+      every = 1;
+    } while (count > kBand && rank > 0);
+    if (count > kBand) count = kBand;
+  }
+  candidates.bound = begin;
+  sort_block(band, count);
+  return count;
+}
+
+// -------------------------------------------------------------------------------------------------- the walk
+
+// The boxes kept so far and their classes - 1: the first ones in shared memory, all of them in the output.
+struct KeptBoxes {
+  Box<float>* near_boxes;  // (kNearKept,)
+  uint32_t* near_labels;   // (kNearKept,)
+  Detections out;          // of the image
+
+  __device__ Box<float> box(int64_t k) const { return k < kNearKept ? near_boxes[k] : out.boxes[k]; }
+  __device__ uint32_t label(int64_t k) const {
+    return k < kNearKept ? near_labels[k] : static_cast<uint32_t>(out.labels[k] - 1);
+  }
+  __device__ void set(int64_t k, const Box<float>& box, float score, uint32_t label) const {
+    out.boxes[k] = box;
+    out.scores[k] = score;
+    out.labels[k] = int64_t(label) + 1;
+    if (k >= kNearKept) return;
+    near_boxes[k] = box;
+    near_labels[k] = label;
+  }
+};
+
+// Neighbours in a band, and what the block finds out about them; all in shared memory.
+struct Chunk {
+  const uint64_t* keys;     // (size,) inverted
+  const Box<float>* boxes;  // (size,)
+  const uint32_t* labels;   // (size,) class - 1
+  int size;                 // at most kChunk
+  unsigned* pairs;          // (kChunk,) bit j: whether this candidate suppresses number j
+  unsigned* gone;           // (kWalkWarps,) bit j: whether candidate j goes, as far as this warp knows
+};
+
+// Which candidates of a chunk, bit by bit, the kept boxes of this thread suppress: one of every kWalkThreads.
+__device__ unsigned suppressed_by_kept(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept, float max_overlap) {
+  const unsigned all = kAllLanes >> (kChunk - chunk.size);
+  unsigned suppressed = 0;
+  for (int64_t k = threadIdx.x; k < n_kept; k += kWalkThreads) {
+    const uint32_t label = kept.label(k);
+    unsigned alike = 0;
+    for (int j = 0; j < kChunk; ++j) alike |= static_cast<unsigned>(chunk.labels[j] == label) << j;
+    alike &= all & ~suppressed;
+    if (alike == 0) continue;
+    const Box<float> box = kept.box(k);
+    for (; alike != 0; alike &= alike - 1) {
+      const int j = __ffs(alike) - 1;
+      if (suppresses(box, chunk.boxes[j], max_overlap)) suppressed |= 1u << j;
+    }
+  }
+  return suppressed;
+}
+
+// Which candidates of a chunk are kept, bit by bit: in all threads, since all warps settle the chunk alike.
+__device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept,
+                                                 const unsigned* walked, int64_t limit, float max_overlap) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // has a candidate, in every warp the same
+  const int warp = static_cast<int>(threadIdx.x / kWarpSize);
+  const bool has_own = lane < chunk.size;
+  // Each thread tests all candidates against kept boxes of its own, each warp those behind a few candidates against
+  // these.
+  unsigned going = suppressed_by_kept(chunk, kept, n_kept, max_overlap);
+  for (int i = warp; i < chunk.size; i += kWalkWarps) {
+    const bool is_alike = has_own && chunk.labels[lane] == chunk.labels[i];
+    const bool goes = is_alike && lane > i && suppresses(chunk.boxes[i], chunk.boxes[lane], max_overlap);
+    const unsigned votes = __ballot_sync(kAllLanes, goes);
+    if (lane == 0) chunk.pairs[i] = votes;
+    if (walked != nullptr) {
+      const unsigned better = __popc(__ballot_sync(kAllLanes, is_alike && lane < i));
+      if (walked[chunk.labels[i]] + better >= limit) going |= 1u << i;
+    }
+  }
+  going = warp_or(going);
+  if (lane == 0) chunk.gone[warp] = going;
+  __syncthreads();
+  const unsigned alive = (kAllLanes >> (kChunk - chunk.size)) & ~warp_or(lane < kWalkWarps ? chunk.gone[lane] : 0);
+  return settle(alive, has_own ? chunk.pairs[lane] : 0);
+}
+
+// Adds the kept candidates of a chunk to the boxes kept, up to top_k. By the first threads, one for each candidate.
+__device__ __forceinline__ void keep(const Chunk& chunk, unsigned kept, const KeptBoxes& kept_boxes, int64_t n_kept,
+                                     int64_t top_k, unsigned* walked) {
+  const int own = static_cast<int>(threadIdx.x);
+  if (own >= chunk.size) return;
+  const int64_t k = n_kept + __popc(kept & ((1u << own) - 1));
+  const uint32_t label = chunk.labels[own];
+  if ((kept >> own & 1) && k < top_k) kept_boxes.set(k, chunk.boxes[own], DetectionKey::score(~chunk.keys[own]), label);
+  if (walked != nullptr) atomicAdd(walked + label, 1u);
+}
+
+__global__ void __launch_bounds__(kWalkThreads, 1)
+    walk_candidates_kernel(const uint64_t* __restrict__ keys,    // (b, P * (C - 1)), the lists
+                           const unsigned* __restrict__ counts,  // (b,), their lengths
+                           unsigned* far_walked,  // (b, C - 1), at first 0; for more than kNearLabels
+                           AnyRows pred_offsets,  // (B, P, 4)
+                           AnyRows priors,        // (P, 4) cxcywh
+                           Detections out,        // (B, K, ...)
+                           int64_t first_image, int64_t n_priors, int64_t n_labels,
+                           int64_t limit,  // to the candidates of a class; 0 for none
+                           int64_t top_k, float max_overlap, Variances<float> variances) {
+  SHARED_ARRAY(unsigned, shared_count, 1);
+  SHARED_ARRAY(uint64_t, band, kBand > kWalkThreads ? kBand : kWalkThreads);
+  SHARED_ARRAY(Box<float>, boxes, kBand);  // of the band
+  SHARED_ARRAY(uint32_t, labels, kBand);   // class - 1
+  SHARED_ARRAY(unsigned, pairs, kChunk);
+  SHARED_ARRAY(unsigned, gone, kWalkWarps);
+  SHARED_ARRAY(Box<float>, near_boxes, kNearKept);
+  SHARED_ARRAY(uint32_t, near_labels, kNearKept);
+  SHARED_ARRAY(unsigned, near_walked, kNearLabels);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t image = first_image + blockIdx.x;
+  out = {out.boxes + image * top_k, out.labels + image * top_k, out.scores + image * top_k, out.counts + image};
+  const KeptBoxes kept_boxes = {near_boxes, near_labels, out};
+  // With a limit: how many candidates of each class have been walked.
+  unsigned* walked = nullptr;
+  if (limit > 0) walked = n_labels <= kNearLabels ? near_walked : far_walked + blockIdx.x * n_labels;
+  if (thread < kNearLabels) near_walked[thread] = 0;
+  __syncthreads();
+  Candidates candidates = {keys + blockIdx.x * n_priors * n_labels, counts[blockIdx.x], ~uint64_t(0), walked,
+                           limit, static_cast<uint32_t>(n_priors)};
+
+  int64_t n_kept = 0;
+  while (candidates.bound > 0 && n_kept < top_k) {
+    const auto count = static_cast<int>(take_band(candidates, band, shared_count));
+    if (count == 0) break;
+    for (int i = thread; i < count; i += kWalkThreads) {
+      const uint32_t pair = DetectionKey::pair(~band[i]);
+      labels[i] = pair / candidates.n_priors;
+      const int64_t prior = pair % candidates.n_priors;
+      boxes[i] = decode(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
+                        load_row<CenterBox<float>>(priors, prior), variances, kNoLimit);
+    }
+    __syncthreads();
+    for (int first = 0; first < count && n_kept < top_k; first += kChunk) {
+      const Chunk chunk = {band + first, boxes + first, labels + first, min(kChunk, count - first), pairs, gone};
+      const unsigned kept = settle_chunk(chunk, kept_boxes, n_kept, walked, limit, max_overlap);
+      keep(chunk, kept, kept_boxes, n_kept, top_k, walked);
+      n_kept += __popc(kept);
+      if (n_kept > top_k) n_kept = top_k;
+      __syncthreads();
+    }
+  }
+
+  if (thread == 0) *out.counts = static_cast<int32_t>(n_kept);
+  for (int64_t k = n_kept + thread; k < top_k; k += kWalkThreads) {
+    out.boxes[k] = {};
+    out.scores[k] = 0;
+    out.labels[k] = 0;
+  }
+}
+
+// --------------------------------------------------------------------------------------------------- the op
+
+template <typename scalar_t>
+void find_candidates(const scalar_t* logits, uint64_t* keys, unsigned* counts, int64_t n_images,
+                     int64_t n_priors, int64_t n_classes, double min_score, cudaStream_t stream) {
+  dispatch_row_tile<scalar_t>(n_classes, [&](auto tile_bytes, int tile_rows) {
+    const int64_t n_tiles = ceil_div(n_priors, tile_rows);
+    launch(find_candidates_kernel<scalar_t, decltype(tile_bytes)::value>, n_tiles * n_images, kMaxTileRows, stream,
+           logits, keys, counts, n_priors, n_classes, n_tiles, tile_rows, static_cast<float>(min_score),
+           least_difference_to_background(min_score));
+  });
+}
+
+DetectionOutputs postprocess_detections_cuda(const Tensor& pred_offsets, const Tensor& pred_logits,
+                                             const Tensor& priors_cxcywh, const DetectionOptions& options) {
+  const DeviceGuard guard(pred_logits.get_device_index());
+  const int64_t n_images = pred_logits.size(0);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  const int64_t n_labels = n_classes - 1;
+  const int64_t n_keys = n_priors * n_labels;
+  const bool is_empty = n_images == 0 || n_keys == 0 || options.top_k == 0 || options.pre_nms_top_k == 0;
+  const DetectionOutputs outputs = new_detections(pred_logits, options.top_k, is_empty);
+  if (is_empty) return outputs;
+
+  const Tensor all_logits = torch::stable::contiguous(pred_logits);
+  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
+  const Tensor all_priors = torch::stable::contiguous(priors_cxcywh);
+  const cudaStream_t stream = current_stream(pred_logits);
+  const int64_t most = std::clamp<int64_t>(kListBytes / (n_keys * int64_t(sizeof(uint64_t))), 1, n_images);
+  const int64_t step = ceil_div(n_images, ceil_div(n_images, most));  // sub-batches of one size
+  const Scratch<uint64_t> keys(pred_logits, step * n_keys);
+  const int64_t n_walked = options.pre_nms_top_k && n_labels > kNearLabels ? n_labels : 0;
+  const int64_t n_counters = step * (1 + n_walked);
+  const Scratch<unsigned> counters(pred_logits, n_counters);
+  unsigned* const list_counts = counters.data();
+  dispatch_floating_dtype(pred_logits.scalar_type(), [&](auto zero) {
+    const auto* const logits = all_logits.const_data_ptr<decltype(zero)>();
+    for (int64_t first = 0; first < n_images; first += step) {
+      const int64_t n = std::min(step, n_images - first);
+      STD_CUDA_CHECK(cudaMemsetAsync(list_counts, 0, n_counters * sizeof(unsigned), stream));
+      find_candidates(logits + first * n_priors * n_classes, keys.data(), list_counts, n, n_priors, n_classes,
+                      options.min_score, stream);
+      launch(walk_candidates_kernel, n, kWalkThreads, stream, keys.data(), list_counts, list_counts + step,
+             rows_of(all_offsets), rows_of(all_priors), data_of(outputs), first, n_priors, n_labels,
+             options.pre_nms_top_k.value_or(0), options.top_k, static_cast<float>(options.max_overlap),
+             options.variances.as<float>());
+    }
+  });
+  return outputs;
+}
+
+}  // namespace
+}  // namespace ssd_ext
+
+STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CUDA, m) {
+  m.impl("postprocess_detections", TORCH_BOX(&ssd_ext::boxed_detection<ssd_ext::postprocess_detections_cuda>));
+}

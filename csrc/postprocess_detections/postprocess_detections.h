@@ -1,0 +1,99 @@
+// What detection has on the CPU and on the GPU alike: options, outputs, checks; the order of the candidates.
+#pragma once
+
+#include "core/box_math.h"
+#include "core/checks.h"
+#include "core/exact_math.h"
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <tuple>
+
+namespace ssd_ext {
+
+struct DetectionOptions {
+  double min_score, max_overlap;
+  int64_t top_k;
+  std::optional<int64_t> pre_nms_top_k;
+  Variances<double> variances;
+};
+
+struct DetectionOutputs {
+  Tensor boxes, labels, scores, counts;  // (B, K, 4) xyxy, (B, K), (B, K), (B,)
+};
+
+// The outputs for these logits, all zeros if no kernel is to write them.
+inline DetectionOutputs new_detections(const Tensor& pred_logits, int64_t top_k, bool zeros = false) {
+  const auto output = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
+    return zeros ? torch::stable::new_zeros(pred_logits, shape, dtype)
+                 : torch::stable::new_empty(pred_logits, shape, dtype);
+  };
+  const int64_t n_images = pred_logits.size(0);
+  return {output({n_images, top_k, 4}, ScalarType::Float), output({n_images, top_k}, ScalarType::Long),
+          output({n_images, top_k}, ScalarType::Float), output({n_images}, ScalarType::Int)};
+}
+
+struct Detections {
+  Box<float>* boxes;
+  int64_t* labels;
+  float* scores;
+  int32_t* counts;
+};
+
+inline Detections data_of(const DetectionOutputs& outputs) {
+  return {reinterpret_cast<Box<float>*>(outputs.boxes.mutable_data_ptr<float>()),
+          outputs.labels.mutable_data_ptr<int64_t>(), outputs.scores.mutable_data_ptr<float>(),
+          outputs.counts.mutable_data_ptr<int32_t>()};
+}
+
+using Detection = DetectionOutputs(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh,
+                                   const DetectionOptions& options);
+
+// The op as its schema has it, by the detection of one device.
+template <Detection kDetect>
+std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
+    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh, double min_score,
+    double max_overlap, int64_t top_k, std::optional<int64_t> pre_nms_top_k, double center_variance,
+    double size_variance) {
+  check_predictions(pred_offsets, pred_logits, priors_cxcywh);
+  const int64_t n_priors = pred_logits.size(1);
+  const int64_t n_classes = pred_logits.size(2);
+  STD_TORCH_CHECK(n_priors <= UINT32_MAX && n_priors * (n_classes - 1) <= UINT32_MAX,
+                  "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
+  STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
+  STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
+  const Variances<double> variances = {center_variance, size_variance};
+  const DetectionOutputs out = kDetect(pred_offsets, pred_logits, priors_cxcywh,
+                                       {min_score, max_overlap, top_k, pre_nms_top_k, variances});
+  return {out.boxes, out.labels, out.scores, out.counts};
+}
+
+// A prior with a class, as one number that no two candidates of an image share: the larger, the better. Above
+// stand the bits of the score, which for a positive number rise with it, below the pair: the higher, the lower the
+// class and then the prior.
+struct DetectionKey {
+  // label: class - 1.
+  C10_HOST_DEVICE static uint64_t pack(float score, int64_t label, int64_t prior, int64_t n_priors) {
+    return static_cast<uint64_t>(bits_of(score)) << 32 | ~static_cast<uint32_t>(label * n_priors + prior);
+  }
+  C10_HOST_DEVICE static float score(uint64_t key) { return float_of(static_cast<uint32_t>(key >> 32)); }
+  // label * n_priors + prior.
+  C10_HOST_DEVICE static uint32_t pair(uint64_t key) { return ~static_cast<uint32_t>(key); }
+};
+
+// A difference from the logit of background below which no logit of a class gives a score > min_score, whatever
+// the other logits are: the sum of the exponentials is at least that of background. The margin is far more than
+// all rounding on the way, except for exponentials near the smallest numbers: there is no limit to those.
+inline float least_difference_to_background(double min_score) {
+  constexpr double kMargin = 1e-3;
+  constexpr double kTiny = 1e-30;
+  return static_cast<float>(min_score >= kTiny ? std::log(min_score) - kMargin
+                                               : -std::numeric_limits<double>::infinity());
+}
+
+}  // namespace ssd_ext
