@@ -1,4 +1,4 @@
-"""Keeps of a pytest-benchmark run what a reader needs: machine, versions, commit, medians, memory, what was left out.
+"""Keeps of pytest-benchmark runs what a reader needs: machine, versions, commit, medians, memory, what was left out.
 
 .venv/bin/python -m pytest benchmarks --benchmark-json=build/bench.json
 .venv/bin/python benchmarks/compact.py build/bench.json            # writes benchmarks/results/<machine>.json
@@ -9,58 +9,58 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
 from ssd.atomic import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
-KEPT = (
-    "suite",
-    "op",
-    "sizes",
-    "contender",
-    "device",
-    "threads",
-    "graph",
-    "chart_only",
-    "bytes",
-    "copy_ms",
-    "candidates",
-)
 
 
-def compact(run: dict) -> dict:
-    machine, commit = run["machine_info"], run["commit_info"]
+def units(sizes: dict[str, int | str]) -> str:
+    return ", ".join(f"{n} {unit if n != 1 else unit.removesuffix('s')}" for unit, n in sizes.items())
+
+
+def case_name(op: str, sizes: dict[str, int | str]) -> str:
+    return f"{op}, {units(sizes)}"
+
+
+def selector(name: str) -> str:
+    """A name as `pytest -k` can select it."""
+    return re.sub("[ ,]+", "-", name)
+
+
+def slug(text: str) -> str:
+    """A name for a file."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def compact(runs: list[dict]) -> dict:
+    """One result of several runs on one machine, which the last one describes."""
+    machine, commit = runs[-1]["machine_info"], runs[-1]["commit_info"]
     here = machine["ssd_ext"]
     return {
         "cpu": machine["cpu"].get("brand_raw", machine["machine"]),
-        "cores": here["cores"],
-        "threads": here["threads"],
-        "instructions": here["instructions"],
-        "gpu": here["gpu"],
-        "date": run["datetime"][:10],
+        **{key: here[key] for key in ("cores", "threads", "instructions", "gpu")},
+        "date": runs[-1]["datetime"][:10],
         "commit": (commit.get("id") or "unknown") + (", with changes" if commit.get("dirty") else ""),
         "versions": here["versions"],
-        "results": [_row(bench) for bench in run["benchmarks"]],
-        "left_out": run["left_out"],
+        "results": [_row(bench) for run in runs for bench in run["benchmarks"]],
+        "left_out": [row for run in runs for row in run["left_out"]],
     }
 
 
 def _row(bench: dict) -> dict:
-    extra, stats = bench["extra_info"], bench["stats"]
-    row = {key: extra[key] for key in KEPT if key in extra}
-    for name, seconds in (("median_ms", stats["median"]), ("iqr_ms", stats["iqr"])):
-        row[name] = float(f"{seconds / extra['calls'] * 1e3:.4g}")
-    if "in_turn_ms" in extra:
-        row["in_turn_ms"] = float(f"{extra['in_turn_ms']:.4g}")
-    row["rounds"] = stats["rounds"]
-    row["peak_mb"] = None if extra["peak_mb"] is None else round(extra["peak_mb"], 1)
-    return row
+    row, stats = dict(bench["extra_info"]), bench["stats"]
+    calls, peak = row.pop("calls"), row.pop("peak_mb")
+    times = {f"{name}_ms": stats[name] / calls * 1e3 for name in ("median", "iqr")}
+    times |= {"in_turn_ms": row.pop("in_turn_ms")} if "in_turn_ms" in row else {}
+    rounded = {key: float(f"{ms:.4g}") for key, ms in times.items()}
+    return row | rounded | {"rounds": stats["rounds"], "peak_mb": None if peak is None else round(peak, 1)}
 
 
 def machine_name(result: dict) -> str:
-    parts = [result["gpu"] or result["cpu"], f"{result['cores']} cores"]
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+    return slug(f"{result['gpu'] or result['cpu']} {result['cores']} cores")
 
 
 def dumps(result: dict) -> str:
@@ -75,12 +75,15 @@ def dumps(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="file of --benchmark-json")
-    parser.add_argument("out", type=Path, nargs="?", default=RESULTS, help="file, or folder of <machine>.json")
+    parser.add_argument("runs", type=Path, nargs="+", help="files of --benchmark-json, or folders of *.run.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of <machine>.json")
     arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    result = compact(json.loads(arguments.run.read_text()))
-    out = arguments.out / f"{machine_name(result)}.json" if arguments.out.is_dir() else arguments.out
+    files = [file for run in arguments.runs for file in (sorted(run.glob("*.run.json")) if run.is_dir() else [run])]
+    if not files:
+        sys.exit(f"no measurements in {', '.join(map(str, arguments.runs))}")
+    result = compact([json.loads(file.read_text()) for file in files])
+    arguments.out.mkdir(exist_ok=True)
+    out = arguments.out / f"{machine_name(result)}.json"
     with replacing(out) as temporary:
         temporary.write_text(dumps(result))
     print(f"{len(result['results'])} measurements, {len(result['left_out'])} left out: {out}")

@@ -1,11 +1,23 @@
-"""What the result file says besides times: the machine, the versions, and what was left out."""
+"""The fixture of every benchmark, and what the result file says besides times: machine, versions, what was left out."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
 import torchvision
-from harness import ALL, left_out
+from harness import ALL, Session
+
+SESSION = pytest.StashKey[Session]()
+
+
+def pytest_configure(config):
+    config.stash[SESSION] = Session()
+
+
+@pytest.fixture
+def measure(request, benchmark):
+    return partial(request.config.stash[SESSION].measure, benchmark)
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -23,7 +35,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    output_json["left_out"] = left_out
+    output_json["left_out"] = config.stash[SESSION].left_out
 
 
 @pytest.hookimpl(tryfirst=True)

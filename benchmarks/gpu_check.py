@@ -103,9 +103,9 @@ def sanitizer_steps(gpu: bool, required: dict[str, str]) -> list[Step]:
     reason = "" if program or not gpu else "compute-sanitizer is not on PATH"
     steps = []
     for tool in ("memcheck", "initcheck", "racecheck", "synccheck"):
-        command = [str(program), f"--tool={tool}", "--error-exitcode=9", PYTHON, "tests/cuda_cases.py"]
+        command = [str(program), f"--tool={tool}", "--error-exitcode=9", PYTHON, "tests/compare.py", "gpu"]
         if not gpu:  # that the cases can be imported
-            command = [PYTHON, "-c", "import runpy; runpy.run_path('tests/cuda_cases.py')"]
+            command = [PYTHON, "-c", "import runpy; runpy.run_path('tests/compare.py')"]
         uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool in ("memcheck", "initcheck") else {}
         steps.append(Step("sanitizers", tool, command, required | uncached, 240, not_tried=reason))
     return steps
@@ -114,26 +114,14 @@ def sanitizer_steps(gpu: bool, required: dict[str, str]) -> list[Step]:
 def benchmark_steps(gpu: bool, out: Path) -> list[Step]:
     """Each file of benchmarks with results of its own; bench_result makes one result file of all that are there."""
     needs = ("pytest", "pytest_benchmark", *SSD)
-    selection = "cuda" if gpu else "cpu and ssd_ext and (1-image or 200-boxes)"
+    selection = "cuda" if gpu else "cpu-1-ssd_ext or not cpu"  # what is for a GPU only says so
     steps = []
     for file in sorted((ROOT / "benchmarks").glob("test_bench_*.py")):
         name = file.stem.removeprefix("test_")
         command = pytest(f"benchmarks/{file.name}", "-k", selection, f"--benchmark-json={out / name}.run.json")
         steps.append(Step("benchmarks", name, command, limit=480, needs=needs))
-    command = [PYTHON, "-c", "import sys, gpu_check; gpu_check.write_result_file(sys.argv[1])", str(out)]
-    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
-    return [*steps, Step("benchmarks", "bench_result", command, environment, needs=needs)]
-
-
-def write_result_file(out: str) -> None:
-    """One result file of the measurements of every *.run.json in a folder."""
-    runs = [json.loads(file.read_text()) for file in sorted(Path(out).glob("*.run.json"))]
-    if not runs:
-        sys.exit(f"no measurements in {out}")
-    together = {key: [row for run in runs for row in run[key]] for key in ("benchmarks", "left_out")}
-    merged = Path(out) / "benchmarks.json"
-    replace(merged, runs[-1] | together)
-    subprocess.run([PYTHON, str(ROOT / "benchmarks" / "compact.py"), str(merged), out], check=True)
+    command = [PYTHON, str(ROOT / "benchmarks" / "compact.py"), str(out), "--out", str(out)]
+    return [*steps, Step("benchmarks", "bench_result", command, needs=needs)]
 
 
 def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
@@ -165,11 +153,12 @@ def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
 
 # ------------------------------------------------------------------------------------------------ running them
 
-stopped: list[int] = []  # the signal that ends this call
 
+def run(step: Step, limit: float, keep: Callable[[str, float], None], log: Path, stopped: list[int]) -> str:
+    """Runs a step in a process group of its own, straight into its log; `keep` writes its record. Its outcome.
 
-def run(step: Step, limit: float, keep: Callable[[str, float], None], log: Path) -> str:
-    """Runs a step in a process group of its own, straight into its log; `keep` writes its record. Its outcome."""
+    A signal that comes into `stopped` ends it.
+    """
     started = time.monotonic()
     keep("running", 0)
     with log.open("wb") as file:
@@ -239,6 +228,9 @@ def run_all(
     steps: list[Step], chosen: list[Step], out: Path, deadline: float, limit: float | None, machine: str
 ) -> int:
     """Runs the chosen steps one after another; whatever becomes of one, the others follow. The exit code."""
+    stopped: list[int] = []  # the signal that ends this call
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: stopped.append(number))
 
     def keep(step: Step, outcome: str, seconds: float) -> None:
         record = {"name": step.name, "outcome": outcome, "seconds": round(seconds), "at": time.strftime("%F %T")}
@@ -258,7 +250,7 @@ def run_all(
             if not record.exists() or json.loads(record.read_text())["outcome"].startswith("not tried"):
                 keep(step, outcome, 0)  # what an earlier call found out stands
         else:
-            outcome = run(step, min(limit or step.limit, left), partial(keep, step), log)
+            outcome = run(step, min(limit or step.limit, left), partial(keep, step), log, stopped)
             print(tail(log, 3 if outcome == "passed" else 40))
         print(f"-- {step.name}: {outcome}", flush=True)
         failed = not outcome.startswith(("passed", "not tried"))
@@ -285,8 +277,6 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := [n for n in arguments.only if n not in groups and n not in [s.name for s in known]]:
         parser.error(f"unknown step {', '.join(unknown)}; known:\n{names}")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: stopped.append(number))
     # In a process of its own: this one must not hold memory of the GPU.
     machine = json.loads(subprocess.run([PYTHON, "-c", MACHINE], stdout=subprocess.PIPE, check=True).stdout)
     if machine["gpu"] is None and not arguments.rehearse:

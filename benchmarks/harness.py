@@ -13,25 +13,31 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NoReturn
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from compact import case_name, selector
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+
+import ssd_ext
+from ssd_ext._op import plain
 
 BUDGET = float(os.environ.get("SSD_BENCH_SECONDS", "0.3"))  # of timed rounds of one contender of one case
 SLOW = 0.5  # seconds of one call from which on there are three rounds
 VERY_SLOW = 2.0  # ... and one
+QUICK = 0.02  # seconds of one call on a GPU up to which launches and caches matter
 ALL = torch.get_num_threads()
-WITH_ALL_THREADS = ("tutorial", "compiled_fallback")  # contenders that are not measured with one thread
-IN_TURN = ("ssd_ext", "torchvision")  # contenders that are also timed one after the other
+OURS = "ssd_ext"
+COMPILED = "compiled_fallback"
+WITH_ALL_THREADS = ("tutorial", COMPILED)  # contenders that are not measured with one thread
 IN_TURN_ROUNDS = 9
 
 
@@ -51,7 +57,7 @@ CPU = [Place("cpu", threads) for threads in sorted({1, ALL})]
 CUDA = [Place("cuda", ALL), Place("cuda", ALL, graph=True)] if torch.cuda.is_available() else []
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Case:
     """One comparison.
 
@@ -59,51 +65,66 @@ class Case:
         suite: the table it belongs to.
         op: what is done, for example "nms".
         sizes: how much of it, for example {"boxes": 1000}.
-        inputs: makes the arguments, on the CPU.
-        contenders: name -> function of the inputs, `ssd_ext` first; or the reason why it is left out.
+        inputs: makes what every contender is called with, on the CPU.
+        contenders: name -> function of the inputs, one of them `ssd_ext`; or the reason why it is left out.
         check: raises an AssertionError if (name, what it returned, what ssd_ext returned) disagree.
+        baseline: the contender whose time is divided by ours, and that is called in turn with ours.
         graphs: contenders without synchronisation, which can be captured in a CUDA graph.
-        chart_only: measured only with all threads, for the scaling charts.
-        every_thread_count: False for what takes too long with one thread.
         once: contenders that take so long that a single call is timed, with all threads, and then checked.
+        one_thread: False for what takes too long with one thread.
         sets_up: the first call builds something, such as a network, and is no measurement.
-        extra: facts for the result file.
+        chart_only: measured only with all threads, for the scaling charts.
+        gpu_only: would take minutes on a CPU.
+        facts: what the result file says about the inputs.
     """
 
     suite: str
     op: str
     sizes: dict[str, int | str]
-    inputs: Callable[[], tuple]
+    inputs: Callable[[], NamedTuple]
     contenders: dict[str, Callable | str]
     check: Callable[[str, Any, Any], None]
-    graphs: tuple[str, ...] = ("ssd_ext",)
-    chart_only: bool = False
-    every_thread_count: bool = True
+    _: KW_ONLY
+    baseline: str = "torchvision"
+    graphs: tuple[str, ...] = (OURS,)
     once: tuple[str, ...] = ()
+    one_thread: bool = True
     sets_up: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    chart_only: bool = False
+    gpu_only: bool = False
+    facts: Callable[[Any], dict[str, Any]] = lambda inputs: {}
 
     @property
     def name(self) -> str:
-        sizes = (f"{n} {unit if n != 1 else unit.removesuffix('s')}" for unit, n in self.sizes.items())
-        return ", ".join([self.op, *sizes])
+        return case_name(self.op, self.sizes)
 
     def places(self, contender: str) -> list[Place]:
-        few = self.chart_only or not self.every_thread_count or contender in (*self.once, *WITH_ALL_THREADS)
-        graph = contender in self.graphs and not self.chart_only
-        return (CPU[-1:] if few else CPU) + (CUDA if graph else CUDA[:1])
+        few = self.chart_only or not self.one_thread or contender in (*self.once, *WITH_ALL_THREADS)
+        cpu = [] if self.gpu_only else CPU[-1:] if few else CPU
+        return cpu + (CUDA if contender in self.graphs and not self.chart_only else CUDA[:1])
 
 
-def each(cases: list[Case]) -> pytest.MarkDecorator:
-    """Parametrizes a test over (case, contender, place), all of one case in a row, with names that `-k` can select."""
+def each(cases: list[Case], charts: Iterable[Case] = ()) -> Callable:
+    """A test of every (case, contender, place), all of one case in a row, with names that `-k` can select.
+
+    Of `charts`, cases for more points of a scaling chart, only ours and the baseline are measured.
+    """
+    for case in charts:
+        two = {name: case.contenders[name] for name in (OURS, case.baseline)}
+        cases = [*cases, replace(case, contenders=two, chart_only=True)]
     rows = [
-        pytest.param(case, contender, place, id=re.sub("[ ,]+", "-", f"{case.name}-{place}-{contender}"))
+        pytest.param(case, contender, place, id=selector(f"{case.name}-{place}-{contender}"))
         for case in cases
         for place in CPU + CUDA
         for contender in case.contenders
         if place in case.places(contender)
     ]
-    return pytest.mark.parametrize(("case", "contender", "place"), rows)
+
+    @pytest.mark.parametrize(("case", "contender", "place"), rows)
+    def test(measure, case, contender, place):
+        measure(case, contender, place)
+
+    return test
 
 
 def close(rtol: float) -> Callable[[str, Any, Any], None]:
@@ -120,99 +141,127 @@ def close(rtol: float) -> Callable[[str, Any, Any], None]:
 
 def compiled(function: Callable) -> Callable:
     """`torch.compile` of a function for the shapes at hand, as one graph without a way back into Python."""
-    return partial(_call_compiled, function, [])
 
-
-def _call_compiled(function: Callable, cache: list, *inputs):
-    if not cache:
+    @cache
+    def compile_once() -> Callable:
         torch._dynamo.reset()  # a limit on recompilations would otherwise end in eager execution
-        cache.append(torch.compile(function, fullgraph=True, dynamic=False))
-    return cache[0](*inputs)
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+    return lambda inputs: compile_once()(inputs)
+
+
+def ours(op: str, by: Callable[[Callable], Callable]) -> dict[str, Callable]:
+    """The op, its plain PyTorch, and that compiled; `by` makes a function of the inputs of each."""
+    fallback = by(getattr(plain, op))
+    return {OURS: by(getattr(ssd_ext, op)), "plain_pytorch": fallback, COMPILED: compiled(fallback)}
+
+
+def copied(inputs: Any, device: str | torch.device) -> Any:
+    """Inputs in memory of their own on the device; what is no tensor stays as it is."""
+
+    def copy(x: Any) -> Any:
+        return x.detach().to(device, copy=True).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+    return tree_map(copy, inputs)
 
 
 # -------------------------------------------------------------------------------------------------- measuring
 
-#: What was not measured, with the reason; goes into the result file.
-left_out: list[dict[str, Any]] = []
 
+class Session:
+    """What a run of pytest keeps from test to test.
 
-def measure(benchmark, case: Case, contender: str, place: Place) -> None:
-    """Checks one contender, then times it; called by every test."""
-    function = case.contenders[contender]
-    row = {"suite": case.suite, "op": case.op, "sizes": case.sizes, "contender": contender}
-    row |= {"device": place.device, "threads": place.threads, "graph": place.graph}
-    if isinstance(function, str):
-        _leave_out(row, function)
-    before = torch.get_num_threads()
-    torch.set_num_threads(place.threads)
-    try:
-        inputs, expected, facts = _prepare(case, place.device)
+    Attributes:
+        left_out: what was not measured, with the reason; goes into the result file.
+    """
+
+    def __init__(self) -> None:
+        self.left_out: list[dict[str, Any]] = []
+        self._at_hand: tuple[Case, str] | None = None
+        self._prepared: Any = None
+
+    def measure(self, benchmark, case: Case, contender: str, place: Place) -> None:
+        """Checks one contender, then times it; fails for one that disagrees with ssd_ext."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(place.threads)
+        try:
+            if isinstance(reason := case.contenders[contender], str):
+                pytest.skip(reason)
+            self._measure(benchmark, case, contender, place)
+        except (Exception, pytest.skip.Exception) as error:
+            if (reason := _why_left_out(error, contender, place)) is None:
+                raise
+            self.left_out.append({**_row(case, contender, place), "reason": reason})
+            if isinstance(error, AssertionError):
+                raise
+            pytest.skip(reason)
+        finally:
+            torch.set_num_threads(before)
+
+    def _measure(self, benchmark, case: Case, contender: str, place: Place) -> None:
+        function, device, once = case.contenders[contender], place.device, contender in case.once
+        inputs, expected, facts = self._prepare(case, device)
 
         def call() -> Any:
-            result = function(*inputs)
-            if place.device == "cuda":
+            result = function(inputs)
+            if device == "cuda":
                 torch.cuda.synchronize()
             return result
 
         benchmark.group = f"{case.name}, {place}"
-        benchmark.extra_info.update(row, **facts, **case.extra, calls=1, chart_only=case.chart_only)
-        if contender in case.once:
-            got, _, peak = _observe(partial(benchmark.pedantic, call, rounds=1), place.device)
-            benchmark.extra_info["peak_mb"] = peak
-            _check(case, row, got, expected)
-            return
-        try:
-            got, seconds, peak = _observe(call, place.device)
-        except Exception as error:
-            if contender != "compiled_fallback":
-                raise
-            _leave_out(row, f"torch.compile refuses: {type(error).__name__}: {_first_line(error)}")
-        _check(case, row, got, expected)
+        row = _row(case, contender, place)
+        benchmark.extra_info.update(row, baseline=case.baseline, chart_only=case.chart_only, calls=1, **facts)
+        got, seconds, peak = _observe(partial(benchmark.pedantic, call) if once else call, device)
+        case.check(contender, got, expected)
         del got
-        warm = contender == next(iter(case.contenders))  # by what the others are checked against
-        if not warm and (seconds < SLOW or case.sets_up or contender == "compiled_fallback"):
-            seconds, peak = _observe(call, place.device)[1:]
+        benchmark.extra_info["peak_mb"] = peak
+        if once:
+            return
+        if seconds < SLOW or case.sets_up or contender == COMPILED:  # that was a warm-up
+            _, seconds, benchmark.extra_info["peak_mb"] = _observe(call, device)
         calls, step = 1, call
-        if place.device == "cuda":
-            try:
-                calls, step = _rotating(function, inputs, place.graph, seconds)
-            except RuntimeError as error:
-                if not place.graph or contender == "ssd_ext":
-                    raise
-                _leave_out(row, f"cannot be captured in a CUDA graph: {_first_line(error)}")
-        benchmark.extra_info.update(calls=calls, peak_mb=peak)
+        if device == "cuda":
+            calls, step = _rotating(function, inputs, graph=place.graph, quick=place.graph or seconds < QUICK)
+        benchmark.extra_info["calls"] = calls
         benchmark.pedantic(step, rounds=_rounds(seconds * calls), warmup_rounds=int(seconds < SLOW))
-        peer = case.contenders.get(next((name for name in IN_TURN if name != contender), ""))
-        if contender in IN_TURN and callable(peer) and place.device == "cpu" and seconds < SLOW and not case.chart_only:
-            benchmark.extra_info["in_turn_ms"] = _in_turn(call, partial(peer, *inputs))
-    finally:
-        torch.set_num_threads(before)
+        peer = case.contenders.get({OURS: case.baseline, case.baseline: OURS}.get(contender, ""))
+        if callable(peer) and device == "cpu" and seconds < SLOW and not case.chart_only:
+            benchmark.extra_info["in_turn_ms"] = _in_turn(call, partial(peer, inputs))
+
+    def _prepare(self, case: Case, device: str) -> tuple[Any, Any, dict[str, Any]]:
+        """Inputs on the device, what ssd_ext returns, and facts for the result file; kept for the case at hand."""
+        if self._at_hand != (case, device):
+            self._at_hand = self._prepared = None
+            gc.collect()
+            made = case.inputs()
+            inputs = copied(made, device)
+            expected = case.contenders[OURS](inputs)
+            # Every input read once and every output written once; lists hold the packed objects a second time.
+            facts = {"bytes": _bytes(inputs) + _bytes(tree_leaves(expected)), **case.facts(made)}
+            if device == "cuda":
+                facts["copy_ms"] = _copy_ms(facts["bytes"])
+            self._prepared = inputs, expected, facts
+            self._at_hand = case, device
+        return self._prepared
 
 
-def _check(case: Case, row: dict[str, Any], got: Any, expected: Any) -> None:
-    """Fails for a contender that disagrees with ssd_ext; the result file says why it has no number."""
-    try:
-        case.check(row["contender"], got, expected)
-    except AssertionError as error:
-        left_out.append({**row, "reason": f"disagrees: {_first_line(error)}"})
-        raise
+def _row(case: Case, contender: str, place: Place) -> dict[str, Any]:
+    """What a measurement, or its absence, is about."""
+    return {"suite": case.suite, "op": case.op, "sizes": case.sizes, "contender": contender, **asdict(place)}
 
 
-def _in_turn(call: Callable, peer: Callable) -> float:
-    """Median milliseconds of a call that follows one of the peer."""
-    times = []
-    for _ in range(IN_TURN_ROUNDS):
-        peer()
-        started = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - started)
-        del result
-    return statistics.median(times) * 1e3
-
-
-def _leave_out(row: dict[str, Any], reason: str) -> NoReturn:
-    left_out.append({**row, "reason": reason})
-    pytest.skip(reason)
+def _why_left_out(error: BaseException, contender: str, place: Place) -> str | None:
+    """The reason for the result file; None for an error of ours."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, pytest.skip.Exception):
+        return text
+    if isinstance(error, AssertionError):
+        return f"disagrees: {text}"
+    if contender == COMPILED:
+        return f"torch.compile refuses: {type(error).__name__}: {text}"
+    if place.graph and contender != OURS and isinstance(error, RuntimeError):
+        return f"cannot be captured in a CUDA graph: {text}"
+    return None
 
 
 def _rounds(seconds: float) -> int:
@@ -221,36 +270,22 @@ def _rounds(seconds: float) -> int:
     return min(200, max(5, int(BUDGET / max(seconds, 1e-6))))
 
 
-_prepared: dict[tuple[str, str, str], tuple] = {}
+def _timed(call: Callable) -> tuple[Any, float]:
+    started = time.perf_counter()
+    return call(), time.perf_counter() - started
 
 
-def _prepare(case: Case, device: str) -> tuple[tuple, Any, dict[str, Any]]:
-    """Inputs on the device, what ssd_ext returns, and the bytes that must be moved; kept for the case at hand."""
-    key = case.suite, case.name, device
-    if key not in _prepared:
-        _prepared.clear()
-        gc.collect()
-        inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, case.inputs())
-        inputs = tree_map(_copy, inputs)
-        expected = next(iter(case.contenders.values()))(*inputs)
-        # Every input read once and every output written once; lists hold the packed objects a second time.
-        facts = {"bytes": _bytes(inputs) + _bytes(tree_leaves(expected))}
-        if device == "cuda":
-            facts["copy_ms"] = _copy_ms(facts["bytes"])
-        _prepared[key] = inputs, expected, facts
-    return _prepared[key]
+def _in_turn(call: Callable, peer: Callable) -> float:
+    """Median milliseconds of a call that follows one of the peer."""
+    times = []
+    for _ in range(IN_TURN_ROUNDS):
+        peer()
+        times.append(_timed(call)[1])
+    return statistics.median(times) * 1e3
 
 
-def _bytes(values: Iterable[Any]) -> int:
+def _bytes(values: Any) -> int:
     return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
-
-
-def _copy(x: Any) -> Any:
-    return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def _observe(call: Callable, device: str) -> tuple[Any, float, float | None]:
@@ -264,54 +299,40 @@ def _observe(call: Callable, device: str) -> tuple[Any, float, float | None]:
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
     else:
-        start = _reset_peak()
-    started = time.perf_counter()
-    result = call()
-    seconds = time.perf_counter() - started
-    if start is None:
-        return result, seconds, None
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            start = _resident("VmRSS")
+        except (OSError, AttributeError):
+            return *_timed(call), None
+    result, seconds = _timed(call)
     end = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
     return result, seconds, max(0, end - start) / 1e6
 
 
-def _reset_peak() -> int | None:
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        return _resident("VmRSS")
-    except (OSError, AttributeError):
-        return None
-
-
 def _resident(field: str) -> int:
     """A field of /proc/self/status in bytes."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 # -------------------------------------------------------------------------------------------------------- GPU
 
 
-def _copies(n_bytes: int) -> int:
-    """Sets of buffers of that size that together exceed twice the L2 cache, so that no call finds its own there.
+def _rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> tuple[int, Callable]:
+    """How many calls, and a function that makes them in a row and waits for the last one.
 
-    At most 64: smaller ones are below what a launch takes.
+    Quick ones rotate through buffers that together exceed twice the L2 cache, so that no call finds its own there; at
+    most 64 sets of them: smaller ones are below what a launch takes.
     """
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    return min(64, 1 + 2 * cache // max(1, n_bytes))
-
-
-def _rotating(function: Callable, inputs: tuple, graph: bool, seconds: float) -> tuple[int, Callable]:
-    """A function that makes many calls in a row, each with other buffers, and waits for the last one."""
-    n_bytes = _bytes(inputs)
-    quick = graph or seconds < 0.02  # for slower ones neither launches nor caches matter
-    sets = [inputs, *(tree_map(_copy, inputs) for _ in range(_copies(n_bytes) - 1 if quick else 0))]
-    calls = max(10, len(sets)) if quick else 1
+    cache_size = torch.cuda.get_device_properties(0).L2_cache_size
+    copies = min(64, 1 + 2 * cache_size // max(1, _bytes(inputs))) if quick else 1
+    sets = [inputs, *(copied(inputs, "cuda") for _ in range(copies - 1))]
+    calls = max(10, copies) if quick else 1
 
     def run() -> None:
         for i in range(calls):
-            function(*sets[i % len(sets)])
+            function(sets[i % copies])
 
     play = _captured(run) if graph else run
 
@@ -337,21 +358,6 @@ def _captured(run: Callable) -> Callable:
 
 def _copy_ms(n_bytes: int) -> float:
     """Milliseconds of a copy on the device that reads half of these bytes and writes the other half."""
-    half = max(1, n_bytes // 2)
-    pairs = [torch.empty(2, half, dtype=torch.uint8, device="cuda") for _ in range(_copies(n_bytes))]
-    calls = max(10, len(pairs))
-
-    def run() -> None:
-        for i in range(calls):
-            pairs[i % len(pairs)][1].copy_(pairs[i % len(pairs)][0])
-
-    replay = _captured(run)
-    times = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / calls)
-    return sorted(times)[len(times) // 2]
+    halves = torch.empty(2, max(1, n_bytes // 2), dtype=torch.uint8, device="cuda")
+    calls, step = _rotating(lambda pair: pair[1].copy_(pair[0]), halves, graph=True, quick=True)
+    return statistics.median(_timed(step)[1] for _ in range(20)) / calls * 1e3

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ssd.boxes import cxcy_to_xy
+from ssd.loss import pack_targets
 from ssd.priors import make_priors
-from ssd_ext import reference
+from ssd_ext import LossOptions
+from ssd_ext._op import plain
 
 PRIORS = make_priors()  # (8732, 4) cxcywh
 PRIORS_XYXY = cxcy_to_xy(PRIORS)
 P = len(PRIORS)
+VARIANCES = LossOptions().center_variance, LossOptions().size_variance
+
+
+class Inputs(NamedTuple):
+    """What a case gives to all its contenders; a case fills what its op takes."""
+
+    boxes: Tensor | None = None  # (N, 4) xyxy; of a batch: the objects of all images in a row
+    scores: Tensor | None = None  # (N,)
+    idxs: Tensor | None = None  # (N,)
+    labels: Tensor | None = None  # (N,)
+    row_splits: Tensor | None = None  # (B + 1,)
+    box_lists: list[Tensor] | None = None  # the objects of a batch once more, image by image
+    label_lists: list[Tensor] | None = None
+    pred_offsets: Tensor | None = None  # (B, P, 4)
+    pred_logits: Tensor | None = None  # (B, P, C)
+    priors_cxcywh: Tensor | None = None  # (P, 4)
+    priors_xyxy: Tensor | None = None  # (P, 4)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -25,20 +46,23 @@ def random_boxes(n: int, seed: int) -> Tensor:
     return torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
 
 
-def objects(images: int, classes: int, fewest: int, most: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Boxes (n_i, 4) and labels (n_i,) of each image, fewest <= n_i <= most."""
+def objects(images: int, classes: int, fewest: int, most: int) -> Inputs:
+    """The objects of a batch, packed and as lists, from `fewest` to `most` of them in each image."""
     g = generator(1)
     counts = torch.randint(fewest, most + 1, (images,), generator=g).tolist()
     boxes = [random_boxes(n, seed) for seed, n in enumerate(counts)]
-    return boxes, [torch.randint(1, classes, (n,), generator=g) for n in counts]
+    labels = [torch.randint(1, classes, (n,), generator=g) for n in counts]
+    packed, packed_labels, row_splits = pack_targets(boxes, labels, torch.device("cpu"))
+    return Inputs(boxes=packed, labels=packed_labels, row_splits=row_splits, box_lists=boxes, label_lists=labels)
 
 
-def clustered_boxes(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes in clusters of about 20, as a detector gives them, with scores that all differ and 20 classes."""
+def clustered_boxes(n: int, classes: int | None) -> Inputs:
+    """Boxes in clusters of about 20, as a detector gives them, with scores that all differ, and classes if wanted."""
     g = generator(n)
     centres = random_boxes(max(1, n // 20), n)
     boxes = centres[torch.randint(len(centres), (n,), generator=g)] + 0.02 * torch.randn(n, 4, generator=g)
-    return boxes, torch.randperm(n, generator=g) / n, torch.randint(20, (n,), generator=g)
+    scores = torch.randperm(n, generator=g) / n
+    return Inputs(boxes, scores, None if classes is None else torch.randint(classes, (n,), generator=g))
 
 
 def trained_like(images: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -49,19 +73,19 @@ def trained_like(images: int, classes: int) -> tuple[Tensor, Tensor]:
     Some hundred candidates of an image have a score > 0.01.
     """
     g = generator(5)
-    locs = 0.5 * torch.randn(images, P, 4, generator=g)
+    pred_offsets = 0.5 * torch.randn(images, P, 4, generator=g)
     logits = torch.randn(images, P, classes, generator=g)
     logits[..., 0] += 10
     for i in range(images):
         n = int(torch.randint(1, 7, (1,), generator=g))
         boxes, labels = random_boxes(n, 100 + i).clamp(0, 1), torch.randint(1, classes, (n,), generator=g)
-        overlap, which = reference.box_iou(boxes, PRIORS_XYXY).max(dim=0)
+        overlap, which = plain.box_iou(boxes, PRIORS_XYXY).max(dim=0)
         near = (overlap > 0.2).nonzero()[:, 0]
-        offsets = reference.encode_boxes(boxes[which[near]], PRIORS[near], 0.1, 0.2)
-        locs[i, near] = offsets + 0.2 * torch.randn(len(near), 4, generator=g)
+        offsets = plain.encode_boxes(boxes[which[near]], PRIORS[near], *VARIANCES)
+        pred_offsets[i, near] = offsets + 0.2 * torch.randn(len(near), 4, generator=g)
         odds = 24 * (overlap[near] - 0.5) + torch.randn(len(near), generator=g)
         logits[i, near, labels[which[near]]] = logits[i, near, 0] + odds
-    return locs, logits
+    return pred_offsets, logits
 
 
 def untrained(images: int, classes: int) -> tuple[Tensor, Tensor]:

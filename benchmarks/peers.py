@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 import torchvision
+from inputs import Inputs
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 
-MATCHER = SSDMatcher(0.5)
-CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))  # the inverse of the variances
+from ssd_ext import DetectionOptions, LossOptions
+
+LOSS, DETECTION = LossOptions(), DetectionOptions()
+MATCHER = SSDMatcher(LOSS.threshold)
+CODER = BoxCoder((1 / LOSS.center_variance,) * 2 + (1 / LOSS.size_variance,) * 2)
 SIDE = 300.0
 
 
@@ -21,34 +25,35 @@ def match(images: list[Tensor], priors: Tensor) -> Tensor:
 
 def select_hard_negatives(loss: Tensor, positive: Tensor) -> Tensor:
     """(B, P) bool: the double sort of its SSD."""
-    masked = loss.masked_fill(positive, -torch.inf)
-    return masked.sort(1, descending=True).indices.sort(1).indices < 3 * positive.sum(1, keepdim=True)
+    order = loss.masked_fill(positive, -torch.inf).sort(1, descending=True).indices
+    return order.sort(1).indices < LOSS.neg_pos_ratio * positive.sum(1, keepdim=True)
 
 
-def ssd(classes: int, **settings: float) -> SSD:
-    """Its SSD around no network, for the methods that work on predictions."""
+def ssd(classes: int, options: DetectionOptions = DETECTION, most_candidates: int = 400) -> SSD:
+    """Its SSD around no network, for the methods that work on predictions; of a class it takes `most_candidates`."""
     backbone = nn.Identity()
     backbone.out_channels = [1]
-    return SSD(backbone, DefaultBoxGenerator([[2]]), (300, 300), classes, **settings)
+    its = {"score_thresh": options.min_score, "nms_thresh": options.max_overlap, "detections_per_img": options.top_k}
+    return SSD(backbone, DefaultBoxGenerator([[2]]), (300, 300), classes, **its, topk_candidates=most_candidates)
 
 
-def loss(ssd: SSD, locs: Tensor, logits: Tensor, boxes: list[Tensor], labels: list[Tensor], priors: Tensor):
+def loss(ssd: SSD, x: Inputs):
     """conf_loss and loc_loss (smooth L1, summed, per positive): matching as in its `forward`, then `compute_loss`."""
-    matched = [ssd.proposal_matcher(torchvision.ops.box_iou(b, priors)) for b in boxes]
-    targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
-    predictions = {"bbox_regression": locs, "cls_logits": logits}
-    losses = ssd.compute_loss(targets, predictions, [priors] * len(boxes), matched)
+    matched = [ssd.proposal_matcher(torchvision.ops.box_iou(boxes, x.priors_xyxy)) for boxes in x.box_lists]
+    targets = [{"boxes": b, "labels": n} for b, n in zip(x.box_lists, x.label_lists, strict=True)]
+    predictions = {"bbox_regression": x.pred_offsets, "cls_logits": x.pred_logits}
+    losses = ssd.compute_loss(targets, predictions, [x.priors_xyxy] * len(targets), matched)
     return losses["classification"], losses["bbox_regression"]
 
 
-def detect(ssd: SSD, locs: Tensor, logits: Tensor, priors: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Boxes (k, 4), scores (k,) and labels (k,) of each image by `postprocess_detections`.
+def detect(ssd: SSD, x: Inputs) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Boxes (k, 4), labels (k,) and scores (k,) of each image by `postprocess_detections`.
 
     It clips boxes to the image, which changes their IoUs. The priors are therefore put into the middle of an image of
     three times the size: clipping is done, and timed, and changes nothing.
     """
-    anchors = priors * SIDE + SIDE
-    sizes = [(int(3 * SIDE), int(3 * SIDE))] * len(locs)
-    predictions = {"bbox_regression": locs, "cls_logits": logits}
-    found = ssd.postprocess_detections(predictions, [anchors] * len(locs), sizes)
-    return [((d["boxes"] - SIDE) / SIDE, d["scores"], d["labels"]) for d in found]
+    images = len(x.pred_logits)
+    predictions = {"bbox_regression": x.pred_offsets, "cls_logits": x.pred_logits}
+    anchors = [x.priors_xyxy * SIDE + SIDE] * images
+    found = ssd.postprocess_detections(predictions, anchors, [(int(3 * SIDE), int(3 * SIDE))] * images)
+    return [((d["boxes"] - SIDE) / SIDE, d["labels"], d["scores"]) for d in found]

@@ -13,10 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from compact import case_name, selector, slug, units
+
 from ssd.atomic import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
-# Contender -> (heading, colour).
+# Contender -> heading and colour, in the order of columns; others follow under their own names.
 CONTENDERS = {
     "ssd_ext": ("ssd_ext", "tab:blue"),
     "plain_pytorch": ("plain PyTorch", "tab:cyan"),
@@ -27,16 +29,16 @@ CONTENDERS = {
     "ssd_ext_bf16": ("ssd_ext bf16", "tab:cyan"),
     "torchvision_bf16": ("torchvision bf16", "tab:red"),
 }
-# What the README quotes: suite, op, sizes; of the first machine, with the fullest use of it.
+# The cases that the README quotes: of the first machine, with the fullest use of it.
 QUOTED = (
-    ("loss", "forward and backward", {"images": 32, "classes": 21}),
-    ("loss", "forward and backward", {"images": 32, "classes": 81}),
-    ("detection", "trained", {"images": 32, "classes": 21}),
-    ("detection", "trained", {"images": 32, "classes": 81}),
-    ("detection", "untrained", {"images": 32, "classes": 21}),
-    ("ops", "match_priors", {"images": 32, "objects each": "1-20"}),
-    ("ops", "box_iou", {"boxes": 8732, "priors": 8732}),
-    ("ops", "nms", {"boxes": 20000}),
+    "forward and backward, 32 images, 21 classes",
+    "forward and backward, 32 images, 81 classes",
+    "trained, 32 images, 21 classes",
+    "trained, 32 images, 81 classes",
+    "untrained, 32 images, 21 classes",
+    "match_priors, 32 images, 1-20 objects each",
+    "box_iou, 8732 boxes, 8732 priors",
+    "nms, 20000 boxes",
 )
 QUOTE = re.compile(r"(?<=<!-- written by make bench-report -->\n).*?(?=<!-- end -->)", re.DOTALL)
 Row = dict
@@ -59,12 +61,17 @@ class Machine:
         return f"**{self.name}**: {r['gpu'] or 'no GPU'}; {cpu}; {versions}; commit {commit}, {r['date']}"
 
 
-def units(sizes: dict) -> str:
-    return ", ".join(f"{n} {unit if n != 1 else unit.removesuffix('s')}" for unit, n in sizes.items())
+def name_of(row: Row) -> str:
+    return case_name(row["op"], row["sizes"])
 
 
-def case_name(row: Row) -> str:
-    return f"{row['op']}, {units(row['sizes'])}"
+def looks(contender: str) -> tuple[str, str | None]:
+    return CONTENDERS.get(contender, (contender, None))
+
+
+def contenders_of(rows: list[Row]) -> list[str]:
+    found = dict.fromkeys(row["contender"] for row in rows)
+    return [name for name in CONTENDERS if name in found] + [name for name in found if name not in CONTENDERS]
 
 
 def number(x: float | None) -> str:
@@ -72,6 +79,10 @@ def number(x: float | None) -> str:
     if x is None:
         return "-"
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.3g}"
+
+
+def baseline_of(row: Row) -> str:
+    return row.get("baseline", "torchvision")
 
 
 def ratio(a: Row | None, b: Row | None, key: str) -> str:
@@ -100,29 +111,26 @@ def table(rows: list[Row], device: str) -> str:
     cases: dict[tuple, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         how = ("graph" if row["graph"] else "eager") if device == "cuda" else str(row["threads"])
-        cases[case_name(row), how][row["contender"]] = row
-    contenders = [name for name in CONTENDERS if any(name in case for case in cases.values())]
-    with_candidates = any("candidates" in row for row in rows)
+        cases[name_of(row), how][row["contender"]] = row
+    contenders = contenders_of(rows)
+    baseline = " or ".join(dict.fromkeys(baseline_of(row) for row in rows))
+    with_candidates, with_turns = (any(key in row for row in rows) for key in ("candidates", "in_turn_ms"))
     head = ["case", *(["candidates per image"] if with_candidates else [])]
-    head += ["called" if device == "cuda" else "threads", *(CONTENDERS[name][0] for name in contenders)]
-    with_turns = any("in_turn_ms" in row for row in rows)
-    head += ["torchvision / ssd_ext", *(["in turn"] if with_turns else []), "MB ssd_ext", "MB torchvision"]
+    head += ["called" if device == "cuda" else "threads", *(looks(name)[0] for name in contenders)]
+    head += [f"{baseline} / ssd_ext", *(["in turn"] if with_turns else []), "MB ssd_ext", f"MB {baseline}"]
     head += ["GB/s ssd_ext", "ssd_ext / copy"] if bandwidth else []
     lines = []
     for (name, how), case in cases.items():
-        ours, peer = case.get("ssd_ext"), case.get("torchvision")
-        cells = [name, *([str(next(iter(case.values()))["candidates"])] if with_candidates else []), how]
+        any_row = next(iter(case.values()))
+        ours, peer = case.get("ssd_ext"), case.get(baseline_of(any_row))
+        cells = [name, *([str(any_row["candidates"])] if with_candidates else []), how]
         cells += [number(case[c]["median_ms"]) if c in case else "-" for c in contenders]
         cells.append(ratio(peer, ours, "median_ms"))
         cells += [ratio(peer, ours, "in_turn_ms")] if with_turns else []
         cells += [number(r and r["peak_mb"]) for r in (ours, peer)]
-        if bandwidth and ours:
-            cells += [
-                number(ours["bytes"] / ours["median_ms"] / 1e6),
-                f"{number(ours['median_ms'] / ours['copy_ms'])}x",
-            ]
-        elif bandwidth:
-            cells += ["-", "-"]
+        if bandwidth:
+            cells.append(number(ours and ours["bytes"] / ours["median_ms"] / 1e6))
+            cells.append(f"{number(ours['median_ms'] / ours['copy_ms'])}x" if ours else "-")
         lines.append(cells)
     return markdown(head, lines)
 
@@ -139,25 +147,23 @@ def reasons(machines: list[Machine]) -> str:
         for op, sizes in ops.items():
             by_sizes["; ".join(sizes)].append(op)
         cases = ". ".join(f"{', '.join(names)}: {sizes}" for sizes, names in by_sizes.items())
-        lines.append([CONTENDERS[contender][0], suite, cases, reason])
+        lines.append([looks(contender)[0], suite, cases, reason])
     return markdown(["contender", "table", "cases", "why there is no number"], lines) if lines else "Nothing."
 
 
 def quotation(machine: Machine) -> str:
     """The table of the README, each row with the name of its case for `pytest -k`."""
     lines = []
-    for suite, op, sizes in QUOTED:
-        rows = [r for r in fullest(machine, suite) if (r["op"], r["sizes"]) == (op, sizes)]
-        by = {row["contender"]: row for row in rows}
-        if not {"ssd_ext", "torchvision"} <= by.keys():
+    for name in QUOTED:
+        by = {row["contender"]: row for row in fullest(machine, [r for r in machine.rows if name_of(r) == name])}
+        ours, peer = by.get("ssd_ext"), by.get("torchvision")
+        if ours is None or peer is None:
             continue
-        ours, peer = by["ssd_ext"], by["torchvision"]
-        name = case_name(ours)
-        cells = [f"{suite}: {name}" if suite != "ops" else name]
+        cells = [name if ours["suite"] == "ops" else f"{ours['suite']}: {name}"]
         cells += [number(ours["median_ms"]), number(peer["median_ms"])]
         cells += [ratio(peer, ours, "median_ms"), ratio(peer, ours, "in_turn_ms")]
         cells += [number(ours["peak_mb"]), number(peer["peak_mb"])]
-        lines.append([*cells, f"`{re.sub('[ ,]+', '-', name)}`"])
+        lines.append([*cells, f"`{selector(name)}`"])
     head = ["work", "ssd_ext ms", "torchvision ms", "ratio", "in turn", "ssd_ext MB", "torchvision MB", "`-k`"]
     return markdown(head, lines) + f"\n\n{machine.describe()}\n"
 
@@ -165,10 +171,9 @@ def quotation(machine: Machine) -> str:
 # ----------------------------------------------------------------------------------------------------- charts
 
 
-def fullest(machine: Machine, suite: str) -> list[Row]:
-    """Rows of the fullest use of the machine: the GPU without graphs, or all threads of the CPU."""
-    rows = [r for r in machine.rows if r["suite"] == suite and not r["graph"]]
-    gpu = [r for r in rows if r["device"] == "cuda"]
+def fullest(machine: Machine, rows: list[Row]) -> list[Row]:
+    """Those of the fullest use of the machine: on the GPU without graphs, or with all threads of the CPU."""
+    gpu = [r for r in rows if r["device"] == "cuda" and not r["graph"]]
     return gpu or [r for r in rows if r["threads"] == machine.result["threads"]]
 
 
@@ -208,13 +213,9 @@ def save(sheet, path: Path) -> Path:
     return path
 
 
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
 def scaling(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
     """For every op a chart with time against each size that was varied."""
-    rows = fullest(machine, suite)
+    rows = fullest(machine, [r for r in machine.rows if r["suite"] == suite])
     for op in dict.fromkeys(row["op"] for row in rows):
         axes_of = dict.fromkeys(axis for row in rows if row["op"] == op for axis in row["sizes"])
         found = {axis: series(rows, op, axis) for axis in axes_of}
@@ -223,8 +224,8 @@ def scaling(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
             continue
         sheet, panels = figure(len(found))
         for ax, (axis, (others, lines)) in zip(panels, found.items(), strict=True):
-            for name in (name for name in CONTENDERS if name in lines):
-                label, color = CONTENDERS[name]
+            for name in (name for name in contenders_of(rows) if name in lines):
+                label, color = looks(name)
                 ax.plot(*zip(*lines[name], strict=True), color=color, marker="o", markersize=3, label=label)
             ax.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=units(others))
             ticks = [x for x, _ in lines["ssd_ext"]]
@@ -237,19 +238,20 @@ def scaling(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
 
 def bars(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
     """One chart, a panel for each op, a group of bars for each case."""
-    rows = [row for row in fullest(machine, suite) if not row["chart_only"]]
+    rows = fullest(machine, [r for r in machine.rows if r["suite"] == suite and not r["chart_only"]])
     if not rows:
         return
     ops = list(dict.fromkeys(row["op"] for row in rows))
     sheet, panels = figure(len(ops))
-    names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
+    names = contenders_of(rows)
     width = 0.8 / len(names)
     for ax, op in zip(panels, ops, strict=True):
         cases = list(dict.fromkeys(units(row["sizes"]) for row in rows if row["op"] == op))
         for i, name in enumerate(names):
             mine = {units(r["sizes"]): r["median_ms"] for r in rows if (r["op"], r["contender"]) == (op, name)}
             x = [j + (i - (len(names) - 1) / 2) * width for j, case in enumerate(cases) if case in mine]
-            ax.bar(x, list(mine.values()), width, color=CONTENDERS[name][1], label=CONTENDERS[name][0])
+            label, color = looks(name)
+            ax.bar(x, list(mine.values()), width, color=color, label=label)
         ax.set_xticks(range(len(cases)), [case.replace(", ", "\n") for case in cases], fontsize=7)
         ax.set(yscale="log", ylabel="ms", title=op)
         ax.grid(visible=False, axis="x")

@@ -2,39 +2,41 @@
 
 .venv/bin/python -m pytest benchmarks/test_bench_detection.py -k untrained-1-image-21
 
-Three kinds of predictions: like those of a trained network (min_score 0.01, max_overlap 0.45, as for mAP), the same
-with the thresholds of a demonstration (0.2, 0.5), and those of an untrained network, in which every class of every
-prior passes 0.01. torchvision keeps at most 400 candidates of a class before NMS; `torchvision_no_cap` keeps all, as
-the tutorial and ssd_ext do.
+Three kinds of predictions: like those of a trained network (with the thresholds for mAP), the same with the thresholds
+of a demonstration, and those of an untrained network, in which every class of every prior is a candidate. torchvision
+keeps at most 400 candidates of a class before NMS; `torchvision_no_cap` keeps all, as the tutorial and ssd_ext do.
 """
+
+from functools import partial
 
 import peers
 import torch
 import tutorial
-from harness import Case, compiled, each, measure
-from inputs import PRIORS, PRIORS_XYXY, P, candidates, trained_like, untrained
+from harness import Case, compiled, each
+from inputs import PRIORS, PRIORS_XYXY, Inputs, P, candidates, trained_like, untrained
 
 import ssd_ext
-from ssd_ext import reference
+from ssd_ext import DetectionOptions
+from ssd_ext._op import plain
 
-TOP_K = 200
-KINDS = {  # kind -> predictions, min_score, max_overlap
-    "trained": (trained_like, 0.01, 0.45),
-    "demo thresholds": (trained_like, 0.2, 0.5),
-    "untrained": (untrained, 0.01, 0.45),
+KINDS = {
+    "trained": (trained_like, DetectionOptions()),
+    "demo thresholds": (trained_like, DetectionOptions(min_score=0.2, max_overlap=0.5)),
+    "untrained": (untrained, DetectionOptions()),
 }
 
 
-def as_lists(padded) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    boxes, scores, labels, counts = padded
-    return [(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+def as_lists(found) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Boxes, labels and scores of each image, of lists or of padded tensors and counts."""
+    if isinstance(found, list):
+        return found
+    *padded, counts = found
+    return [tuple(x[i, :n] for x in padded) for i, n in enumerate(counts.tolist())]
 
 
 def unmatched(got, expected) -> int:
     """How many detections of two images' results have no partner of equal label, score (1e-4) and box (1e-3)."""
-    (boxes_a, scores_a, labels_a), (boxes_b, scores_b, labels_b) = (
-        [x.cpu() for x in image] for image in (got, expected)
-    )
+    (boxes_a, labels_a, scores_a), (boxes_b, labels_b, scores_b) = ([x.cpu() for x in y] for y in (got, expected))
     same = labels_a[:, None] == labels_b
     same &= (scores_a[:, None] - scores_b).abs() < 1e-4
     same &= ((boxes_a[:, None] - boxes_b).abs() < 1e-3).all(dim=2)
@@ -46,61 +48,50 @@ def check(name, got, expected) -> None:
 
     torchvision's class offset alone costs an IoU four digits.
     """
-    got, expected = (x if isinstance(x, list) else as_lists(x) for x in (got, expected))
-    wrong = sum(unmatched(a, b) for a, b in zip(got, expected, strict=True))
-    total = sum(len(a[1]) + len(b[1]) for a, b in zip(got, expected, strict=True))
+    pairs = list(zip(as_lists(got), as_lists(expected), strict=True))
+    wrong, total = sum(unmatched(a, b) for a, b in pairs), sum(len(a[1]) + len(b[1]) for a, b in pairs)
     assert wrong <= total / 100, f"{name}: {wrong} of {total} detections have no partner"
 
 
-def detection(kind: str, images: int, classes: int, **options) -> Case:
-    make, min_score, max_overlap = KINDS[kind]
-    numbers = min_score, max_overlap, TOP_K
-    its = {"score_thresh": min_score, "nms_thresh": max_overlap, "detections_per_img": TOP_K}
-    capped, uncapped = peers.ssd(classes, **its), peers.ssd(classes, **its, topk_candidates=P)
+def detection(kind: str, images: int, classes: int) -> Case:
+    make, options = KINDS[kind]
+    small = (images, classes) == (1, 21)
 
     def inputs():
-        locs, logits = make(images, classes)
-        case.extra["candidates"] = round(candidates(logits, min_score))
-        return locs, logits, PRIORS, PRIORS_XYXY
+        pred_offsets, pred_logits = make(images, classes)
+        return Inputs(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=PRIORS, priors_xyxy=PRIORS_XYXY)
 
-    def plain(locs, logits, priors, corners):
-        return reference.postprocess_detections(locs, logits, priors, *numbers, None, 0.1, 0.2)
+    def predictions(x):
+        return x.pred_offsets, x.pred_logits, x.priors_cxcywh
+
+    def fallback(x):
+        return plain.postprocess_detections(*predictions(x), *options)
 
     contenders = {
-        "ssd_ext": lambda locs, logits, priors, corners: ssd_ext.postprocess_detections(locs, logits, priors, *numbers),
-        "plain_pytorch": plain,
-        "torchvision": lambda locs, logits, priors, corners: peers.detect(capped, locs, logits, corners),
-        "torchvision_no_cap": lambda locs, logits, priors, corners: peers.detect(uncapped, locs, logits, corners),
-        "tutorial": lambda locs, logits, priors, corners: tutorial.detect(locs, logits, priors, *numbers),
-        "compiled_fallback": "as for 1 image, 21 classes",
+        "ssd_ext": lambda x: ssd_ext.postprocess_detections(*predictions(x), options),
+        "plain_pytorch": fallback,
+        "torchvision": partial(peers.detect, peers.ssd(classes, options)),
+        "torchvision_no_cap": partial(peers.detect, peers.ssd(classes, options, P)),
+        "tutorial": partial(tutorial.detect, options=options),
+        "compiled_fallback": compiled(fallback) if small else "as for 1 image, 21 classes",
     }
-    if (images, classes) == (1, 21):
-        contenders["compiled_fallback"] = compiled(plain)
     if kind == "untrained" and images > 1:
         contenders["torchvision_no_cap"] = "seconds per image: see 1 image"
-    if kind == "untrained" and (images, classes) != (1, 21):
+    if kind == "untrained" and not small:
         contenders["tutorial"] = "up to a minute for 20 classes of one image: see 1 image, 21 classes"
-    sizes = {"images": images, "classes": classes}
-    once, quick = (), True
-    if kind == "untrained":
-        once, quick = ("tutorial",), images < 32 and classes < 81
-    case = Case("detection", kind, sizes, inputs, contenders, check, every_thread_count=quick, once=once, **options)
-    return case
-
-
-def only_chart(kind: str, images: int, classes: int) -> Case:
-    case = detection(kind, images, classes, chart_only=True)
-    case.contenders = {name: case.contenders[name] for name in ("ssd_ext", "torchvision")}
-    return case
+    return Case(
+        "detection",
+        kind,
+        {"images": images, "classes": classes},
+        inputs,
+        contenders,
+        check,
+        once=("tutorial",) if kind == "untrained" else (),
+        one_thread=kind != "untrained" or (images < 32 and classes < 81),
+        facts=lambda x: {"candidates": round(candidates(x.pred_logits, options.min_score))},
+    )
 
 
 CASES = [detection(kind, images, classes) for kind in KINDS for classes in (21, 81) for images in (1, 8, 32)]
-CHARTS = [
-    *(only_chart("trained", images, 21) for images in (2, 4, 16)),
-    *(only_chart("trained", 8, classes) for classes in (2, 6, 41, 161)),
-]
-
-
-@each(CASES + CHARTS)
-def test_detection(benchmark, case, contender, place):
-    measure(benchmark, case, contender, place)
+CHARTS = [(2, 21), (4, 21), (16, 21), (8, 2), (8, 6), (8, 41), (8, 161)]  # images, classes
+test_detection = each(CASES, charts=[detection("trained", *sizes) for sizes in CHARTS])

@@ -3,9 +3,12 @@
 python -m pytest benchmarks/test_bench_gpu.py -k "training-step-32-images-21"
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
-import torch
-from harness import Case, each, measure
+from harness import CUDA, Case, each
+from inputs import Inputs
 from test_bench_detection import detection
 from test_bench_loss import loss_case
 from test_bench_network import inference, training_step
@@ -14,36 +17,27 @@ from ssd.precision import autocast
 
 BATCHES = (1, 8, 32, 128)
 CLASSES = (21, 81)
+pytestmark = pytest.mark.skipif(not CUDA, reason="no GPU that torch can use")
 
 
-class OnGPU(Case):
-    """A case without the places of the CPU."""
-
-    def places(self, contender):
-        return [place for place in super().places(contender) if place.device == "cuda"]
-
-
-def in_bf16(case: Case, torchvision) -> Case:
+def in_bf16(case: Case, torchvision: Callable | str) -> Case:
     """The case with predictions in bfloat16; torchvision is a function, or the reason why it is left out."""
-    make = case.inputs
 
-    def inputs():
-        *predictions, rest = *(x := make())[:2], x[2:]
-        half = (x.detach().bfloat16().requires_grad_(x.requires_grad) for x in predictions)
-        return *half, *rest
+    def inputs() -> Inputs:
+        x = case.inputs()
+        half = {name: getattr(x, name).detach().bfloat16() for name in ("pred_offsets", "pred_logits")}
+        return x._replace(**{name: h.requires_grad_(x.pred_logits.requires_grad) for name, h in half.items()})
 
-    ours = {name: case.contenders[name] for name in ("ssd_ext", "plain_pytorch")}
-    changes = {"op": f"{case.op}, bf16", "inputs": inputs, "contenders": ours | {"torchvision": torchvision}}
-    return Case(**vars(case) | changes)
+    contenders = {name: case.contenders[name] for name in ("ssd_ext", "plain_pytorch")} | {"torchvision": torchvision}
+    return replace(case, op=f"{case.op}, bf16", inputs=inputs, contenders=contenders)
 
 
 def loss_in_bf16(images: int, classes: int) -> Case:
     case = loss_case(images, classes, backward=True)
-    its = case.contenders["torchvision"]
 
-    def torchvision(locs, *rest):
-        with autocast(locs.device, True):  # as in training: its losses are then computed in float32
-            return its(locs, *rest)
+    def torchvision(x):
+        with autocast(x.pred_logits.device, enabled=True):  # as in training: its losses are then computed in float32
+            return case.contenders["torchvision"](x)
 
     return in_bf16(case, torchvision)
 
@@ -53,7 +47,7 @@ def detection_in_bf16(images: int, classes: int) -> Case:
 
 
 CASES = [
-    *(loss_case(128, classes, backward) for backward in (False, True) for classes in CLASSES),
+    *(loss_case(128, classes, backward=backward) for backward in (False, True) for classes in CLASSES),
     *(detection("trained", 128, classes) for classes in CLASSES),
     *(
         make(images, classes)
@@ -62,9 +56,4 @@ CASES = [
         for images in BATCHES
     ),
 ]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
-@each([OnGPU(**vars(case)) for case in CASES])
-def test_on_gpu(benchmark, case, contender, place):
-    measure(benchmark, case, contender, place)
+test_on_gpu = each([replace(case, gpu_only=True) for case in CASES])

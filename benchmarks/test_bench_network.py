@@ -9,18 +9,18 @@ hardware has bfloat16.
 """
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from harness import Case, each, measure
+from harness import Case, each
 from inputs import PRIORS_XYXY, generator, objects
 from PIL import Image
 from test_bench_detection import as_lists, unmatched
-from test_bench_detection import check as check_detections
-from torch import nn
+from torch import Tensor, nn
 from torchvision.io import decode_image
 from torchvision.models.detection import ssd300_vgg16
 
@@ -28,13 +28,31 @@ from ssd.data import read_image
 from ssd.detect import predict, predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.model import IMAGE_SIZE, SSD300
-from ssd.precision import autocast, has_fast_bfloat16, place
+from ssd.precision import autocast, has_fast_bfloat16, pick_device, place
 from ssd.train import Settings, make_optimizer, train_step
 from ssd.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
 
 CLASSES = 21
 BACKGROUND = 9.5  # bias of the background class
-NO_BF16 = "no bfloat16 arithmetic in this hardware"
+LR = 1e-30  # of next to nothing: the work of training, while the loss of every step stays the same
+FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # of torchvision.io
+
+
+class Images(NamedTuple):
+    """A batch (B, 3, 300, 300), as ours takes it and, in [0, 1], as torchvision's does."""
+
+    normalized: Tensor
+    raw: Tensor | None = None
+
+
+class How(NamedTuple):
+    """Which networks a contender runs."""
+
+    device: torch.device
+    bf16: bool
+    training: bool = False
+    classes: int = CLASSES
 
 
 class Priors(nn.Module):
@@ -48,8 +66,8 @@ class Priors(nn.Module):
         return [self.anchors] * len(images.tensors)
 
 
-def build(classes: int) -> tuple[SSD300, nn.Module]:
-    """Ours and torchvision's network with the same weights."""
+def build(classes: int) -> dict[str, nn.Module]:
+    """Both networks with the same weights."""
     torch.manual_seed(0)
     ours = SSD300(classes)
     statistics = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}  # its own are those of Caffe's weights
@@ -67,134 +85,119 @@ def build(classes: int) -> tuple[SSD300, nn.Module]:
         for mine, its in zip(*convs, strict=True):
             its.weight.copy_(mine.weight)
             its.bias.copy_(mine.bias)
-    return ours, theirs
+    return {"ssd_ext": ours, "torchvision": theirs}
 
 
 @lru_cache(maxsize=2)
-def networks(device: torch.device, bf16: bool, training: bool, classes: int = CLASSES) -> tuple[SSD300, nn.Module]:
-    ours, theirs = (net.to(device).train(training) for net in build(classes))
-    return (place(ours, device), place(theirs, device)) if bf16 else (ours, theirs)
+def networks(how: How) -> dict[str, nn.Module]:
+    nets = {name: net.to(how.device).train(how.training) for name, net in build(how.classes).items()}
+    return {name: place(net, how.device) for name, net in nets.items()} if how.bf16 else nets
 
 
-def contenders(ours, theirs) -> dict:
+def contenders(ours: Callable, theirs: Callable) -> dict[str, Callable | str]:
     """Both in float32 and, where the hardware has it, in bfloat16."""
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = has_fast_bfloat16(here)
-    return {
-        "ssd_ext": partial(ours, False),
-        "torchvision": partial(theirs, False),
-        "ssd_ext_bf16": partial(ours, True) if bf16 else NO_BF16,
-        "torchvision_bf16": partial(theirs, True) if bf16 else NO_BF16,
-    }
+    both = {"ssd_ext": ours, "torchvision": theirs}
+    in_float32 = {name: partial(run, bf16=False) for name, run in both.items()}
+    if not has_fast_bfloat16(pick_device()):
+        return in_float32 | {f"{name}_bf16": "no bfloat16 arithmetic in this hardware" for name in both}
+    return in_float32 | {f"{name}_bf16": partial(run, bf16=True) for name, run in both.items()}
 
 
-def allowed(name: str, on: torch.Tensor) -> float:
+def allowed(name: str, on: Tensor) -> float:
     """float32 sums in another order, on a GPU of TF32 products (11 bits, 20 layers); bfloat16 has 8 bits."""
     return 0.1 if name.endswith("bf16") else 5e-3 if on.is_cuda else 1e-3
 
 
-def check_tensors(name, got, expected) -> None:
-    for a, b in zip(got, expected, strict=True):
-        error, limit = float((a.float() - b).norm() / b.norm()), allowed(name, b)
-        assert error < limit, f"{name}: off by {error:.2g} of the length, allowed: {limit}"
+def ten_best_differ(ours, theirs) -> list[int]:
+    """How many of both have no partner, image by image; of the ten best, for torchvision clips boxes before NMS."""
+    pairs = zip(as_lists(ours), as_lists(theirs), strict=True)
+    return [unmatched(*([x[:10] for x in image] for image in pair)) for pair in pairs]
 
 
 # ---------------------------------------------------------------------------------------------------- forward
 
 
-def raw_predictions(net: nn.Module, bf16: bool, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def raw_predictions(net: nn.Module, images: Tensor, *, bf16: bool) -> tuple[Tensor, Tensor]:
     """Offsets and logits of either network."""
-    with autocast(x.device, bf16):
-        x = place(x, x.device) if bf16 else x
+    with autocast(images.device, bf16):
+        images = place(images, images.device) if bf16 else images
         if isinstance(net, SSD300):
-            return net(x)
-        outputs = net.head(list(net.backbone(x).values()))
+            return net(images)
+        outputs = net.head(list(net.backbone(images).values()))
     return outputs["bbox_regression"], outputs["cls_logits"]
 
 
 def forward(images: int) -> Case:
     @torch.inference_mode()
-    def ours(bf16, x):
-        return raw_predictions(networks(x.device, bf16, False)[0], bf16, x)
-
-    @torch.inference_mode()
-    def theirs(bf16, x):
-        return raw_predictions(networks(x.device, bf16, False)[1], bf16, x)
+    def run(name, x, bf16):
+        return raw_predictions(networks(How(x.normalized.device, bf16))[name], x.normalized, bf16=bf16)
 
     def inputs():
-        return (torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator(8)),)
+        return Images(torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator(8)))
 
-    every = contenders(ours, theirs)
-    return Case(
-        "forward", "SSD300 forward", {"images": images}, inputs, every, check_tensors, tuple(every), sets_up=True
-    )
+    def check(name, got, expected):
+        for a, b in zip(got, expected, strict=True):
+            error, limit = float((a.float() - b).norm() / b.norm()), allowed(name, b)
+            assert error < limit, f"{name}: off by {error:.2g} of the length, allowed: {limit}"
+
+    every = contenders(partial(run, "ssd_ext"), partial(run, "torchvision"))
+    sizes, graphs = {"images": images}, tuple(every)
+    return Case("forward", "SSD300 forward", sizes, inputs, every, check, graphs=graphs, sets_up=True)
 
 
 # ----------------------------------------------------------------------------------------------- training step
 
 
-LR = 1e-30  # of next to nothing: the work of training, while the loss of every step stays the same
-
-
 @lru_cache(maxsize=2)
-def optimizers(device: torch.device, bf16: bool, classes: int) -> tuple[torch.optim.SGD, torch.optim.SGD]:
+def optimizers(how: How) -> dict[str, torch.optim.SGD]:
     settings = Settings(data=("none",), lr=LR)
-    ours, theirs = networks(device, bf16, True, classes)
+    nets = networks(how)
     options = {"lr": LR, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    return make_optimizer(ours, settings), torch.optim.SGD(theirs.parameters(), **options)
+    theirs = torch.optim.SGD(nets["torchvision"].parameters(), **options)
+    return {"ssd_ext": make_optimizer(nets["ssd_ext"], settings), "torchvision": theirs}
 
 
-def smooth_images(images: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, 300, 300) in [0, 1], and the same normalised."""
+def smooth_images(images: int) -> Images:
     small = torch.rand(images, 3, 12, 12, generator=generator(9))
-    x = nn.functional.interpolate(small, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic").clamp(0, 1)
+    raw = nn.functional.interpolate(small, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic").clamp(0, 1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return x, (x - mean) / std
-
-
-@dataclass(frozen=True)
-class OnHost:
-    """What a loader gives beside the images; it stays on the CPU, where the network may be elsewhere."""
-
-    images: list[dict[str, torch.Tensor]]
+    return Images((raw - mean) / std, raw)
 
 
 def training_step(images: int, classes: int | None = None) -> Case:
     """Forward, loss with matching, backward, SGD; of 21 classes, or of as many as given."""
     sizes = {"images": images} | ({"classes": classes} if classes else {})
     classes = classes or CLASSES
+    truth = objects(images, classes, 1, 8)
+    # As a loader gives them: on the CPU, where the network may be elsewhere.
+    targets = [{"boxes": b, "labels": n} for b, n in zip(truth.box_lists, truth.label_lists, strict=True)]
 
-    def ours(bf16, x, normalized, targets):
-        net = networks(x.device, bf16, True, classes)[0]
-        optimizer = optimizers(x.device, bf16, classes)[0]
+    def ours(x, bf16):
+        how = How(x.normalized.device, bf16, training=True, classes=classes)
+        net, optimizer = networks(how)["ssd_ext"], optimizers(how)["ssd_ext"]
         criterion = MultiBoxLoss(net.priors_cxcy, loc_loss="smooth_l1")
         plan = Settings(data=("none",), lr=LR, bf16=bf16)
-        return train_step(net, criterion, optimizer, normalized, targets.images, plan, 1.0, x.device)
+        return train_step(net, criterion, optimizer, x.normalized, targets, plan, 1.0, how.device)
 
-    def theirs(bf16, x, normalized, targets):
-        net = networks(x.device, bf16, True, classes)[1]
-        optimizer = optimizers(x.device, bf16, classes)[1]
-        targets = [
-            {"boxes": t["boxes"].to(x.device) * IMAGE_SIZE, "labels": t["labels"].to(x.device)} for t in targets.images
-        ]
-        with autocast(x.device, bf16):
-            loss = sum(net(list(x), targets).values())
+    def theirs(x, bf16):
+        how = How(x.raw.device, bf16, training=True, classes=classes)
+        net, optimizer = networks(how)["torchvision"], optimizers(how)["torchvision"]
+        there = [{name: t.to(how.device) for name, t in target.items()} for target in targets]
+        there = [target | {"boxes": target["boxes"] * IMAGE_SIZE} for target in there]
+        with autocast(how.device, bf16):
+            loss = sum(net(list(x.raw), there).values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    def inputs():
-        boxes, labels = objects(images, classes, 1, 8)
-        targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
-        return *smooth_images(images), OnHost(targets)
-
     def check(name, got, expected):
         limit = allowed(name, expected) / (2 if name.endswith("bf16") else 1)
         assert abs(float(got / expected) - 1) < limit, f"{name}: loss {float(got)} is not {float(expected)}"
 
-    every = contenders(ours, theirs)
-    return Case("end to end", "training step", sizes, inputs, every, check, (), every_thread_count=False, sets_up=True)
+    inputs, every = partial(smooth_images, images), contenders(ours, theirs)
+    how = {"graphs": (), "one_thread": False, "sets_up": True}
+    return Case("end to end", "training step", sizes, inputs, every, check, **how)
 
 
 # --------------------------------------------------------------------------------------------------- inference
@@ -203,96 +206,80 @@ def training_step(images: int, classes: int | None = None) -> Case:
 def inference(images: int, classes: int) -> Case:
     """From images on the device to detections there."""
 
-    def ours(bf16, x, normalized):
-        return predict_padded(networks(x.device, bf16, False, classes)[0], normalized, bf16=bf16)
+    def ours(x, bf16):
+        return predict_padded(networks(How(x.raw.device, bf16, classes=classes))["ssd_ext"], x.normalized, bf16=bf16)
 
     @torch.inference_mode()
-    def theirs(bf16, x, normalized):
-        with autocast(x.device, bf16):
-            found = networks(x.device, bf16, False, classes)[1](list(x))
-        return [(d["boxes"] / IMAGE_SIZE, d["scores"], d["labels"]) for d in found]
+    def theirs(x, bf16):
+        with autocast(x.raw.device, bf16):
+            found = networks(How(x.raw.device, bf16, classes=classes))["torchvision"](list(x.raw))
+        return [(d["boxes"] / IMAGE_SIZE, d["labels"], d["scores"]) for d in found]
 
     def check(name, got, expected):
-        """By the ten best of a few images, and of these by nine: torchvision clips boxes to the image before NMS.
-
-        In float32, for the TF32 of a GPU reorders them.
-        """
-        assert len(as_lists(got) if isinstance(got, tuple) else got) == images
+        """By nine of the ten best of a few images, in float32, for the TF32 of a GPU reorders them."""
+        assert len(as_lists(got)) == images
         if name == "torchvision":
-            few = [x[:4].to(expected[0].device) for x in smooth_images(images)]
+            few = Images(*(x[:4].to(expected[0].device) for x in smooth_images(images)))
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                found = zip(as_lists(ours(False, *few)), theirs(False, *few), strict=True)
-                best = [[[x[:10] for x in image] for image in pair] for pair in found]
-            wrong = [unmatched(*pair) for pair in best]  # of both
+                wrong = ten_best_differ(ours(few, False), theirs(few, False))
             assert max(wrong) <= 2, f"{name}: of ten detections {wrong} have no partner"
 
     every = contenders(ours, theirs)
     graphs = tuple(name for name in every if name.startswith("ssd_ext"))
-    sizes = {"images": images, "classes": classes}
-    return Case("end to end", "inference", sizes, lambda: smooth_images(images), every, check, graphs, sets_up=True)
+    sizes, inputs = {"images": images, "classes": classes}, partial(smooth_images, images)
+    return Case("end to end", "inference", sizes, inputs, every, check, graphs=graphs, sets_up=True)
 
 
 # --------------------------------------------------------------------------------------- picture to detections
 
 
-def pictures(folder: Path, n: int, width: int, height: int, suffix: str) -> list[str]:
+class Pictures(NamedTuple):
+    paths: list[str]
+    here: Tensor = torch.empty(0)  # tells the device
+
+
+def pictures(n: int, width: int, height: int, suffix: str) -> Pictures:
     """Files of smooth noise."""
     paths = []
     for i in range(n):
         small = (torch.rand(12, 16, 3, generator=generator(i)) * 255).byte().numpy()
-        paths.append(str(folder / f"{width}x{height}_{i}{suffix}"))
+        paths.append(str(Path(FOLDER.name) / f"{width}x{height}_{i}{suffix}"))
         Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
-    return paths
+    return Pictures(paths)
 
 
 def picture_to_detections(images: int) -> Case:
-    """JPEG files of 500 x 375 pixels.
-
-    Checked on files of 300 x 300, since torchvision resizes without antialiasing, and by the ten best detections of a
-    picture, since it clips boxes to the image before NMS, which tells on those at its edge.
-    """
-    folder = Path(FOLDER.name)
+    """JPEG files of 500 x 375 pixels; checked on files of 300 x 300, for torchvision resizes without antialiasing."""
     prepare = eval_transform(IMAGE_SIZE)
 
-    def ours(bf16, paths, here):
-        x = torch.stack([prepare(read_image(path)) for path in paths])
-        found = predict(networks(here.device, bf16, False)[0], x, bf16=bf16)
-        return [(boxes, scores, labels) for boxes, labels, scores in found]
+    def ours(x, bf16):
+        batch = torch.stack([prepare(read_image(path)) for path in x.paths])
+        return predict(networks(How(x.here.device, bf16))["ssd_ext"], batch, bf16=bf16)
 
     @torch.inference_mode()
-    def theirs(bf16, paths, here):
-        net = networks(here.device, bf16, False)[1]
-        x = [decode_image(path, mode="RGB").to(here.device) / 255 for path in paths]
-        with autocast(here.device, bf16):
-            found = net(x)
-        sizes = [torch.tensor([w, h, w, h], device=here.device) for h, w in (image.shape[-2:] for image in x)]
-        return [(d["boxes"] / s, d["scores"], d["labels"]) for d, s in zip(found, sizes, strict=True)]
+    def theirs(x, bf16):
+        batch = [decode_image(path, mode="RGB").to(x.here.device) / 255 for path in x.paths]
+        with autocast(x.here.device, bf16):
+            found = networks(How(x.here.device, bf16))["torchvision"](batch)
+        sides = [x.here.new_tensor([w, h, w, h]) for h, w in (image.shape[-2:] for image in batch)]
+        return [(d["boxes"] / s, d["labels"], d["scores"]) for d, s in zip(found, sides, strict=True)]
 
     def check(name, got, expected):
         assert len(got) == len(expected) == images
         if name == "torchvision" and images == 1:
-            exact, here = pictures(folder, 3, IMAGE_SIZE, IMAGE_SIZE, ".png"), got[0][0].new_empty(0)
+            exact = pictures(3, IMAGE_SIZE, IMAGE_SIZE, ".png")._replace(here=got[0][0])
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                best = [[[x[:10] for x in image] for image in way(False, exact, here)] for way in (theirs, ours)]
-            check_detections(name, *best)
+                wrong = ten_best_differ(ours(exact, False), theirs(exact, False))
+            assert not any(wrong), f"{name}: of ten detections {wrong} have no partner"
 
-    def inputs():  # the empty tensor tells the device
-        return pictures(folder, images, 500, 375, ".jpg"), torch.empty(0)
-
-    every = contenders(ours, theirs)
-    sizes, one = {"images": images}, images == 1
-    return Case("end to end", "picture to detections", sizes, inputs, every, check, (), False, one, sets_up=True)
+    inputs, every = partial(pictures, images, 500, 375, ".jpg"), contenders(ours, theirs)
+    how = {"graphs": (), "one_thread": images == 1, "sets_up": True}
+    return Case("end to end", "picture to detections", {"images": images}, inputs, every, check, **how)
 
 
-FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends
 CASES = [
     *(forward(images) for images in (1, 8)),
     training_step(4),
     *(picture_to_detections(images) for images in (1, 8)),
 ]
-
-
-@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # of torchvision.io
-@each(CASES)
-def test_network(benchmark, case, contender, place):
-    measure(benchmark, case, contender, place)
+test_network = each(CASES)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from inputs import Inputs
 from torch import Tensor
+
+from ssd_ext import DetectionOptions
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ def decode(offsets: Tensor, priors_cxcywh: Tensor) -> Tensor:
     return to_xyxy(torch.cat([centre, torch.exp(offsets[:, 2:] / 5) * priors_cxcywh[:, 2:]], dim=1))
 
 
-def match(boxes: Tensor, priors: Tensor, threshold: float) -> Tensor:
+def match(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tensor:
     """(P,) int64: the object of each prior of one image, -1 for background."""
     overlap = iou(boxes, priors)
     best, which = overlap.max(dim=0)
@@ -53,29 +56,27 @@ def match(boxes: Tensor, priors: Tensor, threshold: float) -> Tensor:
     return which
 
 
-def hardest(losses: Tensor, positive: Tensor, ratio: int) -> Tensor:
+def hardest(losses: Tensor, positive: Tensor, ratio: int = 3) -> Tensor:
     """The losses of the hard negatives of a batch, found by sorting all of them."""
     ordered = losses.masked_fill(positive, 0).sort(dim=1, descending=True).values
     rank = torch.arange(losses.shape[1], device=losses.device)
     return ordered[rank < ratio * positive.sum(dim=1, keepdim=True)]
 
 
-def loss(
-    locs: Tensor, logits: Tensor, boxes: list[Tensor], labels: list[Tensor], priors_cxcywh: Tensor, priors: Tensor
-):
+def loss(x: Inputs) -> tuple[Tensor, Tensor]:
     """conf_loss and loc_loss (L1) of a batch."""
     classes, offsets = [], []
-    for image_boxes, image_labels in zip(boxes, labels, strict=True):
-        which = match(image_boxes, priors, 0.5)
+    for image_boxes, image_labels in zip(x.box_lists, x.label_lists, strict=True):
+        which = match(image_boxes, x.priors_xyxy)
         image_classes = image_labels[which]
         image_classes[which < 0] = 0
         classes.append(image_classes)
-        offsets.append(encode(image_boxes[which], priors_cxcywh))
+        offsets.append(encode(image_boxes[which], x.priors_cxcywh))
     classes, offsets = torch.stack(classes), torch.stack(offsets)
     positive = classes > 0
-    loc_loss = F.l1_loss(locs[positive], offsets[positive])
-    losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view(classes.shape)
-    conf_loss = (losses[positive].sum() + hardest(losses, positive, 3).sum()) / positive.sum()
+    loc_loss = F.l1_loss(x.pred_offsets[positive], offsets[positive])
+    losses = F.cross_entropy(x.pred_logits.flatten(0, 1), classes.flatten(), reduction="none").view(classes.shape)
+    conf_loss = (losses[positive].sum() + hardest(losses, positive).sum()) / positive.sum()
     return conf_loss, loc_loss
 
 
@@ -93,25 +94,22 @@ def nms(boxes: Tensor, scores: Tensor, max_overlap: float) -> Tensor:
     return order[kept]
 
 
-def detect(locs: Tensor, logits: Tensor, priors_cxcywh: Tensor, min_score: float, max_overlap: float, top_k: int):
-    """Boxes (k, 4), scores (k,) and labels (k,) of each image."""
+def detect(x: Inputs, options: DetectionOptions) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Boxes (k, 4), labels (k,) and scores (k,) of each image."""
     found = []
-    for image_locs, image_scores in zip(locs, logits.softmax(dim=2), strict=True):
-        decoded = decode(image_locs, priors_cxcywh)
-        boxes, scores, labels = [], [], []
-        for label in range(1, logits.shape[2]):
-            passing = image_scores[:, label] > min_score
+    for image_offsets, image_scores in zip(x.pred_offsets, x.pred_logits.softmax(dim=2), strict=True):
+        decoded = decode(image_offsets, x.priors_cxcywh)
+        boxes, labels, scores = [decoded[:0]], [decoded.new_zeros(0, dtype=torch.int64)], [decoded.new_zeros(0)]
+        for label in range(1, image_scores.shape[1]):
+            passing = image_scores[:, label] > options.min_score
             if not passing.any():
                 continue
             class_boxes, class_scores = decoded[passing], image_scores[passing, label]
-            kept = nms(class_boxes, class_scores, max_overlap)
+            kept = nms(class_boxes, class_scores, options.max_overlap)
             boxes.append(class_boxes[kept])
-            scores.append(class_scores[kept])
             labels.append(torch.full_like(kept, label))
-        if not boxes:
-            found.append((locs.new_zeros(0, 4), locs.new_zeros(0), torch.zeros(0, dtype=torch.int64)))
-            continue
-        boxes, scores, labels = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
-        best = scores.sort(descending=True).indices[:top_k]
-        found.append((boxes[best], scores[best], labels[best]))
+            scores.append(class_scores[kept])
+        boxes, labels, scores = torch.cat(boxes), torch.cat(labels), torch.cat(scores)
+        best = scores.sort(descending=True).indices[: options.top_k]
+        found.append((boxes[best], labels[best], scores[best]))
     return found

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import compact
@@ -53,7 +54,7 @@ def run():
 @pytest.fixture
 def project(run, tmp_path):
     """A folder with the template, one result file and a chart that no longer exists."""
-    result = compact.compact(run)
+    result = compact.compact([run])
     for folder in ("benchmarks/results", "docs/charts/gone"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "benchmarks/performance.md").write_text((ROOT / "benchmarks/performance.md").read_text())
@@ -67,13 +68,23 @@ def contents(project):
 
 
 def test_compact(run):
-    result = compact.compact(run)
+    result = compact.compact([run])
     assert json.loads(compact.dumps(result)) == result
     assert compact.machine_name(result) == "some-cpu-2-ghz-4-cores"
     assert result["commit"] == "0123456789abcdef, with changes"
     first, last = result["results"][0], result["results"][-1]
     assert (first["median_ms"], first["iqr_ms"], first["peak_mb"]) == (2.0, 0.2, 1.5)
     assert last["median_ms"] == 0.02  # of one call of the ten in a round
+
+
+def test_several_runs_are_one_result(run, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.run.json").write_text(json.dumps(run))
+    monkeypatch.setattr("sys.argv", ["compact.py", str(tmp_path), "--out", str(tmp_path / "results")])
+    compact.main()
+    both = json.loads((tmp_path / "results/some-cpu-2-ghz-4-cores.json").read_text())
+    one = compact.compact([run])
+    assert both == one | {key: 2 * one[key] for key in ("results", "left_out")}
 
 
 def test_tables(project):
@@ -87,6 +98,23 @@ def test_tables(project):
     assert "| forward, 8 images | graph | 0.02 | - | 1.5 | - | 400 | 2x |" in text
     assert "| tutorial | ops | nms: 200 boxes | too slow |" in text
     assert "commit 01234567, with changes" in text
+
+
+def test_an_op_that_no_list_names(run, project):
+    """Its table and chart follow from the results, with a peer and a contender that no other op has."""
+    (file,) = (project / "benchmarks/results").iterdir()
+    contenders = {"ssd_ext": 1.0, "numpy": 3.0, "torchvision": 4.0}
+    rows = [
+        bench("ops", "box_area", {"boxes": n}, contender, ms * n, baseline="numpy")
+        for n in (10, 20, 40)
+        for contender, ms in contenders.items()
+    ]
+    file.write_text(compact.dumps(compact.compact([run | {"benchmarks": rows}])))
+    report.main(project)
+    text = (project / "docs/performance.md").read_text()
+    assert "| case | threads | ssd_ext | torchvision | numpy | numpy / ssd_ext | MB ssd_ext | MB numpy |" in text
+    assert "| box_area, 10 boxes | 4 | 10.0 | 40.0 | 30.0 | 3x | 1.5 | 1.5 |" in text
+    assert "ops-box-area.svg" in text
 
 
 def test_charts_and_same_bytes_twice(project):
@@ -142,25 +170,37 @@ class Benchmark:
 @pytest.fixture
 def case():
     """Doubling numbers; one contender is wrong."""
-    contenders = {"ssd_ext": lambda x: x + x, "torchvision": lambda x: 2 * x, "tutorial": lambda x: 3 * x}
+    contenders = {"ssd_ext": lambda x: x[0] + x[0], "torchvision": lambda x: 2 * x[0], "tutorial": lambda x: 3 * x[0]}
     return harness.Case("ops", "double", {"numbers": 5}, lambda: (torch.arange(5.0),), contenders, harness.close(0))
 
 
-def test_contenders_are_also_timed_in_turn(case):
+@pytest.mark.parametrize("baseline", ["torchvision", "numpy"])
+def test_contenders_are_also_timed_in_turn(case, baseline):
     calls = []
+    case = replace(case, baseline=baseline)
+    case.contenders[baseline] = case.contenders["torchvision"]
     for name, function in list(case.contenders.items()):
         case.contenders[name] = lambda x, name=name, function=function: calls.append(name) or function(x)
     benchmark = Benchmark()
-    harness.measure(benchmark, case, "ssd_ext", harness.CPU[0])
+    harness.Session().measure(benchmark, case, "ssd_ext", harness.CPU[0])
     assert benchmark.extra_info["in_turn_ms"] > 0
-    assert calls[-2 * harness.IN_TURN_ROUNDS :] == ["torchvision", "ssd_ext"] * harness.IN_TURN_ROUNDS
+    assert calls[-2 * harness.IN_TURN_ROUNDS :] == [baseline, "ssd_ext"] * harness.IN_TURN_ROUNDS
 
 
-def test_a_contender_that_disagrees_fails_alone_and_is_named(case, monkeypatch):
-    monkeypatch.setattr(harness, "left_out", [])
+def test_a_contender_that_disagrees_fails_alone_and_is_named(case):
+    session = harness.Session()
     with pytest.raises(AssertionError, match="tutorial: result 0 is off by 4"):
-        harness.measure(Benchmark(), case, "tutorial", harness.CPU[-1])
-    (row,) = harness.left_out
+        session.measure(Benchmark(), case, "tutorial", harness.CPU[-1])
+    (row,) = session.left_out
     assert row["contender"] == "tutorial"
     assert row["reason"].startswith("disagrees: tutorial: result 0 is off by 4")
-    harness.measure(Benchmark(), case, "torchvision", harness.CPU[-1])
+    session.measure(Benchmark(), case, "torchvision", harness.CPU[-1])
+    assert session.left_out == [row]
+
+
+def test_a_reason_takes_the_place_of_a_contender(case):
+    session = harness.Session()
+    case.contenders["tutorial"] = "too slow"
+    with pytest.raises(pytest.skip.Exception, match="too slow"):
+        session.measure(Benchmark(), case, "tutorial", harness.CPU[0])
+    assert session.left_out[0]["reason"] == "too slow"

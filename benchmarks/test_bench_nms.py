@@ -1,0 +1,58 @@
+"""NMS of boxes in clusters of about 20, and of such boxes of 20 classes.
+
+.venv/bin/python -m pytest benchmarks -k nms-1000
+"""
+
+import torch
+import torchvision
+import tutorial
+from harness import Case, close, each, ours
+from inputs import clustered_boxes
+
+from ssd_ext import DetectionOptions
+
+MAX_OVERLAP = DetectionOptions().max_overlap
+MATRIX = "its matrix of all pairs would take 1.6 GB, several times over"
+
+
+def nms(n: int) -> Case:
+    def by(nms):
+        return lambda x: nms(x.boxes, x.scores, MAX_OVERLAP)
+
+    contenders = {
+        **ours("nms", by),
+        "torchvision": by(torchvision.ops.nms),
+        "tutorial": MATRIX if n > 5000 else by(tutorial.nms),
+    }
+    return Case("ops", "nms", {"boxes": n}, lambda: clustered_boxes(n, None), contenders, close(0), graphs=())
+
+
+def batched_nms(n: int) -> Case:
+    def by(nms):
+        return lambda x: nms(x.boxes, x.scores, x.idxs, MAX_OVERLAP)
+
+    def loop(boxes, scores, idxs, max_overlap):
+        kept = []
+        for label in range(20):
+            rows = (idxs == label).nonzero()[:, 0]
+            kept.append(rows[tutorial.nms(boxes[rows], scores[rows], max_overlap)])
+        kept = torch.cat(kept)
+        return kept[scores[kept].sort(descending=True).indices]
+
+    def check(name, got, expected):
+        """Peers round IoUs differently, and torchvision shifts boxes by their class: 1 in 1000 may be kept or not."""
+        both = torch.isin(got, expected).sum()
+        wrong, total = len(got) + len(expected) - 2 * int(both), len(expected)
+        assert wrong <= total / 1000, f"{name}: {wrong} of {total} kept boxes differ"
+        assert name != "plain_pytorch" or torch.equal(got, expected), "plain_pytorch: another order"
+
+    contenders = {
+        **ours("batched_nms", by),
+        "torchvision": by(torchvision.ops.batched_nms),
+        "tutorial": by(loop),
+    }
+    return Case("ops", "batched_nms", {"boxes": n}, lambda: clustered_boxes(n, 20), contenders, check, graphs=())
+
+
+CASES = [make(n) for make in (nms, batched_nms) for n in (200, 1000, 5000, 20000)]
+test_op = each(CASES, charts=[make(n) for make in (nms, batched_nms) for n in (500, 2000, 10000)])
