@@ -37,8 +37,8 @@ def plain_loss(x):
 def plain_gradients(x):
     """The fallback as ssd_ext runs it where there are no kernels: its backward is written out."""
     conf, loc, n_pos, match, selected = plain.multibox_loss(*tensors(x), *SMOOTH_L1)
-    one, how = torch.ones_like(conf), (SMOOTH_L1.loc_loss, SMOOTH_L1.center_variance, SMOOTH_L1.size_variance)
-    return conf, loc, *plain.multibox_loss_backward(one, one, *tensors(x), match, selected, n_pos, *how)
+    one = torch.ones_like(conf)
+    return conf, loc, *plain.multibox_loss_backward(one, one, *tensors(x), match, selected, n_pos, *SMOOTH_L1)
 
 
 def with_gradients(loss):
