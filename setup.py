@@ -181,11 +181,12 @@ def build_command(choice):
 
     class Build(BuildExtension):
         def build_extension(self, extension):
-            shared = self.build_temp
             # An object file is named after its source without the suffix: box_iou.o of .cpp or of .cu.
-            self.build_temp = str(Path(shared, extension.name))
-            super().build_extension(extension)
-            self.build_temp = shared
+            shared, self.build_temp = self.build_temp, str(Path(self.build_temp, extension.name))
+            try:
+                super().build_extension(extension)
+            finally:
+                self.build_temp = shared
 
         def build_extensions(self):
             while self.extensions:

@@ -25,12 +25,12 @@ from torchvision.io import decode_image
 from torchvision.models.detection import ssd300_vgg16
 
 from ssd.data import read_image
-from ssd.detect import predict, predict_padded
+from ssd.data.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from ssd.detector import Detector, predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.model import IMAGE_SIZE, SSD300
 from ssd.precision import autocast, has_fast_bfloat16, pick_device, place
 from ssd.train import Settings, make_optimizer, train_step
-from ssd.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
 
 CLASSES = 21
 BACKGROUND = 9.5  # bias of the background class
@@ -250,19 +250,18 @@ def pictures(n: int, width: int, height: int, suffix: str) -> Pictures:
 
 def picture_to_detections(images: int) -> Case:
     """JPEG files of 500 x 375 pixels; checked on files of 300 x 300, for torchvision resizes without antialiasing."""
-    prepare = eval_transform(IMAGE_SIZE)
+    names = [str(label) for label in range(1, CLASSES)]
 
     def ours(x, bf16):
-        batch = torch.stack([prepare(read_image(path)) for path in x.paths])
-        return predict(networks(How(x.here.device, bf16))["ssd_ext"], batch, bf16=bf16)
+        detector = Detector(networks(How(x.here.device, bf16))["ssd_ext"], names, bf16=bf16)
+        return detector([read_image(path) for path in x.paths])
 
     @torch.inference_mode()
     def theirs(x, bf16):
         batch = [decode_image(path, mode="RGB").to(x.here.device) / 255 for path in x.paths]
         with autocast(x.here.device, bf16):
             found = networks(How(x.here.device, bf16))["torchvision"](batch)
-        sides = [x.here.new_tensor([w, h, w, h]) for h, w in (image.shape[-2:] for image in batch)]
-        return [(d["boxes"] / s, d["labels"], d["scores"]) for d, s in zip(found, sides, strict=True)]
+        return [(d["boxes"], d["labels"], d["scores"]) for d in found]
 
     def check(name, got, expected):
         assert len(got) == len(expected) == images

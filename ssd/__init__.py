@@ -1,6 +1,6 @@
 """SSD300 in PyTorch: network, loss, detection, training and evaluation, on the ops of `ssd_ext`."""
 
-from ssd.detect import detect
+from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 

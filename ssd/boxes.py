@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from ssd.weights import decimate
 from ssd_ext import box_iou
@@ -28,8 +29,7 @@ def xy_to_cxcy(xy: Tensor) -> Tensor:
     Returns:
         (..., 4) cxcywh.
     """
-    low, high = xy.split(2, dim=-1)
-    return torch.cat([(high + low) / 2, high - low], dim=-1)
+    return box_convert(xy, "xyxy", "cxcywh")
 
 
 def cxcy_to_xy(cxcy: Tensor) -> Tensor:
@@ -41,8 +41,7 @@ def cxcy_to_xy(cxcy: Tensor) -> Tensor:
     Returns:
         (..., 4) xyxy.
     """
-    centre, size = cxcy.split(2, dim=-1)
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    return box_convert(cxcy, "cxcywh", "xyxy")
 
 
 def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:

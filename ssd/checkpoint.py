@@ -14,7 +14,7 @@ from ssd.model import SSD300
 from ssd.precision import pick_device, place
 from ssd.weights import load_vgg16_imagenet
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequence[str], **extra: Any) -> None:
@@ -28,10 +28,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequen
     """
     checkpoint = {
         "format": FORMAT,
+        "config": model.config,
         "model": model.state_dict(),
         "classes": list(classes),
-        "width": model.width,
-        "batch_norm": model.batch_norm,
         **extra,
     }
     with replacing(path) as temporary:
@@ -39,7 +38,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequen
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, onto the CPU; runs no code from the file.
+    """Reads what `save_checkpoint` wrote, now or in an older version, onto the CPU; runs no code from the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,9 +47,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     checkpoint = _read(path)
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of this package")
-    if checkpoint["format"] != FORMAT:
-        raise ValueError(f"{path}: has format {checkpoint['format']}, this version reads {FORMAT}")
+    if checkpoint["format"] not in range(1, FORMAT + 1):
+        raise ValueError(f"{path}: has format {checkpoint['format']}, this version reads 1 to {FORMAT}")
+    if checkpoint["format"] == 1:  # did not keep its priors
+        known = {name: checkpoint.pop(name) for name in ("width", "batch_norm")}
+        checkpoint["config"] = {"n_classes": len(checkpoint["classes"]) + 1, **known}
     return checkpoint
+
+
+def build_model(checkpoint: dict[str, Any]) -> SSD300:
+    """The network of a checkpoint that `load_checkpoint` read, on the CPU."""
+    model = SSD300(**checkpoint["config"])
+    model.load_state_dict(checkpoint["model"])
+    return model
 
 
 def load_model(path: str | os.PathLike[str], device: str | None = None) -> tuple[SSD300, tuple[str, ...]]:
@@ -65,10 +74,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> tuple
         ValueError: the file is not a checkpoint of this package.
     """
     checkpoint = load_checkpoint(path)
-    classes = tuple(checkpoint["classes"])
-    model = SSD300(len(classes) + 1, width=checkpoint["width"], batch_norm=checkpoint["batch_norm"])
-    model.load_state_dict(checkpoint["model"])
-    return place(model, pick_device(device)).eval(), classes
+    return place(build_model(checkpoint), pick_device(device)).eval(), tuple(checkpoint["classes"])
 
 
 def init_weights(model: SSD300, source: str) -> None:
@@ -92,11 +98,12 @@ def init_weights(model: SSD300, source: str) -> None:
         return
     checkpoint = load_checkpoint(source)
     for name in ("width", "batch_norm"):
-        if checkpoint[name] != getattr(model, name):
-            raise ValueError(f"{source}: has {name} {checkpoint[name]}, the model has {getattr(model, name)}")
-    ours = model.state_dict()
-    fitting = {k: v for k, v in checkpoint["model"].items() if k in ours and v.shape == ours[k].shape}
-    model.load_state_dict({**ours, **fitting})
+        its, ours = checkpoint["config"][name], model.config[name]
+        if its != ours:
+            raise ValueError(f"{source}: has {name} {its}, the model has {ours}")
+    state = model.state_dict()
+    fitting = {k: v for k, v in checkpoint["model"].items() if k in state and v.shape == state[k].shape}
+    model.load_state_dict({**state, **fitting})
 
 
 def _read(path: str | os.PathLike[str]) -> Any:

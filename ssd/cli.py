@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ssd.atomic import replacing
+from ssd.settings import VARIANCES, Settings, not_negative, positive
+from ssd_ext import DetectionOptions, LossOptions
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+DRAWN = DetectionOptions(min_score=0.2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,48 +39,103 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_detect(commands)
     _add_demo(commands)
-    info = commands.add_parser("info", help="versions, and which kernels are compiled for which device")
-    info.set_defaults(run=_info)
+    _command(commands, _info, "versions, and which kernels are compiled for which device")
     return parser
 
 
-def _command(commands, name: str, run, summary: str, description: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _command(commands, run: Callable, summary: str, description: str | None = None) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    name = run.__name__.removeprefix("_")
+    parser = commands.add_parser(name, help=summary, description=description, formatter_class=raw)
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+def _checked(kind: type, *checks: Callable[[Any], None]) -> Callable[[str], Any]:
+    """A type of argparse whose errors say what is wrong."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        try:
+            for check in checks:
+                check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where the text is no such number
+    return parse
+
+
+def _add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> None:
+    """One flag for each field of `Settings` or of a named tuple of options, from the field's type, default and meaning.
+
+    A flag that is not given is absent from the parsed arguments, so that no value stands for "not given".
+
+    Args:
+        parser: a parser or a group of one.
+        options: `Settings`, or the named tuple, whose values are the defaults.
+        only: these fields; by default all.
+        defaults: other defaults to tell of.
+    """
+    hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
+    for name in only or [n for n in hints if n not in VARIANCES and n != "data"]:
+        kind, text, *checks = get_args(hints[name])
+        default = (defaults or {}).get(name, getattr(options, name))
+        if isinstance(default, LossOptions):
+            _add_fields(parser, default)
+            continue
+        flag = name.replace("_", "-")
+        if default is not None and default is not False:
+            text += f" (default: {default})"
+        settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+        if kind is bool and default is False:
+            settings["action"] = "store_true"
+        elif kind is bool:
+            flag, settings["action"], settings["help"] = f"no-{flag}", "store_false", f"no {text}"
+        elif get_origin(kind) is Literal:
+            settings["choices"] = get_args(kind)
+        elif name == "classes":
+            settings |= {"type": _class_names, "help": f"{text}, separated by commas, or a file of one per line"}
+        elif get_origin(kind) is tuple:
+            settings |= {"nargs": "+", "metavar": "DATA"}
+        else:
+            settings["type"] = _checked(kind, *checks)
+        parser.add_argument(f"--{flag}", **settings)
+
+
+def _given(arguments: argparse.Namespace, options: type) -> dict[str, Any]:
+    """The fields of the options that have a flag on the command line."""
+    return {name: value for name, value in vars(arguments).items() if name in get_type_hints(options)}
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    return tuple(name.strip() for name in lines if name.strip())
+
+
+def _add_machine_options(parser: argparse.ArgumentParser, *, workers: bool = True, bf16: bool = True) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    group.add_argument("--workers", type=int, help="processes that read pictures (default: one per core, at most 4)")
-    group.add_argument(
-        "--no-bf16",
-        dest="bf16",
-        action="store_const",
-        const=False,
-        help="run the network in float32 (default: bfloat16 autocast where the hardware has it)",
-    )
+    if workers:
+        reads = "processes that read pictures (default: one per core, at most 4)"
+        group.add_argument("--workers", type=_checked(int, not_negative), help=reads)
+    if bf16:
+        _add_fields(group, Settings, only=["bf16"])
 
 
-def _add_detection_options(parser: argparse.ArgumentParser, min_score: float) -> None:
+def _add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:
     group = parser.add_argument_group("detections")
-    group.add_argument("--min-score", type=float, default=min_score, help="least score (default: %(default)s)")
-    group.add_argument(
-        "--max-overlap", type=float, default=0.45, help="greatest IoU of two boxes of a class (default: %(default)s)"
-    )
-    group.add_argument("--top-k", type=int, default=200, help="most boxes per picture (default: %(default)s)")
-
-
-# ------------------------------------------------------------------------------------------------------- train
+    pictures = "pictures per forward pass (default: %(default)s)"
+    group.add_argument("--batch-size", type=_checked(int, positive), default=8, help=pictures)
+    _add_fields(group, defaults)
 
 
 def _add_train(commands) -> None:
     parser = _command(
         commands,
-        "train",
         _train,
         "train a detector on folders of pictures",
         """Train SSD300 on your pictures and leave last.pt, best.pt and curve.png in the folder --out.
@@ -97,91 +152,37 @@ examples:
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
   ssd train --out run --resume                              go on after Ctrl-C, as if never stopped""",
     )
-    default = {f.name: f.default for f in fields(_settings_class()) if f.default is not MISSING}
     parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC layout")
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--split", help="list to train on (default: train, or trainval, if val or test exists)")
-    data.add_argument("--val-split", help="list to validate on (default: the partner of the default --split)")
-    data.add_argument("--val-data", nargs="+", metavar="DATA", help="folders to validate on (default: those of DATA)")
-    data.add_argument(
-        "--classes", help="names, separated by commas, or a file of one name per line (default: from DATA)"
-    )
-    data.add_argument("--flips", action="store_true", help="mirror top to bottom too: pictures without an upright")
-
-    network = parser.add_argument_group("network")
-    network.add_argument("--weights", help="imagenet, or a file: VGG16 weights or a checkpoint (default: random)")
-    network.add_argument("--batch-norm", action="store_true", help="batch normalisation: needed from scratch")
-    network.add_argument("--width", type=float, help="factor on all channels, for small machines")
-
-    steps = parser.add_argument_group("optimisation")
-    steps.add_argument("--epochs", type=int, help="passes over the data")
-    steps.add_argument("--batch-size", type=int, help="pictures per step")
-    steps.add_argument("--lr", type=float, help="learning rate; biases take twice as much")
-    steps.add_argument("--momentum", type=float, help="of SGD")
-    steps.add_argument("--weight-decay", type=float, help="of SGD")
-    steps.add_argument("--schedule", choices=("step", "onecycle", "cosine"), help="course of the learning rate")
-    steps.add_argument("--warmup", type=int, help="steps of linear warm-up, at most a tenth of the run")
-    steps.add_argument("--clip-grad", type=float, help="largest norm of the gradient, 0: no limit")
-    steps.add_argument("--loc-loss", choices=("l1", "smooth_l1"), help="l1: the tutorial's, smooth_l1: the paper's")
-    steps.add_argument("--matching", choices=("per_prior", "bipartite"), help="the tutorial's or Caffe's rule")
-    steps.add_argument("--min-negatives", type=int, help="least hard negatives per picture: learn from empty ones")
-    steps.add_argument("--eval-every", type=int, help="epochs between validations, 0: about ten in a run")
-    steps.add_argument("--seed", type=int, help="of weights, order and augmentation")
-    _add_machine_options(parser)
-    for action in parser._actions:  # one place for the defaults: Settings
-        if action.dest in default and action.default is None and default[action.dest] is not None:
-            action.help += f" (default: {default[action.dest]})"
-
-
-def _settings_class():
-    from ssd.train import Settings
-
-    return Settings
+    _add_fields(parser.add_argument_group("settings of the run"), Settings)
+    _add_machine_options(parser, bf16=False)  # which is a setting of the run
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ssd.train import Settings, train
+    from ssd.train import BEST, LAST, train
 
-    given = {
-        f.name: getattr(arguments, f.name)
-        for f in fields(Settings)
-        if f.name != "data" and getattr(arguments, f.name) not in (None, False)
-    }
-    if arguments.bf16 is False:
-        given["bf16"] = False
+    loss = _given(arguments, LossOptions)
+    given = {name: value for name, value in _given(arguments, Settings).items() if name != "data"}
     if arguments.resume:
-        if given or arguments.data:
-            extra = ", ".join(["DATA"] * bool(arguments.data) + [f"--{n.replace('_', '-')}" for n in given])
-            raise ValueError(f"--resume continues with the settings of the run; leave out {extra}")
+        if arguments.data or given or loss:
+            extra = ["DATA"] * bool(arguments.data) + [f"--{name.replace('_', '-')}" for name in {**given, **loss}]
+            raise ValueError(f"--resume continues with the settings of the run; leave out {', '.join(extra)}")
         settings = None
+    elif not arguments.data:
+        raise ValueError("name at least one DATA folder (or --resume a run)")
     else:
-        if not arguments.data:
-            raise ValueError("name at least one DATA folder (or --resume a run)")
-        if arguments.classes:
-            given["classes"] = _class_names(arguments.classes)
-        if arguments.val_data:
-            given["val_data"] = tuple(arguments.val_data)
-        settings = Settings(data=tuple(arguments.data), **given)
+        settings = Settings(tuple(arguments.data), **given, loss=LossOptions(**loss))
     train(settings, arguments.out, resume=arguments.resume, device=arguments.device, workers=arguments.workers)
-    print(f"wrote {Path(arguments.out) / 'best.pt'}, last.pt and curve.png")
+    print(f"wrote {Path(arguments.out) / BEST}, {LAST} and curve.png")
     return 0
 
 
-def _class_names(text: str) -> tuple[str, ...]:
-    lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
-    return tuple(name.strip() for name in lines if name.strip())
-
-
-# -------------------------------------------------------------------------------------------------------- eval
-
-
 def _add_eval(commands) -> None:
+    from ssd.evaluate import METHODS
+
     parser = _command(
         commands,
-        "eval",
         _eval,
         "mean average precision of a checkpoint, per class",
         """Average precision per class by the rules of Pascal VOC: objects marked as difficult count neither way.
@@ -193,53 +194,47 @@ examples:
     parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC layout")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, such as run/best.pt")
     parser.add_argument("--split", help="list of ImageSets/Main (default: all pictures)")
-    parser.add_argument("--method", choices=("area", "11point"), default="area", help="default: %(default)s")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="default: %(default)s")
     parser.add_argument("--iou", type=float, default=0.5, help="least IoU of a hit (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    _add_detection_options(parser, min_score=0.01)
+    _add_inference_options(parser, DetectionOptions())
     _add_machine_options(parser)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from ssd.checkpoint import load_model
-    from ssd.data import VOCDataset
+    from ssd.data import open_dataset
+    from ssd.data.augmentation import eval_transform
     from ssd.evaluate import evaluate
-    from ssd.transforms import eval_transform
 
     model, classes = load_model(arguments.weights, arguments.device)
-    dataset = VOCDataset(arguments.data, arguments.split, classes, eval_transform())
+    dataset = open_dataset(arguments.data, arguments.split, classes, eval_transform())
     for drop in dataset.dropped:
         print(drop, file=sys.stderr)
     result = evaluate(
         model,
         dataset,
         classes,
+        DetectionOptions(**_given(arguments, DetectionOptions)),
         iou_threshold=arguments.iou,
         method=arguments.method,
-        min_score=arguments.min_score,
-        max_overlap=arguments.max_overlap,
-        top_k=arguments.top_k,
         batch_size=arguments.batch_size,
-        bf16=arguments.bf16,
+        bf16=getattr(arguments, "bf16", None),
         workers=arguments.workers,
     )
     print(result)
     return 0
 
 
-# ------------------------------------------------------------------------------------------------------ detect
-
-
 def _add_detect(commands) -> None:
     parser = _command(
         commands,
-        "detect",
         _detect,
         "find objects in pictures and draw them",
         """Find objects: draws each picture with boxes, names and scores into --out, and writes detections.json there:
 COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in pixels, with a score; the
 list under "annotations" is what COCO.loadRes takes). A picture that cannot be read is named and left out, the rest is
-done, and the exit code is 1.
+done, and the exit code is 1. Only drawings and a detections.json of `ssd detect` itself are ever replaced; where
+folders are searched, its drawings are passed over.
 
 examples:
   ssd detect photo.jpg --weights run/best.pt --out found
@@ -248,117 +243,51 @@ examples:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders that are searched for them")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, such as run/best.pt")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures and detections.json")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    _add_detection_options(parser, min_score=0.2)
-    _add_machine_options(parser)
-
-
-def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, Path]]:
-    """(picture, its name below the output folder) for every file named and every picture inside a folder named.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: there is no picture at all.
-    """
-    pictures: list[tuple[Path, Path]] = []
-    taken: set[Path] = set()
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
-            found = [(p, p.relative_to(path)) for p in inside]
-        elif path.exists():
-            found = [(path, Path(path.name))]
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-        for picture, name in found:
-            target, n = name.with_suffix(".png"), 1
-            while target in taken:  # two folders may hold pictures of one name
-                n += 1
-                target = name.with_name(f"{name.stem}_{n}.png")
-            taken.add(target)
-            pictures.append((picture, target))
-    if not pictures:
-        raise ValueError(f"no pictures ({', '.join(PICTURES)}) in {', '.join(map(str, paths))}")
-    return pictures
+    _add_inference_options(parser, DRAWN)
+    _add_machine_options(parser, workers=False)
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    import torch
     from tqdm import tqdm
 
     from ssd.checkpoint import load_model
-    from ssd.data import ImageReadError, read_image
-    from ssd.detect import predict
+    from ssd.detector import Detector
     from ssd.draw import draw_detections, save_png
-    from ssd.transforms import eval_transform
+    from ssd.results import CocoResults, plan_drawings
 
-    pictures = find_pictures(arguments.paths)
+    out = Path(arguments.out)
+    drawings = plan_drawings(arguments.paths, out)
     model, classes = load_model(arguments.weights, arguments.device)
-    out, prepare = Path(arguments.out), eval_transform()
-    coco = {
-        "images": [],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
-        "annotations": [],
-    }
-    broken = 0
-    for start in tqdm(range(0, len(pictures), arguments.batch_size), unit="batch", disable=None):
-        batch = []
-        for path, name in pictures[start : start + arguments.batch_size]:
-            try:
-                batch.append((path, name, read_image(path)))
-            except (ImageReadError, OSError) as error:
-                broken += 1
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
-        if not batch:
-            continue
-        images = torch.stack([prepare(image) for *_, image in batch])
-        detections = predict(
-            model, images, arguments.min_score, arguments.max_overlap, arguments.top_k, bf16=arguments.bf16
-        )
-        for (path, name, image), (boxes, labels, scores) in zip(batch, detections, strict=True):
-            target = out / name
+    options = DRAWN._replace(**_given(arguments, DetectionOptions))
+    detector = Detector(model, classes, options, bf16=getattr(arguments, "bf16", None))
+    results = CocoResults(classes)
+    with tqdm(total=len(drawings), unit="picture", disable=None) as bar:
+
+        def skip(error: Exception) -> None:
+            bar.write(f"skipped: {error}", file=sys.stderr)
+            bar.update()
+
+        for path, image, found in detector.stream(drawings, arguments.batch_size, skip):
+            target = drawings[path]
             target.parent.mkdir(parents=True, exist_ok=True)
-            save_png(draw_detections(image, boxes, labels, scores, classes=classes), target)
-            _add_to_coco(coco, path, image.shape[-2:], boxes, labels, scores)
-            counts = Counter(classes[label - 1] for label in labels.tolist())
-            tqdm.write(f"{path}: {', '.join(f'{n} {name}' for name, n in counts.items()) or 'nothing found'}")
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "detections.json") as temporary:
-        temporary.write_text(json.dumps(coco, indent=1))
-    done = len(pictures) - broken
-    print(f"{done} pictures, {len(coco['annotations'])} objects: {out / 'detections.json'}")
-    if broken:
-        print(f"{broken} of {len(pictures)} pictures could not be read", file=sys.stderr)
-    return 1 if broken else 0
-
-
-def _add_to_coco(coco: dict, path: Path, size: Sequence[int], boxes, labels, scores) -> None:
-    """Adds one picture (height, width) and its detections in pixels, cut at the picture's edge."""
-    height, width = size
-    image_id = len(coco["images"]) + 1
-    coco["images"].append({"id": image_id, "file_name": str(path), "width": width, "height": height})
-    pixels = boxes.clamp(0, 1) * boxes.new_tensor([width, height, width, height])
-    for (x0, y0, x1, y1), label, score in zip(pixels.tolist(), labels.tolist(), scores.tolist(), strict=True):
-        coco["annotations"].append(
-            {
-                "id": len(coco["annotations"]) + 1,
-                "image_id": image_id,
-                "category_id": label,
-                "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-                "area": round((x1 - x0) * (y1 - y0), 2),
-                "iscrowd": 0,
-                "score": round(score, 5),
-            }
-        )
-
-
-# -------------------------------------------------------------------------------------------------- demo, info
+            save_png(draw_detections(image, *found, classes=classes), target)
+            results.add(path, image.shape[-2:], found)
+            counts = Counter(classes[label - 1] for label in found.labels.tolist())
+            bar.write(f"{path}: {', '.join(f'{n} {name}' for name, n in counts.items()) or 'nothing found'}")
+            bar.update()
+    done = len(results.images)
+    print(f"{done} pictures, {len(results.annotations)} objects: {results.write(out)}")
+    if done < len(drawings):
+        print(f"{len(drawings) - done} of {len(drawings)} pictures could not be read", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _add_demo(commands) -> None:
+    from ssd.demo import CPU_WIDTH, SETTINGS
+
     parser = _command(
         commands,
-        "demo",
         _demo,
         "train and test a small detector on drawn shapes, no download",
         """Draws pictures of circles, squares and triangles on busy backgrounds, trains a network on them as `ssd train`
@@ -366,22 +295,14 @@ does (a narrow one on a CPU, the full one on a GPU), measures its mAP on picture
 finds there beside the truth.""",
     )
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="passes over the pictures (default: enough for mAP 0.8)")
-    parser.add_argument("--width", type=float, help="factor on all channels (default: 0.25 on a CPU, 1 on a GPU)")
+    _add_fields(parser, Settings, ["epochs", "width"], SETTINGS | {"width": f"{CPU_WIDTH} on a CPU, 1 on a GPU"})
     _add_machine_options(parser)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from ssd.demo import demo
 
-    demo(
-        arguments.out,
-        epochs=arguments.epochs,
-        width=arguments.width,
-        device=arguments.device,
-        workers=arguments.workers,
-        bf16=arguments.bf16,
-    )
+    demo(arguments.out, device=arguments.device, workers=arguments.workers, **_given(arguments, Settings))
     return 0
 
 

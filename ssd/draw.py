@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ssd.atomic import replacing
 
-__all__ = ["class_color", "draw_detections", "plot_curves", "save_png", "side_by_side"]
+__all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "save_png", "side_by_side"]
 
 Box = tuple[int, int, int, int]
 
@@ -21,6 +22,7 @@ PALETTE = bytes.fromhex(
     "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
+MARK = "ssd detect"  # in a PNG under "Software": who wrote it, and so may replace it
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
 
 
@@ -46,7 +48,7 @@ def draw_detections(
     *,
     classes: Sequence[str],
     width: int | None = None,
-) -> Tensor:
+) -> Image.Image:
     """Picture with boxes, each with the name of its class and, if given, its score.
 
     Lines and text grow with the picture. A box is cut at the picture's edge; one that is wholly outside, empty,
@@ -54,14 +56,14 @@ def draw_detections(
 
     Args:
         image: (3,H,W) uint8 RGB.
-        boxes: (k,4) xyxy, fractions of the image, k >= 0.
+        boxes: (k,4) xyxy in pixels, k >= 0.
         labels: (k,) integer in 0..C-1.
         scores: (k,), in 0..1; the higher one is drawn on top. Without scores earlier rows are on top.
         classes: the C-1 names without background; label i is `classes[i - 1]`.
         width: line width in pixels, >= 1; by default 1/150 of the picture's size, at least 2.
 
     Returns:
-        (3,H,W) uint8, a new tensor on the CPU.
+        the drawing, of the size of the image.
 
     Raises:
         ValueError: a shape, dtype, label or width that does not fit.
@@ -91,29 +93,25 @@ def draw_detections(
         tabs.append(_place_tab(corners, text, font, picture.size, tabs))
     for tab, (_, text, color) in reversed(list(zip(tabs, shown, strict=True))):  # ... and is drawn over the others
         _draw_tab(draw, tab, text, font, color)
-    return _to_tensor(picture)
+    return picture
 
 
-def side_by_side(left: Tensor, right: Tensor, captions: tuple[str, str]) -> Tensor:
-    """Two pictures beside each other on white, each below its caption.
+def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str]) -> Image.Image:
+    """Two pictures beside each other on white, each below its caption; the lower one is enlarged to the other's height.
 
     Args:
-        left: (3,H1,W1) uint8 RGB.
-        right: (3,H2,W2) uint8 RGB; the lower one of the two is enlarged to the height of the other.
+        left, right: RGB pictures.
         captions: text above the left and above the right picture; cut if it is wider than its picture.
 
-    Returns:
-        (3,H,W) uint8, H > max(H1, H2).
-
     Raises:
-        ValueError: a picture that is not (3,H,W) uint8, or not exactly two captions.
+        ValueError: not exactly two captions.
     """
     if len(captions) != 2:
         raise ValueError(f"captions must be two texts, got {captions!r}")
-    pictures = [_to_pil(left), _to_pil(right)]
-    height = max(p.height for p in pictures)
+    height = max(left.height, right.height)
     pictures = [
-        p if p.height == height else p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures
+        p if p.height == height else p.resize((max(1, round(p.width * height / p.height)), height))
+        for p in (left, right)
     ]
     size = min(map(_size, pictures))
     font = ImageFont.load_default(size=max(12, round(size / 22)))
@@ -130,23 +128,32 @@ def side_by_side(left: Tensor, right: Tensor, captions: tuple[str, str]) -> Tens
         overhang = min(0, font.getbbox(caption)[0])  # some letters begin left of where the text begins
         draw.text((x - overhang, margin), caption, fill=(40, 40, 40), font=font)
         x += picture.width + margin
-    return _to_tensor(sheet)
+    return sheet
 
 
-def save_png(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write a picture as PNG; the file appears, or replaces an older one, only when it is complete.
+def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a drawing as PNG; the file appears, or replaces an older one, only when it is complete.
 
     Args:
-        image: (3,H,W) uint8 RGB.
-        path: file to write, in an existing folder.
+        picture: the drawing.
+        path: file to write, in an existing folder; `is_drawing` knows it by its mark.
 
     Raises:
-        ValueError: an image that is not (3,H,W) uint8.
         FileNotFoundError: the folder does not exist.
     """
-    picture = _to_pil(image)
+    mark = PngInfo()
+    mark.add_text("Software", MARK)
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=mark)
+
+
+def is_drawing(path: str | os.PathLike[str]) -> bool:
+    """Whether `save_png` wrote this file, by its header."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == MARK
+    except Exception:  # on damage, Pillow raises OSError, SyntaxError, struct.error, ...
+        return False
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
@@ -197,10 +204,6 @@ def _to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())  # (H,W,3)
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (3,H,W)
-
-
 def _size(picture: Image.Image) -> float:
     """Side of the square of the same area: what lines and text are measured against."""
     return (picture.width * picture.height) ** 0.5
@@ -226,12 +229,12 @@ def _read(
 
 def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:
     """First and last column and row (x0, y0, x1, y1) of a box's visible part; None if there is none."""
-    x0, y0, x1, y1 = np.clip(box, 0, 1)
+    columns, rows = size
+    x0, y0, x1, y1 = np.clip(box, 0, [columns, rows, columns, rows])
     if not (x0 < x1 and y0 < y1):  # NaN fails as well
         return None
-    columns, rows = size
-    x0, y0 = min(round(x0 * columns), columns - 1), min(round(y0 * rows), rows - 1)
-    return x0, y0, max(x0, round(x1 * columns) - 1), max(y0, round(y1 * rows) - 1)
+    x0, y0 = min(round(x0), columns - 1), min(round(y0), rows - 1)
+    return x0, y0, max(x0, round(x1) - 1), max(y0, round(y1) - 1)
 
 
 def _place_tab(

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ssd.data import collate, ignore_interrupt, worker_count
-from ssd.detect import predict_padded, unpad
+from ssd.data.loader import eval_loader
+from ssd.detector import predict_padded, unpad
 from ssd.model import SSD300
-from ssd_ext import box_iou
+from ssd_ext import DetectionOptions, box_iou
 
 __all__ = ["EvalResult", "average_precision", "evaluate"]
 
@@ -100,26 +100,10 @@ def average_precision(
     development kit, VOCevaldet.m.
     """
     classes = tuple(classes)
-    _check_arguments(len(detections), len(targets), classes, iou_threshold, method)
-    n_classes = len(classes) + 1
-
-    labels, scores, found = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
-    truth_labels, difficult = [np.empty(0, np.int64)], [np.empty(0, bool)]
-    n_objects = 0
-    for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
-        det_boxes, det_labels, det_scores = _read_detection(detection, f"detections[{i}]", n_classes)
-        gt_boxes, gt_labels, gt_difficult = _read_target(target, f"targets[{i}]", n_classes)
-        best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
-        labels.append(det_labels)
-        scores.append(det_scores)
-        found.append(np.where(best >= 0, best + n_objects, -1))
-        truth_labels.append(gt_labels)
-        difficult.append(gt_difficult)
-        n_objects += len(gt_labels)
-
-    labels, scores, found = map(np.concatenate, (labels, scores, found))  # (D,), rows by image
-    truth_labels = np.concatenate(truth_labels)  # (G,)
-    difficult = np.concatenate([*difficult, [False]])  # (G+1,): the last, index -1, stands for no object
+    _check_metric(classes, iou_threshold, method)
+    if len(detections) != len(targets):
+        raise ValueError(f"detections has {len(detections)} images, targets has {len(targets)}")
+    labels, scores, found, truth_labels, difficult = _join(detections, targets, len(classes) + 1, iou_threshold)
 
     ap, n_truths, n_detections, curves = {}, {}, {}, {}
     for label, name in enumerate(classes, start=1):  # label 0, nothing found, is left out
@@ -136,16 +120,37 @@ def average_precision(
     return EvalResult(mean, ap, n_truths, n_detections, float(iou_threshold), method, curves)
 
 
+def _join(
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    n_classes: int,
+    iou_threshold: float,
+) -> tuple[np.ndarray, ...]:
+    """Of all images: label, score and found object (or -1) of each detection (D,); label (G,) and difficulty (G+1,) of
+    each object, where the last, index -1, stands for no object."""
+    rows: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
+    objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
+    n_objects = 0
+    for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
+        det_boxes, det_labels, det_scores = _read_detection(detection, f"detections[{i}]", n_classes)
+        gt_boxes, gt_labels, gt_difficult = _read_target(target, f"targets[{i}]", n_classes)
+        best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
+        rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
+        objects.append((gt_labels, gt_difficult))
+        n_objects += len(gt_labels)
+    labels, scores, found = map(np.concatenate, zip(*rows, strict=True))
+    truth_labels, difficult = map(np.concatenate, zip(*objects, strict=True))
+    return labels, scores, found, truth_labels, np.append(difficult, False)
+
+
 def evaluate(
     model: SSD300,
     dataset: Dataset,
     classes: Sequence[str],
+    options: DetectionOptions = DetectionOptions(),
     *,
     iou_threshold: float = 0.5,
     method: str = "area",
-    min_score: float = 0.01,
-    max_overlap: float = 0.45,
-    top_k: int = 200,
     batch_size: int = 8,
     bf16: bool | None = None,
     workers: int | None = None,
@@ -155,10 +160,10 @@ def evaluate(
 
     Args:
         model: the network, run on the device of its parameters and left in evaluation mode.
-        dataset: gives (image, target) as `ssd.data.VOCDataset` with `ssd.transforms.eval_transform` does.
+        dataset: gives (image, target) as `ssd.data.open_dataset` with `eval_transform` does.
         classes: the C-1 names without background.
+        options: see `ssd_ext.DetectionOptions`.
         iou_threshold, method: see `average_precision`.
-        min_score, max_overlap, top_k: see `ssd.detect.detect`.
         batch_size: pictures per forward pass.
         bf16: bfloat16 autocast; None uses it where the hardware has it.
         workers: processes that read pictures; by default one per core, at most 4.
@@ -167,14 +172,9 @@ def evaluate(
     Returns:
         An `EvalResult`.
     """
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        num_workers=worker_count(workers),
-        worker_init_fn=ignore_interrupt,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-    )
+    classes = tuple(classes)
+    _check_metric(classes, iou_threshold, method)
+    loader = eval_loader(dataset, batch_size, workers)
     detections, targets, waiting = [], [], []
 
     def read() -> None:
@@ -183,7 +183,7 @@ def evaluate(
         waiting.clear()
 
     for images, batch_targets in tqdm(loader, unit="batch", disable=True if quiet else None):
-        waiting.append(predict_padded(model, images, min_score, max_overlap, top_k, bf16=bf16))
+        waiting.append(predict_padded(model, images, options, bf16=bf16))
         targets += batch_targets
         if len(waiting) == READ_EVERY:
             read()
@@ -258,11 +258,7 @@ def _read_column(values: Tensor, name: str, n_boxes: int) -> Tensor:
     return values
 
 
-def _check_arguments(
-    n_detections: int, n_targets: int, classes: tuple[str, ...], iou_threshold: float, method: str
-) -> None:
-    if n_detections != n_targets:
-        raise ValueError(f"detections has {n_detections} images, targets has {n_targets}")
+def _check_metric(classes: tuple[str, ...], iou_threshold: float, method: str) -> None:
     if len(set(classes)) != len(classes):
         raise ValueError(f"classes has a name twice: {classes}")
     if not 0 < iou_threshold <= 1:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
-import ssd_ext
+from ssd_ext import LossOptions, multibox_loss
+
+DEFAULTS = LossOptions()
 
 
 class MultiBoxLoss(nn.Module):
@@ -17,55 +19,48 @@ class MultiBoxLoss(nn.Module):
 
     Args:
         priors_cxcy: (P, 4) cxcywh, fractions of the image.
-        threshold: least IoU of a positive prior.
-        neg_pos_ratio: hard negatives per positive.
+        threshold, neg_pos_ratio: see `ssd_ext.LossOptions`.
         alpha: weight of the localisation loss.
-        loc_loss: "l1" (mean over all numbers, the tutorial's) or "smooth_l1" (sum per positive, the paper's).
-        matching: "per_prior" or "bipartite", see `ssd_ext.match_priors`.
-        min_negatives: least number of hard negatives per image, so that images without objects can teach.
         normalize: "batch" divides by the positives of this process, "global" by those of all processes: the average
             of the gradients over processes, as DistributedDataParallel takes it, is then that of the joined batch.
         parts: return (conf_loss, loc_loss), unweighted, instead of their sum.
         check: check the values of labels on CUDA too, at the price of a copy to the host.
+        options: further fields of `ssd_ext.LossOptions`, such as loc_loss, matching and min_negatives.
 
     Raises:
-        ValueError: an option is unknown or priors_cxcy is not (P, 4).
+        TypeError: an option is unknown.
+        ValueError: priors_cxcy is not (P, 4), or normalize is unknown.
 
     Source:
         Liu et al., SSD (2016), section 2.2, equations 1 to 3.
     """
 
     priors_cxcy: Tensor
-    priors_xy: Tensor
 
     def __init__(
         self,
         priors_cxcy: Tensor,
-        threshold: float = 0.5,
-        neg_pos_ratio: float = 3,
+        threshold: float = DEFAULTS.threshold,
+        neg_pos_ratio: float = DEFAULTS.neg_pos_ratio,
         alpha: float = 1.0,
         *,
-        loc_loss: str = "l1",
-        matching: str = "per_prior",
-        min_negatives: int = 0,
         normalize: str = "batch",
         parts: bool = False,
         check: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         if priors_cxcy.dim() != 2 or priors_cxcy.shape[1] != 4:
             raise ValueError(f"priors_cxcy must be (P, 4), got {tuple(priors_cxcy.shape)}")
         if normalize not in ("batch", "global"):
             raise ValueError(f"normalize must be 'batch' or 'global', got {normalize!r}")
-        # Buffers follow the module to its device; not persistent, so the state dict stays empty.
+        LossOptions(threshold, neg_pos_ratio, **options)  # an unknown one is an error here and not in the first step
+        # The buffer follows the module to its device; not persistent, so the state dict stays empty.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
-        self.register_buffer("priors_xy", box_convert(priors_cxcy, "cxcywh", "xyxy"), persistent=False)
         self.threshold = threshold
         self.neg_pos_ratio = neg_pos_ratio
         self.alpha = alpha
-        self.loc_loss = loc_loss
-        self.matching = matching
-        self.min_negatives = min_negatives
+        self.options = options
         self.normalize = normalize
         self.parts = parts
         self.check = check
@@ -76,34 +71,29 @@ class MultiBoxLoss(nn.Module):
         predicted_scores: Tensor,
         boxes: Sequence[Tensor] | Tensor,
         labels: Sequence[Tensor] | Tensor,
-        offsets: Tensor | None = None,
+        row_splits: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of one batch.
 
         Args:
             predicted_locs: (B, P, 4) predicted offsets.
             predicted_scores: (B, P, C) predicted class logits, class 0 = background.
-            boxes: B tensors (n_i, 4) of fractional xyxy; or, with `offsets`, one packed tensor (G, 4).
+            boxes: B tensors (n_i, 4) of fractional xyxy; or, with `row_splits`, one packed tensor (G, 4).
             labels: B tensors (n_i,) int64 in 1..C-1; or one packed tensor (G,).
-            offsets: (B + 1,) int32, the rows of each image in a packed batch (static buffers for a CUDA graph).
+            row_splits: (B + 1,) int32, the rows of each image in a packed batch (static buffers for a CUDA graph).
 
         Returns:
             The 0-d loss, or (conf_loss, loc_loss) with `parts`. No positives: exactly 0, with zero gradients.
 
         Raises:
-            ValueError: shapes, dtypes or devices do not fit; a label outside 1..C-1.
+            ValueError: shapes, dtypes or devices do not fit; a label outside 1..C-1; an option out of its range.
         """
-        if offsets is None:
-            boxes, labels, offsets = pack_targets(boxes, labels, predicted_scores.device)
-        conf_loss, loc_loss, n_pos = ssd_ext.multibox_loss(
-            predicted_locs,
-            predicted_scores,
-            boxes,
-            labels,
-            offsets,
-            self.priors_cxcy,
-            ssd_ext.LossOptions(self.threshold, self.neg_pos_ratio, self.loc_loss, self.matching, self.min_negatives),
-            check=self.check,
+        if row_splits is None:
+            boxes, labels, row_splits = pack_targets(boxes, labels, predicted_scores.device)
+        options = LossOptions(self.threshold, self.neg_pos_ratio, **self.options)
+        targets = boxes, labels, row_splits
+        conf_loss, loc_loss, n_pos = multibox_loss(
+            predicted_locs, predicted_scores, *targets, self.priors_cxcy, options, check=self.check
         )
         if self.normalize == "global" and dist.is_available() and dist.is_initialized():
             scale = _global_scale(n_pos, conf_loss.dtype)
@@ -114,12 +104,12 @@ class MultiBoxLoss(nn.Module):
 def pack_targets(
     boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objects of a batch in a row: boxes (G, 4), labels (G,), offsets (B + 1,) int32.
+    """The objects of a batch in a row: boxes (G, 4), labels (G,), row_splits (B + 1,) int32.
 
     Args:
         boxes: B tensors (n_i, 4).
         labels: B tensors (n_i,).
-        device: where `offsets` is put, and empty boxes and labels of an empty batch.
+        device: where `row_splits` is put, and empty boxes and labels of an empty batch.
 
     Raises:
         ValueError: an image has not as many labels as boxes, or the lists differ in length.
@@ -132,10 +122,10 @@ def pack_targets(
                 f"boxes[{i}] must be (n, 4) and labels[{i}] (n,), got {tuple(b.shape)} and {tuple(n.shape)}"
             )
     sizes = torch.tensor([0, *(len(b) for b in boxes)], dtype=torch.int32)
-    offsets = sizes.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
+    row_splits = sizes.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
     if not len(boxes):
-        return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device), offsets
-    return torch.cat(list(boxes)), torch.cat(list(labels)), offsets
+        return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device), row_splits
+    return torch.cat(list(boxes)), torch.cat(list(labels)), row_splits
 
 
 def _global_scale(n_pos: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssd.detection import detect
 from ssd.priors import PriorSpec, find_spec, make_priors
 
 IMAGE_SIZE = 300
@@ -98,7 +103,7 @@ class AuxiliaryConvolutions(ConvStack):
 
 
 class PredictionConvolutions(nn.Module):
-    """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class scores."""
+    """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class logits."""
 
     def __init__(
         self, n_classes: int, width: float = 1.0, boxes_per_cell: tuple[int, ...] = (4, 6, 6, 6, 4, 4)
@@ -131,9 +136,11 @@ class SSD300(nn.Module):
         n_classes: number of classes, background 0 included, at least 2.
         width: factor on all numbers of channels, which become multiples of 8; more than 0.
         batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
-        priors: name of a preset of `ssd.priors`, or a layout of your own for the maps 38, 19, 10, 5, 3, 1.
+        priors: name of a preset of `ssd.priors`, or a layout of your own (a `PriorSpec`, or its fields as a dict)
+            for the maps 38, 19, 10, 5, 3, 1.
 
     Attributes:
+        config: plain dict of these arguments; `SSD300(**config)` is the same network with other parameters.
         priors_cxcy: (P, 4) float32 cxcywh in fractions of the image; not in the state dict.
 
     Raises:
@@ -148,7 +155,7 @@ class SSD300(nn.Module):
         *,
         width: float = 1.0,
         batch_norm: bool = False,
-        priors: str | PriorSpec = "tutorial",
+        priors: str | PriorSpec | Mapping[str, Any] = "tutorial",
     ) -> None:
         super().__init__()
         if n_classes < 2:
@@ -158,9 +165,9 @@ class SSD300(nn.Module):
         self.prior_spec = find_spec(priors)
         if tuple(self.prior_spec.maps) != MAPS:
             raise ValueError(f"priors must be laid out for the maps {MAPS}, got {self.prior_spec.maps}")
+        plain_priors = priors if isinstance(priors, str) else asdict(self.prior_spec)
+        self.config = {"n_classes": n_classes, "width": width, "batch_norm": batch_norm, "priors": plain_priors}
         self.n_classes = n_classes
-        self.width = width
-        self.batch_norm = batch_norm
         self.base = VGGBase(width, batch_norm)
         self.aux_convs = AuxiliaryConvolutions(width, batch_norm)
         self.pred_convs = PredictionConvolutions(n_classes, width, self.prior_spec.boxes_per_cell)
@@ -176,13 +183,13 @@ class SSD300(nn.Module):
                     nn.init.zeros_(conv.bias)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicts offsets and class scores for all priors.
+        """Predicts offsets and class logits for all priors.
 
         Args:
             images: (B, 3, 300, 300) floating-point RGB, normalised by the mean and deviation of ImageNet.
 
         Returns:
-            Offsets (B, P, 4), see `ssd_ext.decode_boxes`, and class scores before softmax (B, P, C), both in
+            Offsets (B, P, 4), see `ssd_ext.decode_boxes`, and class logits (B, P, C), class 0 = background, both in
             the dtype in which the convolutions ran.
 
         Raises:
@@ -202,9 +209,7 @@ class SSD300(nn.Module):
         max_overlap: float,
         top_k: int,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Turns predictions into boxes, labels and scores per image, see `ssd.detect.detect`."""
-        from ssd.detect import detect  # which imports this module
-
+        """Turns predictions into boxes, labels and scores per image, see `ssd.detect`."""
         return detect(predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k)
 
     def _rescale(self, x: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,20 +93,26 @@ PRESETS: dict[str, PriorSpec] = {
 }
 
 
-def find_spec(spec: str | PriorSpec) -> PriorSpec:
-    """Looks up a preset by its name; a `PriorSpec` comes back as it is.
+def find_spec(spec: str | PriorSpec | Mapping[str, Any]) -> PriorSpec:
+    """Looks up a preset by its name, or builds a layout from plain values; a `PriorSpec` comes back as it is.
 
     Raises:
         ValueError: no preset has this name.
     """
     if isinstance(spec, PriorSpec):
         return spec
+    if isinstance(spec, Mapping):
+        return PriorSpec(**{name: _as_tuples(value) for name, value in spec.items()})
     if spec not in PRESETS:
         raise ValueError(f"priors must be a PriorSpec or one of {', '.join(PRESETS)}, got {spec!r}")
     return PRESETS[spec]
 
 
-def make_priors(spec: str | PriorSpec = "tutorial") -> Tensor:
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def make_priors(spec: str | PriorSpec | Mapping[str, Any] = "tutorial") -> Tensor:
     """Computes the prior boxes map by map, row by row, cell by cell, shape by shape.
 
     Args:

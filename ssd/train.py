@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,85 +17,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ssd.checkpoint import init_weights, load_checkpoint, save_checkpoint
-from ssd.data import Dropped, VOCDataset, list_splits, train_loader, worker_count
+from ssd.atomic import locked
+from ssd.checkpoint import build_model, init_weights, load_checkpoint, save_checkpoint
+from ssd.data import Dropped, list_splits, open_dataset
+from ssd.data.augmentation import eval_transform, train_transform
+from ssd.data.loader import train_loader, worker_count
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss, pack_targets
 from ssd.model import SSD300
 from ssd.precision import autocast, pick_device, place, send
-from ssd.transforms import eval_transform, train_transform
+from ssd.settings import Settings
 
-SCHEDULES = ("step", "onecycle", "cosine")
 SPLIT_PAIRS = (("train", "val"), ("trainval", "test"), ("train", "test"))
 HELD_OUT = 0.1  # of the pictures, for validation, where the data has no splits
+LAST, BEST = "last.pt", "best.pt"
 LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides a run besides the machine; kept in its checkpoints.
-
-    Attributes:
-        data: folders in Pascal VOC layout, trained on together.
-        split, val_split: lists of ImageSets/Main; by default the first pair of `SPLIT_PAIRS` that exists, and without
-            any splits a tenth of the pictures, drawn by `seed`, is held out. A `split` alone is not validated.
-        val_data: folders to validate on, by default those of `data` that have `val_split`.
-        classes: class names; by default those found in the data, sorted.
-        weights: "imagenet" (VGG16, downloaded by torchvision), a file with VGG16 weights or a checkpoint; None: random.
-        width, batch_norm: see `SSD300`.
-        epochs, batch_size: passes over the data, pictures per step.
-        lr, momentum, weight_decay: of SGD; biases learn at twice the rate, as in the tutorial.
-        schedule: "step" (x 0.1 at 2/3 and 5/6 of the run, as in the tutorial), "onecycle" or "cosine".
-        warmup: steps of linear warm-up, at most a tenth of the run; "onecycle" has its own.
-        clip_grad: largest norm of the gradient; 0 does not clip.
-        loc_loss, matching, min_negatives: see `MultiBoxLoss`.
-        flips: mirror pictures top to bottom too, for pictures without an upright.
-        eval_every: epochs between validations; 0 validates about ten times in a run.
-        bf16: bfloat16 autocast; None uses it where the hardware has it.
-        seed: of the initial weights, the order of the pictures and their augmentation.
-    """
-
-    data: tuple[str, ...]
-    split: str | None = None
-    val_split: str | None = None
-    val_data: tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    weights: str | None = None
-    width: float = 1.0
-    batch_norm: bool = False
-    epochs: int = 120
-    batch_size: int = 8
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "step"
-    warmup: int = 500
-    clip_grad: float = 0.0
-    loc_loss: str = "l1"
-    matching: str = "per_prior"
-    min_negatives: int = 0
-    flips: bool = False
-    eval_every: int = 0
-    bf16: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        for name in ("epochs", "batch_size", "lr", "width"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("warmup", "momentum", "weight_decay", "clip_grad", "eval_every", "min_negatives"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
 
 def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, ...], list[Dropped]]:
     """The training set, the validation set (None where the data has none), the classes and what the reader left out.
 
     Raises:
-        FileNotFoundError, ValueError: see `VOCDataset`.
+        FileNotFoundError, ValueError: see `ssd.data.open_dataset`.
     """
     split, val_split = settings.split, settings.val_split
     splits = {root: list_splits(root) for root in settings.data}
@@ -105,15 +49,15 @@ def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, .
         if not pairs:
             raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
         split, val_split = pairs[0][0], val_split or pairs[0][1]
-    whole = VOCDataset(settings.data, split, settings.classes, train_transform(flips=settings.flips))
+    whole = open_dataset(settings.data, split, settings.classes, train_transform(flips=settings.flips))
     val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
     if val_data:
-        val_set = VOCDataset(val_data, val_split, whole.classes, eval_transform())
+        val_set = open_dataset(val_data, val_split, whole.classes, eval_transform())
         return whole, val_set, whole.classes, whole.dropped + val_set.dropped
     if split is None and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n_val = max(1, round(HELD_OUT * len(order)))
-        unaugmented = VOCDataset(settings.data, split, whole.classes, eval_transform())
+        unaugmented = open_dataset(settings.data, split, whole.classes, eval_transform())
         held_out = Subset(unaugmented, sorted(order[:n_val]))
         return Subset(whole, sorted(order[n_val:])), held_out, whole.classes, whole.dropped
     return whole, None, whole.classes, whole.dropped
@@ -172,9 +116,13 @@ def train(
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt: Ctrl-C, after saving.
     """
-    run = _Run(settings, Path(out), resume, pick_device(device), workers, quiet)
-    with run.writer or nullcontext(), _stop_after_step() as stopping:
-        run.to_the_end(stopping)
+    on = pick_device(device)
+    if resume and not (Path(out) / LAST).exists():
+        raise FileNotFoundError(f"{Path(out) / LAST}: no checkpoint to resume from")
+    with locked(out):
+        run = _Run(settings, Path(out), resume, on, workers, quiet)
+        with run.writer or nullcontext(), _stop_after_step() as stopping:
+            run.to_the_end(stopping)
     return run.history
 
 
@@ -190,15 +138,15 @@ class _Run:
         workers: int | None,
         quiet: bool,
     ) -> None:
-        self.out, self.last, self.best = out, out / "last.pt", out / "best.pt"
+        self.out, self.last, self.best = out, out / LAST, out / BEST
         state: dict[str, Any] | None = None
         if resume:
-            if not self.last.exists():
-                raise FileNotFoundError(f"{self.last}: no checkpoint to resume from")
             state = load_checkpoint(self.last)
-            settings = Settings(**{f.name: state["settings"][f.name] for f in fields(Settings)})
+            settings = Settings.from_dict(state["settings"])
         elif self.last.exists():
             raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
+        elif self.best.exists():
+            raise ValueError(f"{self.best} would be replaced, and no {LAST} is there to resume: choose another folder")
         self.device = device
         self.workers = worker_count(workers)
         self.quiet = quiet
@@ -209,28 +157,24 @@ class _Run:
             self.say(drop)
 
         torch.manual_seed(settings.seed)
-        model = SSD300(len(classes) + 1, width=settings.width, batch_norm=settings.batch_norm)
-        if settings.weights and state is None:
-            init_weights(model, settings.weights)
+        if state is not None:
+            model = build_model(state)
+        else:
+            model = SSD300(len(classes) + 1, width=settings.width, batch_norm=settings.batch_norm)
+            if settings.weights:
+                init_weights(model, settings.weights)
         self.model = place(model, device)
-        self.criterion = MultiBoxLoss(
-            self.model.priors_cxcy,
-            loc_loss=settings.loc_loss,
-            matching=settings.matching,
-            min_negatives=settings.min_negatives,
-        )
+        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict())
         self.optimizer = make_optimizer(self.model, settings)
         self.step = 0
         self.history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
         if state is not None:
-            self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.history = state["step"], state["history"]
 
         self.steps_per_epoch = len(self.loader(epoch=0, start=0))
         self.total = settings.epochs * self.steps_per_epoch
         self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
-        out.mkdir(parents=True, exist_ok=True)
         self.writer = _tensorboard(out, self.say)
 
     def say(self, text: object) -> None:
@@ -300,7 +244,7 @@ class _Run:
                 self.writer.add_scalar(f"AP/{name}", ap, self.step)
 
     def save(self, path: Path, **extra: Any) -> None:
-        settings = asdict(self.settings)
+        settings = self.settings.as_dict()
         save_checkpoint(path, self.model, self.settings.classes, settings=settings, step=self.step, **extra)
 
 
@@ -319,10 +263,10 @@ def train_step(
         group["lr"] = settings.lr * group["lr_scale"] * factor
     cpu = torch.device("cpu")
     packed = pack_targets([t["boxes"] for t in targets], [t["labels"] for t in targets], cpu)
-    boxes, labels, offsets = (send(t, device) for t in packed)
+    boxes, labels, row_splits = (send(t, device) for t in packed)
     with autocast(device, settings.bf16):
-        locs, scores = model(place(images, device))
-    loss = criterion(locs, scores, boxes, labels, offsets)
+        offsets, logits = model(place(images, device))
+    loss = criterion(offsets, logits, boxes, labels, row_splits)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip_grad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 
 import torch
@@ -55,14 +56,7 @@ def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     base: dict[str, Tensor] = {}
     batch_norm = "features.1.running_mean" in vgg_state
 
-    def take(name: str, *shape: int) -> Tensor:
-        if name not in vgg_state:
-            raise ValueError(f"not a state dict of torchvision's VGG16: {name} is missing")
-        if vgg_state[name].shape != shape:
-            raise ValueError(f"{name} must have the shape {shape}, got {tuple(vgg_state[name].shape)}")
-        if not vgg_state[name].isfinite().all():  # torchvision's IMAGENET1K_FEATURES have no classifier
-            raise ValueError(f"{name} has values that are not finite")
-        return vgg_state[name]
+    take = partial(_take, vgg_state)
 
     def put(name: str, weight: Tensor, bias: Tensor, norm: dict[str, Tensor]) -> None:
         base[f"conv{name}.weight"] = weight
@@ -100,6 +94,16 @@ def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return base
 
 
+def _take(vgg_state: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
+    if name not in vgg_state:
+        raise ValueError(f"not a state dict of torchvision's VGG16: {name} is missing")
+    if vgg_state[name].shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {tuple(vgg_state[name].shape)}")
+    if not vgg_state[name].isfinite().all():  # torchvision's IMAGENET1K_FEATURES have no classifier
+        raise ValueError(f"{name} has values that are not finite")
+    return vgg_state[name]
+
+
 def load_vgg16_imagenet(model: SSD300, weights: str | PathLike[str] | None = None) -> None:
     """Fills the base of a model with ImageNet weights, in place.
 
@@ -112,17 +116,18 @@ def load_vgg16_imagenet(model: SSD300, weights: str | PathLike[str] | None = Non
         ValueError: the model's width is not 1, or the file is not that of the model's VGG16.
         FileNotFoundError: no such file.
     """
-    if model.width != 1:
-        raise ValueError(f"ImageNet weights fit a model of width 1, got width {model.width}")
+    width, batch_norm = model.config["width"], model.config["batch_norm"]
+    if width != 1:
+        raise ValueError(f"ImageNet weights fit a model of width 1, got width {width}")
     if weights is not None:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     else:
         from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 
-        source = VGG16_BN_Weights if model.batch_norm else VGG16_Weights
+        source = VGG16_BN_Weights if batch_norm else VGG16_Weights
         state = source.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
     base = vgg16_to_ssd(state)
-    if ("bn1_1.weight" in base) != model.batch_norm:
-        expected = "vgg16_bn" if model.batch_norm else "vgg16"
-        raise ValueError(f"batch_norm={model.batch_norm} needs the weights of {expected}, got {weights}")
+    if ("bn1_1.weight" in base) != batch_norm:
+        expected = "vgg16_bn" if batch_norm else "vgg16"
+        raise ValueError(f"{batch_norm=} needs the weights of {expected}, got {weights}")
     model.base.load_state_dict(base)

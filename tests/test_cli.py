@@ -1,19 +1,18 @@
 """The command line from end to end on a drawn set, with a network as narrow as it gets."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
-import torch
-from PIL import Image
 
-from ssd.checkpoint import load_checkpoint, save_checkpoint
-from ssd.cli import find_pictures, main
-from ssd.model import SSD300
+from ssd.checkpoint import load_checkpoint
+from ssd.cli import main
+from ssd.settings import VARIANCES, Settings
 from ssd.shapes import write_shapes
+from ssd_ext import DetectionOptions, LossOptions
 
 MACHINE = ["--device", "cpu", "--workers", "0"]
 
@@ -23,20 +22,6 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(folder, 4, 3)
     return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network that never trained: its scores are all near 1 / 4, so it finds plenty."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.pt"
-    model = SSD300(4, width=0.01)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.startswith("pred_convs"):
-                p.mul_(0.01)
-    save_checkpoint(path, model, classes=["circle", "square", "triangle"])
-    return path
 
 
 def test_train_resume_eval(shapes, tmp_path, capsys):
@@ -83,9 +68,48 @@ def test_train_mistakes_are_named(shapes, tmp_path, capsys):
     assert "the classes are ('cow',)" in (message := error(shapes, "--classes", "cow"))
     assert "unknown class" in message
     assert ".xml" in message
-    assert "epochs must be > 0, got -1" in error(shapes, "--epochs", "-1")
     assert "device 'toaster' cannot be used" in error(shapes, "--device", "toaster")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_zero_is_not_the_default(shapes, tmp_path):
+    narrow = ["--width", "0.01", "--batch-size", "2", "--epochs", "1", "--no-bf16"]
+    zeros = ["--warmup", "0", "--momentum", "0", "--weight-decay", "0"]
+    assert main(["train", str(shapes), "--out", str(tmp_path), *narrow, *zeros, *MACHINE]) == 0
+    saved = load_checkpoint(tmp_path / "last.pt")
+    assert [saved["settings"][name] for name in ("warmup", "momentum", "weight_decay", "bf16")] == [0, 0, 0, False]
+    assert saved["optimizer"]["param_groups"][0]["momentum"] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *[["train", "d", "--out", "o", *flag.split()] for flag in ("--epochs 0", "--lr 0", "--width 0", "--epochs -1")],
+        *[["train", "d", "--out", "o", *flag.split()] for flag in ("--batch-size 0", "--lr nan", "--warmup -1")],
+        *[["train", "d", "--out", "o", *flag.split()] for flag in ("--schedule x", "--loc-loss x", "--workers -1")],
+        *[["detect", "d", "--weights", "w", "--out", "o", "--batch-size", n] for n in ("-1", "0", "1.5")],
+        *[["eval", "d", "--weights", "w", "--batch-size", "-1"], ["demo", "--epochs", "0"], ["demo", "--width", "-1"]],
+    ],
+    ids=" ".join,
+)
+def test_numbers_out_of_range_are_named(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(wrong)
+    assert stop.value.code == 2
+    assert f"argument {wrong[-2]}: " in capsys.readouterr().err
+
+
+def test_every_option_is_a_flag(capsys):
+    """With its meaning and its default, from the one place where they stand."""
+    for command, options in (("train", (Settings, LossOptions)), ("eval", (DetectionOptions,))):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        for name, hint in (pair for kind in options for pair in get_type_hints(kind, include_extras=True).items()):
+            flag = f"--{'no-' if name == 'bf16' else ''}{name.replace('_', '-')} "
+            assert (flag in shown) == (name not in (*VARIANCES, "data", "loss")), name
+            assert flag not in shown or get_args(hint)[1].replace("-", "") in shown.replace("-", ""), name
+    assert "(default: 0.45)" in shown
 
 
 def test_classes_from_a_file(shapes, tmp_path, capsys):
@@ -94,73 +118,6 @@ def test_classes_from_a_file(shapes, tmp_path, capsys):
     narrow = ["--width", "0.01", "--batch-size", "2", "--epochs", "1"]
     assert main(["train", str(shapes), "--out", str(tmp_path / "r"), "--classes", str(names), *narrow, *MACHINE]) == 0
     assert load_checkpoint(tmp_path / "r" / "best.pt")["classes"] == ["triangle", "square", "circle"]
-
-
-def test_detect_draws_writes_coco_and_skips_broken_pictures(shapes, weights, tmp_path, capsys):
-    folder = tmp_path / "in"
-    (folder / "deeper").mkdir(parents=True)
-    pictures = sorted((shapes / "JPEGImages").iterdir())
-    (folder / "a.jpg").write_bytes(pictures[0].read_bytes())
-    (folder / "deeper" / "a.jpg").write_bytes(pictures[1].read_bytes())
-    (folder / "cut.jpg").write_bytes(pictures[2].read_bytes()[:-3000])
-    (folder / "text.png").write_text("not a picture")
-    (folder / "notes.txt").write_text("not looked at")
-    out = tmp_path / "out"
-    arguments = [str(folder), str(pictures[3]), "--weights", str(weights), "--out", str(out)]
-    assert main(["detect", *arguments, "--min-score", "0.1", "--top-k", "5", "--device", "cpu"]) == 1
-    printed = capsys.readouterr()
-    assert "cut.jpg" in printed.err
-    assert "text.png" in printed.err
-    assert "2 of 5 pictures could not be read" in printed.err
-
-    coco = json.loads((out / "detections.json").read_text())
-    assert [c["name"] for c in coco["categories"]] == ["circle", "square", "triangle"]
-    assert [c["id"] for c in coco["categories"]] == [1, 2, 3]
-    assert [image["file_name"] for image in coco["images"]] == [
-        str(folder / "a.jpg"),
-        str(folder / "deeper" / "a.jpg"),
-        str(pictures[3]),
-    ]
-    assert len(coco["annotations"]) == 15
-    assert [a["id"] for a in coco["annotations"]] == list(range(1, 16))
-    for a in coco["annotations"]:
-        width, height = (coco["images"][a["image_id"] - 1][k] for k in ("width", "height"))
-        x, y, w, h = a["bbox"]
-        assert 0 <= x <= x + w <= width + 0.01
-        assert 0 <= y <= y + h <= height + 0.01
-        assert a["area"] == pytest.approx(w * h, rel=0.01, abs=1)
-        assert 0.1 < a["score"] <= 1
-    drawn = {str(p.relative_to(out)) for p in out.rglob("*.png")}
-    assert drawn == {"a.png", "deeper/a.png", f"{pictures[3].stem}.png"}
-    with Image.open(out / "a.png") as picture, Image.open(folder / "a.jpg") as original:
-        assert picture.size == original.size
-    assert not list(out.rglob("*.tmp"))
-
-
-def test_detect_without_any_broken_picture_succeeds(shapes, weights, tmp_path):
-    picture = str(sorted((shapes / "JPEGImages").iterdir())[0])
-    arguments = ["detect", picture, "--weights", str(weights), "--out", str(tmp_path), "--device", "cpu"]
-    assert main([*arguments, "--min-score", "0.99"]) == 0  # and nothing to find
-    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
-
-
-def test_detect_mistakes_are_named(shapes, weights, tmp_path, capsys):
-    def error(*arguments):
-        assert main(["detect", *map(str, arguments), "--out", str(tmp_path / "out")]) == 2
-        return capsys.readouterr().err
-
-    picture = sorted((shapes / "JPEGImages").iterdir())[0]
-    assert "none.jpg: no such file or folder" in error(tmp_path / "none.jpg", "--weights", weights)
-    assert "none.pt: no such checkpoint" in error(picture, "--weights", tmp_path / "none.pt")
-    assert "no pictures" in error(tmp_path, "--weights", weights)
-
-
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path):
-    for folder in ("a", "b", "c"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.jpg").touch()
-    names = [str(name) for _, name in find_pictures([tmp_path / f for f in ("a", "b", "c")])]
-    assert names == ["x.png", "x_2.png", "x_3.png"]
 
 
 def test_info_lists_every_op(capsys):

@@ -6,7 +6,7 @@ from compare import needs_gpu
 from test_gpu import captured
 
 pytest.importorskip("torchvision")
-from ssd.detect import predict_padded
+from ssd.detector import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.train import Settings, make_optimizer, train_step
@@ -35,13 +35,13 @@ def test_network_loss_and_gradients_in_one_graph(training, monkeypatch):
         return loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))
 
     graph, outputs = captured(step)
-    boxes, labels, offsets = targets
+    boxes, labels, row_splits = targets
     for seed, rows in enumerate(([0, 2, 3], [0, 0, 1], [0, 0, 0], [0, 3, 3])):
         torch.manual_seed(seed)
         images.normal_()
         boxes.copy_(torch.tensor([[0.2, 0.3, 0.6, 0.5], [0.5, 0.5, 0.9, 0.7], [0.1, 0, 0.3, 0.4]]).roll(seed, 0))
         labels.copy_(torch.tensor([2, 1, 2]).roll(seed))
-        offsets.copy_(torch.tensor(rows, dtype=torch.int32))
+        row_splits.copy_(torch.tensor(rows, dtype=torch.int32))
         graph.replay()
         torch.testing.assert_close(outputs, step(), rtol=1e-3, atol=1e-5)
 

@@ -107,7 +107,7 @@ def test_wrong_input_is_named():
         criterion(locs, scores, boxes[:2], labels)
     with pytest.raises(ValueError, match=r"boxes\[1\] must be .* got \(1, 4\) and \(2,\)"):
         criterion(locs, scores, boxes, [labels[0], torch.tensor([1, 2]), labels[2]])
-    with pytest.raises(ValueError, match=r"offsets must be \(3,\) int32"):
+    with pytest.raises(ValueError, match=r"row_splits must be \(3,\) int32"):
         criterion(locs[:2], scores[:2], boxes, labels)
     with pytest.raises(ValueError, match="40 priors, priors_cxcywh has 10"):
         MultiBoxLoss(priors[:10])(locs, scores, boxes, labels)
@@ -115,6 +115,8 @@ def test_wrong_input_is_named():
         criterion(locs[:, :9], scores, boxes, labels)
     with pytest.raises(ValueError, match="pred_logits is on meta, pred_offsets is on cpu"):
         criterion(locs, scores.to("meta"), torch.cat(boxes), torch.cat(labels), torch.zeros(4, dtype=torch.int32))
+    with pytest.raises(TypeError, match=r"LossOptions.* unexpected keyword argument 'los_loss'"):
+        MultiBoxLoss(priors, los_loss="l1")
     with pytest.raises(ValueError, match="normalize must be 'batch' or 'global', got 'all'"):
         MultiBoxLoss(priors, normalize="all")
     with pytest.raises(ValueError, match="loc_loss must be one of l1, smooth_l1, got 'l2'"):

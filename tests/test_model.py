@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import ssd_ext
-from ssd.detect import detect
+from ssd.detection import detect
 from ssd.loss import MultiBoxLoss, pack_targets
 from ssd.model import SSD300
-from ssd.priors import PRESETS, make_priors
+from ssd.priors import PRESETS, PriorSpec, make_priors
+from ssd_ext import DetectionOptions, postprocess_detections
 
 NARROW = 1 / 8
 BASE = {
@@ -120,12 +121,12 @@ def test_initial_values() -> None:
 def test_full_width_from_scratch_keeps_a_signal(images: Tensor) -> None:
     model = SSD300(21).eval()
     with torch.no_grad():
-        locs, scores = model(images[:1])
+        offsets, logits = model(images[:1])
         _, conv7 = model.base(images[:1])
-    assert locs.shape == (1, 8732, 4)
-    assert scores.shape == (1, 8732, 21)
+    assert offsets.shape == (1, 8732, 4)
+    assert logits.shape == (1, 8732, 21)
     assert 0.3 < conv7.square().mean().sqrt() < 10  # the default init of Conv2d leaves less than 0.01
-    assert 0.1 < scores.std() < 10
+    assert 0.1 < logits.std() < 10
 
 
 def test_forward_as_written_out(images: Tensor) -> None:
@@ -159,12 +160,12 @@ def test_predictions_line_up_with_priors() -> None:
         x[0, 0], x[0, 1] = centres[None, :], centres[:, None]
         features.append(x)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        locs, _ = model.pred_convs(*(x.to(memory_format=memory_format) for x in features))
-        torch.testing.assert_close(locs[0, :, :2], model.priors_cxcy[:, :2])
+        offsets, _ = model.pred_convs(*(x.to(memory_format=memory_format) for x in features))
+        torch.testing.assert_close(offsets[0, :, :2], model.priors_cxcy[:, :2])
         shapes = model.priors_cxcy[:, 2:]
-        assert locs[0, :4, 2].tolist() == [0, 1, 2, 3]
+        assert offsets[0, :4, 2].tolist() == [0, 1, 2, 3]
         for shape in range(4):  # all cells of conv4_3 have the same four shapes
-            of_shape = shapes[:5776][locs[0, :5776, 2] == shape]
+            of_shape = shapes[:5776][offsets[0, :5776, 2] == shape]
             assert len(of_shape) == 38 * 38
             assert (of_shape == of_shape[0]).all()
 
@@ -232,8 +233,8 @@ def test_batch_norm(images: Tensor) -> None:
     assert set(model.state_dict()) == expected
 
     before = copy.deepcopy(model.state_dict())
-    locs, scores = model.train()(images)
-    (locs.square().mean() + scores.square().mean()).backward()
+    offsets, logits = model.train()(images)
+    (offsets.square().mean() + logits.square().mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert all(p.grad.abs().max() > 0 for name, p in model.named_parameters() if "bn" in name)
     after = model.state_dict()
@@ -266,9 +267,20 @@ def test_layout_of_your_own(images: Tensor) -> None:
     spec = replace(tutorial, ratios=((2.0,), *tutorial.ratios[1:]))
     model = SSD300(3, width=NARROW, priors=spec).eval()
     with torch.no_grad():
-        locs, scores = model(images[:1])
-    assert locs.shape == model.priors_cxcy[None].shape == (1, 8732 - 38 * 38, 4)
-    assert scores.shape == (1, 8732 - 38 * 38, 3)
+        offsets, logits = model(images[:1])
+    assert offsets.shape == model.priors_cxcy[None].shape == (1, 8732 - 38 * 38, 4)
+    assert logits.shape == (1, 8732 - 38 * 38, 3)
+
+
+@pytest.mark.parametrize("priors", ["caffe_voc", PRESETS["torchvision"], replace(PRESETS["tutorial"], clamp="none")])
+def test_config_rebuilds_the_network(priors: str | PriorSpec) -> None:
+    model = SSD300(3, width=NARROW, batch_norm=True, priors=priors)
+    config = json.loads(json.dumps(model.config))  # nothing but plain values
+    again = SSD300(**config)
+    assert again.prior_spec == model.prior_spec
+    assert torch.equal(again.priors_cxcy, model.priors_cxcy)
+    assert json.loads(json.dumps(again.config)) == config
+    again.load_state_dict(model.state_dict())
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -297,8 +309,8 @@ class Detector(nn.Module):
         self.model = SSD300(3, width=NARROW)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        locs, scores = self.model(images)
-        return ssd_ext.postprocess_detections(locs, scores, self.model.priors_cxcy, 0.2, 0.45, 50)
+        offsets, logits = self.model(images)
+        return postprocess_detections(offsets, logits, self.model.priors_cxcy, DetectionOptions(0.2, 0.45, 50))
 
 
 @torch.no_grad()
@@ -331,17 +343,17 @@ def test_network_and_loss_in_one_graph(images: Tensor) -> None:
 
 
 def test_empty_batch() -> None:
-    locs, scores = SSD300(3, width=NARROW).eval()(torch.zeros(0, 3, 300, 300))
-    assert locs.shape == (0, 8732, 4)
-    assert scores.shape == (0, 8732, 3)
+    offsets, logits = SSD300(3, width=NARROW).eval()(torch.zeros(0, 3, 300, 300))
+    assert offsets.shape == (0, 8732, 4)
+    assert logits.shape == (0, 8732, 3)
 
 
 def test_detect_objects_is_detect(images: Tensor) -> None:
     model = SSD300(3, width=NARROW).eval()
     with torch.no_grad():
-        locs, scores = model(images)
-        detections = model.detect_objects(locs, scores, 0.5, 0.4, 10)
-        expected = detect(locs, scores, model.priors_cxcy, 0.5, 0.4, 10)
+        offsets, logits = model(images)
+        detections = model.detect_objects(offsets, logits, 0.5, 0.4, 10)
+        expected = detect(offsets, logits, model.priors_cxcy, 0.5, 0.4, 10)
     for lists, expected_lists in zip(detections, expected, strict=True):
         assert len(lists) == 2
         assert all(torch.equal(a, b) for a, b in zip(lists, expected_lists, strict=True))

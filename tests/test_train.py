@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import subprocess
 import sys
 import types
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 import ssd.train as training
-from ssd.checkpoint import init_weights, load_checkpoint, load_model, save_checkpoint
+from ssd.checkpoint import load_checkpoint, load_model
 from ssd.model import SSD300
 from ssd.shapes import write_shapes
 from ssd.train import Settings, lr_factor, make_optimizer, open_sets, train
+from ssd_ext import LossOptions
 
 NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
 
@@ -113,8 +115,39 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
     run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
     with pytest.raises(ValueError, match="already holds a run"):
         run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
-        run(None, tmp_path / "elsewhere", resume=True)
+    (tmp_path / "run" / "last.pt").unlink()
+    best = (tmp_path / "run" / "best.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"best\.pt would be replaced"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    for folder in ("run", "elsewhere"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
+            run(None, tmp_path / folder, resume=True)
+    assert (tmp_path / "run" / "best.pt").read_bytes() == best
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_one_run_at_a_time_in_a_folder(shapes, tmp_path):
+    """Also where the other run was killed, which leaves its lock file but not its lock."""
+    code = (
+        "import sys, time; from ssd.atomic import locked\nwith locked(sys.argv[1]): print(flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=f"{tmp_path}: another run is writing there"):
+            run(Settings((shapes,), epochs=1, **NARROW), tmp_path)
+        other.kill()
+    assert run(Settings((shapes,), epochs=1, **NARROW), tmp_path)["step"]
+
+
+def test_settings_of_older_checkpoints(shapes):
+    """They had the options of the loss beside the others."""
+    settings = Settings((shapes,), epochs=7, loss=LossOptions(loc_loss="smooth_l1", min_negatives=3))
+    saved = settings.as_dict()
+    assert Settings.from_dict(saved) == settings
+    del saved["loss"]
+    assert (
+        Settings.from_dict(saved | {"loc_loss": "smooth_l1", "matching": "per_prior", "min_negatives": 3}) == settings
+    )
 
 
 def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
@@ -151,7 +184,9 @@ def test_images_without_any_object_train(tmp_path):
             file.write_text(text[:first] + text[last + len("</object>") :])
     settings = Settings((str(folder),), "train", classes=("thing",), epochs=1, **NARROW)
     assert run(settings, tmp_path / "run")["loss"] == [0.0, 0.0]
-    settings = Settings((str(folder),), "train", classes=("thing",), epochs=1, min_negatives=3, **NARROW)
+    settings = Settings(
+        (str(folder),), "train", classes=("thing",), epochs=1, loss=LossOptions(min_negatives=3), **NARROW
+    )
     assert min(run(settings, tmp_path / "run2")["loss"]) > 0
 
 
@@ -187,32 +222,9 @@ def test_biases_learn_at_twice_the_rate():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}]
+    "wrong",
+    [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}],
 )
 def test_bad_settings_name_themselves(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
         Settings(("x",), **wrong)
-
-
-def test_weights_of_a_checkpoint_with_other_classes(tmp_path):
-    torch.manual_seed(0)
-    old, new = SSD300(3, width=0.01), SSD300(5, width=0.01)
-    save_checkpoint(tmp_path / "old.pt", old, classes=["a", "b"])
-    heads = new.pred_convs.cl_conv7.weight.clone()
-    init_weights(new, str(tmp_path / "old.pt"))
-    assert torch.equal(new.base.conv3_1.weight, old.base.conv3_1.weight)
-    assert torch.equal(new.pred_convs.loc_conv7.weight, old.pred_convs.loc_conv7.weight)
-    assert torch.equal(new.pred_convs.cl_conv7.weight, heads)
-    with pytest.raises(ValueError, match=r"has width 0\.01, the model has 0\.05"):
-        init_weights(SSD300(3, width=0.05), str(tmp_path / "old.pt"))
-
-
-def test_what_is_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        load_model(tmp_path / "none.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pt: cannot be read"):
-        load_model(tmp_path / "text.pt")
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: not a checkpoint"):
-        load_model(tmp_path / "other.pt")

@@ -4,7 +4,7 @@
 // Forward, after matching (match_priors.cu):
 // 1. cross_entropies_kernel: a block owns a tile of rows in shared memory, a thread one row; the cross
 //    entropy is the only thing kept of the logits.
-// 2. add_up_image_kernel: a block owns an image. It selects the hard negatives (hard_negatives.cuh), then
+// 2. add_up_image_kernel: a block owns an image. It selects the hard negatives (select_hard_negatives.cuh), then
 //    adds up the losses of what counts; the targets of the few positives are encoded on the way.
 // 3. add_up_batch_kernel: one warp adds up the images.
 // Reads the logits once and writes 9 bytes (double: 13) per prior: cross entropy, match and selected, which

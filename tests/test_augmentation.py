@@ -5,8 +5,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-import ssd.transforms
-from ssd.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
+from ssd.data import augmentation
+from ssd.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,13 +37,13 @@ def grey(image):
 
 @pytest.fixture
 def plain_colours(monkeypatch):
-    monkeypatch.setattr(ssd.transforms.v2, "RandomPhotometricDistort", v2.Identity)
+    monkeypatch.setattr(augmentation.v2, "RandomPhotometricDistort", v2.Identity)
 
 
 @pytest.fixture
 def whole_picture(monkeypatch):
-    monkeypatch.setattr(ssd.transforms.v2, "RandomZoomOut", lambda **_: v2.Identity())
-    monkeypatch.setattr(ssd.transforms, "_IoUCrop", v2.Identity)
+    monkeypatch.setattr(augmentation.v2, "RandomZoomOut", lambda **_: v2.Identity())
+    monkeypatch.setattr(augmentation, "_IoUCrop", v2.Identity)
 
 
 @pytest.mark.parametrize("size", [300, 97])
@@ -88,7 +88,7 @@ def test_boxes_follow_their_objects(plain_colours):
 
 def test_the_border_of_a_zoomed_out_picture_is_zero(monkeypatch):
     """The picture's colours are distorted, the border's are not."""
-    monkeypatch.setattr(ssd.transforms, "_IoUCrop", v2.Identity)
+    monkeypatch.setattr(augmentation, "_IoUCrop", v2.Identity)
     zoomed = 0
     for seed in range(30):
         torch.manual_seed(seed)

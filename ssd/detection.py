@@ -1,0 +1,50 @@
+"""Detections of a batch as lists, image by image: a drop-in for the tutorial's `detect_objects`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ssd_ext import DetectionOptions, postprocess_detections
+
+DEFAULTS = DetectionOptions()
+
+
+def detect(
+    predicted_locs: Tensor,
+    predicted_scores: Tensor,
+    priors_cxcy: Tensor,
+    min_score: float = DEFAULTS.min_score,
+    max_overlap: float = DEFAULTS.max_overlap,
+    top_k: int = DEFAULTS.top_k,
+    **options: Any,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Decodes predictions, suppresses overlaps per class and keeps the best of each image.
+
+    The lists need the number of detections on the host, one copy per batch; `ssd_ext.postprocess_detections` returns
+    the same as padded tensors without it.
+
+    Args:
+        predicted_locs: (B, P, 4) predicted offsets.
+        predicted_scores: (B, P, C) predicted class logits, class 0 = background.
+        priors_cxcy: (P, 4) cxcywh.
+        min_score, max_overlap, top_k, options: see `ssd_ext.DetectionOptions`.
+
+    Returns:
+        Three lists of length B: boxes (k, 4) float32 fractional xyxy, labels (k,) int64, scores (k,) float32, by
+        descending score. An image with nothing found has the one box [0, 0, 1, 1] with label 0 and score 0.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or number.
+        TypeError: an unknown option.
+    """
+    chosen = DetectionOptions(min_score, max_overlap, top_k, **options)
+    boxes, labels, scores, counts = postprocess_detections(predicted_locs, predicted_scores, priors_cxcy, chosen)
+    nothing = (boxes.new_tensor([[0, 0, 1, 1]]), labels.new_zeros(1), scores.new_zeros(1))
+    images = [
+        (boxes[i, :k], labels[i, :k], scores[i, :k]) if k else tuple(t.clone() for t in nothing)
+        for i, k in enumerate(counts.tolist())
+    ]
+    all_boxes, all_labels, all_scores = ([image[j] for image in images] for j in range(3))
+    return all_boxes, all_labels, all_scores

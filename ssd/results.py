@@ -1,0 +1,123 @@
+"""What `ssd detect` leaves in a folder: a drawing of each picture, and detections.json.
+
+It replaces only what it wrote itself before: drawings and detections.json carry its mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ssd.atomic import replacing
+from ssd.data.reading import SUFFIXES
+from ssd.detector import Detections
+from ssd.draw import MARK, is_drawing
+
+JSON_NAME = "detections.json"
+
+
+def plan_drawings(paths: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, Path]:
+    """Finds the pictures and a place in the folder `out` for the drawing of each, before any work.
+
+    Args:
+        paths: pictures, and folders that are searched for pictures; drawings found there are passed over.
+        out: folder of the results; need not exist.
+
+    Returns:
+        the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        FileExistsError: an input, or a file that is not ours, would be replaced.
+        ValueError: there is no picture at all.
+    """
+    paths = list(map(Path, paths))
+    drawings: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = [(p, p.relative_to(path)) for p in inside if not is_drawing(p)]
+        elif path.exists():
+            found = [(path, Path(path.name))]
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        for picture, name in found:
+            if picture in drawings:
+                continue
+            target, n = name.with_suffix(".png"), 1
+            while str(target).lower() in taken:  # two folders may hold pictures of one name; some disks ignore case
+                n += 1
+                target = name.with_name(f"{name.stem}_{n}.png")
+            taken.add(str(target).lower())
+            drawings[picture] = out / target
+    if not drawings:
+        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+    inputs = {_identity(picture) for picture in drawings}
+    for target in (out / JSON_NAME, *drawings.values()):
+        _check_replaceable(target, inputs)
+    return drawings
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_replaceable(target: Path, inputs: set[tuple[int, int]]) -> None:
+    for folder in target.parents:
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder}: is a file, where {target} needs a folder; choose another --out")
+    if not os.path.lexists(target):
+        return
+    if target.exists() and _identity(target) in inputs:
+        raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
+    ours = _is_results if target.name == JSON_NAME else is_drawing
+    if not ours(target):
+        raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
+
+
+def _is_results(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["info"]["description"] == MARK
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+class CocoResults:
+    """Detections in COCO's format; the list under "annotations" is what COCO.loadRes takes.
+
+    Args:
+        classes: names without background; the category of `classes[i - 1]` is i.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.images: list[dict] = []
+        self.categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+        self.annotations: list[dict] = []
+
+    def add(self, path: str | os.PathLike[str], size: Sequence[int], found: Detections) -> None:
+        """Adds one picture of size (height, width) and what was found there."""
+        height, width = size
+        self.images.append({"id": len(self.images) + 1, "file_name": str(path), "width": width, "height": height})
+        for (x0, y0, x1, y1), label, score in zip(*(column.tolist() for column in found), strict=True):
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": len(self.images),
+                    "category_id": label,
+                    "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+                    "area": round((x1 - x0) * (y1 - y0), 2),
+                    "iscrowd": 0,
+                    "score": round(score, 5),
+                }
+            )
+
+    def write(self, out: Path) -> Path:
+        """Writes detections.json into a folder, made where missing; returns its path."""
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / JSON_NAME) as temporary:
+            temporary.write_text(json.dumps({"info": {"description": MARK}, **vars(self)}, indent=1), encoding="utf-8")
+        return out / JSON_NAME

@@ -1,0 +1,197 @@
+"""`ssd detect` and the detector behind it: what is found, and what is never replaced."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from ssd.checkpoint import load_model, save_checkpoint
+from ssd.cli import main
+from ssd.data import ImageReadError, read_image
+from ssd.data.augmentation import eval_transform
+from ssd.detector import Detector
+from ssd.model import SSD300
+from ssd.shapes import write_shapes
+from ssd_ext import DetectionOptions
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 4, 0)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network that never trained: its scores are all near 1 / 4, so it finds plenty."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.pt"
+    model = SSD300(4, width=0.01)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.startswith("pred_convs"):
+                p.mul_(0.01)
+    save_checkpoint(path, model, classes=["circle", "square", "triangle"])
+    return path
+
+
+def detect(*arguments, weights, out):
+    return main(["detect", *map(str, arguments), "--weights", str(weights), "--out", str(out), "--device", "cpu"])
+
+
+def test_detect_draws_writes_coco_and_skips_broken_pictures(shapes, weights, tmp_path, capsys):
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    pictures = sorted((shapes / "JPEGImages").iterdir())
+    (folder / "a.jpg").write_bytes(pictures[0].read_bytes())
+    (folder / "deeper" / "a.jpg").write_bytes(pictures[1].read_bytes())
+    (folder / "cut.jpg").write_bytes(pictures[2].read_bytes()[:-3000])
+    (folder / "text.png").write_text("not a picture")
+    (folder / "notes.txt").write_text("not looked at")
+    out = tmp_path / "out"
+    assert detect(folder, pictures[3], "--min-score", "0.1", "--top-k", "5", weights=weights, out=out) == 1
+    printed = capsys.readouterr()
+    assert "cut.jpg" in printed.err
+    assert "text.png" in printed.err
+    assert "2 of 5 pictures could not be read" in printed.err
+
+    coco = json.loads((out / "detections.json").read_text())
+    assert [c["name"] for c in coco["categories"]] == ["circle", "square", "triangle"]
+    assert [c["id"] for c in coco["categories"]] == [1, 2, 3]
+    assert [image["file_name"] for image in coco["images"]] == [
+        str(folder / "a.jpg"),
+        str(folder / "deeper" / "a.jpg"),
+        str(pictures[3]),
+    ]
+    assert len(coco["annotations"]) == 15
+    assert [a["id"] for a in coco["annotations"]] == list(range(1, 16))
+    for a in coco["annotations"]:
+        width, height = (coco["images"][a["image_id"] - 1][k] for k in ("width", "height"))
+        x, y, w, h = a["bbox"]
+        assert 0 <= x <= x + w <= width + 0.01
+        assert 0 <= y <= y + h <= height + 0.01
+        assert a["area"] == pytest.approx(w * h, rel=0.01, abs=1)
+        assert 0.1 < a["score"] <= 1
+    drawn = {str(p.relative_to(out)) for p in out.rglob("*.png")}
+    assert drawn == {"a.png", "deeper/a.png", f"{pictures[3].stem}.png"}
+    with Image.open(out / "a.png") as picture, Image.open(folder / "a.jpg") as original:
+        assert picture.size == original.size
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_detect_without_any_broken_picture_succeeds(shapes, weights, tmp_path):
+    picture = str(sorted((shapes / "JPEGImages").iterdir())[0])
+    assert detect(picture, "--min-score", "0.99", weights=weights, out=tmp_path) == 0  # and nothing to find
+    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+
+
+def test_detect_mistakes_are_named(shapes, weights, tmp_path, capsys):
+    def error(*arguments, weights=weights):
+        assert detect(*arguments, weights=weights, out=tmp_path / "out") == 2
+        return capsys.readouterr().err
+
+    picture = sorted((shapes / "JPEGImages").iterdir())[0]
+    assert "none.jpg: no such file or folder" in error(tmp_path / "none.jpg")
+    assert "none.pt: no such checkpoint" in error(picture, weights=tmp_path / "none.pt")
+    assert "no pictures" in error(tmp_path)
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(shapes, weights, tmp_path):
+    pictures = sorted((shapes / "JPEGImages").iterdir())[:3]
+    for folder, picture in zip(("a", "b", "c"), pictures, strict=True):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").write_bytes(picture.read_bytes())
+    folders = [tmp_path / folder for folder in ("a", "b", "c")]
+    assert detect(*folders, folders[0] / "x.jpg", weights=weights, out=tmp_path / "out") == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"x.png", "x_2.png", "x_3.png", "detections.json"}
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def photos(shapes, tmp_path, monkeypatch):
+    """A folder of pictures that belong to somebody, and the working folder."""
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    for name, picture in zip(
+        ("a.png", "b.jpg", "deeper/c.PNG"), sorted((shapes / "JPEGImages").iterdir()), strict=False
+    ):
+        with Image.open(picture) as image:
+            image.save(folder / name)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "named"),
+    [
+        *[(["{}"], "{}", "a.png"), (["."], ".", "a.png"), (["."], "../link", "a.png"), (["a.png"], "{}", "a.png")],
+        *[(["../link"], "deeper/..", "a.png"), (["deeper"], "deeper/../deeper", "c.png")],
+        *[(["b.jpg"], "elsewhere", "b.png"), (["b.jpg"], "results", "detections.json"), (["b.jpg"], "a.png", "a.png")],
+        *[(["b.jpg"], "linked", "b.png"), (["b.jpg"], "dangling", "b.png"), (["."], "blocked", "blocked/deeper")],
+    ],
+)
+def test_detect_replaces_nothing_but_its_own(photos, weights, capsys, inputs, out, named):
+    if named == "c.png":
+        (photos / "deeper" / "c.PNG").rename(photos / "deeper" / "c.png")
+    for folder in ("elsewhere", "results", "linked", "dangling", "blocked"):
+        (photos.parent / folder).mkdir()
+        (photos / folder).symlink_to(photos.parent / folder)
+    (photos / "elsewhere" / "b.png").write_bytes((photos / "a.png").read_bytes())
+    (photos / "results" / "detections.json").write_text('{"annotations": []}')
+    (photos / "linked" / "b.png").symlink_to(photos / "a.png")
+    (photos / "dangling" / "b.png").symlink_to(photos / "gone.png")
+    (photos / "blocked" / "deeper").write_text("a file where drawings want a folder")
+    before = contents(photos.parent)
+    assert detect(*(name.format(photos) for name in inputs), weights=weights, out=out.format(photos)) == 2
+    assert named in capsys.readouterr().err
+    assert contents(photos.parent) == before
+    assert (photos / "linked" / "b.png").is_symlink()
+
+
+def test_detect_again_replaces_its_drawings_and_does_not_take_them_for_pictures(photos, weights):
+    (photos / "found").mkdir()
+    (photos / "found" / "mine.png").write_bytes((photos / "a.png").read_bytes())
+    drawn = [photos / "found" / name for name in ("a.png", "b.png", "deeper/c.png", "found/mine.png")]
+    for threshold in ("0.1", "0.1", "0.99"):
+        before = {p: p.read_bytes() for p in drawn if p.exists()}
+        assert detect(".", "--min-score", threshold, weights=weights, out="found") == 0
+        listed = json.loads((photos / "found" / "detections.json").read_text())["images"]
+        assert [image["file_name"] for image in listed] == ["a.png", "b.jpg", "deeper/c.PNG", "found/mine.png"]
+        assert set((photos / "found").rglob("*.png")) == {*drawn, photos / "found" / "mine.png"}
+    assert all(p.read_bytes() != before[p] for p in drawn)  # with fewer boxes
+    # a drawing that is named is a picture like others, so it is not replaced either
+    assert detect("found/a.png", weights=weights, out="found") == 2
+    assert detect("found/a.png", weights=weights, out="other") == 0
+
+
+def test_detector_gives_what_the_files_show(shapes, weights):
+    detector = Detector(*load_model(weights, "cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
+    paths = [str(path) for path in sorted((shapes / "JPEGImages").iterdir())]
+    found = list(detector.stream(iter(paths), batch_size=3))
+    assert [path for path, *_ in found] == paths
+    for path, image, (boxes, labels, scores) in found:
+        assert torch.equal(image, read_image(path))
+        assert boxes.shape == (7, 4)
+        assert boxes.min() >= 0
+        assert (boxes <= 300).all()
+        assert boxes.max() > 1
+        assert sorted(scores.tolist(), reverse=True) == scores.tolist()
+        assert set(labels.tolist()) <= {1, 2, 3}
+        offsets, logits = detector.model(eval_transform()(image)[None])
+        (expected,), (expected_labels,), _ = detector.model.detect_objects(offsets, logits, 0.1, 0.45, 7)
+        torch.testing.assert_close(boxes, expected.clamp(0, 1) * 300, rtol=1e-3, atol=0.05)  # other batches, other sums
+        assert torch.equal(labels, expected_labels)
+
+
+def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
+    detector, errors = Detector(*load_model(weights, "cpu")), []
+    assert [path for path, *_ in detector.stream(paths, 2, errors.append)] == paths[1:-1]
+    assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
+    with pytest.raises(ImageReadError, match=r"text\.png"):
+        list(detector.stream(paths))
