@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torchvision.io import decode_image
 from torchvision.models.detection import ssd300_vgg16
 
-from ssd.data import read_image
-from ssd.data.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from ssd.data import PictureFile
+from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
+from ssd.data.loader import Batch
 from ssd.detector import Detector, predict_padded
-from ssd.loss import MultiBoxLoss
+from ssd.loss import MultiBoxLoss, pack_targets
 from ssd.model import IMAGE_SIZE, SSD300
 from ssd.precision import autocast, has_fast_bfloat16, pick_device, place
 from ssd.train import Settings, make_optimizer, train_step
@@ -171,13 +172,16 @@ def training_step(images: int, classes: int | None = None) -> Case:
     truth = objects(images, classes, 1, 8)
     # As a loader gives them: on the CPU, where the network may be elsewhere.
     targets = [{"boxes": b, "labels": n} for b, n in zip(truth.box_lists, truth.label_lists, strict=True)]
+    boxes, labels, row_splits = pack_targets(truth.box_lists, truth.label_lists, torch.device("cpu"))
+    packed = boxes, labels, labels < 0, row_splits
 
     def ours(x, bf16):
         how = How(x.normalized.device, bf16, training=True, classes=classes)
         net, optimizer = networks(how)["ssd_ext"], optimizers(how)["ssd_ext"]
         criterion = MultiBoxLoss(net.priors_cxcy, loc_loss="smooth_l1")
         plan = Settings(data=("none",), lr=LR, bf16=bf16)
-        return train_step(net, criterion, optimizer, x.normalized, targets, plan, 1.0, how.device)
+        batch = Batch(x.normalized, None, *packed)
+        return train_step(net, criterion, optimizer, batch, plan, 1.0, how.device)
 
     def theirs(x, bf16):
         how = How(x.raw.device, bf16, training=True, classes=classes)
@@ -254,7 +258,7 @@ def picture_to_detections(images: int) -> Case:
 
     def ours(x, bf16):
         detector = Detector(networks(How(x.here.device, bf16))["ssd_ext"], names, bf16=bf16)
-        return detector([read_image(path) for path in x.paths])
+        return detector([PictureFile(path) for path in x.paths])
 
     @torch.inference_mode()
     def theirs(x, bf16):

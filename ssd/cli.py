@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ssd.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
+
+if TYPE_CHECKING:  # `ssd --help` imports none of them
+    from ssd.data import PictureFile
+    from ssd.detector import Detections
 
 DRAWN = DetectionOptions(min_score=0.2)
 
@@ -116,12 +120,13 @@ def _class_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in lines if name.strip())
 
 
-def _add_machine_options(parser: argparse.ArgumentParser, *, workers: bool = True, bf16: bool = True) -> None:
+def _add_machine_options(
+    parser: argparse.ArgumentParser, *, workers: str = "processes that read pictures", bf16: bool = True
+) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    if workers:
-        reads = "processes that read pictures (default: one per core, at most 4)"
-        group.add_argument("--workers", type=_checked(int, not_negative), help=reads)
+    default = "(default: one per core, at most 4)"
+    group.add_argument("--workers", type=_checked(int, not_negative), help=f"{workers} {default}")
     if bf16:
         _add_fields(group, Settings, only=["bf16"])
 
@@ -203,11 +208,11 @@ examples:
 def _eval(arguments: argparse.Namespace) -> int:
     from ssd.checkpoint import load_model
     from ssd.data import open_dataset
-    from ssd.data.augmentation import eval_transform
+    from ssd.data.augmentation import EvalTransform
     from ssd.evaluate import evaluate
 
     model, classes = load_model(arguments.weights, arguments.device)
-    dataset = open_dataset(arguments.data, arguments.split, classes, eval_transform())
+    dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform())
     for drop in dataset.dropped:
         print(drop, file=sys.stderr)
     result = evaluate(
@@ -243,40 +248,48 @@ examples:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders that are searched for them")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, such as run/best.pt")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures and detections.json")
+    parser.add_argument("--no-drawings", action="store_true", help="detections.json alone")
     _add_inference_options(parser, DRAWN)
-    _add_machine_options(parser, workers=False)
+    _add_machine_options(parser, workers="threads that read and draw pictures")
 
 
 def _detect(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ssd.checkpoint import load_model
+    from ssd.data.loader import worker_count
     from ssd.detector import Detector
     from ssd.draw import draw_detections, save_png
-    from ssd.results import CocoResults, plan_drawings
+    from ssd.results import JSON_NAME, coco_results, plan_drawings
+    from ssd.threads import in_threads
 
-    out = Path(arguments.out)
-    drawings = plan_drawings(arguments.paths, out)
+    out, workers = Path(arguments.out), max(1, worker_count(arguments.workers))
+    drawings = plan_drawings(arguments.paths, out, draw=not arguments.no_drawings)
     model, classes = load_model(arguments.weights, arguments.device)
     options = DRAWN._replace(**_given(arguments, DetectionOptions))
     detector = Detector(model, classes, options, bf16=getattr(arguments, "bf16", None))
-    results = CocoResults(classes)
-    with tqdm(total=len(drawings), unit="picture", disable=None) as bar:
+    with tqdm(total=len(drawings), unit="picture", disable=None) as bar, coco_results(out, classes) as results:
 
         def skip(error: Exception) -> None:
             bar.write(f"skipped: {error}", file=sys.stderr)
             bar.update()
 
-        for path, image, found in detector.stream(drawings, arguments.batch_size, skip):
-            target = drawings[path]
+        def draw(found: tuple[PictureFile, Detections]) -> tuple[PictureFile, Detections]:
+            picture, detections = found
+            target = drawings[picture.path]
             target.parent.mkdir(parents=True, exist_ok=True)
-            save_png(draw_detections(image, *found, classes=classes), target)
-            results.add(path, image.shape[-2:], found)
+            save_png(draw_detections(picture.pixels(), *detections, classes=classes), target)
+            return found
+
+        every = detector.stream(drawings, arguments.batch_size, skip, workers=workers)
+        for picture, found in every if arguments.no_drawings else in_threads(draw, every, workers, ahead=workers):
+            results.add(picture, found)
             counts = Counter(classes[label - 1] for label in found.labels.tolist())
-            bar.write(f"{path}: {', '.join(f'{n} {name}' for name, n in counts.items()) or 'nothing found'}")
+            names = ", ".join(f"{n} {name}" for name, n in counts.items())
+            bar.write(f"{picture.path}: {names or 'nothing found'}")
             bar.update()
-    done = len(results.images)
-    print(f"{done} pictures, {len(results.annotations)} objects: {results.write(out)}")
+    done = results.images.count
+    print(f"{done} pictures, {results.annotations.count} objects: {out / JSON_NAME}")
     if done < len(drawings):
         print(f"{len(drawings) - done} of {len(drawings)} pictures could not be read", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssd.checkpoint import load_model
 from ssd.data import open_dataset
-from ssd.data.augmentation import eval_transform
+from ssd.data.augmentation import EvalTransform
 from ssd.detector import Detector
 from ssd.draw import draw_detections, save_png, side_by_side
 from ssd.evaluate import EvalResult, evaluate
@@ -63,7 +63,7 @@ def demo(
     train(chosen, run, device=device, workers=workers)
 
     model, classes = load_model(run / BEST, device)
-    test_set = open_dataset(data, "test", classes, eval_transform())
+    test_set = open_dataset(data, "test", classes, EvalTransform())
     result = evaluate(model, test_set, classes, bf16=chosen.bf16, workers=workers)
     print(result)
 
@@ -71,11 +71,11 @@ def demo(
     folder.mkdir(exist_ok=True)
     held_out = open_dataset(data, "test", classes)
     detector = Detector(model, classes, DRAWN, bf16=chosen.bf16)
-    for index, (path, image, found) in enumerate(detector.stream(held_out.pictures[:N_DRAWN])):
-        truth = held_out[index][1]
+    for index, (picture, found) in enumerate(detector.stream(held_out.pictures[:N_DRAWN])):
+        image, truth = held_out[index]
         left = draw_detections(image, *found, classes=classes)
         right = draw_detections(image, truth["boxes"], truth["labels"], classes=classes)
-        save_png(side_by_side(left, right, ("found", "truth")), folder / f"{path.stem}.png")
+        save_png(side_by_side(left, right, ("found", "truth")), folder / f"{picture.path.stem}.png")
     minutes = (time.perf_counter() - started) / 60
     print(
         f"mAP {result.mAP:.3f} after {minutes:.1f} minutes. Look at {folder}/*.png (found beside truth) "

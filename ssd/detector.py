@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from os import PathLike
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ssd.data.augmentation import eval_transform
-from ssd.data.reading import ImageReadError, read_image
+from ssd.data.augmentation import EvalTransform
+from ssd.data.colour import to_input
+from ssd.data.loader import worker_count
+from ssd.data.reading import ImageReadError, Picture, PictureFile
 from ssd.model import SSD300
 from ssd.precision import autocast, place
+from ssd.threads import in_threads
 from ssd_ext import DetectionOptions, postprocess_detections
 
-AnyPath = TypeVar("AnyPath", str, PathLike)
+AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
 class Detections(NamedTuple):
@@ -49,59 +51,72 @@ class Detector:
         self.classes = tuple(classes)
         self.options = options
         self.bf16 = bf16
-        self._prepare = eval_transform()
+        self._prepare = EvalTransform()
 
-    def __call__(self, images: Sequence[Tensor]) -> list[Detections]:
+    def __call__(self, images: Sequence[Tensor | Picture]) -> list[Detections]:
         """Detects in one batch of pictures.
 
         Args:
-            images: pictures (3, H, W) uint8 RGB of any sizes, at least one.
+            images: pictures of any sizes, at least one: `ssd.data.PictureFile`, or (3, H, W) uint8 RGB.
 
         Returns:
             the `Detections` of each picture.
         """
-        batch = torch.stack([self._prepare(image) for image in images])
-        detections = []
-        for image, (boxes, labels, scores) in zip(
-            images, unpad(*predict_padded(self.model, batch, self.options, bf16=self.bf16)), strict=True
-        ):
-            height, width = image.shape[-2:]
-            pixels = boxes.clamp(0, 1) * boxes.new_tensor([width, height, width, height])
-            detections.append(Detections(pixels, labels, scores))
-        return detections
+        pictures = [image if isinstance(image, Picture) else Picture(image) for image in images]
+        return [found for _, found in self._detect([(picture, self._prepare(picture)) for picture in pictures])]
+
+    def _detect(self, batch: Sequence[tuple[AnyPicture, Tensor]]) -> list[tuple[AnyPicture, Detections]]:
+        """What is found in pictures, each given with its pixels in the network's size."""
+        padded = predict_padded(self.model, torch.stack([pixels for _, pixels in batch]), self.options, bf16=self.bf16)
+        results = []
+        for (picture, _), (boxes, labels, scores) in zip(batch, unpad(*padded), strict=True):
+            size = boxes.new_tensor([picture.width, picture.height] * 2)
+            results.append((picture, Detections(boxes.clamp(0, 1) * size, labels, scores)))
+        return results
 
     def stream(
         self,
-        paths: Iterable[AnyPath],
+        paths: Iterable[str | PathLike[str]],
         batch_size: int = 8,
         on_error: Callable[[Exception], None] | None = None,
-    ) -> Iterator[tuple[AnyPath, Tensor, Detections]]:
-        """Detects in picture files, a batch in memory at a time.
+        *,
+        workers: int | None = None,
+    ) -> Iterator[tuple[PictureFile, Detections]]:
+        """Detects in picture files; threads read the next batch meanwhile, and nothing else is kept in memory.
 
         Args:
             paths: the files.
             batch_size: pictures per forward pass, at least 1.
             on_error: called with the error of a picture that cannot be read, which is left out; None: raised.
+            workers: threads, at least 1; by default one per core, at most 4.
 
         Yields:
-            (path, image (3, H, W) uint8, `Detections`) in the order of the paths.
+            the picture and its `Detections`, in the order of the paths.
 
         Raises:
             FileNotFoundError, ImageReadError: a picture cannot be read, without `on_error`.
         """
-        paths = iter(paths)
-        while chunk := list(islice(paths, batch_size)):
-            batch = []
-            for path in chunk:
-                try:
-                    batch.append((path, read_image(path)))
-                except (ImageReadError, OSError) as error:
-                    if on_error is None:
-                        raise
-                    on_error(error)
-            if batch:
-                for (path, image), found in zip(batch, self([image for _, image in batch]), strict=True):
-                    yield path, image, found
+
+        def read(path: str | PathLike[str]) -> tuple[PictureFile, Tensor] | Exception:
+            try:
+                picture = PictureFile(path)
+                return picture, self._prepare(picture)
+            except (ImageReadError, OSError) as error:
+                return error
+
+        batch: list[tuple[PictureFile, Tensor]] = []
+        for result in in_threads(read, paths, max(1, worker_count(workers)), ahead=batch_size):
+            if not isinstance(result, Exception):
+                batch.append(result)
+            elif on_error is None:
+                raise result
+            else:
+                on_error(result)
+            if len(batch) == batch_size:
+                yield from self._detect(batch)
+                batch = []
+        if batch:
+            yield from self._detect(batch)
 
 
 @torch.inference_mode()
@@ -112,7 +127,7 @@ def predict_padded(
 
     Args:
         model: the network; it is put into evaluation mode.
-        images: (B, 3, 300, 300) as `eval_transform` gives them.
+        images: (B, 3, 300, 300) bytes, as `EvalTransform` gives them, or normalised as `to_input` does.
         options: see `ssd_ext.DetectionOptions`.
         bf16: bfloat16 autocast; None uses it where the hardware has it.
 
@@ -121,6 +136,7 @@ def predict_padded(
     """
     model.eval()
     device = model.priors_cxcy.device
+    images = to_input(images.to(device, non_blocking=True))
     with autocast(device, bf16):
         offsets, logits = model(place(images, device))
     return postprocess_detections(offsets, logits, model.priors_cxcy, options)

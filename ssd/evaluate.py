@@ -160,7 +160,7 @@ def evaluate(
 
     Args:
         model: the network, run on the device of its parameters and left in evaluation mode.
-        dataset: gives (image, target) as `ssd.data.open_dataset` with `eval_transform` does.
+        dataset: gives (image, target) as `ssd.data.open_dataset` with `EvalTransform` does.
         classes: the C-1 names without background.
         options: see `ssd_ext.DetectionOptions`.
         iou_threshold, method: see `average_precision`.
@@ -182,9 +182,9 @@ def evaluate(
             detections.extend(unpad(*padded))
         waiting.clear()
 
-    for images, batch_targets in tqdm(loader, unit="batch", disable=True if quiet else None):
-        waiting.append(predict_padded(model, images, options, bf16=bf16))
-        targets += batch_targets
+    for batch in tqdm(loader, unit="batch", disable=True if quiet else None):
+        waiting.append(predict_padded(model, batch.images, options, bf16=bf16))
+        targets += batch.targets()
         if len(waiting) == READ_EVERY:
             read()
     read()

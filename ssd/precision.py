@@ -45,8 +45,3 @@ def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocas
 def place(module_or_images: nn.Module | Tensor, device: torch.device) -> nn.Module | Tensor:
     """On the device, in channels_last, the layout in which convolutions run fastest on CPU and tensor cores."""
     return module_or_images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on the device, by a copy that the host does not wait for."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

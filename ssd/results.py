@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, TextIO
 
 from ssd.atomic import replacing
-from ssd.data.reading import SUFFIXES
+from ssd.data.reading import SUFFIXES, PictureFile
 from ssd.detector import Detections
 from ssd.draw import MARK, is_drawing
 
 JSON_NAME = "detections.json"
 
 
-def plan_drawings(paths: Iterable[str | os.PathLike[str]], out: Path) -> dict[Path, Path]:
+def plan_drawings(paths: Iterable[str | os.PathLike[str]], out: Path, *, draw: bool = True) -> dict[Path, Path]:
     """Finds the pictures and a place in the folder `out` for the drawing of each, before any work.
 
     Args:
         paths: pictures, and folders that are searched for pictures; drawings found there are passed over.
         out: folder of the results; need not exist.
+        draw: whether there will be drawings; without, nothing is in their way.
 
     Returns:
         the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal.
@@ -56,7 +61,7 @@ def plan_drawings(paths: Iterable[str | os.PathLike[str]], out: Path) -> dict[Pa
     if not drawings:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
     inputs = {_identity(picture) for picture in drawings}
-    for target in (out / JSON_NAME, *drawings.values()):
+    for target in (out / JSON_NAME, *(drawings.values() if draw else ())):
         _check_replaceable(target, inputs)
     return drawings
 
@@ -86,38 +91,58 @@ def _is_results(path: Path) -> bool:
         return False
 
 
-class CocoResults:
-    """Detections in COCO's format; the list under "annotations" is what COCO.loadRes takes.
+@contextmanager
+def coco_results(out: Path, classes: Sequence[str]) -> Iterator[CocoResults]:
+    """Detections in COCO's format, written to detections.json as they come; the file is there when the block has ended.
 
     Args:
+        out: folder of the file, made where missing.
         classes: names without background; the category of `classes[i - 1]` is i.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    with (
+        replacing(out / JSON_NAME) as temporary,
+        open(temporary, "w", encoding="utf-8") as file,
+        TemporaryFile("w+", encoding="utf-8", dir=out) as images,
+    ):
+        file.write(f'{{"info": {json.dumps({"description": MARK})},\n"categories": {json.dumps(categories)},\n')
+        file.write('"annotations": [')
+        yield CocoResults(_Rows(file), _Rows(images))
+        file.write('\n],\n"images": [')
+        images.seek(0)
+        shutil.copyfileobj(images, file)
+        file.write("\n]}\n")
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.images: list[dict] = []
-        self.categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
-        self.annotations: list[dict] = []
 
-    def add(self, path: str | os.PathLike[str], size: Sequence[int], found: Detections) -> None:
-        """Adds one picture of size (height, width) and what was found there."""
-        height, width = size
-        self.images.append({"id": len(self.images) + 1, "file_name": str(path), "width": width, "height": height})
+class _Rows:
+    """The elements of a JSON list, one a line."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.count = file, 0
+
+    def add(self, **row: Any) -> None:
+        """Adds a row with the next id, counted from 1."""
+        self.file.write(",\n" if self.count else "\n")
+        self.count += 1
+        self.file.write(json.dumps({"id": self.count, **row}))
+
+
+class CocoResults:
+    """Where the rows go; the list under "annotations" is what COCO.loadRes takes."""
+
+    def __init__(self, annotations: _Rows, images: _Rows) -> None:
+        self.annotations, self.images = annotations, images
+
+    def add(self, picture: PictureFile, found: Detections) -> None:
+        """Adds one picture and what was found there."""
+        self.images.add(file_name=str(picture.path), width=picture.width, height=picture.height)
         for (x0, y0, x1, y1), label, score in zip(*(column.tolist() for column in found), strict=True):
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": len(self.images),
-                    "category_id": label,
-                    "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-                    "area": round((x1 - x0) * (y1 - y0), 2),
-                    "iscrowd": 0,
-                    "score": round(score, 5),
-                }
+            self.annotations.add(
+                image_id=self.images.count,
+                category_id=label,
+                bbox=[round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+                area=round((x1 - x0) * (y1 - y0), 2),
+                iscrowd=0,
+                score=round(score, 5),
             )
-
-    def write(self, out: Path) -> Path:
-        """Writes detections.json into a folder, made where missing; returns its path."""
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / JSON_NAME) as temporary:
-            temporary.write_text(json.dumps({"info": {"description": MARK}, **vars(self)}, indent=1), encoding="utf-8")
-        return out / JSON_NAME

@@ -38,6 +38,9 @@ class Settings:
     val_data: Annotated[tuple[str, ...] | None, "folders to validate on (default: those of the data)"] = None
     classes: Annotated[tuple[str, ...] | None, "names of the classes (default: those found, sorted)"] = None
     flips: Annotated[bool, "mirror top to bottom too: pictures without an upright"] = False
+    augment: Annotated[
+        Literal["ssd", "v2"], "of the pictures; ssd: as in the paper, in a tenth of the time of v2, torchvision's"
+    ] = "ssd"
     weights: Annotated[
         str | None, "imagenet (VGG16, downloaded), or a file: VGG16 weights or a checkpoint (default: random)"
     ] = None
@@ -82,7 +85,8 @@ class Settings:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Settings:
-        """What `as_dict` gave, now or in an older version, which had the options of the loss beside the others."""
+        """What `as_dict` gave, now or in an older version, which had the options of the loss beside the others and no
+        augmentation but torchvision's."""
         loss = saved.get("loss", {name: saved[name] for name in LossOptions._fields if name in saved})
-        known = {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
-        return cls(**{**known, "loss": LossOptions(**loss)})
+        known = {"augment": "v2"} | {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
+        return cls(**known | {"loss": LossOptions(**loss)})

@@ -9,24 +9,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ssd.atomic import locked
 from ssd.checkpoint import build_model, init_weights, load_checkpoint, save_checkpoint
 from ssd.data import Dropped, list_splits, open_dataset
-from ssd.data.augmentation import eval_transform, train_transform
-from ssd.data.loader import train_loader, worker_count
+from ssd.data.augmentation import EvalTransform, TrainTransform
+from ssd.data.colour import to_input
+from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
+from ssd.data.torchvision_recipe import v2_transform
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
-from ssd.loss import MultiBoxLoss, pack_targets
+from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
-from ssd.precision import autocast, pick_device, place, send
+from ssd.precision import autocast, pick_device, place
 from ssd.settings import Settings
 
 SPLIT_PAIRS = (("train", "val"), ("trainval", "test"), ("train", "test"))
@@ -49,15 +52,16 @@ def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, .
         if not pairs:
             raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
         split, val_split = pairs[0][0], val_split or pairs[0][1]
-    whole = open_dataset(settings.data, split, settings.classes, train_transform(flips=settings.flips))
+    augment = {"ssd": TrainTransform, "v2": v2_transform}[settings.augment]
+    whole = open_dataset(settings.data, split, settings.classes, augment(flips=settings.flips))
     val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
     if val_data:
-        val_set = open_dataset(val_data, val_split, whole.classes, eval_transform())
+        val_set = open_dataset(val_data, val_split, whole.classes, EvalTransform())
         return whole, val_set, whole.classes, whole.dropped + val_set.dropped
     if split is None and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n_val = max(1, round(HELD_OUT * len(order)))
-        unaugmented = open_dataset(settings.data, split, whole.classes, eval_transform())
+        unaugmented = open_dataset(settings.data, split, whole.classes, EvalTransform())
         held_out = Subset(unaugmented, sorted(order[:n_val]))
         return Subset(whole, sorted(order[n_val:])), held_out, whole.classes, whole.dropped
     return whole, None, whole.classes, whole.dropped
@@ -172,7 +176,7 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.history = state["step"], state["history"]
 
-        self.steps_per_epoch = len(self.loader(epoch=0, start=0))
+        self.steps_per_epoch = steps_per_epoch(len(self.train_set), settings.batch_size)
         self.total = settings.epochs * self.steps_per_epoch
         self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
         self.writer = _tensorboard(out, self.say)
@@ -181,9 +185,6 @@ class _Run:
         if not self.quiet:
             tqdm.write(str(text))
 
-    def loader(self, epoch: int, start: int) -> DataLoader:
-        return train_loader(self.train_set, self.settings.batch_size, self.settings.seed, epoch, start, self.workers)
-
     def to_the_end(self, stopping: list[int]) -> None:
         """Trains until done, or until `stopping` is no longer empty: then saves and raises KeyboardInterrupt."""
         self.say(
@@ -191,9 +192,12 @@ class _Run:
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
             f"{self.total} steps of {self.settings.batch_size} pictures on {self.device}"
         )
+        settings, steps = self.settings, range(self.step, self.total)
+        batches = iter(train_loader(self.train_set, settings.batch_size, settings.seed, steps, self.workers))
         with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
+            meter = _Meter(self.history, bar, self.writer)
             while self.step < self.total:
-                self.epoch(bar, stopping)
+                self.epoch(batches, meter, stopping)
                 epoch = self.step // self.steps_per_epoch
                 if self.step % self.steps_per_epoch == 0:
                     if self.val_set and (epoch % self.eval_every == 0 or epoch == self.settings.epochs):
@@ -206,21 +210,20 @@ class _Run:
                         f"To go on: ssd train --out {self.out} --resume"
                     )
                     raise KeyboardInterrupt
+        self.say(meter.summary())
         if self.val_set is None:
             self.save(self.best)
 
-    def epoch(self, bar: tqdm, stopping: list[int]) -> None:
+    def epoch(self, batches: Iterator[Batch], meter: _Meter, stopping: list[int]) -> None:
         """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty."""
         settings = self.settings
         self.model.train()
-        meter = _Meter(self.history, bar, self.writer)
-        for images, targets in self.loader(*divmod(self.step, self.steps_per_epoch)):
+        meter.start()
+        for batch in meter.timed(islice(batches, self.steps_per_epoch - self.step % self.steps_per_epoch)):
             factor = lr_factor(self.step, self.total, settings.schedule, settings.warmup)
-            loss = train_step(
-                self.model, self.criterion, self.optimizer, images, targets, settings, factor, self.device
-            )
+            loss = train_step(self.model, self.criterion, self.optimizer, batch, settings, factor, self.device)
             self.step += 1
-            meter.add(self.step, loss, len(images))
+            meter.add(self.step, loss, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 meter.flush()
             if stopping:
@@ -252,8 +255,7 @@ def train_step(
     model: SSD300,
     criterion: MultiBoxLoss,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    targets: list[dict[str, Tensor]],
+    batch: Batch,
     settings: Settings,
     factor: float,
     device: torch.device,
@@ -261,12 +263,10 @@ def train_step(
     """One step of the optimiser; returns the 0-d loss without waiting for the device."""
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * group["lr_scale"] * factor
-    cpu = torch.device("cpu")
-    packed = pack_targets([t["boxes"] for t in targets], [t["labels"] for t in targets], cpu)
-    boxes, labels, row_splits = (send(t, device) for t in packed)
+    batch = batch.to(device)
     with autocast(device, settings.bf16):
-        offsets, logits = model(place(images, device))
-    loss = criterion(offsets, logits, boxes, labels, row_splits)
+        offsets, logits = model(place(to_input(batch.images, batch.colours), device))
+    loss = criterion(offsets, logits, batch.boxes, batch.labels, batch.row_splits)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if settings.clip_grad:
@@ -276,19 +276,33 @@ def train_step(
 
 
 class _Meter:
-    """Collects losses on the device and reads them some steps at a time."""
+    """Collects losses on the device and reads them some steps at a time; knows how long the run waited for pictures."""
 
     def __init__(self, history: dict[str, list[float]], bar: tqdm, writer: Any) -> None:
         self.history, self.bar, self.writer = history, bar, writer
+        self.seconds, self.waited, self.pictures = 0.0, 0.0, 0  # of the whole run
+        self.start()
+
+    def start(self) -> None:
+        """Begins to measure, after something else than training."""
         self.steps: list[int] = []
         self.losses: list[Tensor] = []
-        self.pictures = 0
-        self.since = time.perf_counter()
+        self.new_pictures, self.new_waited, self.since = 0, 0.0, time.perf_counter()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; notes how long each lets wait."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.new_waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def add(self, step: int, loss: Tensor, pictures: int) -> None:
         self.steps.append(step)
         self.losses.append(loss)
-        self.pictures += pictures
+        self.new_pictures += pictures
 
     def flush(self) -> None:
         if not self.losses:
@@ -302,14 +316,22 @@ class _Meter:
             )
         self.history["step"] += self.steps
         self.history["loss"] += losses
-        rate = self.pictures / (time.perf_counter() - self.since)
+        seconds = time.perf_counter() - self.since
+        rate = self.new_pictures / seconds
         self.bar.set_postfix_str(f"loss {sum(losses) / len(losses):.3f}, {rate:.1f} images/s", refresh=False)
         self.bar.update(len(losses))
         if self.writer:
             for step, loss in zip(self.steps, losses, strict=True):
                 self.writer.add_scalar("loss", loss, step)
             self.writer.add_scalar("images_per_second", rate, self.steps[-1])
-        self.steps, self.losses, self.pictures, self.since = [], [], 0, time.perf_counter()
+        self.seconds += seconds
+        self.waited += self.new_waited
+        self.pictures += self.new_pictures
+        self.start()
+
+    def summary(self) -> str:
+        rate, share = self.pictures / max(self.seconds, 1e-9), self.waited / max(self.seconds, 1e-9)
+        return f"trained on {self.pictures} pictures, {rate:.1f} a second, {share:.0%} of the time waiting for them"
 
 
 def _tensorboard(out: Path, say: Any) -> Any:

@@ -1,14 +1,26 @@
+"""Training and evaluation samples: that boxes follow pixels, and that chance deals as docs/input.md says."""
+
 from __future__ import annotations
 
+import colorsys
+import itertools
+import math
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ssd.data import augmentation
-from ssd.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
+from ssd.data import PictureFile, augmentation
+from ssd.data.augmentation import EvalTransform, TrainTransform, draw_colour, draw_patch
+from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD, colour_matrix, to_input
+from ssd.data.torchvision_recipe import v2_transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+N = 10_000  # draws
+FAR = 1.95 / math.sqrt(N)  # Kolmogorov-Smirnov distance that one of a thousand samples of N exceeds
 
 
 def sample(boxes, height=120, width=200):
@@ -27,35 +39,47 @@ def sample(boxes, height=120, width=200):
 
 
 FOUR = [[0, 0, 60, 50], [80, 10, 140, 60], [150, 40, 200, 120], [20, 70, 100, 110]]
+both_recipes = pytest.mark.parametrize("recipe", [TrainTransform, v2_transform])
 
 
-def grey(image):
-    """The grey levels 0..255 of a normalised image."""
-    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image * std + mean).mean(0) * 255
+def network_input(image, target):
+    return to_input(image[None], target["colour"][None] if "colour" in target else None)[0]
 
 
-@pytest.fixture
-def plain_colours(monkeypatch):
-    monkeypatch.setattr(augmentation.v2, "RandomPhotometricDistort", v2.Identity)
+def fixed(monkeypatch, *, patch="whole", colours=False):
+    """No chance in what is not looked at."""
+    if patch == "whole":
+        monkeypatch.setattr(augmentation, "LEAST_IOU", (augmentation.WHOLE,))
+    if patch != "any":
+        monkeypatch.setattr(augmentation, "ZOOM_CHANCE", 0)
+    if not colours:
+        monkeypatch.setattr(augmentation, "COLOUR_CHANCE", 0)
 
 
-@pytest.fixture
-def whole_picture(monkeypatch):
-    monkeypatch.setattr(augmentation.v2, "RandomZoomOut", lambda **_: v2.Identity())
-    monkeypatch.setattr(augmentation, "_IoUCrop", v2.Identity)
+def distance(values, low=0.0, high=1.0):
+    """Kolmogorov-Smirnov, from the uniform distribution."""
+    values = (np.sort(values) - low) / (high - low)
+    assert values[0] >= 0
+    assert values[-1] <= 1
+    steps = np.arange(len(values) + 1) / len(values)
+    return max(np.abs(values - steps[1:]).max(), np.abs(values - steps[:-1]).max())
 
 
+# ------------------------------------------------------------------------------------------------------- geometry
+
+
+@both_recipes
 @pytest.mark.parametrize("size", [300, 97])
-def test_training_samples_are_well_formed(size):
-    transform = train_transform(size, flips=True)
+def test_samples_are_well_formed(recipe, size):
+    transform = recipe(size, flips=True)
     image, target = sample(FOUR)
     kept = 0
     for seed in range(150):
         torch.manual_seed(seed)
         result, new = transform(image, target)
         assert type(result) is torch.Tensor
-        assert (result.shape, result.dtype) == ((3, size, size), torch.float32)
+        assert result.shape == (3, size, size)
+        assert result.dtype == (torch.uint8 if recipe is TrainTransform else torch.float32)
         assert all(type(value) is torch.Tensor for value in new.values())
         boxes, labels, difficult = new["boxes"], new["labels"], new["difficult"]
         assert (boxes.dtype, labels.dtype, difficult.dtype) == (torch.float32, torch.int64, torch.bool)
@@ -71,93 +95,277 @@ def test_training_samples_are_well_formed(size):
     assert len(target["labels"]) == 4
 
 
-def test_boxes_follow_their_objects(plain_colours):
-    transform = train_transform(flips=True)
-    for seed in range(150):
+@pytest.mark.parametrize(
+    ("source", "width", "height"),
+    [("tensor", 200, 120), (".png", 500, 375), (".jpg", 640, 480), (".jpg", 2400, 1100), ("turned.jpg", 1700, 900)],
+)
+def test_objects_are_found_again_where_their_boxes_say(tmp_path, monkeypatch, source, width, height):
+    """One object in each colour channel: its half-bright edges are the edges of its box, to a pixel of the result."""
+    fixed(monkeypatch, patch="any")
+    rng = np.random.default_rng(0)
+    transform, found = TrainTransform(flips=True), 0
+    for seed in range(60):
+        boxes = np.sort(rng.integers(0, [[width, height]] * 2, (3, 2, 2)), axis=1)
+        boxes[:, 1] += 40  # wide enough to be half bright in the middle, when it becomes small
+        boxes = boxes.clip(0, [width, height])
+        boxes[:, 0] = np.minimum(boxes[:, 0], [width - 40, height - 40])
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        for channel, ((x0, y0), (x1, y1)) in enumerate(boxes):
+            pixels[y0:y1, x0:x1, channel] = 255
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)
+        if source != "tensor":
+            path, drawn = tmp_path / f"{seed}{source}", Image.fromarray(pixels)
+            exif = Image.Exif()
+            if source == "turned.jpg":
+                exif[0x0112], drawn = 6, drawn.transpose(Image.Transpose.ROTATE_90)
+            drawn.save(path, exif=exif, **({"quality": 95, "subsampling": 0} if source.endswith("jpg") else {}))
+            picture = PictureFile(path)
+        target = {"boxes": torch.from_numpy(boxes.reshape(3, 4)).float(), "labels": torch.arange(3)}
         torch.manual_seed(seed)
-        image, target = transform(*sample(FOUR))
-        levels = grey(image)
-        for box, label in zip((target["boxes"] * 300).tolist(), target["labels"].tolist(), strict=True):
-            # enlarging by up to 8 blurs edges by up to 4 pixels
-            x0, y0, x1, y1 = (round(edge) for edge in box)
-            inner = levels[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5]
-            assert inner.numel() == 0 or (inner - 20 * label).abs().max() < 2
-            for outer in (levels[y0:y1, :x0][:, -6:-5], levels[y0:y1, x1 + 5 : x1 + 6]):
-                assert outer.numel() == 0 or ((outer - 20 * label).abs() < 2).float().mean() < 0.5
+        image, new = transform(picture, target)
+        for box, channel in zip((300 * new["boxes"]).tolist(), new["labels"].tolist(), strict=True):
+            bright = image[channel] > 127  # the border has 124, 116 and 104
+            rows, columns = (bright.any(axis).nonzero().flatten() for axis in (1, 0))
+            edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert np.abs(np.subtract(edges, box)).max() <= 1.01, (seed, edges, box)
+            found += 1
+    assert found > 90
 
 
 def test_the_border_of_a_zoomed_out_picture_is_zero(monkeypatch):
     """The picture's colours are distorted, the border's are not."""
-    monkeypatch.setattr(augmentation, "_IoUCrop", v2.Identity)
+    monkeypatch.setattr(augmentation, "LEAST_IOU", (augmentation.WHOLE,))
     zoomed = 0
     for seed in range(30):
         torch.manual_seed(seed)
-        image, target = train_transform()(*sample([[0, 0, 200, 120]]))
+        image, target = TrainTransform()(*sample([[0, 0, 200, 120]]))
         x0, y0, x1, y1 = (round(edge) for edge in (target["boxes"][0] * 300).tolist())
-        border = torch.ones(300, 300, dtype=torch.bool)
-        border[max(0, y0 - 3) : y1 + 3, max(0, x0 - 3) : x1 + 3] = False  # resizing blurs the edge
-        assert border.sum() == 0 or image[:, border].abs().max() < 0.01
-        assert image[:, y0 + 3 : y1 - 3, x0 + 3 : x1 - 3].abs().min() > 0.5
-        zoomed += bool(border.any())
+        outside = torch.ones(300, 300, dtype=torch.bool)
+        outside[y0:y1, x0:x1] = False
+        result = network_input(image, target)
+        # A byte holds steps of 1 / 255, which contrast and saturation enlarge, and nothing above white.
+        limit = 0.03 if image[:, outside].numel() and image[:, outside].max() < 255 else 0.4
+        assert outside.sum() == 0 or result[:, outside].abs().max() < limit
+        assert result[:, y0:y1, x0:x1].abs().min() > 0.5
+        zoomed += bool(outside.any())
     assert 5 < zoomed < 25
 
 
-def test_objects_that_become_too_small_go_with_all_they_have(whole_picture):
+def test_objects_that_become_too_small_go_with_all_they_have(monkeypatch):
+    fixed(monkeypatch)
     boxes = [[0, 0, 600, 500], [800, 10, 802, 600], [1500, 400, 2000, 402], [200, 700, 1000, 1100]]  # 300 / 2000 of it
     for seed in range(8):
         torch.manual_seed(seed)
-        target = train_transform()(*sample(boxes, 1200, 2000))[1]
+        image, target = sample(boxes, 1200, 2000)
+        target |= {"area": torch.arange(4), "image_id": torch.tensor([7]), "name": "x"}
+        target = TrainTransform()(image, target)[1]
         assert target["labels"].tolist() == [1, 4]
         assert target["difficult"].tolist() == [False, True]
         assert target["boxes"].shape == (2, 4)
+        assert (target["area"].tolist(), target["image_id"].tolist(), target["name"]) == ([0, 3], [7], "x")
 
 
-def test_a_picture_without_objects():
+@both_recipes
+def test_a_picture_without_objects(recipe):
     for seed in range(30):
         torch.manual_seed(seed)
-        image, target = train_transform()(*sample([]))
+        image, target = recipe()(*sample([]))
         assert image.shape == (3, 300, 300)
         assert target["boxes"].shape == (0, 4)
         assert target["labels"].shape == target["difficult"].shape == (0,)
 
 
+@both_recipes
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (3, 900)])
-def test_tiny_pictures(height, width):
+def test_tiny_pictures(recipe, height, width):
     for seed in range(30):
         torch.manual_seed(seed)
-        image, target = train_transform()(*sample([[0, 0, width, height]], height, width))
+        image, target = recipe()(*sample([[0, 0, width, height]], height, width))
         assert image.shape == (3, 300, 300)
         assert len(target["boxes"]) <= 1
 
 
+def test_ten_thousand_objects():
+    corners = torch.rand(10_000, 2) * torch.tensor([1900.0, 1000.0])
+    boxes = torch.cat([corners, corners + 20], dim=1)
+    target = {"boxes": boxes, "labels": torch.arange(10_000)}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        _, new = TrainTransform()(torch.zeros(3, 1100, 2000, dtype=torch.uint8), target)
+        assert 0 < len(new["boxes"]) == len(new["labels"]) <= 10_000
+
+
 @pytest.mark.parametrize(("height", "width"), [(479, 641), (333, 500), (1000, 7), (375, 499)])
-def test_rounding_never_drops_an_object_at_the_edge(whole_picture, height, width):
+def test_rounding_never_drops_an_object_at_the_edge(monkeypatch, height, width):
+    fixed(monkeypatch)
     for seed in range(8):
         torch.manual_seed(seed)
-        target = train_transform(flips=True)(*sample([[0, 0, width, height]], height, width))[1]
+        target = TrainTransform(flips=True)(*sample([[0, 0, width, height]], height, width))[1]
         assert target["boxes"].tolist() == [[0, 0, 1, 1]]
 
 
-def test_mirrored_half_of_the_time_and_top_to_bottom_on_request_only(whole_picture, plain_colours):
+def test_composes_with_transforms_of_torchvision():
+    enlarge, mirror = v2.Resize((240, 400)), v2.RandomHorizontalFlip(p=1)
+    torch.manual_seed(0)
+    result, new = v2.Compose([enlarge, TrainTransform(), mirror])(*sample(FOUR))
+    torch.manual_seed(0)
+    image, target = TrainTransform()(*enlarge(*sample(FOUR)))
+    assert torch.equal(result, image.flip(2))
+    assert torch.equal(new["boxes"], target["boxes"])  # plain tensors: to torchvision, the first one is the picture
+
+
+# --------------------------------------------------------------------------------------------------------- chance
+
+
+def corners(*boxes):
+    return np.array(boxes, dtype=np.float64).reshape(-1, 2, 2)
+
+
+def patches(boxes, n=N, height=300, width=400):
+    rng = np.random.default_rng(1)
+    return np.stack([draw_patch(rng, height, width, boxes) for _ in range(n)])
+
+
+def test_zoom_out_puts_half_of_the_pictures_on_a_canvas_of_1_to_16_times_their_area(monkeypatch):
+    monkeypatch.setattr(augmentation, "LEAST_IOU", (augmentation.WHOLE,))
+    found = patches(corners([10, 10, 50, 50]))
+    sides = (found[:, 1] - found[:, 0]) / [400, 300]
+    np.testing.assert_allclose(sides[:, 0], sides[:, 1])
+    zoomed = sides[:, 0] > 1
+    assert abs(zoomed.mean() - 0.5) < 0.015  # three standard deviations
+    assert (sides[~zoomed] == 1).all()
+    assert distance(sides[zoomed, 0], 1, 4) < 2 * FAR  # of half as many
+    position = -found[zoomed, 0] / ((sides[zoomed] - 1) * [400, 300])
+    assert distance(position[:, 0]) < 2 * FAR
+    assert distance(position[:, 1]) < 2 * FAR
+    assert abs(np.corrcoef(position.T)[0, 1]) < 0.05
+
+
+def test_patches_are_of_a_tenth_to_all_of_the_picture_and_of_aspects_of_a_half_to_two(monkeypatch):
+    monkeypatch.setattr(augmentation, "ZOOM_CHANCE", 0)
+    monkeypatch.setattr(augmentation, "LEAST_IOU", (0.0,))
+    monkeypatch.setattr(augmentation, "_inside", lambda p, boxes: np.ones((len(p), len(boxes)), dtype=bool))
+    found = patches(corners([10, 10, 50, 50])) / [400, 300]
+    assert found.min() >= 0
+    assert found.max() <= 1 + 1e-12
+    width, height = (found[:, 1] - found[:, 0]).T
+    assert distance(np.sqrt(width * height), math.sqrt(0.1), 1) < FAR  # the root of the area
+    longest = np.minimum(2, 1 / (width * height))  # that fits in
+    assert distance((width / height - 1 / longest) / (longest - 1 / longest)) < FAR
+    assert distance(found[:, 0, 0] / (1 - width)) < FAR
+    assert distance(found[:, 0, 1] / (1 - height)) < FAR
+
+
+def test_the_whole_picture_is_one_of_seven_choices(monkeypatch):
+    monkeypatch.setattr(augmentation, "ZOOM_CHANCE", 0)
+    monkeypatch.setattr(augmentation, "_inside", lambda p, boxes: np.ones((len(p), len(boxes)), dtype=bool))
+    asked = []
+
+    class Every:
+        """An overlap that is enough for every choice, and notes which was made."""
+
+        def __ge__(self, least):
+            asked.append(least)
+            return np.ones((augmentation.TRIALS, 1), dtype=bool)
+
+    monkeypatch.setattr(augmentation, "_iou", lambda p, boxes: Every())
+    found = patches(corners([10, 10, 50, 50]))
+    whole = (found == [[0, 0], [400, 300]]).all((1, 2)).sum()
+    counts = [whole, *(asked.count(least) for least in (0, 0.1, 0.3, 0.5, 0.7, 0.9))]
+    assert sum(counts) == N
+    assert np.abs(np.array(counts) / N - 1 / 7).max() < 0.0105  # three standard deviations
+
+
+@pytest.mark.parametrize("least", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_patch_holds_the_centre_of_an_object_that_overlaps_it_enough(monkeypatch, least):
+    monkeypatch.setattr(augmentation, "LEAST_IOU", (augmentation.WHOLE, least))
+    boxes = corners([40, 30, 360, 270], [0, 0, 30, 30], [300, 200, 400, 300])
+    overlaps = []
+    for patch in patches(boxes, 1000):
+        low, high = np.maximum(patch[0], boxes[:, 0]), np.minimum(patch[1], boxes[:, 1])
+        common = (high - low).clip(0).prod(1)
+        iou = common / ((patch[1] - patch[0]).prod() + (boxes[:, 1] - boxes[:, 0]).prod(1) - common)
+        centres = boxes.mean(1)
+        inside = ((patch[0] < centres) & (centres < patch[1])).all(1)
+        assert inside.any()
+        if (patch[1] - patch[0] < [400, 300]).any():
+            overlaps.append(iou[inside].max())
+    assert least <= min(overlaps) < least + 0.05
+
+
+def test_mirrored_half_of_the_time_and_top_to_bottom_on_request_only(monkeypatch):
+    fixed(monkeypatch)
+
     def places(transform):
         found = []
-        for seed in range(60):
+        for seed in range(400):
             torch.manual_seed(seed)
-            found.append(tuple(transform(*sample([[0, 0, 50, 30]]))[1]["boxes"][0].tolist()))
-        return {place: found.count(place) for place in set(found)}
+            found.append(tuple(transform(*sample([[0, 0, 50, 30]], 30 * 4, 200))[1]["boxes"][0].tolist()))
+        return {place: found.count(place) / 400 for place in set(found)}
 
     left, right = (0, 0, 0.25, 0.25), (0.75, 0, 1, 0.25)
-    usual = places(train_transform())
-    assert set(usual) == {left, right}
-    assert min(usual.values()) > 15
     below = {(0, 0.75, 0.25, 1), (0.75, 0.75, 1, 1)}
-    assert set(places(train_transform(flips=True))) == {left, right} | below
+    for transform, expected in (
+        (TrainTransform(16), {left, right}),
+        (TrainTransform(16, flips=True), {left, right} | below),
+    ):
+        usual = places(transform)
+        assert set(usual) == expected
+        assert all(abs(share - 1 / len(expected)) < 0.075 for share in usual.values())
+
+
+# -------------------------------------------------------------------------------------------------------- colours
+
+
+def test_each_colour_is_changed_half_of_the_time_and_as_far_as_it_may(monkeypatch):
+    monkeypatch.setattr(augmentation, "colour_matrix", lambda *four: four)
+    rng = np.random.default_rng(2)
+    drawn = np.array([draw_colour(rng) for _ in range(N)])
+    ranges = [(-32 / 255, 32 / 255), (0.5, 1.5), (0.5, 1.5), (-math.pi / 10, math.pi / 10)]
+    changed = np.stack([column != sum(limits) / 2 for column, limits in zip(drawn.T, ranges, strict=True)])
+    assert np.abs(changed.mean(1) - 0.5).max() < 0.015
+    for column, which, limits in zip(drawn.T, changed, ranges, strict=True):
+        assert distance(column[which], *limits) < 2 * FAR
+    assert np.abs(np.corrcoef(changed) - np.eye(4)).max() < 0.04
+
+
+@pytest.mark.parametrize(
+    "how", [(0, 1, 1, 0), (0.1, 1, 1, 0), (0, 1.4, 1, 0), (0, 1, 0.5, 0), (0, 1, 1, 0.3), (-0.12, 0.6, 1.5, -0.31)]
+)
+def test_colours_against_pixel_by_pixel(how):
+    brightness, contrast, saturation, hue = how
+    torch.manual_seed(0)
+    image = torch.randint(256, (2, 3, 5, 4), dtype=torch.uint8)
+    image[:, :, 0, 0], image[:, :, 0, 1] = 0, 255
+    got = to_input(image, torch.stack([colour_matrix(*how), colour_matrix()]))
+    for b, y, x in itertools.product(range(2), range(5), range(4)):
+        rgb = [v / 255 for v in image[b, :, y, x].tolist()]
+        if b == 0:
+            luma, i, q = colorsys.rgb_to_yiq(*((v + brightness) * contrast for v in rgb))
+            turned = saturation * complex(i, q) * complex(math.cos(hue), math.sin(hue))
+            rgb = colorsys.yiq_to_rgb(luma, turned.real, turned.imag)  # cut at 0 and 1
+        expected = [(v - mean) / std for v, mean, std in zip(rgb, IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+        assert got[b, :, y, x].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_grey_stays_grey_and_nothing_is_nothing():
+    for hue, saturation in ((0.3, 1.5), (-0.2, 0.5)):
+        assert torch.allclose(colour_matrix(saturation=saturation, hue=hue)[:, :3].sum(1), torch.ones(3), atol=1e-6)
+    assert torch.allclose(colour_matrix(), torch.eye(3, 4), atol=1e-6)
+
+
+def test_what_is_normalised_already_is_left_alone():
+    images = torch.randn(2, 3, 4, 4)
+    assert to_input(images) is images
+
+
+# ----------------------------------------------------------------------------------------------------- evaluation
 
 
 class TestEval:
     def test_boxes_are_those_of_the_picture(self):
         boxes = [[0.5, 0, 640, 478.5], [3, 3, 3.01, 3.5], [77, 41, 641, 479]]
-        target = eval_transform()(*sample(boxes, 479, 641))[1]
+        target = EvalTransform()(*sample(boxes, 479, 641))[1]
         assert torch.equal(target["boxes"], torch.tensor(boxes) / torch.tensor([641, 479, 641, 479]))
         assert target["labels"].tolist() == [1, 2, 3]
         assert target["difficult"].tolist() == [False, True, False]
@@ -169,16 +377,15 @@ class TestEval:
         small = torch.nn.functional.interpolate(
             picture[None].float(), (300, 300), mode="bilinear", antialias=True, align_corners=False
         )[0]
-        expected = (small / 255 - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[
-            :, None, None
-        ]
+        mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+        expected = (small / 255 - mean) / std
         target = {"boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(50, 80))}
-        for image in (eval_transform()(picture), eval_transform()(tv_tensors.Image(picture), target)[0]):
-            assert type(image) is torch.Tensor
-            assert (image.shape, image.dtype) == ((3, 300, 300), torch.float32)
-            assert (image - expected).abs().max() < 0.025  # one grey level, as resizing rounds: 1 / 255 / 0.225 = 0.018
+        for image in (EvalTransform()(picture), EvalTransform()(tv_tensors.Image(picture), target)[0]):
+            assert (image.shape, image.dtype) == ((3, 300, 300), torch.uint8)
+            off = to_input(image[None].as_subclass(torch.Tensor))[0] - expected
+            assert off.abs().max() < 0.025  # one grey level, as resizing rounds: 1 / 255 / 0.225 = 0.018
 
     def test_draws_nothing(self):
         before = torch.get_rng_state()
-        eval_transform(64)(*sample(FOUR))
+        EvalTransform(64)(*sample(FOUR))
         assert torch.equal(torch.get_rng_state(), before)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ssd import results
 from ssd.checkpoint import load_model, save_checkpoint
 from ssd.cli import main
 from ssd.data import ImageReadError, read_image
-from ssd.data.augmentation import eval_transform
+from ssd.data.augmentation import EvalTransform
+from ssd.data.colour import to_input
 from ssd.detector import Detector
 from ssd.model import SSD300
 from ssd.shapes import write_shapes
@@ -172,16 +174,16 @@ def test_detector_gives_what_the_files_show(shapes, weights):
     detector = Detector(*load_model(weights, "cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
     paths = [str(path) for path in sorted((shapes / "JPEGImages").iterdir())]
     found = list(detector.stream(iter(paths), batch_size=3))
-    assert [path for path, *_ in found] == paths
-    for path, image, (boxes, labels, scores) in found:
-        assert torch.equal(image, read_image(path))
+    assert [str(picture.path) for picture, _ in found] == paths
+    for picture, (boxes, labels, scores) in found:
+        assert torch.equal(picture.pixels(), read_image(picture.path))
         assert boxes.shape == (7, 4)
         assert boxes.min() >= 0
         assert (boxes <= 300).all()
         assert boxes.max() > 1
         assert sorted(scores.tolist(), reverse=True) == scores.tolist()
         assert set(labels.tolist()) <= {1, 2, 3}
-        offsets, logits = detector.model(eval_transform()(image)[None])
+        offsets, logits = detector.model(to_input(EvalTransform()(picture)[None]))
         (expected,), (expected_labels,), _ = detector.model.detect_objects(offsets, logits, 0.1, 0.45, 7)
         torch.testing.assert_close(boxes, expected.clamp(0, 1) * 300, rtol=1e-3, atol=0.05)  # other batches, other sums
         assert torch.equal(labels, expected_labels)
@@ -191,7 +193,38 @@ def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
     detector, errors = Detector(*load_model(weights, "cpu")), []
-    assert [path for path, *_ in detector.stream(paths, 2, errors.append)] == paths[1:-1]
+    assert [picture.path for picture, _ in detector.stream(paths, 2, errors.append)] == paths[1:-1]
     assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
     with pytest.raises(ImageReadError, match=r"text\.png"):
         list(detector.stream(paths))
+
+
+def test_detect_without_drawings(photos, weights, capsys):
+    """Nothing is drawn, so a picture is not in the way of its drawing."""
+    before = contents(photos)
+    assert detect(".", "--no-drawings", "--min-score", "0.1", "--workers", "1", weights=weights, out=".") == 0
+    written = contents(photos)
+    coco = json.loads(written.pop(photos / "detections.json"))
+    assert written == before
+    assert [image["file_name"] for image in coco["images"]] == ["a.png", "b.jpg", "deeper/c.PNG"]
+    assert {a["image_id"] for a in coco["annotations"]} == {1, 2, 3}
+    assert detect("a.png", weights=weights, out="drawn") == 0
+    drawn = json.loads((photos / "drawn" / "detections.json").read_text())
+    assert all(a["image_id"] == 1 for a in drawn["annotations"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_detect_that_is_cut_short_leaves_the_older_results(photos, weights, monkeypatch, error):
+    assert detect(".", weights=weights, out="found") == 0
+    before = contents(photos)
+    original, calls = results.CocoResults.add, []
+
+    def add(self, *found):
+        calls.append(found)
+        if len(calls) == 2:
+            raise error
+        original(self, *found)
+
+    monkeypatch.setattr(results.CocoResults, "add", add)
+    assert detect(".", "--no-drawings", weights=weights, out="found") != 0
+    assert contents(photos) == before

@@ -6,6 +6,8 @@ from compare import needs_gpu
 from test_gpu import captured
 
 pytest.importorskip("torchvision")
+from ssd.data.colour import colour_matrix
+from ssd.data.loader import Batch, collate
 from ssd.detector import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
@@ -47,16 +49,18 @@ def test_network_loss_and_gradients_in_one_graph(training, monkeypatch):
 
 
 def test_training_and_evaluation_do_not_wait_for_the_gpu(training):
-    model, criterion, images, (boxes, labels, _) = training
+    model, criterion, _, (boxes, labels, _) = training
     settings = Settings(data=("",))
     optimizer = make_optimizer(model, settings)
-    images = images.cpu().pin_memory()
-    targets = [{"boxes": b[None].cpu(), "labels": n[None].cpu()} for b, n in zip(boxes[:2], labels[:2], strict=True)]
+    image, colour = torch.zeros(3, 300, 300, dtype=torch.uint8), colour_matrix(brightness=0.1)
+    objects = zip(boxes[:2, None].cpu(), labels[:2, None].cpu(), strict=True)
+    samples = [(image, {"boxes": b, "labels": n, "colour": colour}) for b, n in objects]
+    batch = Batch(*(None if column is None else column.pin_memory() for column in collate(samples)))
 
     def both():
         model.train()
-        train_step(model, criterion, optimizer, images, targets, settings, 1.0, torch.device("cuda"))
-        predict_padded(model, images)
+        train_step(model, criterion, optimizer, batch, settings, 1.0, torch.device("cuda"))
+        predict_padded(model, batch.images)
 
     both()
     torch.cuda.set_sync_debug_mode("error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 
@@ -12,8 +13,9 @@ from test_data import add_picture, cut
 from torch.utils.data import Dataset
 
 from ssd.data import ImageReadError, VOCDataset
-from ssd.data.augmentation import eval_transform, train_transform
-from ssd.data.loader import SeededDataset, collate, epoch_batches, eval_loader, train_loader
+from ssd.data.augmentation import EvalTransform, TrainTransform
+from ssd.data.loader import SeededDataset, collate, epoch_batches, eval_loader, steps_per_epoch, train_loader
+from ssd.data.torchvision_recipe import v2_transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,12 +29,29 @@ def pair(tmp_path):
 
 
 def test_collate(pair):
-    images, targets = collate([VOCDataset(pair, transform=eval_transform())[index] for index in (0, 1, 0)])
-    assert (images.shape, images.dtype) == ((3, 3, 300, 300), torch.float32)
-    assert type(images) is torch.Tensor
-    assert [len(target["boxes"]) for target in targets] == [2, 0, 2]
-    whole = list(eval_loader(VOCDataset(pair, transform=eval_transform()), 4, workers=0))
-    assert [len(target["boxes"]) for _, targets in whole for target in targets] == [2, 0]
+    batch = collate([VOCDataset(pair, transform=EvalTransform())[index] for index in (0, 1, 0)])
+    assert (batch.images.shape, batch.images.dtype) == ((3, 3, 300, 300), torch.uint8)
+    assert type(batch.images) is torch.Tensor
+    assert batch.colours is None
+    assert batch.row_splits.tolist() == [0, 2, 2, 4]
+    assert (batch.boxes.shape, batch.labels.tolist(), batch.difficult.tolist()) == (
+        (4, 4),
+        [2, 1] * 2,
+        [False, True] * 2,
+    )
+    assert [len(target["boxes"]) for target in batch.targets()] == [2, 0, 2]
+    assert batch.targets()[2]["difficult"].tolist() == [False, True]
+    whole = list(eval_loader(VOCDataset(pair, transform=EvalTransform()), 4, workers=0))
+    assert [len(target["boxes"]) for batch in whole for target in batch.targets()] == [2, 0]
+
+
+def test_collate_of_training_samples(pair):
+    ours, theirs = (collate([VOCDataset(pair, transform=t)[0]] * 2) for t in (TrainTransform(), v2_transform()))
+    assert (ours.images.dtype, ours.colours.shape) == (torch.uint8, (2, 3, 4))
+    assert (theirs.images.dtype, theirs.colours) == (torch.float32, None)
+    for batch in (ours, theirs):
+        assert type(batch.boxes) is torch.Tensor
+        assert batch.to(torch.device("cpu"))[2:] == batch[2:]
 
 
 class Noise(Dataset):
@@ -45,37 +64,43 @@ class Noise(Dataset):
         return self.n
 
     def __getitem__(self, index):
-        return torch.rand(3, 2, 2), {"labels": torch.randint(9, (index % 3,))}
+        return torch.rand(3, 2, 2), {"labels": torch.randint(9, (index % 3,)), "boxes": torch.rand(index % 3, 4)}
+
+
+class WorkerName(Noise):
+    """Labels that tell which process read them."""
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 2, 2), {"labels": torch.tensor([os.getpid()]), "boxes": torch.zeros(1, 4)}
 
 
 class TestSeededDataset:
     def test_depends_on_seed_epoch_and_index_only(self):
-        view = SeededDataset(Noise(5), seed=1, epoch=2)
-        first = [view[index][0] for index in range(5)]
-        again = [view[index][0] for index in reversed(range(5))][::-1]
+        view = SeededDataset(Noise(5), seed=1)
+        first = [view[2, index][0] for index in range(5)]
+        again = [view[2, index][0] for index in reversed(range(5))][::-1]
         assert torch.equal(torch.stack(first), torch.stack(again))
-        others = [SeededDataset(Noise(5), *key)[0][0] for key in ((1, 3), (2, 2), (2, 1), (12, 0), (-1, 2))]
+        keys = ((1, 3), (2, 2), (2, 1), (12, 0), (-1, 2))
+        others = [SeededDataset(Noise(5), seed)[epoch, 0][0] for seed, epoch in keys]
         everything = torch.stack([*first, *others]).flatten(1)
         assert len(everything.unique(dim=0)) == 10
 
-    def test_leaves_all_global_random_states_alone(self, pair):
-        view = SeededDataset(VOCDataset(pair, transform=train_transform()), seed=0, epoch=0)
+    @pytest.mark.parametrize("transform", [TrainTransform(), v2_transform()])
+    def test_leaves_all_global_random_states_alone(self, pair, transform):
+        view = SeededDataset(VOCDataset(pair, transform=transform), seed=0)
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-        view[0]
+        view[0, 0]
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
-    def test_augmentation_is_reproducible(self, pair):
-        dataset = VOCDataset(pair, transform=train_transform())
-        first, second = (SeededDataset(dataset, seed=0, epoch=3)[0] for _ in range(2))
-        assert torch.equal(first[0], second[0])
-        assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
-        assert not torch.equal(first[0], SeededDataset(dataset, seed=0, epoch=4)[0][0])
-
-    def test_can_be_sent_to_a_process(self, pair):
-        view = SeededDataset(VOCDataset(pair, transform=train_transform(flips=True)), seed=0, epoch=0)
-        copy = pickle.loads(pickle.dumps(view))
-        assert torch.equal(copy[0][0], view[0][0])
+    @pytest.mark.parametrize("transform", [TrainTransform(flips=True), v2_transform(flips=True)])
+    def test_augmentation_is_reproducible_in_another_process_too(self, pair, transform):
+        view = SeededDataset(VOCDataset(pair, transform=transform), seed=0)
+        first, second, copy = view[3, 0], view[3, 0], pickle.loads(pickle.dumps(view))[3, 0]
+        for other in (second, copy):
+            assert torch.equal(first[0], other[0])
+            assert all(torch.equal(first[1][name], other[1][name]) for name in first[1])
+        assert not torch.equal(first[0], view[4, 0][0])
 
 
 class TestEpochBatches:
@@ -104,28 +129,41 @@ class TestEpochBatches:
 class TestTrainLoader:
     @staticmethod
     def read(loader):
-        return [(images, [target["labels"].tolist() for target in targets]) for images, targets in loader]
+        return [(batch.images, batch.labels.tolist(), batch.row_splits.tolist()) for batch in loader]
 
-    def test_workers_and_resuming_do_not_change_the_batches(self):
-        whole = self.read(train_loader(Noise(22), 4, seed=5, epoch=1))
-        assert len(whole) == 5
+    def test_workers_and_resuming_do_not_change_the_batches_of_three_epochs(self):
+        whole = self.read(train_loader(Noise(22), 4, seed=5, steps=range(15)))
+        assert len(whole) == 15 == 3 * steps_per_epoch(22, 4)
+        assert len({str(images) for images, *_ in whole}) == 15
         torch.manual_seed(77)
-        for workers, start in ((2, 0), (0, 3), (1, 2)):
-            part = self.read(train_loader(Noise(22), 4, seed=5, epoch=1, start_batch=start, workers=workers))
-            assert len(part) == 5 - start
-            for (images, labels), (expected, expected_labels) in zip(part, whole[start:], strict=True):
+        for workers, start in ((2, 0), (0, 3), (1, 5), (2, 7)):
+            part = self.read(train_loader(Noise(22), 4, seed=5, steps=range(start, 15), workers=workers))
+            assert len(part) == 15 - start
+            for (images, *objects), (expected, *expected_objects) in zip(part, whole[start:], strict=True):
                 assert torch.equal(images, expected)
-                assert labels == expected_labels
+                assert objects == expected_objects
+
+    def test_every_picture_once_an_epoch(self):
+        loader = train_loader(Noise(6), 2, seed=0, steps=range(2, 9))
+        keys = [key for batch in loader.batch_sampler for key in batch]
+        assert len(loader) == 7
+        assert keys[:2] == [(0, index) for _, index in keys[:2]]
+        assert sorted(keys[2:8]) == [(1, index) for index in range(6)]
+        assert sorted(keys[8:]) == [(2, index) for index in range(6)]
+
+    def test_workers_live_through_all_epochs(self):
+        loader = train_loader(WorkerName(8), 4, seed=0, steps=range(10), workers=2)
+        assert len({name for batch in loader for name in batch.labels.tolist()}) == 2
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_leaves_the_global_random_state_alone(self, workers):
         before = torch.get_rng_state()
-        self.read(train_loader(Noise(8), 4, seed=0, epoch=0, workers=workers))
+        self.read(train_loader(Noise(8), 4, seed=0, steps=range(4), workers=workers))
         assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_damaged_picture_is_named(self, pair, workers):
-        dataset = VOCDataset(pair, transform=train_transform())
+        dataset = VOCDataset(pair, transform=TrainTransform())
         cut(pair / "JPEGImages" / "b.jpg", 0.6)
         with pytest.raises(ImageReadError, match=r"JPEGImages/b\.jpg"):
-            self.read(train_loader(dataset, 2, seed=0, epoch=0, workers=workers))
+            self.read(train_loader(dataset, 2, seed=0, steps=range(1), workers=workers))

@@ -11,10 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ssd.data.reading import ImageReadError, read_image
+from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.voc import Dropped, VOCDataset
 
-__all__ = ["Dropped", "ImageReadError", "VOCDataset", "list_splits", "open_dataset", "read_image"]
+__all__ = ["Dropped", "ImageReadError", "PictureFile", "VOCDataset", "list_splits", "open_dataset", "read_image"]
 
 FORMATS = (VOCDataset,)  # each a class with the constructor, `holds`, `splits`, `pictures` and `dropped` of this one
 

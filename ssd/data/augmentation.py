@@ -1,88 +1,192 @@
-"""From a picture with boxes in pixels to the network's input, with the augmentation of SSD for training."""
+"""From a picture with boxes in pixels to the network's input, with the augmentation of SSD for training.
+
+What is drawn comes first, from the size of the picture and its boxes alone; then only the pixels that are wanted are
+decoded, resized to their place and kept as bytes. Colours are changed where the network runs (`ssd.data.colour`).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from ssd.data.colour import IMAGENET_MEAN, colour_matrix
+from ssd.data.reading import Picture
 
-
-class _IoUCrop(v2.RandomIoUCrop):
-    """Leaves alone a picture without objects, where the base class would search for ever for a crop that holds one,
-    and one so narrow that a side of the crop could be rounded to 0 pixels, by which the base class would divide."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        boxes = next(value for value in flat_inputs if isinstance(value, tv_tensors.BoundingBoxes))
-        croppable = len(boxes) and min(boxes.canvas_size) * self.min_scale >= 1
-        return super().make_params(flat_inputs) if croppable else {}
+# Of docs/input.md, which has the sources. A patch is a part of the picture, or of the canvas that it lies on.
+ZOOM_CHANCE, LARGEST_ZOOM = 0.5, 4.0  # side of the canvas, in sides of the picture
+WHOLE = 1.0
+LEAST_IOU = (WHOLE, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of the patch with an object: one of these, all equally often
+TRIALS = 40  # patches drawn for one choice of the least IoU
+LEAST_AREA = 0.1  # of a patch, in that of the canvas
+LARGEST_ASPECT = 2.0  # of a patch, measured against the picture's own: 1/2..2
+COLOUR_CHANCE = 0.5  # of each of the four:
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, math.radians(18)
 
 
-def _sanitized(sample: tuple[Any, dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    return sample[1]["labels"], sample[1]["difficult"]
+class PictureTransform:
+    """A transform that `ssd.data` hands a `Picture` instead of pixels, so that it says which of them it wants.
+
+    It takes an image (3, H, W) uint8 as well, hence works in a `torchvision.transforms.v2.Compose`.
+
+    Args:
+        size: side of the square result in pixels.
+    """
+
+    def __init__(self, size: int = 300) -> None:
+        self.size = size
 
 
-def _to_fractions(image: Tensor, target: dict[str, Tensor] | None = None) -> Any:
-    """Boxes in pixels to a plain tensor of fractions of the image."""
-    if target is None:
-        return image
-    height, width = image.shape[-2:]
-    boxes = target["boxes"].as_subclass(torch.Tensor) / torch.tensor([width, height, width, height])
-    return image, {**target, "boxes": boxes}
+class EvalTransform(PictureTransform):
+    """The whole picture in the network's size and nothing else."""
+
+    def __call__(self, picture: Picture | Tensor, target: dict[str, Any] | None = None) -> Any:
+        """The sample of a picture.
+
+        Args:
+            picture: `Picture`, or image (3, H, W) uint8.
+            target: "boxes" (n, 4) xyxy in pixels and anything else; may be left out.
+
+        Returns:
+            image (3, size, size) uint8, alone or with the target, whose boxes are float32 fractions of the picture.
+        """
+        picture = picture if isinstance(picture, Picture) else Picture(picture)
+        edges = [picture.width, picture.height]
+        image, _ = picture.part([0, 0, *edges], (self.size, self.size))
+        if target is None:
+            return image
+        return image, {**target, "boxes": target["boxes"].as_subclass(Tensor) / torch.tensor(edges * 2)}
 
 
-def _to_input() -> list[v2.Transform]:
-    normalize = v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)
-    return [v2.ToDtype(torch.float32, scale=True), normalize, v2.ToPureTensor()]
-
-
-def train_transform(size: int = 300, flips: bool = False) -> v2.Compose:
-    """The training augmentation: colours, zoom out, crop, mirror image, then the network's input format.
-
-    Objects are kept if their centre lies in the crop and they measure at least one pixel in the result.
+class TrainTransform(PictureTransform):
+    """The training augmentation: zoom out, a patch, mirror images, colours.
 
     Args:
         size: side of the square result in pixels.
         flips: also mirror top to bottom, for pictures without an upright, such as those of a microscope.
 
-    Returns:
-        callable that maps an image (3, H, W) uint8 and its target ("boxes" tv_tensors.BoundingBoxes (n, 4)
-        xyxy in pixels, "labels" (n,), "difficult" (n,)) to the normalised image (3, size, size) float32 and
-        the target with the m <= n remaining objects, whose boxes (m, 4) float32 xyxy are fractions in 0..1
-        with x0 < x1 and y0 < y1.
-
-    Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325.
+    Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325, and its authors'
+    code, where the paper leaves a choice: docs/input.md.
     """
-    border = [round(255 * mean) for mean in IMAGENET_MEAN]  # becomes 0 in the network's input
-    return v2.Compose(
-        [
-            v2.RandomPhotometricDistort(),  # before the border is there, which keeps its colour
-            v2.RandomZoomOut(fill={tv_tensors.Image: border, "others": 0}),
-            _IoUCrop(),
-            v2.RandomHorizontalFlip(),
-            *([v2.RandomVerticalFlip()] if flips else []),
-            v2.Resize((size, size)),
-            v2.ClampBoundingBoxes(),  # rounding may put an edge just outside, for which the next step drops a box
-            v2.SanitizeBoundingBoxes(labels_getter=_sanitized),
-            _to_fractions,
-            *_to_input(),
-        ]
-    )
+
+    def __init__(self, size: int = 300, flips: bool = False) -> None:
+        super().__init__(size)
+        self.flips = flips
+
+    def __call__(self, picture: Picture | Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """A sample of a picture, by what PyTorch's CPU generator gives next.
+
+        Objects are kept if their centre lies in the patch and they measure at least one pixel in the result.
+
+        Args:
+            picture: `Picture`, or image (3, H, W) uint8.
+            target: "boxes" (n, 4) xyxy in pixels, other tensors of n rows, such as "labels", and anything else.
+
+        Returns:
+            image (3, size, size) uint8, and the target with the m <= n remaining objects, whose boxes (m, 4) float32
+            are fractions in 0..1 with x0 < x1 and y0 < y1, and with "colour" (3, 4), see `ssd.data.colour.to_input`.
+        """
+        picture = picture if isinstance(picture, Picture) else Picture(picture)
+        rng = np.random.default_rng(torch.randint(1 << 62, ()).item())
+        boxes = target["boxes"].numpy().astype(np.float64).reshape(-1, 2, 2)
+        patch = draw_patch(rng, picture.height, picture.width, boxes)
+        colour = draw_colour(rng)
+        mirrored, upside_down = rng.random() < 0.5, self.flips and rng.random() < 0.5
+
+        image, shown, place = self._render(picture, patch, colour)
+        moved = (boxes - shown[0]) * (place[1] - place[0]) / (shown[1] - shown[0]) + place[0]
+        moved = moved.clip(*place) / self.size
+        kept = _inside(patch[None], boxes)[0] & (moved[:, 1] - moved[:, 0] >= 1 / self.size).all(1)
+        for axis, flipped in enumerate((mirrored, upside_down)):
+            if flipped:
+                image = image.flip(2 - axis)
+                moved[:, :, axis] = 1 - moved[:, ::-1, axis]
+        rows = torch.from_numpy(kept)
+        per_object = {k: v[rows] for k, v in target.items() if isinstance(v, Tensor) and v.shape[:1] == rows.shape}
+        boxes = torch.from_numpy(moved[kept].reshape(-1, 4)).float()
+        return image, {**target, **per_object, "boxes": boxes, "colour": colour}
+
+    def _render(self, picture: Picture, patch: np.ndarray, colour: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """The patch in the network's size.
+
+        Returns:
+            image: (3, size, size) uint8; beyond the picture, what will be 0 in the network's input.
+            shown: (2, 2) corners of the part of the picture that is in it, in pixels of the picture.
+            place: (2, 2) corners of the same in the image.
+        """
+        part = patch.clip(0, [picture.width, picture.height])
+        place = ((part - patch[0]) * self.size / (patch[1] - patch[0])).round().astype(int)
+        place[0] = place[0].clip(0, self.size - 1)
+        place[1] = place[1].clip(place[0] + 1, self.size)
+        (x0, y0), (x1, y1) = place.tolist()
+        pixels, shown = picture.part(part.flatten().tolist(), (y1 - y0, x1 - x0))
+        shown = np.array(shown).reshape(2, 2)
+        if pixels.shape[1:] == (self.size, self.size):
+            return pixels, shown, place
+        mixed, offset = colour.numpy()[:, :3], colour.numpy()[:, 3]
+        border = 255 * np.linalg.solve(mixed, IMAGENET_MEAN - offset)
+        image = torch.empty(3, self.size, self.size, dtype=torch.uint8)
+        image[:] = torch.from_numpy(border.round().clip(0, 255)).view(3, 1, 1)
+        image[:, y0:y1, x0:x1] = pixels
+        return image, shown, place
 
 
-def eval_transform(size: int = 300) -> v2.Compose:
-    """The network's input format and nothing else.
+# Below, boxes are (n, 2, 2): the corners (x0, y0) and (x1, y1) of each.
+
+
+def draw_patch(rng: np.random.Generator, height: int, width: int, boxes: np.ndarray) -> np.ndarray:
+    """The part of a picture, or of a canvas around it, that a training sample shows.
 
     Args:
-        size: side of the square result in pixels.
+        rng: gives the random numbers.
+        height, width: of the picture.
+        boxes: (n, 2, 2) corners in pixels. Where there are none, the picture itself is taken for an object.
 
     Returns:
-        callable that maps an image (3, H, W) uint8, alone or with its target, to the normalised image (3,
-        size, size) float32, alone or with the target, whose boxes become float32 fractions of the picture.
+        (2, 2) corners in pixels of the picture, also outside of it.
     """
-    return v2.Compose([_to_fractions, v2.Resize((size, size)), *_to_input()])
+    whole = np.array([[0.0, 0.0], [width, height]])
+    canvas = whole
+    if rng.random() < ZOOM_CHANCE:
+        zoom = rng.uniform(1, LARGEST_ZOOM)
+        canvas = zoom * whole - (zoom - 1) * rng.random(2) * whole[1]
+    objects = boxes if len(boxes) else whole[None]
+    while (least := LEAST_IOU[rng.integers(len(LEAST_IOU))]) != WHOLE:
+        patches = canvas[0] + _draw_fractions(rng, TRIALS) * (canvas[1] - canvas[0])
+        fitting = (_inside(patches, objects) & (_iou(patches, objects) >= least)).any(1)
+        if fitting.any():
+            return patches[fitting.argmax()]
+    return canvas
+
+
+def _draw_fractions(rng: np.random.Generator, n: int) -> np.ndarray:
+    """(n, 2, 2) corners of random patches, in fractions of the whole."""
+    scale = rng.uniform(math.sqrt(LEAST_AREA), 1, n)
+    longest = np.minimum(LARGEST_ASPECT, scale**-2)  # that fits in
+    stretch = np.sqrt(rng.uniform(1 / longest, longest))
+    sides = np.stack([scale * stretch, scale / stretch], axis=1)  # (n, 2)
+    corner = rng.random((n, 2)) * (1 - sides)
+    return np.stack([corner, corner + sides], axis=1)
+
+
+def _inside(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(k, n) bool: whether the centre of a box lies in a patch."""
+    centres = boxes.mean(1)
+    return ((patches[:, None, 0] < centres) & (centres < patches[:, None, 1])).all(2)
+
+
+def _iou(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(k, n)."""
+    low = np.maximum(patches[:, None, 0], boxes[:, 0])
+    common = (np.minimum(patches[:, None, 1], boxes[:, 1]) - low).clip(0).prod(2)
+    areas = [(corners[:, 1] - corners[:, 0]).prod(1) for corners in (patches, boxes)]
+    return common / (areas[0][:, None] + areas[1] - common)
+
+
+def draw_colour(rng: np.random.Generator) -> Tensor:
+    """The change of colours of a training sample: a `colour_matrix`."""
+    brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * (rng.random(4) < COLOUR_CHANCE)
+    return colour_matrix(BRIGHTNESS * brightness, 1 + CONTRAST * contrast, 1 + SATURATION * saturation, HUE * hue)

@@ -5,12 +5,47 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from ssd.loss import pack_targets
+
+
+class Batch(NamedTuple):
+    """B samples; their G objects lie in a row, as the loss takes them."""
+
+    images: Tensor  # (B, 3, S, S), bytes, or float where a transform gives these
+    colours: Tensor | None  # (B, 3, 4), see `ssd.data.colour.to_input`; None without changes
+    boxes: Tensor  # (G, 4) float32 xyxy, fractions of the image
+    labels: Tensor  # (G,) int64
+    difficult: Tensor  # (G,) bool
+    row_splits: Tensor  # (B + 1,) int32, rows of each image
+
+    def to(self, device: torch.device) -> Batch:
+        """On the device, by copies that the host does not wait for where memory is pinned, as that of a loader is."""
+        return Batch(*(None if column is None else column.to(device, non_blocking=True) for column in self))
+
+    def targets(self) -> list[dict[str, Tensor]]:
+        """The objects image by image: "boxes", "labels" and "difficult"."""
+        columns = {name: getattr(self, name) for name in ("boxes", "labels", "difficult")}
+        rows = self.row_splits.tolist()
+        return [{name: column[start:end] for name, column in columns.items()} for start, end in pairwise(rows)]
+
+
+def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
+    """Joins samples of images (3, S, S) of one size; in a worker, straight into the memory that it shares."""
+    images, targets = zip(*samples, strict=True)
+    boxes = [t["boxes"].reshape(-1, 4) for t in targets]  # an empty list has the shape (0,)
+    boxes, labels, row_splits = pack_targets(boxes, [t["labels"] for t in targets], images[0].device)
+    colours = [t["colour"] for t in targets if "colour" in t]
+    difficult = torch.cat([t.get("difficult", t["labels"] < 0) for t in targets])
+    images = default_collate(list(images))
+    return Batch(images, torch.stack(colours) if colours else None, boxes, labels, difficult, row_splits)
 
 
 def _seed_of(*key: int) -> int:
@@ -25,20 +60,27 @@ class SeededDataset(Dataset):
 
     Args:
         dataset: any map-style dataset.
-        seed, epoch: any integers.
+        seed: any integer.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, epoch: int):
-        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """The sample of (epoch, index)."""
+        epoch, index = key
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed, which would reseed the GPU too
-            torch.random.default_generator.manual_seed(_seed_of(self.seed, self.epoch, index))
+            torch.random.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
             return self.dataset[index]
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """The number of batches of n samples, without an incomplete last one unless it is the only one."""
+    return max(1, n // batch_size)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -50,7 +92,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
         seed, epoch: any integers.
 
     Returns:
-        list of batches, without an incomplete last one unless it is the only one; [start:] resumes an epoch.
+        the batches of an epoch, as many as `steps_per_epoch` says.
 
     Raises:
         ValueError: n or batch_size is less than 1.
@@ -59,8 +101,8 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     generator = torch.Generator().manual_seed(_seed_of(seed, epoch))
     order = torch.randperm(n, generator=generator).tolist()
-    batches = [order[start : start + batch_size] for start in range(0, n, batch_size)]
-    return batches[:-1] if n % batch_size and len(batches) > 1 else batches
+    starts = range(0, steps_per_epoch(n, batch_size) * batch_size, batch_size)
+    return [order[start : start + batch_size] for start in starts]
 
 
 def worker_count(workers: int | None) -> int:
@@ -76,38 +118,43 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Stack the images of a batch and list its targets.
+class _Steps(Sampler):
+    """The keys (epoch, index) of the batches of some steps of a run."""
 
-    Args:
-        samples: B pairs of an image (3, H, W), all of one size, and a target.
+    def __init__(self, n: int, batch_size: int, seed: int, steps: range):
+        self.n, self.batch_size, self.seed, self.steps = n, batch_size, seed, steps
 
-    Returns:
-        images (B, 3, H, W) and the B targets.
-    """
-    images, targets = zip(*samples, strict=True)
-    return torch.stack(images), list(targets)
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches: list[list[int]] = []
+        for step in self.steps:
+            epoch, batch = divmod(step, steps_per_epoch(self.n, self.batch_size))
+            if batch == 0 or not batches:
+                batches = epoch_batches(self.n, self.batch_size, self.seed, epoch)
+            yield [(epoch, index) for index in batches[batch]]
 
 
-def train_loader(
-    dataset: Dataset, batch_size: int, seed: int, epoch: int, start_batch: int = 0, workers: int = 0
-) -> DataLoader:
-    """A loader of one epoch, or of the rest of one, that gives the same batches on every run.
+def train_loader(dataset: Dataset, batch_size: int, seed: int, steps: range, workers: int = 0) -> DataLoader:
+    """A loader of a run, or of the rest of one, that gives the same batches whenever it is started.
+
+    Its workers live as long as its iteration, through all epochs, and read ahead from one into the next.
 
     Args:
         dataset: gives (image, target) with images of one size.
-        batch_size: samples per batch; an incomplete last batch is left out, unless it is the only one.
-        seed, epoch: any integers.
-        start_batch: how many batches of the epoch to pass over.
+        batch_size: samples per batch; an epoch has no incomplete last batch, unless it is the only one.
+        seed: any integer.
+        steps: of the run, counted through its epochs from 0.
         workers: processes that read pictures; 0 reads them in this one. Does not change the batches.
 
     Returns:
-        loader of (images (B, 3, H, W), list of B targets).
+        loader of one `Batch` for each step.
     """
     return _loader(
-        SeededDataset(dataset, seed, epoch),
+        SeededDataset(dataset, seed),
         workers,
-        batch_sampler=epoch_batches(len(dataset), batch_size, seed, epoch)[start_batch:],
+        batch_sampler=_Steps(len(dataset), batch_size, seed, steps),
         generator=torch.Generator(),  # a loader would otherwise advance the global one
     )
 
@@ -121,7 +168,7 @@ def eval_loader(dataset: Dataset, batch_size: int, workers: int | None = None) -
         workers: processes that read pictures; by default one per core, at most 4.
 
     Returns:
-        loader of (images (B, 3, H, W), list of B targets).
+        loader of `Batch`.
     """
     return _loader(dataset, worker_count(workers), batch_size=batch_size)
 

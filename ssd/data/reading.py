@@ -1,69 +1,166 @@
-"""Picture files, read upright as RGB."""
+"""Picture files: upright, as RGB, and decoded no finer than they are wanted."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import resize
+
+try:
+    import simplejpeg  # decodes JPEG in a half to a quarter of Pillow's time, docs/input.md
+except ImportError:  # no wheel for this platform: Pillow reads JPEG too
+    simplejpeg = None
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4; the values 5..8 swap width and height
+ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
+# By orientation, what turns the rows and columns of an array (H, W, 3) upright; 5..8 swap width and height.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+REDUCTIONS = (8, 4, 2)  # of the sides, which a JPEG decoder takes from its blocks of 8 x 8
+
+Box = Sequence[float]  # the edges x0, y0, x1, y1 in pixels
 
 
 class ImageReadError(ValueError):
     """A picture file that is damaged, cut short or of an unknown format."""
 
 
-def _has_orientation(picture: Image.Image) -> bool:
-    # To look for one in a PNG, Pillow has to decode the whole picture, and cameras do not write PNG.
-    return picture.format != "PNG"
+class Picture:
+    """Pixels that are at hand, of which a part can be had in any size.
 
+    Args:
+        image: (3, H, W) uint8 RGB.
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright picture, from the file's header.
-
-    Raises:
-        ImageReadError: the header is unreadable.
+    Attributes:
+        height, width: of the whole picture in pixels.
     """
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = _has_orientation(picture) and picture.getexif().get(ORIENTATION_TAG, 1) >= 5
-    except Exception as error:  # on damage, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-        raise ImageReadError(f"{path}: cannot read the picture ({error})") from error
-    return (width, height) if turned else (height, width)
+
+    def __init__(self, image: Tensor) -> None:
+        self.height, self.width = image.shape[-2:]
+        self._image = image
+
+    def part(self, box: Box, size: tuple[int, int]) -> tuple[Tensor, Box]:
+        """A part of the picture, resized with antialiasing.
+
+        Args:
+            box: its edges, inside the picture; taken to the nearest pixels, and at least one.
+            size: height and width of the result.
+
+        Returns:
+            pixels: (3, *size) uint8.
+            box: the edges of what they show.
+        """
+        shrinks_by = min((box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0])
+        image = self._decode(next((r for r in REDUCTIONS if r <= shrinks_by), 1))
+        height, width = image.shape[-2:]
+        across, down = self.width / width, self.height / height  # pixels of the picture by those decoded
+        x0, x1 = _whole(box[0] / across, box[2] / across, width)
+        y0, y1 = _whole(box[1] / down, box[3] / down, height)
+        pixels = resize(image[:, y0:y1, x0:x1], list(size), antialias=True)
+        return pixels, (x0 * across, y0 * down, x1 * across, y1 * down)
+
+    def _decode(self, reduction: int) -> Tensor:
+        """The picture upright, (3, h, w) uint8, with sides that may be smaller by this factor."""
+        return self._image
 
 
-def read_image(path: str | PathLike) -> Tensor:
-    """Read a picture of any format that Pillow knows as upright RGB.
+def _whole(low: float, high: float, end: int) -> tuple[int, int]:
+    """The nearest whole numbers in 0..end, at least 1 apart."""
+    first = min(round(low), end - 1)
+    return first, max(round(high), first + 1)
 
-    Grey, palette, CMYK and 16-bit pictures are converted; transparency is discarded; an animation gives its
-    first frame.
+
+class PictureFile(Picture):
+    """A picture of any format that Pillow knows; the header is read at once, the pixels when they are wanted.
+
+    Grey, palette, CMYK and 16-bit pictures are converted; transparency is discarded; an animation gives its first
+    frame. The EXIF orientation is applied. Nothing decoded is kept.
 
     Args:
         path: the file.
 
-    Returns:
-        (3, H, W) uint8, 0..255.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageReadError: the header is unreadable; the message names the file.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with Image.open(self.path) as picture:
+                self._stored = picture.height, picture.width
+                self._turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
+                # To look for one in a PNG, Pillow has to decode the whole picture, and cameras do not write PNG.
+                self._orientation = 1 if picture.format == "PNG" else picture.getexif().get(ORIENTATION_TAG, 1)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # on damage, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
+            raise ImageReadError(f"{path}: cannot read the picture ({error})") from error
+        self.height, self.width = self._stored[:: -1 if self._orientation in (5, 6, 7, 8) else 1]
+
+    def pixels(self) -> Tensor:
+        """The whole picture, (3, H, W) uint8 RGB.
+
+        Raises:
+            FileNotFoundError: the file is gone.
+            ImageReadError: the file is damaged or cut short; the message names it.
+        """
+        return self._decode(1)
+
+    def _decode(self, reduction: int) -> Tensor:
+        array = self._read_jpeg(reduction) if self._turbo and simplejpeg else None
+        if array is None:
+            array = self._read_any(reduction)
+        turned = TURNS.get(self._orientation, lambda a: a)(array)
+        return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1)
+
+    def _read_jpeg(self, reduction: int) -> np.ndarray | None:
+        """None for what is odd or damaged, of which Pillow reads more, and says better what is wrong."""
+        data = self.path.read_bytes()
+        height, width = (math.ceil(side / reduction) for side in self._stored)
+        try:
+            return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=reduction)
+        except ValueError:
+            return None
+
+    def _read_any(self, reduction: int) -> np.ndarray:
+        try:
+            with Image.open(self.path) as picture:
+                if reduction > 1:  # has an effect on JPEG alone
+                    picture.draft(None, (picture.width // reduction, picture.height // reduction))
+                if picture.mode.startswith("I"):  # 16 bits; convert() would clip instead of scale
+                    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+                if picture.mode == "P":  # by way of RGBA, as Pillow warns about transparent palettes
+                    picture = picture.convert("RGBA")
+                picture = picture.convert("RGB")
+                if reduction > 1 and picture.height == self._stored[0]:
+                    picture = picture.reduce(reduction)
+                return np.array(picture)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # see __init__
+            raise ImageReadError(f"{self.path}: cannot decode the picture ({error})") from error
+
+
+def read_image(path: str | PathLike[str]) -> Tensor:
+    """A picture upright as RGB, (3, H, W) uint8, see `PictureFile`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageReadError: the file is damaged, cut short or no picture; the message names it.
     """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith("I"):  # 16 bits; convert() would clip instead of scale
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            elif _has_orientation(picture):
-                ImageOps.exif_transpose(picture, in_place=True)
-            if picture.mode == "P":  # by way of RGBA, as Pillow warns about transparent palettes
-                picture = picture.convert("RGBA")
-            return pil_to_tensor(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # see read_size
-        raise ImageReadError(f"{path}: cannot decode the picture ({error})") from error
+    return PictureFile(path).pixels()

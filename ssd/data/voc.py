@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from ssd.data.reading import SUFFIXES, read_image, read_size
+from ssd.data.augmentation import PictureTransform
+from ssd.data.reading import SUFFIXES, PictureFile
 
 
 class Dropped(NamedTuple):
@@ -36,8 +37,7 @@ class Dropped(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    picture: Path
-    size: tuple[int, int]  # height, width
+    picture: PictureFile
     boxes: Tensor  # (n, 4)
     labels: Tensor  # (n,)
     difficult: Tensor  # (n,)
@@ -126,7 +126,8 @@ class VOCDataset(Dataset):
         split: name of a list in ImageSets/Main, such as "trainval"; None takes all annotations.
         classes: names of the classes; label i is classes[i - 1] and 0 is the background. None takes the names
             found in these annotations, sorted; give a test set the classes of the training set.
-        transform: called as transform(image, target).
+        transform: called as transform(image, target); a `PictureTransform` gets the picture file for an image, and
+            decodes what it wants of it.
         keep_difficult: whether targets include objects marked as difficult.
 
     Attributes:
@@ -162,8 +163,8 @@ class VOCDataset(Dataset):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         self._samples = []
         for path, folder, filename, objects in entries:
-            picture = folder.picture(path, filename)
-            height, width = read_size(picture)
+            picture = PictureFile(folder.picture(path, filename))
+            height, width = picture.height, picture.width
             kept = []
             for index, (name, box, difficult) in enumerate(objects):
                 if name not in labels:
@@ -175,7 +176,6 @@ class VOCDataset(Dataset):
             self._samples.append(
                 _Sample(
                     picture=picture,
-                    size=(height, width),
                     boxes=torch.tensor([box for box, _, _ in kept], dtype=torch.float32).reshape(-1, 4),
                     labels=torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
                     difficult=torch.tensor([difficult for _, _, difficult in kept], dtype=torch.bool),
@@ -194,7 +194,7 @@ class VOCDataset(Dataset):
 
     @property
     def pictures(self) -> list[Path]:
-        return [sample.picture for sample in self._samples]
+        return [sample.picture.path for sample in self._samples]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -210,8 +210,11 @@ class VOCDataset(Dataset):
         Raises:
             ImageReadError: the picture is damaged or cut short; the message names it.
         """
-        sample = self._samples[index]
-        image = tv_tensors.Image(read_image(sample.picture))
-        boxes = tv_tensors.BoundingBoxes(sample.boxes.clone(), format="XYXY", canvas_size=sample.size)
-        target = {"boxes": boxes, "labels": sample.labels.clone(), "difficult": sample.difficult.clone()}
+        picture, boxes, labels, difficult = self._samples[index]
+        size = picture.height, picture.width
+        boxes = tv_tensors.BoundingBoxes(boxes.clone(), format="XYXY", canvas_size=size)
+        target = {"boxes": boxes, "labels": labels.clone(), "difficult": difficult.clone()}
+        if isinstance(self.transform, PictureTransform):
+            return self.transform(picture, target)
+        image = tv_tensors.Image(picture.pixels())
         return self.transform(image, target) if self.transform else (image, target)

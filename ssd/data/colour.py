@@ -1,0 +1,55 @@
+"""Colours: what augmentation does to them, and the numbers that the network takes, as one matrix per picture."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Red, green and blue to brightness and two of colour (Y, I and Q of NTSC, as in Python's colorsys), and back.
+TO_YIQ = np.array([[0.30, 0.59, 0.11], [0.5990, -0.2773, -0.3217], [0.2130, -0.5251, 0.3121]])
+FROM_YIQ = np.linalg.inv(TO_YIQ)
+
+
+def colour_matrix(brightness: float = 0.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0) -> Tensor:
+    """What four changes do to the colour (r, g, b, 1) of a pixel, in values of 0..1.
+
+    Grey stays grey under saturation and hue, so the order of the four does not matter, but that brightness comes first.
+
+    Args:
+        brightness: added to red, green and blue.
+        contrast: factor on all three.
+        saturation: factor on I and Q of the colour in YIQ.
+        hue: angle in radians by which I and Q are turned.
+
+    Returns:
+        (3, 4) float32.
+    """
+    cos, sin = saturation * math.cos(hue), saturation * math.sin(hue)
+    mixed = contrast * FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
+    return torch.from_numpy(np.hstack([mixed, np.full((3, 1), contrast * brightness)])).float()
+
+
+def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
+    """The network's input: colours changed, cut to what a picture can hold, and normalised as for ImageNet.
+
+    Args:
+        images: (B, 3, H, W) uint8; what is floating-point already is returned as it is.
+        colours: (B, 3, 4), a `colour_matrix` for each picture; None changes nothing.
+
+    Returns:
+        (B, 3, H, W) float32, on the device of the images.
+    """
+    if images.is_floating_point():
+        return images
+    pixels = images.flatten(2).float().div_(255)
+    if colours is not None:
+        matrix, offset = colours.split([3, 1], dim=2)
+        pixels = torch.baddbmm(offset, matrix, pixels).clamp_(0, 1)
+    for channel, mean, std in zip(pixels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True):
+        channel.sub_(mean).div_(std)
+    return pixels.view(images.shape)
