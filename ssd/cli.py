@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_detect(commands)
     _add_demo(commands)
-    _command(commands, _info, "versions, and which kernels are compiled for which device")
+    _add_info(commands)
     return parser
 
 
@@ -319,10 +319,39 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _info(arguments: argparse.Namespace) -> int:
-    import ssd_ext
+def _add_info(commands) -> None:
+    parser = _command(
+        commands,
+        _info,
+        "versions and kernels of this installation, or what a data set holds",
+        """Without DATA: versions, and which kernels are compiled for which device. With DATA: its pictures and objects.
 
-    print(ssd_ext.info())
+examples:
+  ssd info my_pictures
+  ssd info my_pictures --speed       how many pictures a core prepares, hence how many cores a GPU would need""",
+    )
+    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC layout")
+    parser.add_argument("--speed", action="store_true", help="measure the reading of DATA, for about 10 seconds")
+    _add_fields(parser, Settings, ["augment"])
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    if not arguments.data:
+        if arguments.speed:
+            raise ValueError("--speed measures the reading of DATA: name at least one folder")
+        import ssd_ext
+
+        print(ssd_ext.info())
+        return 0
+    from ssd.data import AUGMENTATIONS, open_dataset
+    from ssd.data.speed import measure_speed
+
+    dataset = open_dataset(arguments.data)
+    print(f"{len(dataset)} pictures, {', '.join(f'{n} {name}' for name, n in dataset.counts.items())}")
+    print("\n".join(map(str, dataset.dropped)), end="\n" if dataset.dropped else "")
+    if arguments.speed:
+        print("by the CPU time of one core:")
+        print(measure_speed(arguments.data, AUGMENTATIONS[getattr(arguments, "augment", Settings.augment)]()))
     return 0
 
 

@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from ssd.atomic import locked
 from ssd.checkpoint import build_model, init_weights, load_checkpoint, save_checkpoint
-from ssd.data import Dropped, list_splits, open_dataset
-from ssd.data.augmentation import EvalTransform, TrainTransform
+from ssd.data import AUGMENTATIONS, Dropped, list_splits, open_dataset
+from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
-from ssd.data.torchvision_recipe import v2_transform
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
@@ -52,8 +51,8 @@ def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, .
         if not pairs:
             raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
         split, val_split = pairs[0][0], val_split or pairs[0][1]
-    augment = {"ssd": TrainTransform, "v2": v2_transform}[settings.augment]
-    whole = open_dataset(settings.data, split, settings.classes, augment(flips=settings.flips))
+    augment = AUGMENTATIONS[settings.augment](flips=settings.flips)
+    whole = open_dataset(settings.data, split, settings.classes, augment)
     val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
     if val_data:
         val_set = open_dataset(val_data, val_split, whole.classes, EvalTransform())

@@ -1,6 +1,8 @@
 """The command line from end to end on a drawn set, with a network as narrow as it gets."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +12,9 @@ import pytest
 
 from ssd.checkpoint import load_checkpoint
 from ssd.cli import main
+from ssd.data import speed
 from ssd.settings import VARIANCES, Settings
-from ssd.shapes import write_shapes
+from ssd.shapes import SHAPE_CLASSES, write_shapes
 from ssd_ext import DetectionOptions, LossOptions
 
 MACHINE = ["--device", "cpu", "--workers", "0"]
@@ -125,6 +128,28 @@ def test_info_lists_every_op(capsys):
     printed = capsys.readouterr().out
     assert "torch " in printed
     assert "postprocess_detections" in printed
+
+
+def test_info_of_data(shapes, capsys, monkeypatch):
+    assert main(["info", str(shapes)]) == 0
+    printed = capsys.readouterr().out
+    counts = dict(reversed(part.split()) for part in printed.strip().split(", "))
+    assert counts["pictures"] == "7"
+    text = "".join(file.read_text() for file in (shapes / "Annotations").iterdir())
+    assert {name: int(counts[name]) for name in SHAPE_CLASSES} == {n: text.count(f"<name>{n}<") for n in SHAPE_CLASSES}
+
+
+@pytest.mark.parametrize("augment", get_args(get_type_hints(Settings)["augment"]))
+def test_info_tells_how_fast_pictures_are_read(shapes, capsys, monkeypatch, augment):
+    monkeypatch.setattr(speed.measure_speed, "__kwdefaults__", {"batch_size": 2, "seconds": 0.05})
+    assert main(["info", str(shapes), "--speed", "--augment", augment]) == 0
+    printed = capsys.readouterr().out
+    rates = {name: float(n) for name, n in re.findall(r"^(\w+(?: samples)?): (\d+) pictures/s$", printed, re.MULTILINE)}
+    assert set(rates) == {"reading", "training samples", "evaluation samples"}
+    assert min(rates.values()) > 0
+    assert math.ceil(700 / (rates["training samples"] + 0.5)) <= int(re.search(r"at 700 .*: (\d+) cores", printed)[1])
+    assert main(["info", "--speed"]) == 2
+    assert "name at least one folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "detect", "demo", "info"])

@@ -11,11 +11,23 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ssd.data.augmentation import TrainTransform
 from ssd.data.reading import ImageReadError, PictureFile, read_image
+from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.voc import Dropped, VOCDataset
 
-__all__ = ["Dropped", "ImageReadError", "PictureFile", "VOCDataset", "list_splits", "open_dataset", "read_image"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Dropped",
+    "ImageReadError",
+    "PictureFile",
+    "VOCDataset",
+    "list_splits",
+    "open_dataset",
+    "read_image",
+]
 
+AUGMENTATIONS = {"ssd": TrainTransform, "v2": v2_transform}  # by the names of `ssd train --augment`
 FORMATS = (VOCDataset,)  # each a class with the constructor, `holds`, `splits`, `pictures` and `dropped` of this one
 
 

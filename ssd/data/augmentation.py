@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd.data.colour import IMAGENET_MEAN, colour_matrix
+from ssd.data.colour import colour_matrix
 from ssd.data.reading import Picture
 
 # Of docs/input.md, which has the sources. A patch is a part of the picture, or of the canvas that it lies on.
@@ -94,44 +94,42 @@ class TrainTransform(PictureTransform):
         boxes = target["boxes"].numpy().astype(np.float64).reshape(-1, 2, 2)
         patch = draw_patch(rng, picture.height, picture.width, boxes)
         colour = draw_colour(rng)
-        mirrored, upside_down = rng.random() < 0.5, self.flips and rng.random() < 0.5
+        flips = [rng.random() < 0.5, self.flips and rng.random() < 0.5]  # from left to right, from top to bottom
 
         image, shown, place = self._render(picture, patch, colour)
-        moved = (boxes - shown[0]) * (place[1] - place[0]) / (shown[1] - shown[0]) + place[0]
-        moved = moved.clip(*place) / self.size
+        moved = (boxes - shown[0]) * ((place[1] - place[0]) / (shown[1] - shown[0])) + place[0]
+        moved = moved.clip(place[0], place[1]) / self.size
         kept = _inside(patch[None], boxes)[0] & (moved[:, 1] - moved[:, 0] >= 1 / self.size).all(1)
-        for axis, flipped in enumerate((mirrored, upside_down)):
+        for axis, flipped in enumerate(flips):
             if flipped:
-                image = image.flip(2 - axis)
+                image = image.flip(1 - axis)
                 moved[:, :, axis] = 1 - moved[:, ::-1, axis]
         rows = torch.from_numpy(kept)
         per_object = {k: v[rows] for k, v in target.items() if isinstance(v, Tensor) and v.shape[:1] == rows.shape}
-        boxes = torch.from_numpy(moved[kept].reshape(-1, 4)).float()
-        return image, {**target, **per_object, "boxes": boxes, "colour": colour}
+        boxes = torch.from_numpy(moved[kept].astype(np.float32).reshape(-1, 4))
+        return image.permute(2, 0, 1), {**target, **per_object, "boxes": boxes, "colour": colour}
 
     def _render(self, picture: Picture, patch: np.ndarray, colour: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """The patch in the network's size.
 
         Returns:
-            image: (3, size, size) uint8; beyond the picture, what will be 0 in the network's input.
+            image: (size, size, 3) uint8; beyond the picture, what will be 0 in the network's input.
             shown: (2, 2) corners of the part of the picture that is in it, in pixels of the picture.
             place: (2, 2) corners of the same in the image.
         """
         part = patch.clip(0, [picture.width, picture.height])
-        place = ((part - patch[0]) * self.size / (patch[1] - patch[0])).round().astype(int)
+        place = ((part - patch[0]) * (self.size / (patch[1] - patch[0]))).round().astype(int)
         place[0] = place[0].clip(0, self.size - 1)
         place[1] = place[1].clip(place[0] + 1, self.size)
         (x0, y0), (x1, y1) = place.tolist()
         pixels, shown = picture.part(part.flatten().tolist(), (y1 - y0, x1 - x0))
-        shown = np.array(shown).reshape(2, 2)
-        if pixels.shape[1:] == (self.size, self.size):
-            return pixels, shown, place
-        mixed, offset = colour.numpy()[:, :3], colour.numpy()[:, 3]
-        border = 255 * np.linalg.solve(mixed, IMAGENET_MEAN - offset)
-        image = torch.empty(3, self.size, self.size, dtype=torch.uint8)
-        image[:] = torch.from_numpy(border.round().clip(0, 255)).view(3, 1, 1)
-        image[:, y0:y1, x0:x1] = pixels
-        return image, shown, place
+        image, shown = pixels.permute(1, 2, 0), np.array(shown).reshape(2, 2)
+        if image.shape[:2] == (self.size, self.size):
+            return image, shown, place
+        border = torch.linalg.solve(colour[:, :3], -colour[:, 3]).round().clamp(0, 255).byte()
+        canvas = border.repeat(self.size).repeat(self.size, 1).view(self.size, self.size, 3)
+        canvas[y0:y1, x0:x1] = image
+        return canvas, shown, place
 
 
 # Below, boxes are (n, 2, 2): the corners (x0, y0) and (x1, y1) of each.

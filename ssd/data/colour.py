@@ -16,12 +16,12 @@ FROM_YIQ = np.linalg.inv(TO_YIQ)
 
 
 def colour_matrix(brightness: float = 0.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0) -> Tensor:
-    """What four changes do to the colour (r, g, b, 1) of a pixel, in values of 0..1.
+    """From the bytes (r, g, b, 1) of a pixel to the network's input: four changes of its colour, then `to_input`'s.
 
     Grey stays grey under saturation and hue, so the order of the four does not matter, but that brightness comes first.
 
     Args:
-        brightness: added to red, green and blue.
+        brightness: added to red, green and blue, in 0..1.
         contrast: factor on all three.
         saturation: factor on I and Q of the colour in YIQ.
         hue: angle in radians by which I and Q are turned.
@@ -31,7 +31,8 @@ def colour_matrix(brightness: float = 0.0, contrast: float = 1.0, saturation: fl
     """
     cos, sin = saturation * math.cos(hue), saturation * math.sin(hue)
     mixed = contrast * FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
-    return torch.from_numpy(np.hstack([mixed, np.full((3, 1), contrast * brightness)])).float()
+    matrix = np.column_stack([mixed / 255, contrast * brightness - np.array(IMAGENET_MEAN)])
+    return torch.from_numpy(matrix / np.array(IMAGENET_STD)[:, None]).float()
 
 
 def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
@@ -46,10 +47,17 @@ def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
     """
     if images.is_floating_point():
         return images
-    pixels = images.flatten(2).float().div_(255)
-    if colours is not None:
-        matrix, offset = colours.split([3, 1], dim=2)
-        pixels = torch.baddbmm(offset, matrix, pixels).clamp_(0, 1)
+    if colours is None:
+        pixels = images.flatten(2).float()
+        for channel, mean, std in zip(pixels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True):
+            channel.sub_(255 * mean).div_(255 * std)
+        return pixels.view(images.shape)
+    pixels = torch.empty(images.shape, dtype=torch.float32, device=images.device).flatten(2)
+    matrix, offset = colours.split([3, 1], dim=2)
+    at_once = 1 if images.device.type == "cpu" else len(images)  # in the cache of a core, or in one launch
+    for i in range(0, len(images), at_once):
+        some = slice(i, i + at_once)
+        torch.baddbmm(offset[some], matrix[some], images[some].flatten(2).float(), out=pixels[some])
     for channel, mean, std in zip(pixels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True):
-        channel.sub_(mean).div_(std)
+        channel.clamp_(-mean / std, (1 - mean) / std)
     return pixels.view(images.shape)

@@ -70,8 +70,8 @@ class Picture:
         across, down = self.width / width, self.height / height  # pixels of the picture by those decoded
         x0, x1 = _whole(box[0] / across, box[2] / across, width)
         y0, y1 = _whole(box[1] / down, box[3] / down, height)
-        pixels = resize(image[:, y0:y1, x0:x1], list(size), antialias=True)
-        return pixels, (x0 * across, y0 * down, x1 * across, y1 * down)
+        part = image[None, :, y0:y1, x0:x1].contiguous(memory_format=torch.channels_last)  # twice as fast as a view
+        return resize(part, list(size), antialias=True)[0], (x0 * across, y0 * down, x1 * across, y1 * down)
 
     def _decode(self, reduction: int) -> Tensor:
         """The picture upright, (3, h, w) uint8, with sides that may be smaller by this factor."""

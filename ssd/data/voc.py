@@ -133,6 +133,7 @@ class VOCDataset(Dataset):
     Attributes:
         classes: tuple of names, without the background.
         pictures: list with the path of each picture.
+        counts: dict with the number of objects of each class.
         dropped: list of `Dropped`.
 
     Raises:
@@ -196,6 +197,12 @@ class VOCDataset(Dataset):
     def pictures(self) -> list[Path]:
         return [sample.picture.path for sample in self._samples]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of objects of each class."""
+        labels = torch.cat([sample.labels for sample in self._samples])
+        return dict(zip(self.classes, labels.bincount(minlength=len(self.classes) + 1)[1:].tolist(), strict=True))
+
     def __len__(self) -> int:
         return len(self._samples)
 
@@ -210,11 +217,11 @@ class VOCDataset(Dataset):
         Raises:
             ImageReadError: the picture is damaged or cut short; the message names it.
         """
-        picture, boxes, labels, difficult = self._samples[index]
-        size = picture.height, picture.width
-        boxes = tv_tensors.BoundingBoxes(boxes.clone(), format="XYXY", canvas_size=size)
-        target = {"boxes": boxes, "labels": labels.clone(), "difficult": difficult.clone()}
+        picture, *columns = self._samples[index]
+        target = dict(zip(("boxes", "labels", "difficult"), (c.clone() for c in columns), strict=True))
         if isinstance(self.transform, PictureTransform):
             return self.transform(picture, target)
+        size = picture.height, picture.width
+        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
         image = tv_tensors.Image(picture.pixels())
         return self.transform(image, target) if self.transform else (image, target)

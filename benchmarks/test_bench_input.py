@@ -1,0 +1,195 @@
+"""From picture files to a batch on the device: training samples and evaluation samples.
+
+.venv/bin/python -m pytest benchmarks/test_bench_input.py -k 640x480
+
+A round reads, decodes, augments and joins the pictures of a batch, and makes the network's input of it. With one thread
+that is done in this process, else by as many workers as there are threads, which read ahead. torchvision: its v2
+transforms in the order of its reference recipe for SSD, behind our decoder, which is faster than the one that it comes
+with. dali: NVIDIA's operators in the order of its SSD example, on the CPU, where DALI is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from harness import Case, each
+from inputs import generator, random_boxes
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from ssd.data import PictureFile
+from ssd.data.augmentation import EvalTransform, PictureTransform, TrainTransform
+from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD, to_input
+from ssd.data.loader import Batch, SeededDataset, collate, train_loader
+from ssd.data.torchvision_recipe import v2_transform
+from ssd.precision import pick_device
+
+FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends
+FILES = 16  # of a size; more are the same files again
+OBJECTS = 8  # of a picture
+STEPS = 10**9  # of a loader that never ends
+
+
+class Where(NamedTuple):
+    here: Tensor  # on the device that the batch is for
+
+
+class Pictures(Dataset):
+    """JPEG files of pictures with structure of all sizes, and objects."""
+
+    def __init__(self, width: int, height: int, transform: Callable) -> None:
+        self.paths, self.transform = files(width, height), transform
+        self.boxes = random_boxes(FILES * OBJECTS, 3).clamp(0, 1).view(FILES, OBJECTS, 4)
+        self.boxes = self.boxes * torch.tensor([width, height, width, height])
+
+    def __len__(self) -> int:
+        return FILES
+
+    def __getitem__(self, index: int):
+        size = (picture := PictureFile(self.paths[index])).height, picture.width
+        boxes = v2_boxes(self.boxes[index].clone(), size)
+        target = {"boxes": boxes, "labels": torch.ones(OBJECTS, dtype=torch.int64)}
+        target["difficult"] = torch.zeros(OBJECTS, dtype=torch.bool)
+        return self.transform(picture if isinstance(self.transform, PictureTransform) else v2_image(picture), target)
+
+
+def v2_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    from torchvision import tv_tensors
+
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+
+
+def v2_image(picture: PictureFile) -> Tensor:
+    from torchvision import tv_tensors
+
+    return tv_tensors.Image(picture.pixels())
+
+
+@cache
+def files(width: int, height: int) -> list[str]:
+    """About as many bytes for a pixel as photographs of a camera have."""
+    paths = []
+    for i in range(FILES):
+        rng, pixels = np.random.default_rng(i), np.zeros((height, width, 3))
+        for cells in (4, 16, 64, 256):
+            coarse = rng.normal(0, 40, (cells, cells, 3)).clip(-127, 127)
+            enlarged = Image.fromarray((coarse + 128).astype(np.uint8)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
+            pixels += np.asarray(enlarged) / 4
+        paths.append(str(Path(FOLDER.name) / f"{width}x{height}_{i}.jpg"))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return paths
+
+
+def resized(size: int = 300) -> v2.Compose:
+    """What torchvision's evaluation does before its network, boxes left alone."""
+    to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD), v2.ToPureTensor()]
+    return v2.Compose([v2.Resize((size, size)), *to_float])
+
+
+@cache
+def endless(transform: Callable, width: int, height: int, pictures: int, workers: int) -> Iterator[Batch]:
+    """Batches, from this process without workers; each time with other random numbers."""
+    dataset = Pictures(width, height, transform())
+    if workers:
+        loader = train_loader(dataset, pictures, 0, range(STEPS), workers)
+        return iter(loader)
+    seeded = SeededDataset(dataset, 0)
+    return (collate([seeded[step, i % FILES] for i in range(pictures)]) for step in range(STEPS))
+
+
+def batch_of(transform: Callable, width: int, height: int, pictures: int, x: Where) -> tuple[Tensor, Tensor]:
+    workers = torch.get_num_threads() if torch.get_num_threads() > 1 else 0
+    batch = next(endless(transform, width, height, pictures, workers)).to(x.here.device)
+    return to_input(batch.images, batch.colours), batch.boxes
+
+
+def dali(width: int, height: int, pictures: int) -> Callable | str:
+    """A training batch of NVIDIA's operators, with a crop but no zoom out, as its SSD example has it."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        return "nvidia.dali is not installed"
+    from nvidia.dali import fn, pipeline_def, types
+
+    data = Pictures(width, height, lambda image, target: target)
+    fractions = (data.boxes / torch.tensor([width, height, width, height])).numpy()
+
+    def source(sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        i = sample.idx_in_epoch % FILES
+        return np.fromfile(data.paths[i], dtype=np.uint8), fractions[i], np.ones(OBJECTS, dtype=np.int32)
+
+    @pipeline_def
+    def samples():
+        encoded, boxes, labels = fn.external_source(source=source, num_outputs=3, batch=False)
+        start, size, boxes, labels = fn.random_bbox_crop(
+            boxes,
+            labels,
+            aspect_ratio=[0.5, 2.0],
+            thresholds=[0.0, 0.1, 0.3, 0.5, 0.7, 0.9],
+            scaling=[0.3, 1.0],
+            bbox_layout="xyXY",
+            allow_no_crop=True,
+            num_attempts=50,
+        )
+        images = fn.decoders.image_slice(encoded, start, size)
+        images = fn.resize(images, resize_x=300, resize_y=300, antialias=True)
+        some = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-18.0, 18.0)}
+        images = fn.color_twist(images, **{name: fn.random.uniform(range=limits) for name, limits in some.items()})
+        mean, std = ([255 * v for v in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mirror = fn.random.coin_flip()
+        images = fn.crop_mirror_normalize(images, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT)
+        return images, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
+
+    @cache
+    def running(threads: int):
+        pipeline = samples(batch_size=pictures, num_threads=threads, device_id=None)
+        pipeline.build()
+        return pipeline
+
+    def batch(x: Where) -> tuple[Tensor, Tensor]:
+        images, boxes = running(torch.get_num_threads()).run()
+        images = torch.from_numpy(images.as_array()).to(x.here.device)
+        return images, torch.from_numpy(np.concatenate([np.array(b) for b in boxes])).to(x.here.device)
+
+    return batch
+
+
+def case(op: str, width: int, height: int, pictures: int) -> Case:
+    training = op == "training samples"
+    transforms = (TrainTransform, v2_transform) if training else (EvalTransform, resized)
+    names = ("ssd_ext", "torchvision")
+    every = {n: partial(batch_of, t, width, height, pictures) for n, t in zip(names, transforms, strict=True)}
+    if training:
+        every["dali"] = dali(width, height, pictures)
+
+    def check(name: str, got: tuple, expected: tuple) -> None:
+        """Each draws its own samples: that they are samples, and of evaluation that they show the same."""
+        images, boxes = got
+        assert images.shape == expected[0].shape == (pictures, 3, 300, 300), f"{name}: {tuple(images.shape)}"
+        assert images.dtype == torch.float32, f"{name}: {images.dtype}"
+        assert not training or bool((boxes >= 0).all() and (boxes <= 1).all()), f"{name}: boxes outside of 0..1"
+        off = 0 if training else float((images - expected[0]).abs().mean())
+        assert off < 0.1, f"{name}: off by {off} on average"
+
+    sizes = {"pictures": pictures, "pixels": f"{width}x{height}"}
+    return Case(
+        "input", op, sizes, lambda: Where(torch.rand(1, generator=generator(0))), every, check, graphs=(), sets_up=True
+    )
+
+
+CASES = [
+    case(op, width, height, pictures)
+    for op in ("training samples", "evaluation samples")
+    for width, height, pictures in ((640, 480, 16), (500, 375, 16), (4000, 3000, 4))
+]
+pick_device()  # says early when there is none
+test_input = each(CASES)

@@ -1,0 +1,72 @@
+"""How many pictures a core of this machine prepares: what a network would have to wait for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from math import ceil
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+
+from ssd.data import open_dataset
+from ssd.data.augmentation import EvalTransform
+from ssd.data.loader import SeededDataset, collate, epoch_batches
+
+RATES = (100, 700, 1500)  # pictures/s of a network; a GPU trains SSD300 at 700 to 1500
+
+
+class InputSpeed(NamedTuple):
+    """Pictures a second of CPU time of one core, from files that the system may hold in memory."""
+
+    reading: float  # decoded in full
+    training: float
+    evaluation: float
+
+    def __str__(self) -> str:
+        rows = {
+            "reading": self.reading,
+            "training samples": self.training,
+            "evaluation samples": self.evaluation,
+        }
+        lines = [f"{name}: {rate:.0f} pictures/s" for name, rate in rows.items()]
+        lines += [f"training at {n} pictures/s: {ceil(n / self.training)} cores" for n in RATES]
+        return "\n".join(lines)
+
+
+def measure_speed(
+    roots: str | PathLike[str] | Sequence[str | PathLike[str]],
+    transform: Callable[..., Any],
+    *,
+    batch_size: int = 8,
+    seconds: float = 3.0,
+) -> InputSpeed:
+    """Prepares pictures of a dataset as training and evaluation do, in this process and with one thread.
+
+    Args:
+        roots: see `ssd.data.open_dataset`.
+        transform: of the training samples.
+        batch_size: pictures that are joined, which is measured too.
+        seconds: of CPU time for each of the three.
+    """
+
+    def rate(transform: Callable[..., Any] | None) -> float:
+        dataset = SeededDataset(open_dataset(roots, transform=transform), seed=0)
+        pictures, since, epoch = 0, time.process_time(), 0
+        while True:
+            for batch in epoch_batches(len(dataset), batch_size, 0, epoch):
+                samples = [dataset[epoch, index] for index in batch]
+                if transform:
+                    collate(samples)
+                pictures += len(batch)
+                if (spent := time.process_time() - since) > seconds:
+                    return pictures / spent
+            epoch += 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return InputSpeed(*map(rate, (None, transform, EvalTransform())))
+    finally:
+        torch.set_num_threads(before)
