@@ -143,7 +143,12 @@ def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
         "bccd_eval": ["eval", str(pictures), "--weights", str(run / "best.pt"), "--split", "test"],
         "bccd_detect": ["detect", *some, "--weights", str(run / "best.pt"), "--out", str(out / "found")],
     }
-    steps = []
+    waiting = [PYTHON, str(ROOT / "benchmarks" / "training_step.py"), "--data", str(pictures), "--workers"]
+    waiting += (
+        ["16", "--images", "32", "--steps", "50"] if gpu else ["1", "--images", "2", "--steps", "2", "--width", "0.01"]
+    )
+    reason = "" if pictures else "no --bccd folder"
+    steps = [Step("training", "input_waiting", waiting, limit=300, needs=("pytest", *SSD), not_tried=reason)]
     for name, command in commands.items():
         needs = [*SSD, "matplotlib", *([run / "best.pt"] if "--weights" in command else [])]
         reason = "no --bccd folder" if name != "demo" and pictures is None else ""

@@ -2,17 +2,17 @@
 
 .venv/bin/python -m pytest benchmarks/test_bench_input.py -k 640x480
 
-A round reads, decodes, augments and joins the pictures of a batch, and makes the network's input of it. With one thread
-that is done in this process, else by as many workers as there are threads, which read ahead. torchvision: its v2
-transforms in the order of its reference recipe for SSD, behind our decoder, which is faster than the one that it comes
-with. dali: NVIDIA's operators in the order of its SSD example, on the CPU, where DALI is installed.
+A call reads, decodes, augments and joins pictures to batches of 8, and makes the network's input of each. With one
+thread that is done in this process, else by as many workers as there are threads, which the call starts. torchvision:
+its v2 transforms in the order of its reference recipe for SSD, behind our decoder, which is faster than the one that it
+comes with. dali: NVIDIA's operators in the order of its SSD example, on the CPU, where DALI is installed.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,19 +24,19 @@ from inputs import generator, random_boxes
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ssd.data import PictureFile
 from ssd.data.augmentation import EvalTransform, PictureTransform, TrainTransform
 from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD, to_input
-from ssd.data.loader import Batch, SeededDataset, collate, train_loader
+from ssd.data.loader import train_loader
 from ssd.data.torchvision_recipe import v2_transform
-from ssd.precision import pick_device
 
 FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends
-FILES = 16  # of a size; more are the same files again
 OBJECTS = 8  # of a picture
-STEPS = 10**9  # of a loader that never ends
+BATCH = 8
+FILES = 16  # of a size; more pictures are the same files again
 
 
 class Where(NamedTuple):
@@ -44,34 +44,26 @@ class Where(NamedTuple):
 
 
 class Pictures(Dataset):
-    """JPEG files of pictures with structure of all sizes, and objects."""
+    """JPEG files of n pictures with structure of all sizes, and objects."""
 
-    def __init__(self, width: int, height: int, transform: Callable) -> None:
-        self.paths, self.transform = files(width, height), transform
-        self.boxes = random_boxes(FILES * OBJECTS, 3).clamp(0, 1).view(FILES, OBJECTS, 4)
+    def __init__(self, width: int, height: int, n: int, transform: Callable) -> None:
+        self.n, self.width, self.height, self.transform = n, width, height, transform
+        self.boxes = random_boxes(n * OBJECTS, 3).clamp(0, 1).view(n, OBJECTS, 4)
         self.boxes = self.boxes * torch.tensor([width, height, width, height])
 
     def __len__(self) -> int:
-        return FILES
+        return self.n
 
     def __getitem__(self, index: int):
-        size = (picture := PictureFile(self.paths[index])).height, picture.width
-        boxes = v2_boxes(self.boxes[index].clone(), size)
-        target = {"boxes": boxes, "labels": torch.ones(OBJECTS, dtype=torch.int64)}
-        target["difficult"] = torch.zeros(OBJECTS, dtype=torch.bool)
-        return self.transform(picture if isinstance(self.transform, PictureTransform) else v2_image(picture), target)
-
-
-def v2_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    from torchvision import tv_tensors
-
-    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
-
-
-def v2_image(picture: PictureFile) -> Tensor:
-    from torchvision import tv_tensors
-
-    return tv_tensors.Image(picture.pixels())
+        picture = PictureFile(files(self.width, self.height)[index % FILES])
+        size = picture.height, picture.width
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(self.boxes[index].clone(), format="XYXY", canvas_size=size),
+            "labels": torch.ones(OBJECTS, dtype=torch.int64),
+            "difficult": torch.zeros(OBJECTS, dtype=torch.bool),
+        }
+        ours = isinstance(self.transform, PictureTransform)
+        return self.transform(picture if ours else tv_tensors.Image(picture.pixels()), target)
 
 
 @cache
@@ -81,11 +73,8 @@ def files(width: int, height: int) -> list[str]:
     for i in range(FILES):
         rng, pixels = np.random.default_rng(i), np.zeros((height, width, 3))
         for cells in (4, 16, 64, 256):
-            coarse = rng.normal(0, 40, (cells, cells, 3)).clip(-127, 127)
-            enlarged = Image.fromarray((coarse + 128).astype(np.uint8)).resize(
-                (width, height), Image.Resampling.BICUBIC
-            )
-            pixels += np.asarray(enlarged) / 4
+            coarse = Image.fromarray((rng.normal(0, 40, (cells, cells, 3)).clip(-127, 127) + 128).astype(np.uint8))
+            pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 4
         paths.append(str(Path(FOLDER.name) / f"{width}x{height}_{i}.jpg"))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
     return paths
@@ -97,21 +86,13 @@ def resized(size: int = 300) -> v2.Compose:
     return v2.Compose([v2.Resize((size, size)), *to_float])
 
 
-@cache
-def endless(transform: Callable, width: int, height: int, pictures: int, workers: int) -> Iterator[Batch]:
-    """Batches, from this process without workers; each time with other random numbers."""
-    dataset = Pictures(width, height, transform())
-    if workers:
-        loader = train_loader(dataset, pictures, 0, range(STEPS), workers)
-        return iter(loader)
-    seeded = SeededDataset(dataset, 0)
-    return (collate([seeded[step, i % FILES] for i in range(pictures)]) for step in range(STEPS))
-
-
-def batch_of(transform: Callable, width: int, height: int, pictures: int, x: Where) -> tuple[Tensor, Tensor]:
+def last_batch(data: Pictures, x: Where) -> tuple[Tensor, Tensor]:
+    """Makes batches of all pictures."""
     workers = torch.get_num_threads() if torch.get_num_threads() > 1 else 0
-    batch = next(endless(transform, width, height, pictures, workers)).to(x.here.device)
-    return to_input(batch.images, batch.colours), batch.boxes
+    for batch in train_loader(data, BATCH, 0, range(len(data) // BATCH), workers):
+        on_device = batch.to(x.here.device)
+        images = to_input(on_device.images, on_device.colours)
+    return images, on_device.boxes
 
 
 def dali(width: int, height: int, pictures: int) -> Callable | str:
@@ -120,12 +101,13 @@ def dali(width: int, height: int, pictures: int) -> Callable | str:
         return "nvidia.dali is not installed"
     from nvidia.dali import fn, pipeline_def, types
 
-    data = Pictures(width, height, lambda image, target: target)
+    data = Pictures(width, height, pictures, EvalTransform())
     fractions = (data.boxes / torch.tensor([width, height, width, height])).numpy()
 
     def source(sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        i = sample.idx_in_epoch % FILES
-        return np.fromfile(data.paths[i], dtype=np.uint8), fractions[i], np.ones(OBJECTS, dtype=np.int32)
+        i = sample.idx_in_epoch % pictures
+        encoded = np.fromfile(files(width, height)[i % FILES], dtype=np.uint8)
+        return encoded, fractions[i], np.ones(OBJECTS, dtype=np.int32)
 
     @pipeline_def
     def samples():
@@ -149,47 +131,42 @@ def dali(width: int, height: int, pictures: int) -> Callable | str:
         images = fn.crop_mirror_normalize(images, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT)
         return images, fn.bb_flip(boxes, ltrb=True, horizontal=mirror)
 
-    @cache
-    def running(threads: int):
-        pipeline = samples(batch_size=pictures, num_threads=threads, device_id=None)
+    def batches(x: Where) -> tuple[Tensor, Tensor]:
+        pipeline = samples(batch_size=BATCH, num_threads=torch.get_num_threads(), device_id=None)
         pipeline.build()
-        return pipeline
-
-    def batch(x: Where) -> tuple[Tensor, Tensor]:
-        images, boxes = running(torch.get_num_threads()).run()
-        images = torch.from_numpy(images.as_array()).to(x.here.device)
+        for _ in range(pictures // BATCH):
+            images, boxes = pipeline.run()
+            images = torch.from_numpy(images.as_array()).to(x.here.device)
         return images, torch.from_numpy(np.concatenate([np.array(b) for b in boxes])).to(x.here.device)
 
-    return batch
+    return batches
 
 
 def case(op: str, width: int, height: int, pictures: int) -> Case:
     training = op == "training samples"
     transforms = (TrainTransform, v2_transform) if training else (EvalTransform, resized)
     names = ("ssd_ext", "torchvision")
-    every = {n: partial(batch_of, t, width, height, pictures) for n, t in zip(names, transforms, strict=True)}
+    sets = (Pictures(width, height, pictures, transform()) for transform in transforms)
+    every = {name: partial(last_batch, data) for name, data in zip(names, sets, strict=True)}
     if training:
         every["dali"] = dali(width, height, pictures)
 
     def check(name: str, got: tuple, expected: tuple) -> None:
         """Each draws its own samples: that they are samples, and of evaluation that they show the same."""
         images, boxes = got
-        assert images.shape == expected[0].shape == (pictures, 3, 300, 300), f"{name}: {tuple(images.shape)}"
+        assert images.shape == expected[0].shape == (BATCH, 3, 300, 300), f"{name}: {tuple(images.shape)}"
         assert images.dtype == torch.float32, f"{name}: {images.dtype}"
         assert not training or bool((boxes >= 0).all() and (boxes <= 1).all()), f"{name}: boxes outside of 0..1"
         off = 0 if training else float((images - expected[0]).abs().mean())
         assert off < 0.1, f"{name}: off by {off} on average"
 
-    sizes = {"pictures": pictures, "pixels": f"{width}x{height}"}
-    return Case(
-        "input", op, sizes, lambda: Where(torch.rand(1, generator=generator(0))), every, check, graphs=(), sets_up=True
-    )
+    sizes, inputs = {"pictures": pictures, "pixels": f"{width}x{height}"}, Where(torch.rand(1, generator=generator(0)))
+    return Case("input", op, sizes, lambda: inputs, every, check, graphs=())
 
 
 CASES = [
     case(op, width, height, pictures)
     for op in ("training samples", "evaluation samples")
-    for width, height, pictures in ((640, 480, 16), (500, 375, 16), (4000, 3000, 4))
+    for width, height, pictures in ((640, 480, 128), (500, 375, 128), (4000, 3000, 16))
 ]
-pick_device()  # says early when there is none
 test_input = each(CASES)

@@ -1,15 +1,20 @@
 """Where the time of a step goes, for ours and torchvision's: parts, kernels or operators, calls into the driver.
 
     python benchmarks/training_step.py [--what training] [--images 8] [--classes 21] [--bf16] [--device cpu]
+    python benchmarks/training_step.py --data FOLDER [--images 8] [--steps 50] [--width 1] [--workers 4]
 
 What: "training" (a whole step of `ssd train`), "inference", "loss" (with gradients) or "detection" (of predictions like
 those of a trained network), as the benchmarks of these names do it. The network is also timed alone, forward and
 backward, and so is the optimiser; what is left of a training step is the loss, copies and Python.
+
+With --data: training from these pictures as `ssd train` does it, with its augmentation and with torchvision's: pictures
+a second, and the share of the time in which the network has to wait for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -21,7 +26,15 @@ from test_bench_loss import loss_case
 from torch.profiler import profile
 from torch.utils.benchmark import Timer
 
+from ssd.data import AUGMENTATIONS, open_dataset
+from ssd.data.loader import train_loader, worker_count
+from ssd.loss import MultiBoxLoss
+from ssd.model import SSD300
 from ssd.precision import pick_device, place
+from ssd.settings import Settings
+from ssd.train import LOG_EVERY, make_optimizer, train_step
+
+WARM_UP = LOG_EVERY  # steps
 
 CASES = {
     "training": network.training_step,
@@ -63,6 +76,32 @@ def profiled(step: Callable, steps: int, device: torch.device) -> str:
     return ", ".join(calls) + "\n" + events.table(sort_by=by, row_limit=10, max_name_column_width=60)
 
 
+def from_disk(args: argparse.Namespace) -> None:
+    """Trains on the pictures of a folder with each augmentation, and prints how fast."""
+    for augment, transform in AUGMENTATIONS.items():
+        data = open_dataset(args.data, transform=transform())
+        torch.manual_seed(0)
+        model = place(SSD300(len(data.classes) + 1, width=args.width, batch_norm=True), args.device).train()
+        criterion = MultiBoxLoss(model.priors_cxcy)
+        settings = Settings((args.data,), bf16=args.bf16 or None)
+        optimizer = make_optimizer(model, settings)
+        workers = worker_count(args.workers)
+        batches = train_loader(data, args.images, 0, range(WARM_UP + args.steps), workers)
+        asked = started = time.perf_counter()
+        waited = 0.0
+        for step, batch in enumerate(batches, 1):
+            waited += time.perf_counter() - asked
+            loss = train_step(model, criterion, optimizer, batch, settings, 1e-3, args.device)
+            if step % LOG_EVERY == 0 or step == len(batches):
+                loss.item()  # waits for the device
+            asked = time.perf_counter()
+            if step == WARM_UP:
+                started, waited = asked, 0.0
+        seconds = asked - started
+        rate, share = args.images * args.steps / seconds, waited / seconds
+        print(f"--augment {augment}: {rate:.1f} pictures/s with {workers} workers, {share:.0%} of the time waiting")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=CASES, default="training")
@@ -71,7 +110,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; of training and inference")
     parser.add_argument("--device", type=pick_device, default=pick_device())
+    parser.add_argument("--data", metavar="FOLDER", help="pictures to train on, from disk")
+    parser.add_argument("--width", type=float, default=1.0, help="of the network, with --data")
+    parser.add_argument(
+        "--workers", type=int, help="processes that read, with --data (default: one per core, at most 4)"
+    )
     args = parser.parse_args()
+    if args.data:
+        return from_disk(args)
     if args.bf16 and args.what in ("loss", "detection"):
         parser.error("--bf16 goes with training and inference")
     where = torch.cuda.get_device_name() if args.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
