@@ -165,6 +165,26 @@ def test_objects_that_become_too_small_go_with_all_they_have(monkeypatch):
         assert (target["area"].tolist(), target["image_id"].tolist(), target["name"]) == ([0, 3], [7], "x")
 
 
+def test_objects_are_kept_by_their_centres_and_cut_at_the_patch(monkeypatch):
+    fixed(monkeypatch)
+    monkeypatch.setattr(augmentation, "draw_patch", lambda *_: np.array([[50.0, 20.0], [150.0, 100.0]]))
+    boxes = [
+        [20, 40, 90, 80],
+        [0, 0, 200, 120],
+        [10, 40, 80, 80],
+        [130, 80, 190, 119],
+        [40, 0, 60, 60],
+        [149, 99, 152, 102],
+    ]
+    centres_inside = [1, 2]  # (55, 60) and (100, 60); then (45, 60), (160, 99.5), (50, 30) on the edge, (150.5, 100.5)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        target = TrainTransform()(*sample(boxes))[1]
+        assert target["labels"].tolist() == centres_inside
+        first = [0.6, 0.25, 1, 0.75] if target["boxes"][0, 0] > 0 else [0, 0.25, 0.4, 0.75]
+        torch.testing.assert_close(target["boxes"], torch.tensor([first, [0, 0, 1, 1]]))
+
+
 @both_recipes
 def test_a_picture_without_objects(recipe):
     for seed in range(30):

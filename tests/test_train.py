@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import types
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 import ssd.train as training
 from ssd.checkpoint import load_checkpoint, load_model
+from ssd.data import AUGMENTATIONS, open_dataset
+from ssd.data.colour import to_input
+from ssd.data.loader import train_loader
+from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.shapes import write_shapes
 from ssd.train import Settings, lr_factor, make_optimizer, open_sets, train
@@ -148,6 +153,29 @@ def test_settings_of_older_checkpoints(shapes):
     assert (
         Settings.from_dict(saved | {"loc_loss": "smooth_l1", "matching": "per_prior", "min_negatives": 3}) == settings
     )
+
+
+def test_runs_of_older_versions_keep_torchvisions_augmentation(shapes):
+    saved = Settings((shapes,)).as_dict()
+    assert Settings.from_dict(saved).augment == "ssd"
+    del saved["augment"]
+    assert Settings.from_dict(saved).augment == "v2"
+    assert set(AUGMENTATIONS) == set(get_args(get_args(get_type_hints(Settings, include_extras=True)["augment"])[0]))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_the_network_sees_the_samples_in_their_colours(shapes, augment):
+    data = open_dataset(shapes, "train", transform=AUGMENTATIONS[augment]())
+    (batch,) = train_loader(data, 4, seed=0, steps=range(1))
+    model, seen = SSD300(4, width=0.01), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    settings = Settings((shapes,), augment=augment)
+    criterion, optimizer = MultiBoxLoss(model.priors_cxcy), make_optimizer(model, settings)
+    training.train_step(model, criterion, optimizer, batch, settings, 1.0, torch.device("cpu"))
+    assert torch.equal(seen[0], to_input(batch.images, batch.colours))
+    assert (batch.colours is None) == (augment == "v2")
+    if augment == "ssd":
+        assert not torch.equal(seen[0], to_input(batch.images))
 
 
 def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
