@@ -205,6 +205,14 @@ def test_tiny_pictures(recipe, height, width):
         assert len(target["boxes"]) <= 1
 
 
+@pytest.mark.parametrize("corner", [(199.9, 0.0), (-99.9, 0.0), (0.0, 119.9), (0.0, -119.9)])
+def test_a_patch_that_shows_next_to_nothing_of_the_picture(monkeypatch, corner):
+    monkeypatch.setattr(augmentation, "draw_patch", lambda *_: np.array([corner, np.add(corner, [100, 120])]))
+    image, target = TrainTransform()(*sample(FOUR))
+    assert image.shape == (3, 300, 300)
+    assert target["boxes"].shape == (0, 4)
+
+
 def test_ten_thousand_objects():
     corners = torch.rand(10_000, 2) * torch.tensor([1900.0, 1000.0])
     boxes = torch.cat([corners, corners + 20], dim=1)
