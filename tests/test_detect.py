@@ -189,6 +189,14 @@ def test_detector_gives_what_the_files_show(shapes, weights):
         assert torch.equal(labels, expected_labels)
 
 
+def test_boxes_are_in_the_pixels_of_a_picture_that_is_no_square(weights, tmp_path):
+    Image.effect_noise((600, 150), 90).save(tmp_path / "wide.png")
+    detector = Detector(*load_model(weights, "cpu"), DetectionOptions(min_score=0.1))
+    ((_, found),) = detector.stream([tmp_path / "wide.png"])
+    assert 500 < found.boxes[:, [0, 2]].max() <= 600
+    assert 120 < found.boxes[:, [1, 3]].max() <= 150
+
+
 def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
