@@ -29,7 +29,9 @@ def pair(tmp_path):
 
 
 def test_collate(pair):
-    batch = collate([VOCDataset(pair, transform=EvalTransform())[index] for index in (0, 1, 0)])
+    samples = [VOCDataset(pair, transform=EvalTransform())[index] for index in (0, 1, 0)]
+    batch = collate(samples)
+    assert all(torch.equal(image, sample[0]) for image, sample in zip(batch.images, samples, strict=True))
     assert (batch.images.shape, batch.images.dtype) == ((3, 3, 300, 300), torch.uint8)
     assert type(batch.images) is torch.Tensor
     assert batch.colours is None
