@@ -249,6 +249,7 @@ LossGradients multibox_loss_backward_cpu(const LossInputs& given, const LossResu
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
-  m.impl("multibox_loss", TORCH_BOX(&ssd_ext::boxed_loss<ssd_ext::multibox_loss_cpu>));
-  m.impl("multibox_loss_backward", TORCH_BOX(&ssd_ext::boxed_loss_backward<ssd_ext::multibox_loss_backward_cpu>));
+  using Loss = ssd_ext::BoxedLoss<ssd_ext::multibox_loss_cpu, ssd_ext::multibox_loss_backward_cpu>;
+  m.impl("multibox_loss", TORCH_BOX(&Loss::forward));
+  m.impl("multibox_loss_backward", TORCH_BOX(&Loss::backward));
 }
