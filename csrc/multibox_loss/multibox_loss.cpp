@@ -171,11 +171,7 @@ struct Gradients {
       if (object < 0) continue;
       const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
       const auto gradient = localization_gradient(predicted, targets.true_offsets(i, object), smooth, loc_factor);
-      offsets_t* const row = grad_offsets + 4 * i;
-      row[0] = static_cast<offsets_t>(gradient.x);
-      row[1] = static_cast<offsets_t>(gradient.y);
-      row[2] = static_cast<offsets_t>(gradient.w);
-      row[3] = static_cast<offsets_t>(gradient.h);
+      store_row(gradient, grad_offsets, i);
     }
     fill_logits(rows);
   }
