@@ -52,6 +52,7 @@ C10_HOST_DEVICE inline Row load_row(const scalar_t* rows, int64_t i) {
   return {static_cast<T>(row[0]), static_cast<T>(row[1]), static_cast<T>(row[2]), static_cast<T>(row[3])};
 }
 
+// The way back.
 template <typename Row, typename scalar_t>
 C10_HOST_DEVICE inline void store_row(const Row& row, scalar_t* rows, int64_t i) {
   const auto [a, b, c, d] = row;
