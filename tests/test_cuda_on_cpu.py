@@ -1,8 +1,6 @@
 """The CUDA kernels, compiled for the CPU, against plain PyTorch; and the runner that they run on."""
 
 import re
-import subprocess
-import sys
 
 import adversarial as adv
 import pytest
@@ -10,6 +8,7 @@ import torch
 from compare import check, same_bits
 from cuda_on_cpu import build
 from ops import OPS, Undecided
+from own_process import printed_by
 
 import ssd_ext
 from ssd_ext import DetectionOptions, LossOptions
@@ -79,29 +78,24 @@ def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
         source = source.replace(usual, small)
     changed = tmp_path / "postprocess_detections.cu"
     changed.write_text(source)
-    script = f"""  # in a process of its own: the usual kernel has the name here
+    script = """
 import sys
-sys.path.insert(0, {str(build.HERE.parent)!r})
 from pathlib import Path
 import torch, ssd_ext
-from compare import check
+from compare import compare
 from cuda_on_cpu import build
-from ops import OPS
-kernels = {{"CUDA": build.load(None, (Path({str(changed)!r}),))}}
+kernels = {"CUDA": build.load(None, (Path(sys.argv[1]),))}
 if ssd_ext._load.missing["cpu"] is None:
     kernels["CPU"] = torch.ops.ssd_ext
-for arguments in OPS["postprocess_detections"].cases():
-    check("postprocess_detections", arguments, kernels)
+compare(kernels, ["postprocess_detections"])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed_by(script, changed)  # in a process of its own: the usual kernel has the name here
 
 
 def test_images_that_share_objects_do_not_wait_for_each_other():
     """Offsets that nobody has checked let two blocks of bipartite matching change the same candidates."""
-    script = f"""  # in a process of its own: it may never end
-import os, sys
-sys.path.insert(0, {str(build.HERE.parent)!r})
+    script = """
+import os
 import torch, adversarial as adv
 from cuda_on_cpu import build
 offsets, priors = torch.tensor([0, 20, 0, 20], dtype=torch.int32), adv.random_boxes(600, 1)
@@ -114,8 +108,7 @@ for seed in range(10):
         assert torch.equal(*results)
 """
     build.load()  # compiles, which is not to count
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed_by(script, timeout=100)  # in a process of its own: it may never end
 
 
 @pytest.fixture(params=["cpu", "cuda_on_cpu"])
