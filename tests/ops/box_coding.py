@@ -15,40 +15,33 @@ from ops.box_iou import numbers
 
 
 @np.errstate(all="ignore")
-def encode_oracle(boxes: Tensor, priors_cxcywh: Tensor, center_variance: float, size_variance: float) -> Tensor:
-    boxes, priors = numbers(boxes, priors_cxcywh)
+def encode_oracle(boxes: Tensor, priors: Tensor, center: float, size: float) -> Tensor:
+    boxes, priors = numbers(boxes, priors)
     t = boxes.dtype.type
     out = np.zeros_like(boxes)
     for at in np.ndindex(boxes.shape[:-1]):
         box, prior = boxes[at], priors[at[-1]]
         for i in (0, 1):
             centre = (box[i] + box[i + 2]) * t(0.5)
-            out[at][i] = (centre - prior[i]) / (prior[i + 2] * t(center_variance))
-            out[at][i + 2] = np.log((box[i + 2] - box[i]) / prior[i + 2]) / t(size_variance)
+            out[at][i] = (centre - prior[i]) / (prior[i + 2] * t(center))
+            out[at][i + 2] = np.log((box[i + 2] - box[i]) / prior[i + 2]) / t(size)
     return torch.from_numpy(out)
 
 
 @np.errstate(all="ignore")
-def decode_oracle(
-    pred_offsets: Tensor,
-    priors_cxcywh: Tensor,
-    center_variance: float,
-    size_variance: float,
-    max_log_scale: float | None,
-) -> Tensor:
-    pred_offsets, priors = numbers(pred_offsets, priors_cxcywh)
+def decode_oracle(pred_offsets: Tensor, priors: Tensor, center: float, size: float, limit: float | None) -> Tensor:
+    pred_offsets, priors = numbers(pred_offsets, priors)
     t = pred_offsets.dtype.type
     out = np.zeros_like(pred_offsets)
     for at in np.ndindex(pred_offsets.shape[:-1]):
         pred, prior = pred_offsets[at], priors[at[-1]]
         for i in (0, 1):
-            centre = pred[i] * (prior[i + 2] * t(center_variance)) + prior[i]
-            log_scale = pred[i + 2] * t(size_variance)
-            if max_log_scale is not None and log_scale > t(max_log_scale):
-                log_scale = t(max_log_scale)
-            size = np.exp(log_scale) * prior[i + 2]
-            out[at][i] = centre - size * t(0.5)
-            out[at][i + 2] = centre + size * t(0.5)
+            centre = pred[i] * (prior[i + 2] * t(center)) + prior[i]
+            log_scale = pred[i + 2] * t(size)
+            if limit is not None and log_scale > t(limit):
+                log_scale = t(limit)
+            half = np.exp(log_scale) * prior[i + 2] * t(0.5)
+            out[at][i], out[at][i + 2] = centre - half, centre + half
     return torch.from_numpy(out)
 
 
