@@ -132,8 +132,13 @@ def _join(
     objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
     n_objects = 0
     for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
-        det_boxes, det_labels, det_scores = _read_detection(detection, f"detections[{i}]", n_classes)
-        gt_boxes, gt_labels, gt_difficult = _read_target(target, f"targets[{i}]", n_classes)
+        name = f"detections[{i}]"
+        det_boxes, det_labels = _read_boxes(*detection[:2], name, range(n_classes))
+        det_scores = _read_column(detection[2], f"{name}: scores", len(det_labels)).double().numpy()
+        name = f"targets[{i}]"
+        gt_boxes, gt_labels = _read_boxes(target["boxes"], target["labels"], name, range(1, n_classes))
+        difficult = target.get("difficult", torch.zeros(len(gt_labels)))
+        gt_difficult = _read_column(difficult, f"{name}: difficult", len(gt_labels)).bool().numpy()
         best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
         rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
         objects.append((gt_labels, gt_difficult))
@@ -223,19 +228,6 @@ def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
         # i*0.1 a recall of exactly 3/10 would miss its point.
         return float(best[np.searchsorted(recall, np.arange(11) / 10)].mean())
     return float(np.diff(recall, prepend=0.0) @ best[:-1])
-
-
-def _read_detection(
-    detection: tuple[Tensor, Tensor, Tensor], name: str, n_classes: int
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    boxes, labels = _read_boxes(*detection[:2], name, range(n_classes))
-    return boxes, labels, _read_column(detection[2], f"{name}: scores", len(labels)).double().numpy()
-
-
-def _read_target(target: Mapping[str, Tensor], name: str, n_classes: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    boxes, labels = _read_boxes(target["boxes"], target["labels"], name, range(1, n_classes))
-    difficult = target.get("difficult", torch.zeros(len(labels)))
-    return boxes, labels, _read_column(difficult, f"{name}: difficult", len(labels)).bool().numpy()
 
 
 def _read_boxes(boxes: Tensor, labels: Tensor, name: str, allowed: range) -> tuple[Tensor, np.ndarray]:
