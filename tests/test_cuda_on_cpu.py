@@ -299,10 +299,7 @@ def test_indices_in_three_dimensions():
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
-        (
-            "divergent_barrier",
-            r"different barriers .*32 thread.* from \(0, 0, 0\) .*32 thread.* from \(32, 0, 0\)",
-        ),
+        ("divergent_barrier", r"different barriers .*32 thread.* from \(0, 0, 0\) .*32 thread.* from \(32, 0, 0\)"),
         ("deadlock", "deadlock .*16 thread.* __syncthreads .*16 thread.* __syncwarp"),
         ("mask", "different masks .*0x0000ffff.*0xffffffff"),
         ("call_site", "different collectives .*__ballot_sync .*__ballot_sync"),
