@@ -93,18 +93,18 @@ compare(kernels, ["postprocess_detections"])
 
 
 def test_images_that_share_objects_do_not_wait_for_each_other():
-    """Offsets that nobody has checked let two blocks of bipartite matching change the same candidates."""
+    """Row splits that nobody has checked let two blocks of bipartite matching change the same candidates."""
     script = """
 import os
 import torch, adversarial as adv
 from cuda_on_cpu import build
-offsets, priors = torch.tensor([0, 20, 0, 20], dtype=torch.int32), adv.random_boxes(600, 1)
+row_splits, priors = torch.tensor([0, 20, 0, 20], dtype=torch.int32), adv.random_boxes(600, 1)
 for seed in range(10):
     for boxes in (adv.random_boxes(1, seed).repeat(20, 1), adv.random_boxes(20, seed)):
         results = []
         for order in ("forward", "interleaved"):
             os.environ["CUDA_ON_CPU_ORDER"] = order
-            results.append(build.load().match_priors(boxes, offsets, priors, 0.5, "bipartite"))
+            results.append(build.load().match_priors(boxes, row_splits, priors, 0.5, "bipartite"))
         assert torch.equal(*results)
 """
     build.load()  # compiles, which is not to count
@@ -135,19 +135,19 @@ def test_a_direct_call_of_box_iou_cannot_read_out_of_bounds(kernels):
 
 
 def test_a_direct_call_of_match_priors_cannot_read_out_of_bounds(kernels):
-    boxes, offsets = torch.rand(2, 4), torch.tensor([0, 2], dtype=torch.int32)
+    boxes, row_splits = torch.rand(2, 4), torch.tensor([0, 2], dtype=torch.int32)
     for message, *arguments in (
-        (r"boxes must have the shape \(N, 4\), got \(3, 5\)", torch.rand(3, 5), offsets, boxes),
-        (r"priors_xyxy must have the shape \(N, 4\), got \(4\)", boxes, offsets, torch.rand(4)),
-        (r"row_splits must be \(B \+ 1,\) int32, got \(2\) Long", boxes, offsets.long(), boxes),
-        (r"row_splits must be \(B \+ 1,\) int32, got \(0\) Int", boxes, offsets[:0], boxes),
-        ("same dtype, got Float and Double", boxes, offsets, boxes.double()),
-        ("expected a floating dtype, got Int", boxes.int(), offsets, boxes.int()),
+        (r"boxes must have the shape \(N, 4\), got \(3, 5\)", torch.rand(3, 5), row_splits, boxes),
+        (r"priors_xyxy must have the shape \(N, 4\), got \(4\)", boxes, row_splits, torch.rand(4)),
+        (r"row_splits must be \(B \+ 1,\) int32, got \(2\) Long", boxes, row_splits.long(), boxes),
+        (r"row_splits must be \(B \+ 1,\) int32, got \(0\) Int", boxes, row_splits[:0], boxes),
+        ("same dtype, got Float and Double", boxes, row_splits, boxes.double()),
+        ("expected a floating dtype, got Int", boxes.int(), row_splits, boxes.int()),
     ):
         with pytest.raises(RuntimeError, match=message):
             kernels.match_priors(*arguments, 0.5, "per_prior")
     with pytest.raises(RuntimeError, match="mode must be one of per_prior, bipartite, got best"):
-        kernels.match_priors(boxes, offsets, boxes, 0.5, "best")
+        kernels.match_priors(boxes, row_splits, boxes, 0.5, "best")
     wild = torch.tensor([7, -3, 2**31 - 1, 0, -(2**31), 2, 1], dtype=torch.int32)
     for mode in ("per_prior", "bipartite"):
         assert set(kernels.match_priors(boxes, wild, boxes, 0.0, mode).flatten().tolist()) <= {-1, 0, 1}
@@ -172,7 +172,7 @@ PREDICTIONS = {
     "pred_logits": torch.zeros(2, 9, 3),
     "boxes": torch.tensor([[0.1, 0.1, 0.9, 0.9]]),
     "labels": torch.tensor([1]),
-    "offsets": torch.tensor([0, 1, 1], dtype=torch.int32),
+    "row_splits": torch.tensor([0, 1, 1], dtype=torch.int32),
     "priors_cxcywh": torch.full((9, 4), 0.5),
 }
 RESULTS = {
@@ -195,7 +195,7 @@ RESULTS = {
         ("boxes", torch.zeros(1, 4).double(), "boxes and priors_cxcywh must be in the compute dtype"),
         ("labels", torch.tensor([1, 1]), r"labels must be \(1,\) int64, got \(2\) Long"),
         ("labels", torch.tensor([1], dtype=torch.int32), r"labels must be \(1,\) int64, got \(1\) Int"),
-        ("offsets", torch.tensor([0, 1], dtype=torch.int32), r"row_splits must be \(3,\) int32, got \(2\) Int"),
+        ("row_splits", torch.tensor([0, 1], dtype=torch.int32), r"row_splits must be \(3,\) int32, got \(2\) Int"),
         ("priors_cxcywh", torch.zeros(8, 4), r"priors_cxcywh must have 9 rows, got \(8, 4\)"),
         ("match", torch.zeros(2, 8, dtype=torch.int32), r"match and selected must have the shape \(2, 9\)"),
         ("match", torch.zeros(2, 9), "match, selected and n_pos must be Int, Bool and Long"),
