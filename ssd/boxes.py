@@ -1,4 +1,8 @@
-"""Box arithmetic under the names of the tutorial; boxes are (..., 4), in fractions of the image."""
+"""Box arithmetic under the names of the tutorial; boxes are (..., 4), in fractions of the image.
+
+`xy` is (x0, y0, x1, y1), `cxcy` centre and size. `gcxgcy` are offsets from a prior with the variances 0.1 and 0.2:
+Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +25,17 @@ __all__ = [
 
 
 def xy_to_cxcy(xy: Tensor) -> Tensor:
-    """Converts (x0, y0, x1, y1) to (cx, cy, w, h).
-
-    Args:
-        xy: (..., 4) xyxy.
-
-    Returns:
-        (..., 4) cxcywh.
-    """
+    """Converts (..., 4) xyxy to (..., 4) cxcywh."""
     return box_convert(xy, "xyxy", "cxcywh")
 
 
 def cxcy_to_xy(cxcy: Tensor) -> Tensor:
-    """Converts (cx, cy, w, h) to (x0, y0, x1, y1).
-
-    Args:
-        cxcy: (..., 4) cxcywh.
-
-    Returns:
-        (..., 4) xyxy.
-    """
+    """Converts (..., 4) cxcywh to (..., 4) xyxy."""
     return box_convert(cxcy, "cxcywh", "xyxy")
 
 
 def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:
-    """Encodes boxes relative to priors, with variances 0.1 and 0.2; `ssd_ext.encode_boxes` takes xyxy boxes.
+    """Encodes boxes relative to priors; `ssd_ext.encode_boxes` takes xyxy boxes.
 
     Args:
         cxcy: (..., P, 4) cxcywh, widths and heights more than 0.
@@ -53,8 +43,6 @@ def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:
 
     Returns:
         (..., P, 4) offsets.
-
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
     """
     centre, size = cxcy.split(2, dim=-1)
     prior_centre, prior_size = priors_cxcy.split(2, dim=-1)
@@ -62,45 +50,19 @@ def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:
 
 
 def gcxgcy_to_cxcy(gcxgcy: Tensor, priors_cxcy: Tensor) -> Tensor:
-    """Decodes offsets, the inverse of `cxcy_to_gcxgcy`; `ssd_ext.decode_boxes` returns xyxy boxes.
-
-    Args:
-        gcxgcy: (..., P, 4) offsets.
-        priors_cxcy: (P, 4) cxcywh.
-
-    Returns:
-        (..., P, 4) cxcywh.
-
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
-    """
+    """Decodes offsets, the inverse of `cxcy_to_gcxgcy`; `ssd_ext.decode_boxes` returns xyxy boxes."""
     centre, size = gcxgcy.split(2, dim=-1)
     prior_centre, prior_size = priors_cxcy.split(2, dim=-1)
     return torch.cat([centre * prior_size / 10 + prior_centre, torch.exp(size / 5) * prior_size], dim=-1)
 
 
 def find_intersection(set_1: Tensor, set_2: Tensor) -> Tensor:
-    """Computes the area that each box of one set shares with each box of another.
-
-    Args:
-        set_1: (N, 4) xyxy.
-        set_2: (M, 4) xyxy.
-
-    Returns:
-        (N, M) areas, 0 where boxes do not overlap.
-    """
+    """The area (N, M) that each of (N, 4) xyxy boxes shares with each of (M, 4), 0 where they do not overlap."""
     low = torch.maximum(set_1[:, None, :2], set_2[None, :, :2])  # (N, M, 2)
     high = torch.minimum(set_1[:, None, 2:], set_2[None, :, 2:])  # (N, M, 2)
     return (high - low).clamp(min=0).prod(dim=2)  # (N, M)
 
 
 def find_jaccard_overlap(set_1: Tensor, set_2: Tensor) -> Tensor:
-    """Computes the IoU of each box of one set with each box of another: `ssd_ext.box_iou`.
-
-    Args:
-        set_1: (N, 4) xyxy.
-        set_2: (M, 4) xyxy.
-
-    Returns:
-        (N, M) in 0..1; 0 for a box without area, where the tutorial has NaN.
-    """
+    """`ssd_ext.box_iou`: (N, M) in 0..1; 0 for a box without area, where the tutorial has NaN."""
     return box_iou(set_1, set_2)

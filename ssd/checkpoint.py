@@ -70,8 +70,7 @@ def load_model(path: str | os.PathLike[str], device: str | None = None) -> tuple
         device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not a checkpoint of this package.
+        FileNotFoundError, ValueError: see `load_checkpoint`, or the device cannot be used.
     """
     checkpoint = load_checkpoint(path)
     return place(build_model(checkpoint), pick_device(device)).eval(), tuple(checkpoint["classes"])

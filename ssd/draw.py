@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ssd.atomic import replacing
+from ssd.rows import read_boxes, read_column
 
 __all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "save_png", "side_by_side"]
 
@@ -71,14 +72,16 @@ def draw_detections(
     picture = _to_pil(image)
     if width is not None and width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    boxes, labels, ranks = _read(boxes, labels, scores, len(classes))
+    boxes, labels = read_boxes(boxes, labels, range(len(classes) + 1))
+    # Without scores all rows rank alike, in their own order.
+    ranks = np.zeros(len(labels)) if scores is None else read_column(scores, "scores", len(labels)).double().numpy()
     size = _size(picture)
     width = width or max(2, round(size / 150))
     font = ImageFont.load_default(size=max(11, round(size / 28)))
 
     shown = []  # best first
     for i in np.argsort(-ranks, kind="stable"):
-        corners = _to_pixels(boxes[i], picture.size)
+        corners = _to_pixels(boxes[i].numpy(), picture.size)
         if corners and labels[i] > 0:
             text = classes[labels[i] - 1] + ("" if scores is None else f" {ranks[i]:.2f}")
             shown.append((corners, _fit(text, font, picture.width - 2 * _pad(font)), class_color(int(labels[i]))))
@@ -207,24 +210,6 @@ def _to_pil(image: Tensor) -> Image.Image:
 def _size(picture: Image.Image) -> float:
     """Side of the square of the same area: what lines and text are measured against."""
     return (picture.width * picture.height) ** 0.5
-
-
-def _read(
-    boxes: Tensor, labels: Tensor, scores: Tensor | None, n_classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    boxes = torch.as_tensor(boxes).detach().cpu().double().numpy()
-    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
-    labels = torch.as_tensor(labels).cpu().long().numpy()
-    # Without scores all rows rank alike, in their own order.
-    scores = np.zeros(len(boxes)) if scores is None else torch.as_tensor(scores).detach().cpu().double().numpy()
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must have shape (k, 4), got {boxes.shape}")
-    for name, values in (("labels", labels), ("scores", scores)):
-        if values.shape != (len(boxes),):
-            raise ValueError(f"{name} must have shape ({len(boxes)},), one for each box, got {values.shape}")
-    for wrong in labels[(labels < 0) | (labels > n_classes)]:
-        raise ValueError(f"labels must be in 0..{n_classes}, got {wrong}")
-    return boxes, labels, scores
 
 
 def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:

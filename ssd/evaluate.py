@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ssd.data.loader import eval_loader
 from ssd.detector import predict_padded, unpad
 from ssd.model import SSD300
+from ssd.rows import read_boxes, read_column
 from ssd_ext import DetectionOptions, box_iou
 
 __all__ = ["EvalResult", "average_precision", "evaluate"]
@@ -132,8 +133,11 @@ def _join(
     objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
     n_objects = 0
     for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
-        det_boxes, det_labels, det_scores = _read_detection(detection, f"detections[{i}]", n_classes)
-        gt_boxes, gt_labels, gt_difficult = _read_target(target, f"targets[{i}]", n_classes)
+        det_boxes, det_labels = read_boxes(*detection[:2], range(n_classes), f"detections[{i}]: ")
+        det_scores = read_column(detection[2], f"detections[{i}]: scores", len(det_labels)).double().numpy()
+        gt_boxes, gt_labels = read_boxes(target["boxes"], target["labels"], range(1, n_classes), f"targets[{i}]: ")
+        difficult = target.get("difficult", torch.zeros(len(gt_labels)))
+        gt_difficult = read_column(difficult, f"targets[{i}]: difficult", len(gt_labels)).bool().numpy()
         best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
         rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
         objects.append((gt_labels, gt_difficult))
@@ -223,39 +227,6 @@ def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
         # i*0.1 a recall of exactly 3/10 would miss its point.
         return float(best[np.searchsorted(recall, np.arange(11) / 10)].mean())
     return float(np.diff(recall, prepend=0.0) @ best[:-1])
-
-
-def _read_detection(
-    detection: tuple[Tensor, Tensor, Tensor], name: str, n_classes: int
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    boxes, labels = _read_boxes(*detection[:2], name, range(n_classes))
-    return boxes, labels, _read_column(detection[2], f"{name}: scores", len(labels)).double().numpy()
-
-
-def _read_target(target: Mapping[str, Tensor], name: str, n_classes: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    boxes, labels = _read_boxes(target["boxes"], target["labels"], name, range(1, n_classes))
-    difficult = target.get("difficult", torch.zeros(len(labels)))
-    return boxes, labels, _read_column(difficult, f"{name}: difficult", len(labels)).bool().numpy()
-
-
-def _read_boxes(boxes: Tensor, labels: Tensor, name: str, allowed: range) -> tuple[Tensor, np.ndarray]:
-    """Boxes (k,4) in float64, so that no IoU below the threshold is rounded up to it, and labels (k,) int64."""
-    boxes = torch.as_tensor(boxes).detach().cpu().double()
-    if boxes.numel() == 0:
-        boxes = boxes.reshape(0, 4)  # an empty list has shape (0,)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{name}: boxes must have shape (k, 4), got {tuple(boxes.shape)}")
-    labels = _read_column(labels, f"{name}: labels", len(boxes)).long().numpy()
-    for wrong in labels[(labels < allowed.start) | (labels >= allowed.stop)]:
-        raise ValueError(f"{name}: labels must be in {allowed.start}..{allowed.stop - 1}, got {wrong}")
-    return boxes, labels
-
-
-def _read_column(values: Tensor, name: str, n_boxes: int) -> Tensor:
-    values = torch.as_tensor(values).detach().cpu()
-    if values.shape != (n_boxes,):
-        raise ValueError(f"{name} must have shape ({n_boxes},), one for each box, got {tuple(values.shape)}")
-    return values
 
 
 def _check_metric(classes: tuple[str, ...], iou_threshold: float, method: str) -> None:

@@ -124,8 +124,6 @@ def make_priors(spec: str | PriorSpec | Mapping[str, Any] = "tutorial") -> Tenso
 
     Raises:
         ValueError: no preset has this name.
-
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2.
     """
     spec = find_spec(spec)
     boxes = []

@@ -115,7 +115,7 @@ def hostile_values(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def pack(counts: tuple[int, ...]) -> Tensor:
-    """(B + 1,) int32, the offsets of images with so many objects each."""
+    """(B + 1,) int32, the row splits of images with so many objects each."""
     return torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
 

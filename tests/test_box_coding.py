@@ -11,8 +11,6 @@ from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype
 from ssd_ext._op import plain
 
 VARIANCES = CENTER_VARIANCE, SIZE_VARIANCE
-
-
 DEFAULTS = {"center_variance": CENTER_VARIANCE, "size_variance": SIZE_VARIANCE}
 plain_encode = partial(plain.encode_boxes, **DEFAULTS)
 plain_decode = partial(plain.decode_boxes, **DEFAULTS, max_log_scale=None)

@@ -1,9 +1,6 @@
 """The CUDA kernels on a real GPU: equal to the CPU's, in graphs, without synchronisation, on any stream and device."""
 
 import faulthandler
-import os
-import subprocess
-import sys
 
 import adversarial as adv
 import pytest
@@ -11,6 +8,7 @@ import torch
 from compare import as_tuple, compare_gpu, needs_gpu, same_bits, same_view
 from ops import OPS
 from ops.multibox_loss import inputs as loss_inputs
+from own_process import printed_by
 
 import ssd_ext
 from ssd_ext import LossOptions
@@ -197,18 +195,9 @@ def match_with_invalid_row_splits(device, runs, n_priors, seconds):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_bipartite_matching_ends_whatever_the_row_splits(device):
     """In a process of its own, for a kernel that hangs hangs its process."""
-    arguments = (device, "200", str(adv.N_PRIORS), "120") if device == "cuda" else (device, "10", "300", "120")
-    folder = os.path.dirname(__file__)
-    paths = os.pathsep.join([folder, os.path.dirname(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{arguments[1]} runs have ended" in done.stdout
+    runs, n_priors = (200, adv.N_PRIORS) if device == "cuda" else (10, 300)
+    call = f"match_with_invalid_row_splits({device!r}, {runs}, {n_priors}, 120)"
+    assert f"{runs} runs have ended" in printed_by(f"from test_gpu import *; {call}", timeout=300)
 
 
 # ----------------------------------------------------------------------------------------- streams and devices
@@ -242,7 +231,3 @@ def test_a_tensor_on_the_second_gpu(name):
     for ours, expected in zip(call(name, second), call(name, args), strict=True):
         assert ours.device == torch.device("cuda:1")
         assert torch.equal(ours.cpu(), expected.cpu())
-
-
-if __name__ == "__main__":
-    match_with_invalid_row_splits(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,3 +1,5 @@
+from functools import partial
+
 import adversarial as adv
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ssd_ext._op import plain
 IMPLEMENTATIONS = pytest.mark.parametrize(
     "match_priors", [plain.match_priors, ssd_ext.match_priors], ids=["plain", "public"]
 )
+UNIT, LEFT, FAR = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (5.0, 5.0, 6.0, 6.0)
 MODES = pytest.mark.parametrize("mode", ["per_prior", "bipartite"])
 
 
@@ -29,12 +32,7 @@ def check(match_priors, boxes, row_splits, priors, threshold, mode, device):
 def test_ragged_batches(match_priors, mode, counts, device):
     row_splits = adv.pack(counts)
     for seed, n_priors in enumerate((0, 1, 33, 65)):
-        for make in (
-            lambda n, s: adv.grid_boxes(n, s, cells=4),
-            adv.grid_boxes,
-            adv.random_boxes,
-            adv.hostile_boxes,
-        ):
+        for make in (partial(adv.grid_boxes, cells=4), adv.grid_boxes, adv.random_boxes, adv.hostile_boxes):
             boxes, priors = make(sum(counts), seed), make(n_priors, seed + 50)
             check(match_priors, boxes, row_splits, priors, 0.5, mode, device)
 
@@ -81,10 +79,7 @@ def test_rows_past_the_last_split_are_ignored(match_priors, mode, device):
 @pytest.mark.parametrize(("a", "b", "iou"), adv.AT_THRESHOLD)
 def test_threshold_is_inclusive(match_priors, a, b, iou, device):
     # The first prior is forced; the second has the IoU of the threshold, the third nothing.
-    boxes, priors = (
-        torch.tensor([a], device=device),
-        torch.tensor([a, b, (7.0, 7.0, 8.0, 8.0)], device=device),
-    )
+    boxes, priors = torch.tensor([a], device=device), torch.tensor([a, b, FAR], device=device)
     row_splits = adv.pack((1,)).to(device)
     assert match_priors(boxes, row_splits, priors, iou, "per_prior").tolist() == [[0, 0, -1]]
     above = float(torch.tensor(iou).nextafter(torch.tensor(2.0)))
@@ -94,18 +89,10 @@ def test_threshold_is_inclusive(match_priors, a, b, iou, device):
 @IMPLEMENTATIONS
 def test_threshold_is_compared_in_the_compute_dtype(match_priors, device):
     # 3/10 in float32 is above 0.3 in float64 (but not above 0.3 in float32): no rounding may decide.
-    box, prior = (
-        torch.tensor([[0.0, 0.0, 10.0, 1.0]]),
-        torch.tensor([[0.0, 0.0, 10.0, 1.0], [0.0, 0.0, 3.0, 1.0]]),
-    )
+    row_splits = adv.pack((1,)).to(device)
     for dtype in (torch.float32, torch.float64):
-        result = match_priors(
-            box.to(device, dtype), adv.pack((1,)).to(device), prior.to(device, dtype), 0.3, "per_prior"
-        )
-        assert result.tolist() == [[0, 0]]
-
-
-UNIT, LEFT, FAR = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (5.0, 5.0, 6.0, 6.0)
+        priors = torch.tensor([[0, 0, 10, 1], [0, 0, 3, 1]], dtype=dtype, device=device)
+        assert match_priors(priors[:1], row_splits, priors, 0.3, "per_prior").tolist() == [[0, 0]]
 
 
 @IMPLEMENTATIONS

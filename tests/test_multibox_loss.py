@@ -11,6 +11,7 @@ import ssd_ext
 from ssd_ext import LossOptions
 from ssd_ext._boxes import cxcywh_to_xyxy
 from ssd_ext._op import plain
+from ssd_ext.ops.multibox_loss import Batch
 
 # The op itself has the signature of plain PyTorch, and returns match and selected too.
 IMPLEMENTATIONS = pytest.mark.parametrize(
@@ -190,13 +191,7 @@ def test_a_batch_is_its_images(multibox_loss, device):
     first = 0
     for i, count in enumerate(counts):
         objects, image = slice(first, first + count), slice(i, i + 1)
-        alone = (
-            inputs[0][image],
-            inputs[1][image],
-            inputs[2][objects],
-            inputs[3][objects],
-            adv.pack((count,)).to(device),
-        )
+        alone = *(x[image] for x in inputs[:2]), *(x[objects] for x in inputs[2:4]), adv.pack((count,)).to(device)
         *losses, n, its_match, its_selected = multibox_loss(*alone, inputs[5], *TUTORIAL)
         assert torch.equal(its_match, match[image])
         assert torch.equal(its_selected, selected[image])
@@ -228,8 +223,7 @@ def test_degenerate_objects_and_padding_change_nothing(multibox_loss, device):
     pred_offsets, pred_logits, boxes, labels, _, priors = inputs
     bad = torch.tensor(adv.NOT_BOXES, device=device)
     ones = torch.ones(len(bad), dtype=torch.int64, device=device)
-    # after the objects of the first image, in an image of their own, and as padding with labels that do not
-    # exist
+    # after the objects of the first image, in an image of their own, and as padding with labels that do not exist
     boxes = torch.cat([boxes[:2], bad, bad, boxes[2:], bad, cxcywh_to_xyxy(priors)[:3]])
     labels = torch.cat([labels[:2], ones, ones, labels[2:], ones * 10**9, ones[:3] * -7])
     row_splits = adv.pack((2 + len(bad), len(bad), 3)).to(device)
@@ -333,7 +327,5 @@ def test_autocast_changes_nothing(device):
     ],
 )
 def test_bad_input_is_named(name, change):
-    names = ("pred_offsets", "pred_logits", "boxes", "labels", "row_splits", "priors_cxcywh")
-    good = dict(zip(names, sample((1, 3)), strict=True))
     with pytest.raises(ValueError, match=name):
-        ssd_ext.multibox_loss(**{**good, **change})
+        ssd_ext.multibox_loss(**{**Batch(*sample((1, 3)))._asdict(), **change})

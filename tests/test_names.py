@@ -1,9 +1,7 @@
 """No public name of a package hides one of its modules, so that `import ssd.x` gives the module x."""
 
-import subprocess
-import sys
-
 import pytest
+from own_process import printed_by
 
 PACKAGES = ("ssd", "ssd.data", "ssd_ext", "ssd_ext.ops")
 CODE = """
@@ -21,5 +19,4 @@ for module in pkgutil.iter_modules(package.__path__):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_name_hides_a_module(package):
-    done = subprocess.run([sys.executable, "-c", CODE, package], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed_by(CODE, package)

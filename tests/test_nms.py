@@ -1,7 +1,9 @@
+from functools import partial
+
 import adversarial as adv
 import pytest
 import torch
-from ops.nms import batched_oracle, oracle
+from ops.nms import batched_oracle, oracle, scores_of
 
 import ssd_ext
 from ssd_ext._op import plain
@@ -11,11 +13,7 @@ NMS = pytest.mark.parametrize("nms", [plain.nms, ssd_ext.nms], ids=["plain", "pu
 BATCHED = pytest.mark.parametrize("batched_nms", [plain.batched_nms, ssd_ext.batched_nms], ids=["plain", "public"])
 
 
-def coarse_boxes(n, seed):
-    return adv.grid_boxes(n, seed, cells=4)
-
-
-BOXES = (coarse_boxes, adv.random_boxes, adv.hostile_boxes)
+BOXES = (partial(adv.grid_boxes, cells=4), adv.random_boxes, adv.hostile_boxes)
 
 
 def check(op, expected, tensors, threshold, device):
@@ -33,13 +31,8 @@ def class_ids(n, n_classes, seed=0):
 @NMS
 @pytest.mark.parametrize("n", [*adv.SIZES, 255, 256, 257, 300])
 def test_nms_equals_the_oracle(nms, n, device):
-    for seed, make in enumerate((lambda n, s: adv.grid_boxes(n, s, cells=4), adv.random_boxes, adv.hostile_boxes)):
-        boxes = make(n, seed)
-        scores = (
-            adv.hostile_values((n,), seed),
-            torch.zeros(n),
-            torch.rand(n, generator=adv.generator(seed)),
-        )[seed]
+    for seed, make in enumerate(BOXES):
+        boxes, scores = make(n, seed), scores_of(n, seed)
         for threshold in (0.0, 0.5):
             check(nms, oracle(boxes, scores, threshold), (boxes, scores), threshold, device)
 
@@ -48,7 +41,7 @@ def test_nms_equals_the_oracle(nms, n, device):
 @pytest.mark.parametrize("n", [*adv.SIZES, 300])
 @pytest.mark.parametrize("n_classes", [1, 3, 1000])
 def test_batched_nms_equals_the_oracle(batched_nms, n, n_classes, device):
-    for seed, make in enumerate((lambda n, s: adv.grid_boxes(n, s, cells=4), adv.random_boxes, adv.hostile_boxes)):
+    for seed, make in enumerate(BOXES):
         boxes, scores, idxs = make(n, seed), adv.hostile_values((n,), seed), class_ids(n, n_classes, seed)
         expected = batched_oracle(boxes, scores, idxs, 0.4)
         check(batched_nms, expected, (boxes, scores, idxs), 0.4, device)
@@ -59,11 +52,7 @@ def test_where_bands_and_chunks_end_does_not_matter(band, chunk, monkeypatch):
     monkeypatch.setattr(nms_module, "NMS_BAND", band)
     monkeypatch.setattr(nms_module, "NMS_CHUNK", chunk)
     for seed in range(4):
-        boxes, scores, idxs = (
-            adv.grid_boxes(65, seed, cells=4),
-            adv.hostile_values((65,), seed),
-            class_ids(65, 3),
-        )
+        boxes, scores, idxs = BOXES[0](65, seed), adv.hostile_values((65,), seed), class_ids(65, 3)
         expected = batched_oracle(boxes, scores, idxs, 0.3)
         assert torch.equal(plain.batched_nms(boxes, scores, idxs, 0.3), expected)
 

@@ -115,9 +115,8 @@ def test_order_and_ties(postprocess, device):
     priors = adv.to_cxcywh(torch.tensor([[i, 0.0, i + 0.5, 1.0] for i in range(4)])).to(device)
     off = -adv.INF
     logits = torch.tensor([[[0, 0, 0.0], [off, off, 0], [off, 0, 0], [off, 0, off]]], device=device)
-    boxes, labels, scores, counts = postprocess(
-        torch.zeros(1, 4, 4, device=device), logits, priors, DetectionOptions(0.1, 0.5, 10)
-    )
+    pred_offsets, options = torch.zeros(1, 4, 4, device=device), DetectionOptions(0.1, 0.5, 10)
+    boxes, labels, scores, counts = postprocess(pred_offsets, logits, priors, options)
     assert labels[0].tolist() == [1, 2, 1, 2, 1, 2, 0, 0, 0, 0]
     assert boxes[0, :, 0].tolist() == [3, 1, 2, 2, 0, 0, 0, 0, 0, 0]
     third = torch.tensor(1 / 3).item()
@@ -128,10 +127,7 @@ def test_order_and_ties(postprocess, device):
 @IMPLEMENTATIONS
 def test_both_limits_are_exclusive(postprocess, device):
     priors = adv.to_cxcywh(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5]])).to(device)  # IoU 0.5
-    pred_offsets, logits = (
-        torch.zeros(1, 2, 4, device=device),
-        torch.zeros(1, 2, 2, device=device),
-    )  # score 0.5
+    pred_offsets, logits = torch.zeros(1, 2, 4, device=device), torch.zeros(1, 2, 2, device=device)  # score 0.5
     assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.5, 0.5, 10))[3].tolist() == [0]
     assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.499, 0.5, 10))[3].tolist() == [2]
     assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.499, 0.499, 10))[3].tolist() == [1]
@@ -149,10 +145,8 @@ def test_limits_are_compared_in_float32(postprocess, device):
 @IMPLEMENTATIONS
 def test_classes_do_not_suppress_each_other(postprocess, device):
     priors = adv.to_cxcywh(torch.tensor([[0.0, 0.0, 1.0, 1.0]])).expand(6, 4).to(device)
-    logits = torch.zeros(1, 6, 4, device=device)
-    boxes, labels, _, counts = postprocess(
-        torch.zeros(1, 6, 4, device=device), logits, priors, DetectionOptions(0.1, 0.5, 10)
-    )
+    zeros = torch.zeros(1, 6, 4, device=device)  # offsets, and logits of four classes
+    boxes, labels, _, counts = postprocess(zeros, zeros, priors, DetectionOptions(0.1, 0.5, 10))
     assert counts.tolist() == [3]
     assert labels[0, :4].tolist() == [1, 2, 3, 0]
     assert boxes[0, :4].tolist() == [[0, 0, 1, 1]] * 3 + [[0, 0, 0, 0]]
@@ -169,11 +163,9 @@ def test_a_negative_min_score_lets_no_background_in(postprocess, device):
 
 @IMPLEMENTATIONS
 def test_nothing_found(postprocess, device):
-    boxes, labels, scores, counts = postprocess(
-        *(x.to(device) for x in separated(3, 33, 5)), DetectionOptions(0.99, 0.4, 7)
-    )
-    assert boxes.shape == (3, 7, 4)
-    assert not any(x.any() for x in (boxes, labels, scores, counts))
+    outputs = postprocess(*(x.to(device) for x in separated(3, 33, 5)), DetectionOptions(0.99, 0.4, 7))
+    assert outputs[0].shape == (3, 7, 4)
+    assert not any(x.any() for x in outputs)
 
 
 @IMPLEMENTATIONS
@@ -187,11 +179,8 @@ def test_one_empty_image_among_others(postprocess, device):
 @IMPLEMENTATIONS
 @pytest.mark.parametrize(("n_images", "n_priors", "n_classes"), [(0, 33, 5), (3, 0, 5), (3, 33, 1), (0, 0, 1)])
 def test_empty_inputs(postprocess, n_images, n_priors, n_classes, device):
-    inputs = (
-        torch.zeros(n_images, n_priors, 4),
-        torch.zeros(n_images, n_priors, n_classes),
-        torch.ones(n_priors, 4),
-    )
+    logits = torch.zeros(n_images, n_priors, n_classes)
+    inputs = torch.zeros(n_images, n_priors, 4), logits, torch.ones(n_priors, 4)
     boxes, labels, scores, counts = postprocess(*(x.to(device) for x in inputs), DetectionOptions(0.01, 0.45, 9))
     assert (boxes.shape, labels.shape, scores.shape) == ((n_images, 9, 4), (n_images, 9), (n_images, 9))
     assert counts.tolist() == [0] * n_images
@@ -253,22 +242,15 @@ def test_not_finite_boxes_suppress_nothing(postprocess, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_dtypes(postprocess, dtype, device):
     """All are computed in float32; what only float64 tells apart is a tie."""
-    inputs = list(exact(2, 65, 4))
-    inputs[1] = torch.where(
-        inputs[1] == 0, torch.rand(2, 65, 4, generator=adv.generator(0)).double() * 1e-12, inputs[1]
-    )
-    inputs = [x.to(device, dtype) for x in inputs]
+    pred_offsets, logits, priors = exact(2, 65, 4)
+    little = torch.rand(2, 65, 4, generator=adv.generator(0)).double() * 1e-12
+    logits = torch.where(logits == 0, little, logits)
+    inputs = [x.to(device, dtype) for x in (pred_offsets, logits, priors)]
     inputs[1] = inputs[1] + 0.75 if dtype == torch.float64 else inputs[1]
-    assert_close(
-        postprocess(*inputs, DetectionOptions(0.1, 0.3, 40)),
-        postprocess(*(x.float() for x in inputs), DetectionOptions(0.1, 0.3, 40)),
-        rtol=0,
-        atol=0,
-    )
-    compare(
-        postprocess(*inputs, DetectionOptions(0.1, 0.3, 40)),
-        oracle(*(x.cpu() for x in inputs), *DetectionOptions(0.1, 0.3, 40)),
-    )
+    options = DetectionOptions(0.1, 0.3, 40)
+    found = postprocess(*inputs, options)
+    assert_close(found, postprocess(*(x.float() for x in inputs), options), rtol=0, atol=0)
+    compare(found, oracle(*(x.cpu() for x in inputs), *options))
 
 
 @IMPLEMENTATIONS
@@ -292,10 +274,7 @@ def test_variances(postprocess, device):
     ],
 )
 def test_bad_input_is_named(name, change):
-    good = {
-        "pred_offsets": torch.zeros(2, 9, 4),
-        "pred_logits": torch.zeros(2, 9, 3),
-        "priors_cxcywh": torch.ones(9, 4),
-    }
+    predictions = {"pred_offsets": torch.zeros(2, 9, 4), "pred_logits": torch.zeros(2, 9, 3)}
+    good = {**predictions, "priors_cxcywh": torch.ones(9, 4)}
     with pytest.raises(ValueError, match=name):
         ssd_ext.postprocess_detections(**{**good, **change})

@@ -1,12 +1,11 @@
 """What every op owes to PyTorch: schema, fake kernel, gradient policy, compilation, export. All ops, in one place."""
 
-import os
-import subprocess
-import sys
-
+import adversarial as adv
 import pytest
 import torch
+from compare import as_tuple
 from ops import OPS
+from own_process import printed_by
 from torch import nn
 from torch.testing import assert_close
 
@@ -20,10 +19,6 @@ def call(name, device):
     """The public function and the sample of its arguments."""
     args = OPS[name].sample()
     return getattr(ssd_ext, name), tuple(x.to(device) if isinstance(x, torch.Tensor) else x for x in args)
-
-
-def _flat(output):
-    return output if isinstance(output, tuple) else (output,)
 
 
 def _raw_calls(name, device):
@@ -42,7 +37,7 @@ def _raw_calls(name, device):
     with Spy():
         output = function(*args)
         if diff:
-            sum(x.sum() for x in _flat(output) if x.requires_grad).backward()
+            sum(x.sum() for x in as_tuple(output) if x.requires_grad).backward()
     return seen
 
 
@@ -56,9 +51,9 @@ def test_equals_the_oracle(name, device):
     """On one sample; test_<op>.py goes further."""
     op, (function, args) = OPS[name], call(name, device)
     flat = [y for x in OPS[name].sample() for y in (x if isinstance(x, tuple) else (x,))]
-    expected = _flat(op.oracle(*flat))
+    expected = as_tuple(op.oracle(*flat))
     close = {"rtol": 1e-5, "atol": 1e-6} if op.has_exp_or_log else {"rtol": 0, "atol": 0}
-    for actual in (_flat(function(*args)), _flat(getattr(plain, name)(*flat))):
+    for actual in (as_tuple(function(*args)), as_tuple(getattr(plain, name)(*flat))):
         for ours, wanted in zip(actual, expected, strict=False):  # the loss also gives what its backward needs
             assert_close(ours.cpu(), torch.as_tensor(wanted, dtype=ours.dtype), **close)
 
@@ -68,12 +63,10 @@ def test_opcheck(name, device):
     calls = _raw_calls(name, device)
     assert calls
     for op, args in calls:
-        differentiable = (
-            OPS[name].differentiable if op._schema.name == f"ssd_ext::{name}" else ()
-        )  # a backward has no gradient of its own
         args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
-        for i in differentiable:
-            args[i].requires_grad_()
+        if op._schema.name == f"ssd_ext::{name}":  # a backward has no gradient of its own
+            for i in OPS[name].differentiable:
+                args[i].requires_grad_()
         torch.library.opcheck(op, tuple(args))
 
 
@@ -90,7 +83,7 @@ def test_compiles_into_one_graph(name, device):
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=OPS[name].data_dependent):
         torch._dynamo.reset()
         compiled = torch.compile(lambda *a: function(*a), fullgraph=True, backend="aot_eager")
-        for ours, expected in zip(_flat(compiled(*args)), _flat(function(*args)), strict=True):
+        for ours, expected in zip(as_tuple(compiled(*args)), as_tuple(function(*args)), strict=True):
             assert torch.equal(ours, expected)
 
 
@@ -101,7 +94,7 @@ def test_compiled_gradients(name, device):
 
     def gradients(f):
         leaves = tuple(a.clone().requires_grad_() if i in diff else a for i, a in enumerate(args))
-        sum(x.sum() for x in _flat(f(*leaves)) if x.is_floating_point()).backward()
+        sum(x.sum() for x in as_tuple(f(*leaves)) if x.is_floating_point()).backward()
         return [leaves[i].grad for i in diff]
 
     torch._dynamo.reset()
@@ -123,7 +116,7 @@ def test_exports(name, device):
 
     program = torch.export.export(Call(), tensors)
     assert f"ssd_ext.{name}.default" in str(program.graph)
-    for ours, expected in zip(_flat(program.module()(*tensors)), _flat(function(*args)), strict=True):
+    for ours, expected in zip(as_tuple(program.module()(*tensors)), as_tuple(function(*args)), strict=True):
         assert torch.equal(ours, expected)
 
 
@@ -134,7 +127,7 @@ def test_gradient_policy(name, device):
     args = tuple(
         a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
     )
-    outputs = [x for x in _flat(function(*args)) if x.is_floating_point()]
+    outputs = [x for x in as_tuple(function(*args)) if x.is_floating_point()]
     assert all(x.requires_grad == bool(diff) for x in outputs)
     if diff:
         grads = torch.autograd.grad(sum(x.sum() for x in outputs), [args[i] for i in diff])
@@ -154,7 +147,7 @@ def test_double_backward_of_the_loss_is_refused(device):
 def test_same_bits_every_time_and_inputs_untouched(name, device):
     function, args = call(name, device)
     before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
-    first, second = (_flat(function(*args)) for _ in range(2))
+    first, second = (as_tuple(function(*args)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     for now, then in zip(args, before, strict=True):
         assert torch.equal(now, then) if isinstance(now, torch.Tensor) else now == then
@@ -163,16 +156,8 @@ def test_same_bits_every_time_and_inputs_untouched(name, device):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_non_contiguous_inputs(name, device):
     function, args = call(name, device)
-
-    def sliced(x):
-        if not isinstance(x, torch.Tensor):
-            return x
-        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), 77, dtype=x.dtype, device=x.device)
-        wide[..., ::2] = x
-        return wide[..., ::2]
-
-    expected = _flat(function(*args))
-    for ours, wanted in zip(_flat(function(*map(sliced, args))), expected, strict=True):
+    sliced = (adv.sliced(x) if isinstance(x, torch.Tensor) else x for x in args)
+    for ours, wanted in zip(as_tuple(function(*sliced)), as_tuple(function(*args)), strict=True):
         assert torch.equal(ours, wanted)
 
 
@@ -183,14 +168,8 @@ def test_fake_tensors_have_the_real_shapes_and_dtypes(name):
         return  # their size depends on the data; test_compiles_into_one_graph covers them
     function, args = call(name, "cpu")
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
-    for fake, real in zip(_flat(function(*meta)), _flat(function(*args)), strict=True):
+    for fake, real in zip(as_tuple(function(*meta)), as_tuple(function(*args)), strict=True):
         assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
-
-
-def _python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
 
 
 def test_backend_python_uses_no_kernel_and_gives_the_same_bits():
@@ -201,14 +180,12 @@ a, b = torch.rand(50, 4, generator=g), torch.rand(70, 4, generator=g)
 assert not any(ssd_ext.info().kernels.values()), ssd_ext.info()
 print(ssd_ext.box_iou(a, b).view(torch.int32).sum().item())
 """
-    done = _python(code, SSD_EXT_BACKEND="python")
-    assert done.returncode == 0, done.stderr
+    printed = printed_by(code, SSD_EXT_BACKEND="python")
     g = torch.Generator().manual_seed(3)
     a, b = torch.rand(50, 4, generator=g), torch.rand(70, 4, generator=g)
-    assert int(done.stdout) == ssd_ext.box_iou(a, b).view(torch.int32).sum().item()
+    assert int(printed) == ssd_ext.box_iou(a, b).view(torch.int32).sum().item()
 
 
 def test_unknown_backend_is_named():
-    done = _python("import ssd_ext", SSD_EXT_BACKEND="fortran")
-    assert done.returncode != 0
-    assert "SSD_EXT_BACKEND='fortran': expected one of auto, python, cpp" in done.stderr
+    with pytest.raises(AssertionError, match="SSD_EXT_BACKEND='fortran': expected one of auto, python, cpp"):
+        printed_by("import ssd_ext", SSD_EXT_BACKEND="fortran")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cuda_on_cpu import build
+from own_process import PATHS
 
 OPTIONS = {
     "address": {"ASAN_OPTIONS": "detect_leaks=0"},  # Python and torch leave much behind
@@ -49,6 +50,7 @@ def run(sanitizer, *command):
         **os.environ,
         **OPTIONS[sanitizer],
         "LD_PRELOAD": " ".join(paths),
+        "PYTHONPATH": PATHS,
         "SSD_EXT_BACKEND": "python",  # the sanitized library takes the place of the installed one
         "OMP_NUM_THREADS": "2",
     }
@@ -59,9 +61,8 @@ def run(sanitizer, *command):
 
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-SELFTEST = f"""
+SELFTEST = """
 import sys
-sys.path.insert(0, {str(build.HERE.parent)!r})
 import torch
 from cuda_on_cpu import build
 for kernel in sys.argv[2:]:
@@ -114,8 +115,6 @@ def test_a_barrier_removed_from_a_kernel_is_found(name, op, nth, monkeypatch):
     monkeypatch.setenv("CUDA_ON_CPU_WITHOUT_BARRIER", f"{name}.cu:{lines[nth]}")
     monkeypatch.setitem(OPTIONS, "thread", {k: v + ":halt_on_error=1" for k, v in OPTIONS["thread"].items()})
     script = f"""
-import sys
-sys.path.insert(0, {str(build.HERE.parent)!r})
 from cuda_on_cpu import build
 from ops import OPS
 for arguments in OPS[{op!r}].cases():

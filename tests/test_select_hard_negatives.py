@@ -43,11 +43,7 @@ def test_equals_the_oracle(select, n_images, n, device):
 @IMPLEMENTATIONS
 def test_all_priors_of_ssd300(select, device):
     shape = (3, adv.N_PRIORS)
-    for loss in (
-        adv.hostile_values(shape),
-        torch.rand(shape, generator=adv.generator(1)),
-        torch.full(shape, 3.0),
-    ):
+    for loss in (adv.hostile_values(shape), torch.rand(shape, generator=adv.generator(1)), torch.full(shape, 3.0)):
         selected = check(select, loss, positives(shape, 0.01), 3, 0, device)
         assert selected.sum() > 100
 
@@ -74,23 +70,8 @@ def test_order(select, loss, expected, device):
 @pytest.mark.parametrize(
     ("n_pos", "ratio", "min_negatives", "n_selected"),
     [
-        *[
-            (0, 3, 0, 0),
-            (0, 3, 4, 4),
-            (2, 3, 0, 6),
-            (2, 3, 8, 8),
-            (5, 3, 0, 5),
-            (10, 3, 5, 0),
-            (2, 3, 100, 8),
-        ],
-        *[
-            (1, 0, 0, 0),
-            (3, 0.5, 0, 1),
-            (3, 0.34, 0, 1),
-            (3, 0.33, 0, 0),
-            (1, 2.999999999, 0, 2),
-            (7, 1 / 7, 0, 1),
-        ],
+        *[(0, 3, 0, 0), (0, 3, 4, 4), (2, 3, 0, 6), (2, 3, 8, 8), (5, 3, 0, 5), (10, 3, 5, 0), (2, 3, 100, 8)],
+        *[(1, 0, 0, 0), (3, 0.5, 0, 1), (3, 0.34, 0, 1), (3, 0.33, 0, 0), (1, 2.999999999, 0, 2), (7, 1 / 7, 0, 1)],
     ],
 )
 def test_how_many(select, n_pos, ratio, min_negatives, n_selected, device):

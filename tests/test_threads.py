@@ -1,14 +1,12 @@
 """No bit depends on how many threads share the work, in sizes that are worth several (csrc/core/cpu/parallel.h)."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from compare import same_bits
 from ops import OPS
+from own_process import printed_by
 
 import ssd_ext
 
@@ -53,12 +51,7 @@ print(*counts)
 
 def threads_after(sizes, *ops):
     """How many threads a new process has after each of these ops; all that it had before are counted too."""
-    tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    command = [sys.executable, "-c", THREADS, repr(sizes), *ops]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [int(n) for n in done.stdout.split()]
+    return [int(n) for n in printed_by(THREADS, sizes, *ops).split()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")

@@ -26,12 +26,7 @@ INLINE_IN_CLONES void encode_each(const T* __restrict boxes,   // (count, 4) xyx
                                   int64_t count, Variances<T> variances,
                                   T* __restrict out) {  // (count, 4)
   for (int64_t i = 0; i < count; ++i) {
-    const BoxOffsets<T> offsets =
-        encode(load_row<Box<T>>(boxes, i), load_row<CenterBox<T>>(priors, i), variances);
-    out[4 * i] = offsets.x;
-    out[4 * i + 1] = offsets.y;
-    out[4 * i + 2] = offsets.w;
-    out[4 * i + 3] = offsets.h;
+    store_row(encode(load_row<Box<T>>(boxes, i), load_row<CenterBox<T>>(priors, i), variances), out, i);
   }
 }
 
@@ -43,10 +38,7 @@ INLINE_IN_CLONES void decode_each(const T* __restrict pred_offsets,  // (count, 
   for (int64_t i = 0; i < count; ++i) {
     const Box<T> box = decode(load_row<BoxOffsets<T>>(pred_offsets, i), load_row<CenterBox<T>>(priors, i),
                               variances, max_log_scale);
-    out[4 * i] = box.x0;
-    out[4 * i + 1] = box.y0;
-    out[4 * i + 2] = box.x1;
-    out[4 * i + 3] = box.y1;
+    store_row(box, out, i);
   }
 }
 

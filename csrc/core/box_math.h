@@ -52,6 +52,16 @@ C10_HOST_DEVICE inline Row load_row(const scalar_t* rows, int64_t i) {
   return {static_cast<T>(row[0]), static_cast<T>(row[1]), static_cast<T>(row[2]), static_cast<T>(row[3])};
 }
 
+// The way back.
+template <typename Row, typename scalar_t>
+C10_HOST_DEVICE inline void store_row(const Row& row, scalar_t* rows, int64_t i) {
+  const auto [a, b, c, d] = row;
+  rows[4 * i] = static_cast<scalar_t>(a);
+  rows[4 * i + 1] = static_cast<scalar_t>(b);
+  rows[4 * i + 2] = static_cast<scalar_t>(c);
+  rows[4 * i + 3] = static_cast<scalar_t>(d);
+}
+
 template <typename T, typename scalar_t>
 C10_HOST_DEVICE inline Box<T> load_box(const scalar_t* boxes, int64_t i) {
   return load_row<Box<T>>(boxes, i);

@@ -7,7 +7,6 @@
 #include <torch/headeronly/macros/Macros.h>
 
 #include <cstdint>
-#include <limits>
 #include <string>
 
 namespace ssd_ext {
@@ -61,8 +60,8 @@ inline bool check_match_arguments(const Tensor& boxes, const Tensor& row_splits,
                   "row_splits must be (B + 1,) int32, got ", shape_of(row_splits), " ",
                   toString(row_splits.scalar_type()));
   check_same_device(boxes, "boxes", row_splits, "row_splits");
-  STD_TORCH_CHECK(priors_xyxy.size(0) <= std::numeric_limits<int32_t>::max(),
-                  "there may be at most 2^31 - 1 priors, got ", priors_xyxy.size(0));
+  STD_TORCH_CHECK(priors_xyxy.size(0) <= INT32_MAX, "there may be at most 2^31 - 1 priors, got ",
+                  priors_xyxy.size(0));
   return check_match_mode(mode);
 }
 

@@ -171,11 +171,7 @@ struct Gradients {
       if (object < 0) continue;
       const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
       const auto gradient = localization_gradient(predicted, targets.true_offsets(i, object), smooth, loc_factor);
-      offsets_t* const row = grad_offsets + 4 * i;
-      row[0] = static_cast<offsets_t>(gradient.x);
-      row[1] = static_cast<offsets_t>(gradient.y);
-      row[2] = static_cast<offsets_t>(gradient.w);
-      row[3] = static_cast<offsets_t>(gradient.h);
+      store_row(gradient, grad_offsets, i);
     }
     fill_logits(rows);
   }
@@ -249,6 +245,7 @@ LossGradients multibox_loss_backward_cpu(const LossInputs& given, const LossResu
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
-  m.impl("multibox_loss", TORCH_BOX(&ssd_ext::boxed_loss<ssd_ext::multibox_loss_cpu>));
-  m.impl("multibox_loss_backward", TORCH_BOX(&ssd_ext::boxed_loss_backward<ssd_ext::multibox_loss_backward_cpu>));
+  using Loss = ssd_ext::BoxedLoss<ssd_ext::multibox_loss_cpu, ssd_ext::multibox_loss_backward_cpu>;
+  m.impl("multibox_loss", TORCH_BOX(&Loss::forward));
+  m.impl("multibox_loss_backward", TORCH_BOX(&Loss::backward));
 }

@@ -288,6 +288,7 @@ LossGradients multibox_loss_backward_cuda(const LossInputs& given, const LossRes
 }  // namespace ssd_ext
 
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CUDA, m) {
-  m.impl("multibox_loss", TORCH_BOX(&ssd_ext::boxed_loss<ssd_ext::multibox_loss_cuda>));
-  m.impl("multibox_loss_backward", TORCH_BOX(&ssd_ext::boxed_loss_backward<ssd_ext::multibox_loss_backward_cuda>));
+  using Loss = ssd_ext::BoxedLoss<ssd_ext::multibox_loss_cuda, ssd_ext::multibox_loss_backward_cuda>;
+  m.impl("multibox_loss", TORCH_BOX(&Loss::forward));
+  m.impl("multibox_loss_backward", TORCH_BOX(&Loss::backward));
 }

@@ -38,10 +38,13 @@ struct LossResults {
   Tensor grad_conf, grad_loc, match, selected, n_pos;
 };
 
-// Returns whether the localisation loss is smooth L1.
-inline bool check_loc_loss(const std::string& loc_loss) {
+// The options as the schema has them.
+inline LossOptions loss_options(double threshold, double neg_pos_ratio, const std::string& loc_loss,
+                                const std::string& matching, int64_t min_negatives, double center_variance,
+                                double size_variance) {
   STD_TORCH_CHECK(loc_loss == "l1" || loc_loss == "smooth_l1", "loc_loss must be one of l1, smooth_l1, got ", loc_loss);
-  return loc_loss == "smooth_l1";
+  return {threshold,     neg_pos_ratio, loc_loss == "smooth_l1", check_match_mode(matching),
+          min_negatives, {center_variance, size_variance}};
 }
 
 // Predictions may be of two dtypes, of which float64 goes only with itself; boxes and priors are in the compute dtype.
@@ -106,41 +109,38 @@ inline LossOutputs new_losses(const Tensor& pred_logits, bool zeros = false) {
           per_prior(ScalarType::Bool)};
 }
 
-using LossForward = LossOutputs(const LossInputs&, const LossOptions&);
-
-// The op as its schema has it, by the forward of one device.
-template <LossForward kForward>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> boxed_loss(
-    const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
-    const Tensor& row_splits, const Tensor& priors_cxcywh, double threshold, double neg_pos_ratio,
-    const std::string& loc_loss, const std::string& matching, int64_t min_negatives, double center_variance,
-    double size_variance) {
-  const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
-  check_loss_inputs(inputs);
-  const LossOutputs out =
-      kForward(inputs, {threshold, neg_pos_ratio, check_loc_loss(loc_loss), check_match_mode(matching), min_negatives,
-                        {center_variance, size_variance}});
-  return {out.conf_loss, out.loc_loss, out.n_pos, out.match, out.selected};
-}
-
 // grad_offsets (B, P, 4) and grad_logits (B, P, C).
 using LossGradients = std::tuple<Tensor, Tensor>;
+
+using LossForward = LossOutputs(const LossInputs&, const LossOptions&);
 using LossBackward = LossGradients(const LossInputs&, const LossResults&, const LossOptions&);
 
-template <LossBackward kBackward>
-LossGradients boxed_loss_backward(const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_offsets,
-                                  const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
-                                  const Tensor& row_splits, const Tensor& priors_cxcywh, const Tensor& match,
-                                  const Tensor& selected, const Tensor& n_pos, double threshold, double neg_pos_ratio,
-                                  const std::string& loc_loss, const std::string& matching, int64_t min_negatives,
-                                  double center_variance, double size_variance) {
-  const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
-  const LossResults results = {grad_conf, grad_loc, match, selected, n_pos};
-  check_loss_inputs(inputs);
-  check_loss_results(results, pred_logits);
-  return kBackward(inputs, results, {threshold, neg_pos_ratio, check_loc_loss(loc_loss), check_match_mode(matching),
-                                     min_negatives, {center_variance, size_variance}});
-}
+// The ops as their schemas have them, by the functions of one device; at the end what loss_options takes.
+template <LossForward kForward, LossBackward kBackward, typename Options = decltype(loss_options)>
+struct BoxedLoss;
+
+template <LossForward kForward, LossBackward kBackward, typename... Options>
+struct BoxedLoss<kForward, kBackward, LossOptions(Options...)> {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+      const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
+      const Tensor& row_splits, const Tensor& priors_cxcywh, Options... options) {
+    const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
+    check_loss_inputs(inputs);
+    const LossOutputs out = kForward(inputs, loss_options(options...));
+    return {out.conf_loss, out.loc_loss, out.n_pos, out.match, out.selected};
+  }
+
+  static LossGradients backward(const Tensor& grad_conf, const Tensor& grad_loc, const Tensor& pred_offsets,
+                                const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
+                                const Tensor& row_splits, const Tensor& priors_cxcywh, const Tensor& match,
+                                const Tensor& selected, const Tensor& n_pos, Options... options) {
+    const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
+    const LossResults results = {grad_conf, grad_loc, match, selected, n_pos};
+    check_loss_inputs(inputs);
+    check_loss_results(results, pred_logits);
+    return kBackward(inputs, results, loss_options(options...));
+  }
+};
 
 // ----------------------------------------------------------------------------------------------------- one prior
 

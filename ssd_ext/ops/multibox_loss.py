@@ -85,21 +85,14 @@ def multibox_loss(
     check_boxes("boxes", boxes)
     check_row_splits(row_splits, len(boxes), batch=len(pred_logits), check=check)
     _check_labels(labels, row_splits, len(boxes), pred_logits.shape[-1], check)
-    check_devices(
-        pred_offsets=pred_offsets,
-        pred_logits=pred_logits,
-        boxes=boxes,
-        labels=labels,
-        row_splits=row_splits,
-        priors_cxcywh=priors_cxcywh,
-    )
+    batch = Batch(pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh)
+    check_devices(**batch._asdict())
     check_options(options, _CHOICES, "neg_pos_ratio", "min_negatives")
     # Boxes and priors in the dtype of the arithmetic; of the predictions only float64 needs the other one to follow.
     dtype = compute_dtype(pred_offsets, pred_logits)
+    batch = batch._replace(boxes=boxes.to(dtype), priors_cxcywh=priors_cxcywh.to(dtype))
     if dtype == torch.float64:
-        pred_offsets, pred_logits = pred_offsets.double(), pred_logits.double()
-    boxes, priors_cxcywh = boxes.to(dtype), priors_cxcywh.to(dtype)
-    batch = Batch(pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh)
+        batch = _in_compute_dtype(batch)
     conf_loss, loc_loss, n_pos, _, _ = torch.ops.ssd_ext.multibox_loss(*batch, *options)
     return conf_loss, loc_loss, n_pos
 

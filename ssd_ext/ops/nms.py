@@ -42,13 +42,11 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     precision are safe.
 
     Args:
-        boxes: (N, 4) xyxy.
-        scores: (N,) floating; NaN counts as the largest.
+        boxes, scores, iou_threshold: see `nms`.
         idxs: (N,) integer: group, usually the class or the (image, class) of each box.
-        iou_threshold: a box is dropped if its IoU with a kept one of its group is greater.
 
     Returns:
-        (K,) int64: indices of the kept boxes by descending score, ties by lowest index.
+        (K,) int64: indices of the kept boxes of all groups, in the order of `nms`.
 
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.

@@ -73,10 +73,7 @@ def _is_best(scores: Tensor, n: int) -> Tensor:
 
 
 def _detect(
-    pred_offsets: Tensor,
-    pred_logits: Tensor,
-    priors_cxcywh: Tensor,
-    options: DetectionOptions,
+    pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (b, k, 4), labels (b, k) and scores (b, k) of a few images, k <= top_k; label 0 fills up."""
     scores = pred_logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)  # (b, C - 1, P)
@@ -127,10 +124,7 @@ def _fake(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, opti
 
 @op(fake=_fake)
 def postprocess_detections_plain(
-    pred_offsets: Tensor,
-    pred_logits: Tensor,
-    priors_cxcywh: Tensor,
-    options: DetectionOptions,
+    pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_images, n_priors, n_classes = pred_logits.shape
     boxes = torch.zeros(n_images, options.top_k, 4, device=pred_logits.device)

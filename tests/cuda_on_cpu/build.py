@@ -28,17 +28,12 @@ CPU_KERNELS = SETUP.CPU_SOURCES
 CUDA_KERNELS = SETUP.CUDA_SOURCES
 SELFTEST = [HERE / "selftest.cu"]
 
+READABLE = ["-O1", "-g1", "-fno-omit-frame-pointer"]  # reports name every function
 SANITIZERS = {
     None: ["-O2"],
     # Errors end the program, so that a test cannot overlook them.
-    "address": [
-        "-O1",
-        "-g1",
-        "-fno-omit-frame-pointer",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ],
-    "thread": ["-O1", "-g1", "-fno-omit-frame-pointer", "-DCUDA_ON_CPU_TSAN"],
+    "address": [*READABLE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": [*READABLE, "-DCUDA_ON_CPU_TSAN"],
 }
 HOST = [*SETUP.COMMON, *SETUP.HOST, "-fPIC", f"-isystem{TORCH / 'include'}"]
 FLAGS = [*HOST, "-Wall", "-Wextra", "-Werror", SETUP.CUDA_INTERFACE, f"-I{HERE / 'include'}"]

@@ -33,27 +33,25 @@ __global__ void __launch_bounds__(kThreads) block_sum_kernel(const int* x,  // (
 
 // One row of 32 numbers for each collective of a warp.
 __global__ void warp_kernel(const int* x,  // (32)
-                            int* out) {    // (13, 32)
+                            int* out) {    // (11, 32)
   const int lane = threadIdx.x;
-  const int mine = x[lane];
+  const unsigned mine = x[lane];
   int row = 0;
-  const auto put = [&](int value) { out[32 * row++ + lane] = value; };
-  put(static_cast<int>(__ballot_sync(kAll, mine % 2)));
+  const auto put = [&](unsigned value) { out[32 * row++ + lane] = static_cast<int>(value); };
+  put(__ballot_sync(kAll, mine % 2));
   put(__any_sync(kAll, mine > 30));
-  put(__all_sync(kAll, mine > 30));
   put(__shfl_sync(kAll, mine, 5));
   put(__shfl_sync(kAll, mine, 5, 8));
-  put(__shfl_up_sync(kAll, mine, 3));
   put(__shfl_down_sync(kAll, mine, 3));
   put(__shfl_xor_sync(kAll, mine, 9));
   put(__reduce_add_sync(kAll, mine));
-  put(__reduce_min_sync(kAll, mine));
   put(__reduce_max_sync(kAll, mine));
+  put(__reduce_or_sync(kAll, mine + 1));
   // Halves of the warp go different ways and do different things.
   if (lane < 16) {
     put(__reduce_max_sync(0x0000ffffu, mine));
   } else {
-    put(static_cast<int>(__ballot_sync(0xffff0000u, 1)));
+    put(__ballot_sync(0xffff0000u, 1));
   }
   // Only some lanes are left; the others named in the mask have exited.
   if (lane >= 20) return;
@@ -73,15 +71,10 @@ __global__ void votes_kernel(const int* x,  // (64)
 }
 
 __global__ void atomics_kernel(const int* x,  // (64)
-                               int* out) {    // (7), starts with zeros
+                               int* out) {    // (2), starts with zeros
   const int mine = x[threadIdx.x];
   atomicAdd(&out[0], mine);
-  atomicMin(&out[1], mine);
-  atomicMax(&out[2], mine);
-  atomicOr(&out[3], mine);
-  atomicXor(&out[4], mine);
-  atomicCAS(&out[5], 0, 1);
-  atomicExch(&out[6], 7);
+  atomicMax(&out[1], mine);
 }
 
 // Each thread writes its coordinates as one number, in blocks of three dimensions.
@@ -193,12 +186,12 @@ Tensor run(const Tensor& x, const std::string& kernel) {
     return out;
   }
   if (kernel == "warp") {
-    const Tensor out = zeros(13 * 32);
+    const Tensor out = zeros(11 * 32);
     launch(warp_kernel, 1, 32, in, out.mutable_data_ptr<int>());
     return out;
   }
   if (kernel == "votes" || kernel == "atomics") {
-    const Tensor out = zeros(7);
+    const Tensor out = zeros(3);
     launch(kernel == "votes" ? votes_kernel : atomics_kernel, 1, kThreads, in, out.mutable_data_ptr<int>());
     return out;
   }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import adversarial as adv
 import numpy as np
@@ -15,41 +15,34 @@ from ops.box_iou import numbers
 
 
 @np.errstate(all="ignore")
-def encode_oracle(boxes: Tensor, priors_cxcywh: Tensor, center_variance: float, size_variance: float) -> Tensor:
-    boxes, priors = numbers(boxes, priors_cxcywh)
-    t = boxes.dtype.type
-    out = np.zeros_like(boxes)
-    for at in np.ndindex(boxes.shape[:-1]):
-        box, prior = boxes[at], priors[at[-1]]
+def _each(code: Callable, values: Tensor, priors: Tensor) -> Tensor:
+    """code(value, prior, t) of x and of y of every row: two numbers from two of each, t the type they are made in."""
+    values, priors = numbers(values, priors)
+    out = np.zeros_like(values)
+    for at in np.ndindex(values.shape[:-1]):
         for i in (0, 1):
-            centre = (box[i] + box[i + 2]) * t(0.5)
-            out[at][i] = (centre - prior[i]) / (prior[i + 2] * t(center_variance))
-            out[at][i + 2] = np.log((box[i + 2] - box[i]) / prior[i + 2]) / t(size_variance)
+            out[at][i::2] = code(values[at][i::2], priors[at[-1]][i::2], values.dtype.type)
     return torch.from_numpy(out)
 
 
-@np.errstate(all="ignore")
-def decode_oracle(
-    pred_offsets: Tensor,
-    priors_cxcywh: Tensor,
-    center_variance: float,
-    size_variance: float,
-    max_log_scale: float | None,
-) -> Tensor:
-    pred_offsets, priors = numbers(pred_offsets, priors_cxcywh)
-    t = pred_offsets.dtype.type
-    out = np.zeros_like(pred_offsets)
-    for at in np.ndindex(pred_offsets.shape[:-1]):
-        pred, prior = pred_offsets[at], priors[at[-1]]
-        for i in (0, 1):
-            centre = pred[i] * (prior[i + 2] * t(center_variance)) + prior[i]
-            log_scale = pred[i + 2] * t(size_variance)
-            if max_log_scale is not None and log_scale > t(max_log_scale):
-                log_scale = t(max_log_scale)
-            size = np.exp(log_scale) * prior[i + 2]
-            out[at][i] = centre - size * t(0.5)
-            out[at][i + 2] = centre + size * t(0.5)
-    return torch.from_numpy(out)
+def encode_oracle(boxes: Tensor, priors: Tensor, center: float, size: float) -> Tensor:
+    def encode(box, prior, t):
+        (low, high), (middle, extent) = box, prior
+        return ((low + high) * t(0.5) - middle) / (extent * t(center)), np.log((high - low) / extent) / t(size)
+
+    return _each(encode, boxes, priors)
+
+
+def decode_oracle(pred_offsets: Tensor, priors: Tensor, center: float, size: float, limit: float | None) -> Tensor:
+    def decode(offsets, prior, t):
+        (shift, log_scale), (middle, extent) = offsets, prior
+        centre, log_scale = shift * (extent * t(center)) + middle, log_scale * t(size)
+        if limit is not None and log_scale > t(limit):
+            log_scale = t(limit)
+        half = np.exp(log_scale) * extent * t(0.5)
+        return centre - half, centre + half
+
+    return _each(decode, pred_offsets, priors)
 
 
 def _per_prior(values, priors, rest: list[tuple]) -> Iterator[tuple]:

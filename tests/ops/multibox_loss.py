@@ -16,6 +16,7 @@ from ops import Op, box_coding, match_priors, select_hard_negatives
 from ssd_ext import LossOptions
 from ssd_ext._boxes import compute_dtype, cxcywh_to_xyxy
 from ssd_ext._op import plain
+from ssd_ext.ops.multibox_loss import Batch
 
 
 def cross_entropy(logits: list[float], label: int) -> float:
@@ -23,41 +24,33 @@ def cross_entropy(logits: list[float], label: int) -> float:
     return largest + math.log(sum(math.exp(x - largest) for x in logits)) - logits[label]
 
 
-def oracle(
-    pred_offsets: Tensor,
-    pred_logits: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    row_splits: Tensor,
-    priors_cxcywh: Tensor,
-    *options: float | str,
-) -> tuple[float, float, int]:
+def oracle(*arguments: Tensor | float | str) -> tuple[float, float, int]:
     """conf_loss, loc_loss and n_pos in float64; matching in the dtype of the inputs."""
-    threshold, neg_pos_ratio, loc_loss, matching, min_negatives, *variances = options
-    match = match_priors.oracle(boxes, row_splits, cxcywh_to_xyxy(priors_cxcywh), threshold, matching)
-    logits, predicted, starts = pred_logits.double().tolist(), pred_offsets.double().tolist(), row_splits.tolist()
-    n_images, n_priors = match.shape
-    ce = torch.zeros(n_images, n_priors, dtype=torch.float64)
+    batch, options = Batch(*arguments[:6]), LossOptions(*arguments[6:])
+    corners = cxcywh_to_xyxy(batch.priors_cxcywh)
+    match = match_priors.oracle(batch.boxes, batch.row_splits, corners, options.threshold, options.matching)
+    logits, predicted = batch.pred_logits.double().tolist(), batch.pred_offsets.double().tolist()
+    ce = torch.zeros(match.shape, dtype=torch.float64)
     conf = loc = 0.0
-    for image in range(n_images):
-        for prior in range(n_priors):
-            matched = int(match[image, prior])
-            label = int(labels[starts[image] + matched]) if matched >= 0 else 0
-            ce[image, prior] = cross_entropy(logits[image][prior], label)
-            if matched < 0:
-                continue
-            conf += float(ce[image, prior])
-            box = boxes[starts[image] + matched].double()[None]
-            target = box_coding.encode_oracle(box, priors_cxcywh[prior].double()[None], *variances)
-            for wanted, got in zip(target[0].tolist(), predicted[image][prior], strict=True):
-                error = abs(got - wanted)
-                if loc_loss == "smooth_l1":
-                    error = 0.5 * error * error if error < 1 else error - 0.5
-                loc += error
-    conf += float(ce[select_hard_negatives.oracle(ce, match >= 0, neg_pos_ratio, min_negatives)].sum())
+    for image, prior in itertools.product(*map(range, match.shape)):
+        if match[image, prior] < 0:
+            ce[image, prior] = cross_entropy(logits[image][prior], 0)
+            continue
+        row = int(batch.row_splits[image] + match[image, prior])
+        ce[image, prior] = cross_entropy(logits[image][prior], int(batch.labels[row]))
+        conf += float(ce[image, prior])
+        box, its_prior = batch.boxes[row].double()[None], batch.priors_cxcywh[prior].double()[None]
+        target = box_coding.encode_oracle(box, its_prior, options.center_variance, options.size_variance)
+        for wanted, got in zip(target[0].tolist(), predicted[image][prior], strict=True):
+            error = abs(got - wanted)
+            if options.loc_loss == "smooth_l1":
+                error = 0.5 * error * error if error < 1 else error - 0.5
+            loc += error
+    hard = select_hard_negatives.oracle(ce, match >= 0, options.neg_pos_ratio, options.min_negatives)
+    conf += float(ce[hard].sum())
     n_pos = int((match >= 0).sum())
     divisor = max(1, n_pos)
-    return conf / divisor, loc / (divisor if loc_loss == "smooth_l1" else 4 * divisor), n_pos
+    return conf / divisor, loc / (divisor if options.loc_loss == "smooth_l1" else 4 * divisor), n_pos
 
 
 def inputs(counts: tuple[int, ...], n_priors: int, n_classes: int, seed: int, kind: str = "random") -> tuple:

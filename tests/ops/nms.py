@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import adversarial as adv
 import torch
@@ -28,19 +29,18 @@ def oracle(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return batched_oracle(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64), iou_threshold)
 
 
-def _scores(n: int, seed: int) -> Tensor:
+def scores_of(n: int, seed: int) -> Tensor:
     return (adv.hostile_values((n,), seed), torch.zeros(n), torch.rand(n, generator=adv.generator(seed)))[seed % 3]
 
 
-def _coarse_boxes(n: int, seed: int) -> Tensor:
-    return adv.grid_boxes(n, seed, cells=4)
+_coarse_boxes = partial(adv.grid_boxes, cells=4)
 
 
 def cases() -> Iterator[tuple]:
     for n in (*adv.SIZES, 255, 256, 257):
         for seed, boxes in enumerate((_coarse_boxes, adv.random_boxes, adv.hostile_boxes)):
-            yield boxes(n, seed), _scores(n, seed), 0.5
-        yield adv.sliced(_coarse_boxes(n, 3)), adv.sliced(_scores(n, 3)), 0.0
+            yield boxes(n, seed), scores_of(n, seed), 0.5
+        yield adv.sliced(_coarse_boxes(n, 3)), adv.sliced(scores_of(n, 3)), 0.0
     for threshold in (-1.0, -0.0, 1.0, adv.INF, adv.NAN):
         yield adv.hostile_boxes(70), adv.hostile_values((70,)), threshold
     for dtype in (torch.float32, torch.float64):  # the number below the IoU is the largest that suppresses
@@ -50,8 +50,8 @@ def cases() -> Iterator[tuple]:
             yield pair, torch.zeros(2), iou.item()
             yield pair, torch.zeros(2), iou.nextafter(torch.zeros_like(iou)).item()
     for n in (511, 512, 513, 1024, 1025, 2100):  # around the bands and the tiles of the sort
-        yield adv.random_boxes(n, n), _scores(n, n), 0.6
-    yield adv.random_boxes(600), _scores(600, 0), -1.0
+        yield adv.random_boxes(n, n), scores_of(n, n), 0.6
+    yield adv.random_boxes(600), scores_of(600, 0), -1.0
     # Each box of the first band has its equal behind the band, and one of them has it inside too.
     corners = torch.arange(512.0)[:, None].repeat(2, 4) * 3 + torch.tensor([0.0, 0.0, 2.0, 2.0])
     corners[1] = corners[0]
@@ -68,13 +68,13 @@ def batched_cases() -> Iterator[tuple]:
 
     for n in (*adv.SIZES, 255, 256, 257):
         for seed, boxes in enumerate((_coarse_boxes, adv.random_boxes, adv.hostile_boxes)):
-            yield boxes(n, seed), _scores(n, seed), ids(n, (1, 3, 1000)[seed]), 0.4
+            yield boxes(n, seed), scores_of(n, seed), ids(n, (1, 3, 1000)[seed]), 0.4
     for n, n_classes in ((600, 1), (1300, 2), (1300, 9), (1300, 40), (700, 5000)):
-        yield adv.random_boxes(n) + 1e4, _scores(n, 0), ids(n, n_classes) * 2**40, 0.3
-        yield _coarse_boxes(n, 1), adv.sliced(_scores(n, 2)), adv.sliced(ids(n, n_classes).int()), 0.3
+        yield adv.random_boxes(n) + 1e4, scores_of(n, 0), ids(n, n_classes) * 2**40, 0.3
+        yield _coarse_boxes(n, 1), adv.sliced(scores_of(n, 2)), adv.sliced(ids(n, n_classes).int()), 0.3
     large = ids(2600, 40)  # so many that rounds are counted: by the largest group, which has two bands and one box
     large[torch.randperm(2600, generator=adv.generator(1))[:1025]] = 5
-    yield adv.random_boxes(2600), _scores(2600, 0), large, 0.9
+    yield adv.random_boxes(2600), scores_of(2600, 0), large, 0.9
     limits = torch.iinfo(torch.int64)
     idxs = torch.tensor([limits.max, limits.min, 0, -1, limits.max, limits.min])
     yield adv.grid_boxes(1).expand(6, 4), torch.zeros(6), idxs, 0.5

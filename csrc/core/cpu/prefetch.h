@@ -6,13 +6,10 @@
 namespace ssd_ext {
 
 // Begins to load these bytes into the cache. They need not exist.
-inline void prefetch(const void* data, int64_t bytes) {
+inline void prefetch([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__GNUC__)
   constexpr int64_t kCacheLine = 64;
   for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(static_cast<const char*>(data) + i);
-#else
-  static_cast<void>(data);
-  static_cast<void>(bytes);
 #endif
 }
 

@@ -118,13 +118,12 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_ON_CPU_CALLER) {
 
 namespace cuda_on_cpu {
 
-inline unsigned ballot(const Site& site, unsigned mask, bool predicate, unsigned* lanes = nullptr) {
+inline unsigned ballot(const Site& site, unsigned mask, bool predicate) {
   const Exchange exchange = warp_exchange(site, mask, predicate);
   unsigned votes = 0;
   for (unsigned lane = 0; lane < 32; ++lane) {
     if (exchange.lanes >> lane & 1) votes |= static_cast<unsigned>(exchange.values[lane]) << lane;
   }
-  if (lanes != nullptr) *lanes = exchange.lanes;
   return votes;
 }
 
@@ -148,17 +147,13 @@ T shuffle(const Site& site, unsigned mask, T value, int width, const Source& sou
   return result;
 }
 
-template <typename T, typename Operation>
-T reduce(const Site& site, unsigned mask, T value, const Operation& operation) {
-  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>, "CUDA reduces 32-bit integers");
-  const Exchange exchange = warp_exchange(site, mask, static_cast<uint64_t>(static_cast<unsigned>(value)));
-  bool first = true;
-  T result = 0;
+template <typename Operation>
+unsigned reduce(const Site& site, unsigned mask, unsigned value, const Operation& operation) {
+  const Exchange exchange = warp_exchange(site, mask, value);
+  unsigned result = value;
   for (unsigned lane = 0; lane < 32; ++lane) {
-    if (!(exchange.lanes >> lane & 1)) continue;
-    const T other = static_cast<T>(static_cast<unsigned>(exchange.values[lane]));
-    result = first ? other : operation(result, other);
-    first = false;
+    if (lane == exchange.lane || !(exchange.lanes >> lane & 1)) continue;
+    result = operation(result, static_cast<unsigned>(exchange.values[lane]));
   }
   return result;
 }
@@ -173,24 +168,10 @@ inline int __any_sync(unsigned mask, int predicate, CUDA_ON_CPU_CALLER) {
   return cuda_on_cpu::ballot({"__any_sync", file, line}, mask, predicate != 0) != 0;
 }
 
-inline int __all_sync(unsigned mask, int predicate, CUDA_ON_CPU_CALLER) {
-  unsigned lanes = 0;
-  const unsigned votes = cuda_on_cpu::ballot({"__all_sync", file, line}, mask, predicate != 0, &lanes);
-  return votes == lanes;
-}
-
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, CUDA_ON_CPU_CALLER) {
   return cuda_on_cpu::shuffle({"__shfl_sync", file, line}, mask, value, width,
                               [=](int, int segment) { return segment + (source & (width - 1)); });
-}
-
-template <typename T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, CUDA_ON_CPU_CALLER) {
-  return cuda_on_cpu::shuffle({"__shfl_up_sync", file, line}, mask, value, width, [=](int lane, int segment) {
-    const int from = lane - static_cast<int>(delta);
-    return from < segment ? lane : from;
-  });
 }
 
 template <typename T>
@@ -211,23 +192,14 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize, C
                               });
 }
 
-template <typename T>
-T __reduce_add_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
-  return cuda_on_cpu::reduce({"__reduce_add_sync", file, line}, mask, value, [](T a, T b) {
-    return static_cast<T>(static_cast<unsigned>(a) + static_cast<unsigned>(b));  // wraps around, signed too
-  });
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
+  return cuda_on_cpu::reduce({"__reduce_add_sync", file, line}, mask, value,
+                             [](unsigned a, unsigned b) { return a + b; });
 }
 
-template <typename T>
-T __reduce_min_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
-  return cuda_on_cpu::reduce({"__reduce_min_sync", file, line}, mask, value,
-                             [](T a, T b) { return a < b ? a : b; });
-}
-
-template <typename T>
-T __reduce_max_sync(unsigned mask, T value, CUDA_ON_CPU_CALLER) {
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
   return cuda_on_cpu::reduce({"__reduce_max_sync", file, line}, mask, value,
-                             [](T a, T b) { return a > b ? a : b; });
+                             [](unsigned a, unsigned b) { return a > b ? a : b; });
 }
 
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALLER) {
@@ -237,57 +209,20 @@ inline unsigned __reduce_or_sync(unsigned mask, unsigned value, CUDA_ON_CPU_CALL
 
 // ----------------------------------------------------------------------------------- atomics (integers only)
 
-namespace cuda_on_cpu {
-template <typename T>
-constexpr bool is_atomic =
-    std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>;
-
-// Sets *address to update(*address) and returns the value before.
-template <typename T, typename Update>
-T atomic_update(T* address, const Update& update) {
-  static_assert(is_atomic<T>, "atomics are for integers: the order of float additions would not be fixed");
-  T before = __atomic_load_n(address, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(address, &before, update(before), false, __ATOMIC_RELAXED,
-                                      __ATOMIC_RELAXED)) {}
-  return before;
-}
-}  // namespace cuda_on_cpu
-
 template <typename T>
 T atomicAdd(T* address, T value) {
-  static_assert(cuda_on_cpu::is_atomic<T>,
-                "atomics are for integers: the order of float additions would not be fixed");
+  static_assert(std::is_integral_v<T>, "the order of float additions would not be fixed");
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 
 template <typename T>
-T atomicOr(T* address, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T before) { return before | value; });
-}
-
-template <typename T>
-T atomicXor(T* address, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T before) { return before ^ value; });
-}
-
-template <typename T>
-T atomicMin(T* address, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T before) { return before < value ? before : value; });
-}
-
-template <typename T>
 T atomicMax(T* address, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T before) { return before > value ? before : value; });
-}
-
-template <typename T>
-T atomicExch(T* address, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T) { return value; });
-}
-
-template <typename T>
-T atomicCAS(T* address, T expected, T value) {
-  return cuda_on_cpu::atomic_update(address, [=](T before) { return before == expected ? value : before; });
+  static_assert(std::is_integral_v<T>, "CUDA has no such atomic of floats");
+  T before = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (before < value &&
+         !__atomic_compare_exchange_n(address, &before, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return before;
 }
 
 // ------------------------------------------------------------------------------------- arithmetic intrinsics
