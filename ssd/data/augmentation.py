@@ -104,10 +104,12 @@ class TrainTransform(PictureTransform):
             if flipped:
                 image = image.flip(1 - axis)
                 moved[:, :, axis] = 1 - moved[:, ::-1, axis]
-        rows = torch.from_numpy(kept)
-        per_object = {k: v[rows] for k, v in target.items() if isinstance(v, Tensor) and v.shape[:1] == rows.shape}
-        boxes = torch.from_numpy(moved[kept].astype(np.float32).reshape(-1, 4))
-        return image.permute(2, 0, 1), {**target, **per_object, "boxes": boxes, "colour": colour}
+        rows = torch.from_numpy(kept.nonzero()[0])
+        new = {"boxes": torch.from_numpy(moved[kept].astype(np.float32).reshape(-1, 4)), "colour": colour}
+        for name, values in target.items():
+            per_object = isinstance(values, Tensor) and values.shape[:1] == kept.shape
+            new.setdefault(name, values[rows] if per_object and name != "boxes" else values)
+        return image.permute(2, 0, 1), new
 
     def _render(self, picture: Picture, patch: np.ndarray, colour: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """The patch in the network's size.
