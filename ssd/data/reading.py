@@ -31,6 +31,9 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
 REDUCTIONS = (8, 4, 2)  # of the sides, which a JPEG decoder takes from its blocks of 8 x 8
+MARGIN = (
+    2  # a decoded part is at least so much larger than the result; with 1, AP of small objects falls (docs/input.md)
+)
 
 Box = Sequence[float]  # the edges x0, y0, x1, y1 in pixels
 
@@ -65,7 +68,7 @@ class Picture:
             box: the edges of what they show.
         """
         shrinks_by = min((box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0])
-        image = self._decode(next((r for r in REDUCTIONS if r <= shrinks_by), 1))
+        image = self._decode(next((r for r in REDUCTIONS if MARGIN * r <= shrinks_by), 1))
         height, width = image.shape[-2:]
         across, down = self.width / width, self.height / height  # pixels of the picture by those decoded
         x0, x1 = _whole(box[0] / across, box[2] / across, width)
