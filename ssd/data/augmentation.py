@@ -7,13 +7,14 @@ decoded, resized to their place and kept as bytes. Colours are changed where the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssd.data.colour import colour_matrix
+from ssd.data.colour import TO_YIQ, colour_matrix
 from ssd.data.reading import Picture
 
 # Of docs/input.md, which has the sources. A patch is a part of the picture, or of the canvas that it lies on.
@@ -93,10 +94,10 @@ class TrainTransform(PictureTransform):
         rng = np.random.default_rng(torch.randint(1 << 62, ()).item())
         boxes = target["boxes"].numpy().astype(np.float64).reshape(-1, 2, 2)
         patch = draw_patch(rng, picture.height, picture.width, boxes)
-        colour = draw_colour(rng)
+        changes = draw_colours(rng)
         flips = [rng.random() < 0.5, self.flips and rng.random() < 0.5]  # from left to right, from top to bottom
 
-        image, shown, place = self._render(picture, patch, colour)
+        image, colour, shown, place = self._render(picture, patch, changes)
         moved = (boxes - shown[0]) * ((place[1] - place[0]) / (shown[1] - shown[0])) + place[0]
         moved = moved.clip(place[0], place[1]) / self.size
         kept = _inside(patch[None], boxes)[0] & (moved[:, 1] - moved[:, 0] >= 1 / self.size).all(1)
@@ -111,11 +112,14 @@ class TrainTransform(PictureTransform):
             new.setdefault(name, values[rows] if per_object and name != "boxes" else values)
         return image.permute(2, 0, 1), new
 
-    def _render(self, picture: Picture, patch: np.ndarray, colour: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    def _render(
+        self, picture: Picture, patch: np.ndarray, changes: Sequence[float]
+    ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
         """The patch in the network's size.
 
         Returns:
             image: (size, size, 3) uint8; beyond the picture, what will be 0 in the network's input.
+            colour: (3, 4), the changes as a `colour_matrix`.
             shown: (2, 2) corners of the part of the picture that is in it, in pixels of the picture.
             place: (2, 2) corners of the same in the image.
         """
@@ -126,12 +130,14 @@ class TrainTransform(PictureTransform):
         (x0, y0), (x1, y1) = place.tolist()
         pixels, shown = picture.part(part.flatten().tolist(), (y1 - y0, x1 - x0))
         image, shown = pixels.permute(1, 2, 0), np.array(shown).reshape(2, 2)
+        grey = float(TO_YIQ[0] @ image[::4, ::4].numpy().mean((0, 1))) / 255
+        colour = colour_matrix(*changes, grey=grey)
         if image.shape[:2] == (self.size, self.size):
-            return image, shown, place
+            return image, colour, shown, place
         border = torch.linalg.solve(colour[:, :3], -colour[:, 3]).round().clamp(0, 255).byte()
         canvas = border.repeat(self.size).repeat(self.size, 1).view(self.size, self.size, 3)
         canvas[y0:y1, x0:x1] = image
-        return canvas, shown, place
+        return canvas, colour, shown, place
 
 
 # Below, boxes are (n, 2, 2): the corners (x0, y0) and (x1, y1) of each.
@@ -186,7 +192,7 @@ def _iou(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return common / (areas[0][:, None] + areas[1] - common)
 
 
-def draw_colour(rng: np.random.Generator) -> Tensor:
-    """The change of colours of a training sample: a `colour_matrix`."""
+def draw_colours(rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """How the colours of a training sample change: brightness, contrast, saturation and hue of a `colour_matrix`."""
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * (rng.random(4) < COLOUR_CHANCE)
-    return colour_matrix(BRIGHTNESS * brightness, 1 + CONTRAST * contrast, 1 + SATURATION * saturation, HUE * hue)
+    return BRIGHTNESS * brightness, 1 + CONTRAST * contrast, 1 + SATURATION * saturation, HUE * hue

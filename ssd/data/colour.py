@@ -15,28 +15,33 @@ TO_YIQ = np.array([[0.30, 0.59, 0.11], [0.5990, -0.2773, -0.3217], [0.2130, -0.5
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 
 
-def colour_matrix(brightness: float = 0.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0) -> Tensor:
+def colour_matrix(
+    brightness: float = 0.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0, *, grey: float = 0.5
+) -> Tensor:
     """From the bytes (r, g, b, 1) of a pixel to the network's input: four changes of its colour, then `to_input`'s.
 
-    Grey stays grey under saturation and hue, so the order of the four does not matter, but that brightness comes first.
+    Each leaves what the others change as it is, so their order does not matter.
 
     Args:
         brightness: added to red, green and blue, in 0..1.
-        contrast: factor on all three.
+        contrast: factor on the distance of all three from `grey`.
         saturation: factor on I and Q of the colour in YIQ.
         hue: angle in radians by which I and Q are turned.
+        grey: the mean brightness of the picture, in 0..1.
 
     Returns:
         (3, 4) float32.
     """
     cos, sin = saturation * math.cos(hue), saturation * math.sin(hue)
     mixed = contrast * FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
-    matrix = np.column_stack([mixed / 255, contrast * brightness - np.array(IMAGENET_MEAN)])
+    matrix = np.column_stack([mixed / 255, (1 - contrast) * grey + brightness - np.array(IMAGENET_MEAN)])
     return torch.from_numpy(matrix / np.array(IMAGENET_STD)[:, None]).float()
 
 
 def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
-    """The network's input: colours changed, cut to what a picture can hold, and normalised as for ImageNet.
+    """The network's input: colours changed and normalised as for ImageNet, in one product.
+
+    What becomes brighter than white or darker than black is not cut, which would take away what a bright picture shows.
 
     Args:
         images: (B, 3, H, W) uint8; what is floating-point already is returned as it is.
@@ -47,17 +52,10 @@ def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
     """
     if images.is_floating_point():
         return images
-    if colours is None:
-        pixels = images.flatten(2).float()
-        for channel, mean, std in zip(pixels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True):
-            channel.sub_(255 * mean).div_(255 * std)
-        return pixels.view(images.shape)
-    pixels = torch.empty(images.shape, dtype=torch.float32, device=images.device).flatten(2)
-    matrix, offset = colours.split([3, 1], dim=2)
-    at_once = 1 if images.device.type == "cpu" else len(images)  # in the cache of a core, or in one launch
-    for i in range(0, len(images), at_once):
-        some = slice(i, i + at_once)
-        torch.baddbmm(offset[some], matrix[some], images[some].flatten(2).float(), out=pixels[some])
+    pixels = images.flatten(2).float()
+    if colours is not None:
+        matrix, offset = colours.split([3, 1], dim=2)
+        return torch.baddbmm(offset, matrix, pixels).view(images.shape)
     for channel, mean, std in zip(pixels.unbind(1), IMAGENET_MEAN, IMAGENET_STD, strict=True):
-        channel.clamp_(-mean / std, (1 - mean) / std)
+        channel.sub_(255 * mean).div_(255 * std)
     return pixels.view(images.shape)
