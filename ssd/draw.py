@@ -147,7 +147,7 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     mark = PngInfo()
     mark.add_text("Software", MARK)
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=mark)
+        picture.save(temporary, format="PNG", pnginfo=mark, compress_level=1)  # a quarter of the time of the default, 6
 
 
 def is_drawing(path: str | os.PathLike[str]) -> bool:
