@@ -28,7 +28,7 @@ from ssd.data import PictureFile
 from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
 from ssd.data.loader import Batch
 from ssd.detector import Detector, predict_padded
-from ssd.loss import MultiBoxLoss, pack_targets
+from ssd.loss import MultiBoxLoss
 from ssd.model import IMAGE_SIZE, SSD300
 from ssd.precision import autocast, has_fast_bfloat16, pick_device, place
 from ssd.train import Settings, make_optimizer, train_step
@@ -172,8 +172,7 @@ def training_step(images: int, classes: int | None = None) -> Case:
     truth = objects(images, classes, 1, 8)
     # As a loader gives them: on the CPU, where the network may be elsewhere.
     targets = [{"boxes": b, "labels": n} for b, n in zip(truth.box_lists, truth.label_lists, strict=True)]
-    boxes, labels, row_splits = pack_targets(truth.box_lists, truth.label_lists, torch.device("cpu"))
-    packed = boxes, labels, labels < 0, row_splits
+    packed = truth.boxes, truth.labels, truth.labels < 0, truth.row_splits
 
     def ours(x, bf16):
         how = How(x.normalized.device, bf16, training=True, classes=classes)

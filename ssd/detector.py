@@ -12,7 +12,7 @@ from torch import Tensor
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.loader import worker_count
-from ssd.data.reading import ImageReadError, Picture, PictureFile
+from ssd.data.reading import ImageReadError, Picture, PictureFile, as_picture
 from ssd.model import SSD300
 from ssd.precision import autocast, place
 from ssd.threads import in_threads
@@ -62,7 +62,7 @@ class Detector:
         Returns:
             the `Detections` of each picture.
         """
-        pictures = [image if isinstance(image, Picture) else Picture(image) for image in images]
+        pictures = map(as_picture, images)
         return [found for _, found in self._detect([(picture, self._prepare(picture)) for picture in pictures])]
 
     def _detect(self, batch: Sequence[tuple[AnyPicture, Tensor]]) -> list[tuple[AnyPicture, Detections]]:

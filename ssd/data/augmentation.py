@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssd.data.colour import TO_YIQ, colour_matrix
-from ssd.data.reading import Picture
+from ssd.data.reading import Picture, as_picture
 
 # Of docs/input.md, which has the sources. A patch is a part of the picture, or of the canvas that it lies on.
 ZOOM_CHANCE, LARGEST_ZOOM = 0.5, 4.0  # side of the canvas, in sides of the picture
@@ -54,7 +54,7 @@ class EvalTransform(PictureTransform):
         Returns:
             image (3, size, size) uint8, alone or with the target, whose boxes are float32 fractions of the picture.
         """
-        picture = picture if isinstance(picture, Picture) else Picture(picture)
+        picture = as_picture(picture)
         edges = [picture.width, picture.height]
         image, _ = picture.part([0, 0, *edges], (self.size, self.size))
         if target is None:
@@ -90,7 +90,7 @@ class TrainTransform(PictureTransform):
             image (3, size, size) uint8, and the target with the m <= n remaining objects, whose boxes (m, 4) float32
             are fractions in 0..1 with x0 < x1 and y0 < y1, and with "colour" (3, 4), see `ssd.data.colour.to_input`.
         """
-        picture = picture if isinstance(picture, Picture) else Picture(picture)
+        picture = as_picture(picture)
         rng = np.random.default_rng(torch.randint(1 << 62, ()).item())
         boxes = target["boxes"].numpy().astype(np.float64).reshape(-1, 2, 2)
         patch = draw_patch(rng, picture.height, picture.width, boxes)

@@ -82,6 +82,11 @@ class Picture:
         return self._image
 
 
+def as_picture(image: Picture | Tensor) -> Picture:
+    """The same picture, or that of an image (3, H, W) uint8 RGB."""
+    return image if isinstance(image, Picture) else Picture(image)
+
+
 def _whole(low: float, high: float, end: int) -> tuple[int, int]:
     """The nearest whole numbers in 0..end, at least 1 apart."""
     first = min(round(low), end - 1)

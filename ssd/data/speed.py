@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import ceil
-from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
 
-from ssd.data import open_dataset
+from ssd.data import VOCDataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.loader import SeededDataset, collate, epoch_batches
 
@@ -36,7 +36,7 @@ class InputSpeed(NamedTuple):
 
 
 def measure_speed(
-    roots: str | PathLike[str] | Sequence[str | PathLike[str]],
+    dataset: VOCDataset,
     transform: Callable[..., Any],
     *,
     batch_size: int = 8,
@@ -45,18 +45,20 @@ def measure_speed(
     """Prepares pictures of a dataset as training and evaluation do, in this process and with one thread.
 
     Args:
-        roots: see `ssd.data.open_dataset`.
+        dataset: as `ssd.data.open_dataset` gives it; it is left as it is.
         transform: of the training samples.
         batch_size: pictures that are joined, which is measured too.
         seconds: of CPU time for each of the three.
     """
 
     def rate(transform: Callable[..., Any] | None) -> float:
-        dataset = SeededDataset(open_dataset(roots, transform=transform), seed=0)
+        view = copy.copy(dataset)  # opening it again would read all annotations and headers again
+        view.transform = transform
+        samples_of = SeededDataset(view, seed=0)
         pictures, since, epoch = 0, time.process_time(), 0
         while True:
-            for batch in epoch_batches(len(dataset), batch_size, 0, epoch):
-                samples = [dataset[epoch, index] for index in batch]
+            for batch in epoch_batches(len(view), batch_size, 0, epoch):
+                samples = [samples_of[epoch, index] for index in batch]
                 if transform:
                     collate(samples)
                 pictures += len(batch)
