@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
+PYTHONPATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 SSD = ("torchvision", "PIL", "numpy", "tqdm")  # what `import ssd.train` takes
 GRACE = ((signal.SIGINT, 20), (signal.SIGTERM, 5))  # pytest and `ssd train` save what they have on Ctrl-C; then SIGKILL
 MACHINE = """import json, sys, torch
@@ -170,7 +171,7 @@ def run(step: Step, limit: float, keep: Callable[[str, float], None], log: Path,
         process = subprocess.Popen(
             step.command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **step.environment},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1", **step.environment},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
