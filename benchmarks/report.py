@@ -29,7 +29,7 @@ CONTENDERS = {
     "ssd_ext_bf16": ("ssd_ext bf16", "tab:cyan"),
     "torchvision_bf16": ("torchvision bf16", "tab:red"),
 }
-# The cases that the README quotes: of the first machine, with the fullest use of it.
+# The cases that the README quotes: of the first machine and the first with a GPU, with the fullest use of each.
 QUOTED = (
     "forward and backward, 32 images, 21 classes",
     "forward and backward, 32 images, 81 classes",
@@ -39,6 +39,8 @@ QUOTED = (
     "match_priors, 32 images, 1-20 objects each",
     "box_iou, 8732 boxes, 8732 priors",
     "nms, 20000 boxes",
+    "training step, 32 images, 21 classes",
+    "inference, 32 images, 21 classes",
 )
 QUOTE = re.compile(r"(?<=<!-- written by make bench-report -->\n).*?(?=<!-- end -->)", re.DOTALL)
 Row = dict
@@ -85,9 +87,10 @@ def baseline_of(row: Row) -> str:
     return row.get("baseline", "torchvision")
 
 
-def ratio(a: Row | None, b: Row | None, key: str) -> str:
-    """How many times as long a takes."""
-    return f"{number(a[key] / b[key])}x" if a and b and key in a and key in b else "-"
+def ratio(a: Row | None, b: Row | None, key: str, of_b: str = "") -> str:
+    """How many times as long a takes; of b the same is taken, or something else."""
+    of_b = of_b or key
+    return f"{number(a[key] / b[of_b])}x" if a and b and key in a and of_b in b else "-"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -130,7 +133,7 @@ def table(rows: list[Row], device: str) -> str:
         cells += [number(r and r["peak_mb"]) for r in (ours, peer)]
         if bandwidth:
             cells.append(number(ours and ours["bytes"] / ours["median_ms"] / 1e6))
-            cells.append(f"{number(ours['median_ms'] / ours['copy_ms'])}x" if ours else "-")
+            cells.append(ratio(ours, ours, "median_ms", "copy_ms"))
         lines.append(cells)
     return markdown(head, lines)
 
@@ -151,8 +154,14 @@ def reasons(machines: list[Machine]) -> str:
     return markdown(["contender", "table", "cases", "why there is no number"], lines) if lines else "Nothing."
 
 
+def quotations(machines: list[Machine]) -> str:
+    """The tables of the README."""
+    chosen = [*machines[:1], *[machine for machine in machines if machine.result["gpu"]][:1]]
+    return "\n".join(map(quotation, dict.fromkeys(chosen)))
+
+
 def quotation(machine: Machine) -> str:
-    """The table of the README, each row with the name of its case for `pytest -k`."""
+    """A table of the README, each row with the name of its case for `pytest -k`."""
     lines = []
     for name in QUOTED:
         by = {row["contender"]: row for row in fullest(machine, [r for r in machine.rows if name_of(r) == name])}
@@ -293,7 +302,7 @@ def main(root: Path = ROOT) -> None:
     readme = root / "README.md"
     if machines and readme.exists():
         with replacing(readme) as temporary:
-            temporary.write_text(QUOTE.sub(lambda _: quotation(machines[0]), readme.read_text()))
+            temporary.write_text(QUOTE.sub(lambda _: quotations(machines), readme.read_text()))
     for stale in before:
         if stale.relative_to(docs).as_posix() not in text:
             stale.unlink()

@@ -153,7 +153,7 @@ def test_documentation_is_the_report_of_the_results():
 def test_the_readme_quotes_the_results():
     machines = [report.Machine(path) for path in sorted((ROOT / "benchmarks/results").glob("*.json"))]
     (quoted,) = report.QUOTE.findall((ROOT / "README.md").read_text())
-    assert quoted == report.quotation(machines[0])
+    assert quoted == report.quotations(machines)
 
 
 class Benchmark:

@@ -139,7 +139,7 @@ def test_threshold_is_compared_in_the_compute_dtype(nms, device):
 @NMS
 def test_order(nms, device):
     boxes = torch.tensor([[i, 0, i + 0.5, 1] for i in range(7)], device=device)
-    scores = torch.tensor([0.0, adv.NAN, -0.0, adv.INF, adv.NAN, -adv.INF, 0.0], device=device)
+    scores = torch.tensor([0.0, adv.NAN, -0.0, adv.INF, -adv.NAN, -adv.INF, 0.0], device=device)
     assert nms(boxes, scores, 0.5).tolist() == [1, 4, 3, 0, 2, 6, 5]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ssd_ext._boxes import compute_dtype, floating, overlap
 from ssd_ext._checks import check_boxes, check_devices, describe
 from ssd_ext._op import op
+from ssd_ext._order import best_first
 
 __all__ = ["batched_nms", "nms"]
 
@@ -98,9 +99,9 @@ def nms_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 @op(fake=_fake)
 def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    best_first = scores.argsort(descending=True, stable=True)
+    by_score = best_first(scores)
     # Class after class, so that a band concerns only the rest of its last class: linear in the classes.
-    order = best_first[idxs[best_first].argsort(stable=True)]
+    order = by_score[idxs[by_score].argsort(stable=True)]
     boxes, idxs = boxes.to(compute_dtype(boxes))[order], idxs[order]
     ends = torch.searchsorted(idxs, idxs, right=True)  # where the class of each box ends
     alive = torch.ones_like(idxs, dtype=torch.bool)
@@ -116,4 +117,4 @@ def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold
             alive[rest] &= ~suppressed.any(dim=0)
     keep = torch.zeros_like(alive)
     keep[order[alive]] = True
-    return best_first[keep[best_first]]
+    return by_score[keep[by_score]]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssd_ext._checks import check_devices, check_not_negative, describe
 from ssd_ext._op import op
+from ssd_ext._order import best_first
 
 __all__ = ["select_hard_negatives"]
 
@@ -49,7 +50,7 @@ def _fake(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> T
 def select_hard_negatives_plain(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> Tensor:
     n_pos = positive.sum(dim=1, keepdim=True)
     k = (n_pos.double() * ratio).clamp(max=loss.shape[1]).long().clamp(min=min_negatives)
-    order = loss.sort(dim=1, descending=True, stable=True).indices
+    order = best_first(loss)
     negative = ~positive.gather(1, order)
     hardest = negative & (negative.cumsum(dim=1) <= k)
     return torch.zeros_like(positive).scatter(1, order, hardest)
