@@ -134,7 +134,7 @@ def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
         ssd = [PYTHON, "-c", few]
         small = ["--epochs", "1", "--width", "0.01", "--no-bf16", "--workers", "0"]
     options = "--split trainval --val-split test --batch-norm --loc-loss smooth_l1 --lr 1e-2 --clip-grad 5"
-    options += " --schedule onecycle --epochs 25 --flips --augment ssd"  # torchvision's: README
+    options += " --schedule onecycle --epochs 25 --flips"
     begun = (run / "last.pt").exists()
     train = ["--resume"] if begun else [str(pictures), *options.split(), *small]
     some = sorted(str(p) for p in pictures.glob("JPEGImages/*"))[:24] if pictures else []

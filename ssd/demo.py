@@ -25,7 +25,6 @@ CPU_WIDTH = 0.25
 SETTINGS = {
     "split": "train",
     "val_split": "test",
-    "augment": "ssd",
     "batch_norm": True,
     "epochs": 10,
     "lr": 1e-2,

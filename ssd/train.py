@@ -263,8 +263,9 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * group["lr_scale"] * factor
     batch = batch.to(device)
+    images = place(to_input(batch.images, batch.colours), device)  # not in autocast: colours would have 8 bits
     with autocast(device, settings.bf16):
-        offsets, logits = model(place(to_input(batch.images, batch.colours), device))
+        offsets, logits = model(images)
     loss = criterion(offsets, logits, batch.boxes, batch.labels, batch.row_splits)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
