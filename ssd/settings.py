@@ -39,7 +39,8 @@ class Settings:
     classes: Annotated[tuple[str, ...] | None, "names of the classes (default: those found, sorted)"] = None
     flips: Annotated[bool, "mirror top to bottom too: pictures without an upright"] = False
     augment: Annotated[
-        Literal["ssd", "v2"], "of the pictures; v2: torchvision's transforms, which take ten times as long (docs/input.md)"
+        Literal["ssd", "v2"],
+        "of the pictures; v2: torchvision's transforms, which take ten times as long (docs/input.md)",
     ] = "ssd"
     weights: Annotated[
         str | None, "imagenet (VGG16, downloaded), or a file: VGG16 weights or a checkpoint (default: random)"

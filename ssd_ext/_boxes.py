@@ -25,6 +25,13 @@ def promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype), b.to(dtype)
 
 
+def rounded_down(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of a dtype that is not greater: a number of that dtype exceeds both or neither."""
+    exact = torch.tensor(threshold, dtype=torch.float64)
+    rounded = exact.to(dtype)
+    return float(rounded if not rounded > exact else rounded.nextafter(rounded.new_tensor(-torch.inf)))
+
+
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size * 0.5, centre + size * 0.5], dim=-1)

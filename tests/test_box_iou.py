@@ -122,10 +122,31 @@ def test_gradient_has_the_dtype_of_the_boxes(dtype, device):
     assert_close(gradients(a, b), tuple(x.to(dtype) for x in expected), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 3, 5)])
 def test_bad_shapes_are_named(shape):
     good = torch.zeros(2, 4)
     with pytest.raises(ValueError, match="boxes1"):
         ssd_ext.box_iou(torch.zeros(shape), good)
     with pytest.raises(ValueError, match="boxes2"):
         ssd_ext.box_iou(good, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
+@pytest.mark.parametrize(
+    "shapes", [((3, 4), (5, 4)), ((2, 3, 4), (2, 5, 4)), ((2, 1, 3, 4), (6, 5, 4)), ((0, 3, 4), (5, 4))], ids=str
+)
+def test_forms_and_batches_as_in_torchvision(fmt, shapes, device):
+    ops = pytest.importorskip("torchvision").ops
+    boxes1, boxes2 = (torch.rand(shape, generator=adv.generator(i)).to(device) for i, shape in enumerate(shapes))
+    for boxes in (boxes1, boxes2):
+        boxes[..., 2:] += 1 if fmt == "xyxy" else 0.1
+    corners = (ops.box_convert(boxes, fmt, "xyxy") for boxes in (boxes1, boxes2))
+    expected = ops.box_iou(*corners)
+    actual = ssd_ext.box_iou(boxes1, boxes2, fmt)
+    assert actual.shape == expected.shape
+    assert_close(actual, expected)
+
+
+def test_an_unknown_form_is_named():
+    with pytest.raises(ValueError, match="fmt must be one of xyxy, xywh, cxcywh, got 'cxcywhr'"):
+        ssd_ext.box_iou(torch.zeros(1, 4), torch.zeros(1, 4), fmt="cxcywhr")

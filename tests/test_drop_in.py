@@ -1,5 +1,7 @@
 """The tutorial's calling code with our imports, against its semantics written out image by image and class by class."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ def loops_loss(priors_cxcy, predicted_locs, predicted_scores, boxes, labels, thr
     losses = F.cross_entropy(scores.flatten(0, 1), true_classes.flatten(), reduction="none").view(positive.shape)
     total = losses[positive].sum()
     for image in range(len(boxes)):
-        k = int(ratio * positive[image].sum())
+        k = math.ceil(ratio * positive[image].sum())
         total = total + losses[image][~positive[image]].sort(descending=True).values[:k].sum()
     loss = total / positive.sum() + alpha * loc_loss
     return loss.detach(), *torch.autograd.grad(loss, (locs, scores))

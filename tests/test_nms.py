@@ -129,11 +129,16 @@ def test_a_negative_threshold_suppresses_all_but_the_first(nms, device):
 
 
 @NMS
-def test_threshold_is_compared_in_the_compute_dtype(nms, device):
-    # 3/10 in float32 is above 0.3 in float64: no rounding may decide.
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_the_threshold_is_a_double_as_in_torchvision(nms, tenths, device):
+    """k / 10 rounded to float32 may lie above the double of the same name, and then suppresses."""
+    torchvision = pytest.importorskip("torchvision")
     for dtype in (torch.float32, torch.float64):
-        boxes = torch.tensor([[0, 0, 10, 1], [0, 0, 3, 1]], dtype=dtype, device=device)
-        assert nms(boxes, torch.ones(2, device=device), 0.3).tolist() == [0, 1]
+        boxes = torch.tensor([[0, 0, 10, 1], [0, 0, tenths, 1]], dtype=dtype)
+        expected = torchvision.ops.nms(boxes, torch.ones(2, dtype=dtype), tenths / 10).tolist()
+        assert nms(boxes.to(device), torch.ones(2, device=device), tenths / 10).tolist() == expected
+        above = float(torch.tensor(tenths / 10)) > tenths / 10
+        assert expected == ([0] if dtype == torch.float32 and above else [0, 1])
 
 
 @NMS
@@ -148,6 +153,11 @@ def test_a_suppressed_box_suppresses_nothing(nms, device):
     boxes = torch.tensor([[i * 0.25, 0, i * 0.25 + 1, 1] for i in range(40)], device=device)  # neighbours: 3/5
     scores = torch.linspace(1, 0, 40, device=device)
     assert nms(boxes, scores, 0.5).tolist() == list(range(0, 40, 2))
+
+
+def test_an_empty_tensor_has_no_boxes():
+    """As torchvision's own test calls it."""
+    assert ssd_ext.batched_nms(torch.empty(0, dtype=torch.int64), None, None, None).shape == (0,)
 
 
 @NMS

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import adversarial as adv
@@ -134,12 +135,48 @@ def test_both_limits_are_exclusive(postprocess, device):
 
 
 @IMPLEMENTATIONS
-def test_limits_are_compared_in_float32(postprocess, device):
-    # 1/3 in float32 is above 1/3 in float64: no rounding may decide.
+def test_scores_are_compared_in_float32_and_overlaps_with_a_double(postprocess, device):
+    # 1/3 in float32 is above 1/3 in float64.
     priors = adv.to_cxcywh(torch.tensor([[0.0, 0.0, 6.0, 1.0], [0.0, 0.0, 2.0, 1.0]])).to(device)
     pred_offsets, logits = torch.zeros(1, 2, 4, device=device), torch.zeros(1, 2, 3, device=device)
     assert postprocess(pred_offsets, logits, priors, DetectionOptions(1 / 3, 1 / 3, 10))[3].tolist() == [0]
-    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.3, 1 / 3, 10))[3].tolist() == [4]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.3, 1 / 3, 10))[3].tolist() == [2]
+    assert postprocess(pred_offsets, logits, priors, DetectionOptions(0.3, 0.33333336, 10))[3].tolist() == [4]
+
+
+@IMPLEMENTATIONS
+def test_sigmoid_scores_each_class_by_itself(postprocess, device):
+    logits = torch.tensor([[[adv.INF, 0.0, adv.NAN], [adv.NAN, -1.0, 3.0], [0.0, adv.INF, -adv.INF]]], device=device)
+    priors = torch.tensor([[i, 0.0, 0.1, 0.1] for i in range(3)], device=device)
+    options = DetectionOptions(0.3, score="sigmoid")
+    _, labels, scores, counts = postprocess(torch.zeros(1, 3, 4, device=device), logits, priors, options)
+    assert counts.tolist() == [3]  # a sigmoid of -1 is 0.27; background decides nothing, a NaN only over itself
+    assert labels[0, :3].tolist() == [1, 2, 1]
+    torch.testing.assert_close(scores[0, :3].cpu(), torch.tensor([adv.INF, 3.0, 0.0]).sigmoid())
+
+
+@IMPLEMENTATIONS
+def test_boxes_are_cut_at_the_image_before_nms(postprocess, device):
+    # Of equal centres: beyond the image they differ, in it they are the same.
+    priors = adv.to_cxcywh(torch.tensor([[-3.0, 0.0, 0.5, 0.5], [-0.5, 0.0, 0.5, 0.5], [2.0, 2.0, 3.0, 3.0]])).to(
+        device
+    )
+    logits = torch.tensor([[[0.0, 3.0], [0.0, 2.0], [0.0, 1.0]]], device=device)
+    options = DetectionOptions(0.1, 0.5, 10)
+    assert postprocess(torch.zeros(1, 3, 4, device=device), logits, priors, options)[3].tolist() == [3]
+    boxes, *_, counts = postprocess(torch.zeros(1, 3, 4, device=device), logits, priors, options._replace(clip=True))
+    assert counts.tolist() == [2]  # one outside has no area, and stays, as torchvision has it
+    assert boxes[0, :2].tolist() == [[0, 0, 0.5, 0.5], [1, 1, 1, 1]]
+    assert not boxes.cpu().signbit().any()
+
+
+@IMPLEMENTATIONS
+def test_the_scale_of_a_box_can_be_limited(postprocess, device):
+    pred_offsets = torch.tensor([[[0.0, 0.0, 100.0, -5.0]]], device=device)
+    arguments = pred_offsets, torch.zeros(1, 1, 2, device=device), torch.tensor([[0.5, 0.5, 0.1, 0.1]], device=device)
+    boxes, *_ = postprocess(*arguments, DetectionOptions(top_k=1, max_log_scale=math.log(4)))
+    width, height = (boxes[0, 0, 2:] - boxes[0, 0, :2]).tolist()
+    assert (width, height) == pytest.approx((0.4, 0.1 / math.e))
 
 
 @IMPLEMENTATIONS
@@ -270,6 +307,7 @@ def test_variances(postprocess, device):
         ("priors", {"priors_cxcywh": torch.zeros(8, 4)}),
         ("top_k", {"options": DetectionOptions(top_k=-1)}),
         ("pre_nms_top_k", {"options": DetectionOptions(pre_nms_top_k=-1)}),
+        ("score must be one of softmax, sigmoid", {"options": DetectionOptions(score="logit")}),
         ("variances", {"options": DetectionOptions(size_variance=-0.2)}),
     ],
 )

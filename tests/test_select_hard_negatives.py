@@ -71,7 +71,8 @@ def test_order(select, loss, expected, device):
     ("n_pos", "ratio", "min_negatives", "n_selected"),
     [
         *[(0, 3, 0, 0), (0, 3, 4, 4), (2, 3, 0, 6), (2, 3, 8, 8), (5, 3, 0, 5), (10, 3, 5, 0), (2, 3, 100, 8)],
-        *[(1, 0, 0, 0), (3, 0.5, 0, 1), (3, 0.34, 0, 1), (3, 0.33, 0, 0), (1, 2.999999999, 0, 2), (7, 1 / 7, 0, 1)],
+        *[(1, 0, 0, 0), (3, 0.5, 0, 2), (3, 0.34, 0, 2), (3, 0.33, 0, 1), (1, 2.999999999, 0, 3), (7, 1 / 7, 0, 1)],
+        *[(3, 0.1, 0, 1), (5, 0.2, 0, 1), (5, 0.6, 0, 3), (5, 1e39, 0, 5), (0, 1e39, 0, 0)],
     ],
 )
 def test_how_many(select, n_pos, ratio, min_negatives, n_selected, device):
@@ -79,6 +80,10 @@ def test_how_many(select, n_pos, ratio, min_negatives, n_selected, device):
     positive = (torch.arange(10, device=device) < n_pos)[None]
     selected = select(loss, positive, ratio, min_negatives)
     assert int(selected.sum()) == n_selected
+    as_torchvision = torch.arange(len(loss[0])) < ratio * torch.tensor(
+        n_pos
+    )  # the ranks that its SSD takes, and the tutorial
+    assert n_selected == max(min(int(as_torchvision.sum()), 10 - n_pos), min(min_negatives, 10 - n_pos))
     assert not (selected & positive).any()
 
 

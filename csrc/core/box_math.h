@@ -8,7 +8,9 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace ssd_ext {
 
@@ -123,6 +125,14 @@ C10_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& box, T 
          iou(kept, kept_area, box, box_area) > threshold;
 }
 
+// On the host: the largest number of T that is not greater than this one. A T exceeds both or neither.
+template <typename T>
+T rounded_down(double threshold) {
+  const T rounded = static_cast<T>(threshold);
+  return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, -std::numeric_limits<T>::infinity())
+                                                  : rounded;
+}
+
 // What the offsets of centre and size are divided by.
 template <typename T>
 struct Variances {
@@ -157,6 +167,13 @@ C10_HOST_DEVICE inline Box<T> decode(const BoxOffsets<T>& offsets, const CenterB
   const T w = exact_exp(log_w > max_log_scale ? max_log_scale : log_w) * prior.w;
   const T h = exact_exp(log_h > max_log_scale ? max_log_scale : log_h) * prior.h;
   return corners(CenterBox<T>{cx, cy, w, h});
+}
+
+// The part of a box in the unit square; a NaN stays, -0 becomes 0.
+template <typename T>
+C10_HOST_DEVICE inline Box<T> clipped(const Box<T>& box) {
+  const auto clip = [](T x) { return (x < T(0) ? T(0) : x > T(1) ? T(1) : x) + T(0); };
+  return {clip(box.x0), clip(box.y0), clip(box.x1), clip(box.y1)};
 }
 
 }  // namespace ssd_ext

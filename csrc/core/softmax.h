@@ -25,6 +25,13 @@ C10_HOST_DEVICE inline T exp_of_logit(T logit, T maximum) {
   return exact_exp_below_1(logit - maximum);
 }
 
+// 1 / (1 + exp(-logit)), by an exponential that is at most 1.
+template <typename T>
+C10_HOST_DEVICE inline T sigmoid(T logit) {
+  const T exponential = exact_exp_below_1(logit > T(0) ? -logit : logit);
+  return (logit > T(0) ? T(1) : exponential) / (T(1) + exponential);
+}
+
 // -log(softmax) of the logit of the true class.
 template <typename T>
 C10_HOST_DEVICE inline T cross_entropy(T true_logit, T maximum, T sum) {

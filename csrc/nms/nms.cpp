@@ -175,7 +175,7 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     suppress_groups(all_boxes.const_data_ptr<scalar_t>(), ranked, groups,
-                    static_cast<compute_t<scalar_t>>(iou_threshold), is_kept.get());
+                    rounded_down<compute_t<scalar_t>>(iou_threshold), is_kept.get());
   });
 
   const int64_t n_kept = std::count(is_kept.get(), is_kept.get() + n, true);

@@ -325,7 +325,7 @@ Tensor nms_of_sorted(const Tensor& boxes, const RankKey* ranked, const RankKey* 
                      double iou_threshold, cudaStream_t stream) {
   using T = compute_t<scalar_t>;
   const auto n = static_cast<int>(boxes.size(0));
-  const auto threshold = static_cast<T>(iou_threshold);
+  const auto threshold = rounded_down<T>(iou_threshold);
   const Scratch<Position> positions(boxes, n);
   const Scratch<Box<T>> sorted(boxes, n);
   const Scratch<bool> alive(boxes, n);

@@ -1,5 +1,5 @@
 // Detection on the CPU: pred_offsets (B, P, 4) and pred_logits (B, P, C) -> the best top_k boxes of each image
-// after softmax, threshold and non-maximum suppression in each class.
+// after softmax or sigmoid, threshold and non-maximum suppression in each class.
 //
 // A thread owns an image, or all threads own the rows of one where images are few.
 // 1. It lists the candidates, priors with a class, as keys (postprocess_detections.h). It reads the logits once, computes the
@@ -39,10 +39,11 @@ constexpr int64_t kFirstBand = 256;         // candidates; each further band is 
 // The rows with a class whose logit minus that of background is at least `least`; returns their number.
 template <typename scalar_t>
 INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
-                                     int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
+                                     int64_t n_rows, int64_t n_classes, bool sigmoid, float least,
+                                     int32_t* passing) {
   int64_t n_passing = 0;
   for (int64_t row = 0; row < n_rows; ++row, logits += n_classes) {
-    const auto background = static_cast<float>(logits[0]);
+    const float background = sigmoid ? 0.0f : static_cast<float>(logits[0]);
     int32_t any = 0;
     for (int64_t c = 1; c < n_classes; ++c) any |= static_cast<float>(logits[c]) - background >= least;
     passing[n_passing] = static_cast<int32_t>(row);
@@ -51,17 +52,20 @@ INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
   return n_passing;
 }
 
-VECTOR_CLONES int64_t screen(const float* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
-  return screen_each(logits, n_rows, n_classes, least, passing);
+VECTOR_CLONES int64_t screen(const float* logits, int64_t n_rows, int64_t n_classes, bool sigmoid, float least,
+                             int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, sigmoid, least, passing);
 }
-VECTOR_CLONES int64_t screen(const BFloat16* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
-  return screen_each(logits, n_rows, n_classes, least, passing);
+VECTOR_CLONES int64_t screen(const BFloat16* logits, int64_t n_rows, int64_t n_classes, bool sigmoid, float least,
+                             int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, sigmoid, least, passing);
 }
-VECTOR_CLONES int64_t screen(const Half* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
-  return screen_each(logits, n_rows, n_classes, least, passing);
+VECTOR_CLONES int64_t screen(const Half* logits, int64_t n_rows, int64_t n_classes, bool sigmoid, float least,
+                             int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, sigmoid, least, passing);
 }
-int64_t screen(const double* logits, int64_t n_rows, int64_t n_classes, float least, int32_t* passing) {
-  return screen_each(logits, n_rows, n_classes, least, passing);
+int64_t screen(const double* logits, int64_t n_rows, int64_t n_classes, bool sigmoid, float least, int32_t* passing) {
+  return screen_each(logits, n_rows, n_classes, sigmoid, least, passing);
 }
 
 // Lists the candidates of some priors of an image; returns the end of the list.
@@ -98,6 +102,25 @@ uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
   return list;
 }
 
+// The same where the score of a class is its own sigmoid.
+template <typename scalar_t>
+uint64_t* list_sigmoid_candidates(const scalar_t* logits,  // (P, C)
+                                  int64_t n_priors, int64_t n_classes,
+                                  const int32_t* screened,  // (n_screened,), the priors
+                                  int64_t n_screened, float min_score, float least,
+                                  uint64_t* list) {  // (n_screened * (C - 1),)
+  for (const int32_t* prior = screened; prior < screened + n_screened; ++prior) {
+    const scalar_t* const row = logits + *prior * n_classes;
+    for (int64_t c = 1; c < n_classes; ++c) {
+      const auto logit = static_cast<float>(row[c]);
+      if (!(logit >= least)) continue;
+      const float score = sigmoid(logit);
+      if (score > min_score) *list++ = DetectionKey::pack(score, c - 1, *prior, n_priors);
+    }
+  }
+  return list;
+}
+
 // Moves the n best keys to the front, in any order.
 //
 // Of many keys a pivot from a sample leaves few (as in the selection of Floyd and Rivest). It may leave too
@@ -129,7 +152,8 @@ struct Detector {
                             int32_t* screened,       // (P,), scratch
                             uint64_t* list) const {  // (P * (C - 1),)
     const float least = least_difference_to_background(options.min_score);
-    const int64_t n_screened = screen(logits, n_priors, n_classes, least, screened);
+    const auto min_score = static_cast<float>(options.min_score);
+    const int64_t n_screened = screen(logits, n_priors, n_classes, options.sigmoid, least, screened);
     // Runs of the screened rows, each with its own part of the list.
     const int64_t runs = std::min(n_screened, tasks_of(n_screened * n_classes * kScreenedNanoseconds));
     std::vector<int64_t> sizes(runs);
@@ -137,10 +161,14 @@ struct Detector {
     const auto part_of = [&](int64_t run) { return list + begin_of(run) * (n_classes - 1); };
     torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t last_run) {
       for (; run < last_run; ++run) {
-        const int64_t begin = begin_of(run);
-        sizes[run] = list_candidates(logits, n_priors, n_classes, screened + begin, begin_of(run + 1) - begin,
-                                     static_cast<float>(options.min_score), part_of(run)) -
-                     part_of(run);
+        const int32_t* const priors = screened + begin_of(run);
+        const int64_t n = begin_of(run + 1) - begin_of(run);
+        uint64_t* const part = part_of(run);
+        uint64_t* const end =
+            options.sigmoid
+                ? list_sigmoid_candidates(logits, n_priors, n_classes, priors, n, min_score, least, part)
+                : list_candidates(logits, n_priors, n_classes, priors, n, min_score, part);
+        sizes[run] = end - part;
       }
     });
     uint64_t* end = list;
@@ -153,8 +181,7 @@ struct Detector {
             std::vector<KeptBoxes<float>>& kept) const {  // of each label, a class without background; scratch
     for (KeptBoxes<float>& of_label : kept) of_label.clear();
     std::vector<int64_t> walked(kept.size());  // candidates of each label
-    const auto max_overlap = static_cast<float>(options.max_overlap);
-    const auto variances = options.variances.as<float>();
+    const auto max_overlap = rounded_down<float>(options.max_overlap);
     const int64_t limit = options.pre_nms_top_k.value_or(std::numeric_limits<int64_t>::max());
     const int64_t first = image * options.top_k;
     const int64_t last = first + options.top_k;
@@ -168,9 +195,8 @@ struct Detector {
         const int64_t label = pair / n_priors;
         if (walked[label]++ >= limit) continue;
         const int64_t prior = pair % n_priors;
-        const Box<float> box = decode(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
-                                      load_row<CenterBox<float>>(priors, prior), variances,
-                                      std::numeric_limits<float>::infinity());
+        const Box<float> box = options.decoder(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
+                                               load_row<CenterBox<float>>(priors, prior));
         if (kept[label].suppress(box, max_overlap)) continue;
         kept[label].push_back(box);
         out.boxes[k] = box;

@@ -1,5 +1,5 @@
 // Detection on the GPU: pred_offsets (B, P, 4), pred_logits (B, P, C), priors (P, 4) cxcywh -> the best boxes
-// (B, K, 4) of each image after softmax, threshold and non-maximum suppression in each class, their scores
+// (B, K, 4) of each image after softmax or sigmoid, threshold and non-maximum suppression in each class, their scores
 // (B, K) and labels (B, K), and how many there are (B,).
 //
 // 1. find_candidates_kernel: a block owns a tile of rows of logits in shared memory, a thread one row. What
@@ -27,7 +27,6 @@
 #include "core/softmax.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace ssd_ext {
 namespace {
@@ -49,7 +48,6 @@ constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // of the key that ends it
 constexpr int kChunk = kWarpSize;        // candidates that are settled together
 constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory: one for a thread, the others are far
 constexpr int kNearLabels = 512;         // classes that are counted there
-constexpr float kNoLimit = std::numeric_limits<float>::infinity();
 static_assert(kBand <= 2 * kWalkThreads, "sort_block has a thread for every two keys");
 static_assert(kBand % kChunk == 0, "a band is cut into chunks");
 static_assert(kWalkThreads % kRun == 0, "threads read whole runs");
@@ -63,7 +61,7 @@ __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
                            uint64_t* __restrict__ keys,          // (b, P * (C - 1)), the lists
                            unsigned* __restrict__ counts,        // (b,), their lengths; at first 0
                            int64_t n_priors, int64_t n_classes, int64_t n_tiles, int tile_rows,
-                           float min_score, float least_difference) {
+                           bool sigmoid_scores, float min_score, float least_difference) {
   using Tile = RowTile<scalar_t, kTileBytes>;
   SHARED_ARRAY(typename Tile::Unit, shared, Tile::kShared);
   const int64_t image = blockIdx.x / n_tiles;
@@ -76,23 +74,25 @@ __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
   const bool has_row = thread < n_rows;
   const scalar_t* const row = tile.row(has_row ? thread : 0);
   const auto logit = [&](int64_t c) { return static_cast<float>(row[c]); };
+  const float background = sigmoid_scores ? 0.0f : logit(0);
   // Most rows are background, and so are all rows of many warps. A NaN difference decides nothing.
   float best = logit(1);
   for (int64_t c = 2; c < n_classes; ++c) best = larger(best, logit(c));
-  const bool may_pass = has_row && !(best - logit(0) < least_difference);
+  const bool may_pass = has_row && !(best - background < least_difference);
   if (!__any_sync(kAllLanes, may_pass)) return;
 
-  const RowSum<float> whole = sum_row<float>(logit, n_classes);
+  RowSum<float> whole = {};
+  if (!sigmoid_scores) whole = sum_row<float>(logit, n_classes);
   const unsigned lane = threadIdx.x % kWarpSize;
   uint64_t* const list = keys + image * n_priors * (n_classes - 1);
   unsigned next = 0;  // free element of the list
   for (int pass = 0; pass < 2; ++pass) {
     const bool writes = pass == 1;  // at first the warp only counts
     for (int64_t c = 1; c < n_classes; ++c) {
-      bool passes = may_pass && !(logit(c) - logit(0) < least_difference);
+      bool passes = may_pass && !(logit(c) - background < least_difference);
       float score = 0;
       if (passes) {
-        score = exp_of_logit(logit(c), whole.maximum) / whole.sum;
+        score = sigmoid_scores ? sigmoid(logit(c)) : exp_of_logit(logit(c), whole.maximum) / whole.sum;
         passes = score > min_score;
       }
       const unsigned votes = __ballot_sync(kAllLanes, passes);
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
                            Detections out,        // (B, K, ...)
                            int64_t first_image, int64_t n_priors, int64_t n_labels,
                            int64_t limit,  // to the candidates of a class; 0 for none
-                           int64_t top_k, float max_overlap, Variances<float> variances) {
+                           int64_t top_k, float max_overlap, BoxDecoder decoder) {
   SHARED_ARRAY(unsigned, shared_count, 1);
   SHARED_ARRAY(uint64_t, band, kBand > kWalkThreads ? kBand : kWalkThreads);
   SHARED_ARRAY(Box<float>, boxes, kBand);  // of the band
@@ -317,8 +317,8 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
       const uint32_t pair = DetectionKey::pair(~band[i]);
       labels[i] = pair / candidates.n_priors;
       const int64_t prior = pair % candidates.n_priors;
-      boxes[i] = decode(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
-                        load_row<CenterBox<float>>(priors, prior), variances, kNoLimit);
+      boxes[i] = decoder(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
+                         load_row<CenterBox<float>>(priors, prior));
     }
     __syncthreads();
     for (int first = 0; first < count && n_kept < top_k; first += kChunk) {
@@ -343,12 +343,12 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
 
 template <typename scalar_t>
 void find_candidates(const scalar_t* logits, uint64_t* keys, unsigned* counts, int64_t n_images,
-                     int64_t n_priors, int64_t n_classes, double min_score, cudaStream_t stream) {
+                     int64_t n_priors, int64_t n_classes, const DetectionOptions& options, cudaStream_t stream) {
   dispatch_row_tile<scalar_t>(n_classes, [&](auto tile_bytes, int tile_rows) {
     const int64_t n_tiles = ceil_div(n_priors, tile_rows);
     launch(find_candidates_kernel<scalar_t, decltype(tile_bytes)::value>, n_tiles * n_images, kMaxTileRows, stream,
-           logits, keys, counts, n_priors, n_classes, n_tiles, tile_rows, static_cast<float>(min_score),
-           least_difference_to_background(min_score));
+           logits, keys, counts, n_priors, n_classes, n_tiles, tile_rows, options.sigmoid,
+           static_cast<float>(options.min_score), least_difference_to_background(options.min_score));
   });
 }
 
@@ -381,11 +381,11 @@ DetectionOutputs postprocess_detections_cuda(const Tensor& pred_offsets, const T
       const int64_t n = std::min(step, n_images - first);
       STD_CUDA_CHECK(cudaMemsetAsync(list_counts, 0, n_counters * sizeof(unsigned), stream));
       find_candidates(logits + first * n_priors * n_classes, keys.data(), list_counts, n, n_priors, n_classes,
-                      options.min_score, stream);
+                      options, stream);
       launch(walk_candidates_kernel, n, kWalkThreads, stream, keys.data(), list_counts, list_counts + step,
              rows_of(all_offsets), rows_of(all_priors), data_of(outputs), first, n_priors, n_labels,
-             options.pre_nms_top_k.value_or(0), options.top_k, static_cast<float>(options.max_overlap),
-             options.variances.as<float>());
+             options.pre_nms_top_k.value_or(0), options.top_k, rounded_down<float>(options.max_overlap),
+             options.decoder);
     }
   });
   return outputs;

@@ -12,15 +12,29 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace ssd_ext {
+
+// From the offsets of a prior to the box of a detection.
+struct BoxDecoder {
+  Variances<float> variances;
+  float max_log_scale;
+  bool clip;
+
+  C10_HOST_DEVICE Box<float> operator()(const BoxOffsets<float>& offsets, const CenterBox<float>& prior) const {
+    const Box<float> box = decode(offsets, prior, variances, max_log_scale);
+    return clip ? clipped(box) : box;
+  }
+};
 
 struct DetectionOptions {
   double min_score, max_overlap;
   int64_t top_k;
   std::optional<int64_t> pre_nms_top_k;
-  Variances<double> variances;
+  BoxDecoder decoder;
+  bool sigmoid;  // and not softmax
 };
 
 struct DetectionOutputs {
@@ -59,7 +73,7 @@ template <Detection kDetect>
 std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
     const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh, double min_score,
     double max_overlap, int64_t top_k, std::optional<int64_t> pre_nms_top_k, double center_variance,
-    double size_variance) {
+    double size_variance, const std::string& score, bool clip, std::optional<double> max_log_scale) {
   check_predictions(pred_offsets, pred_logits, priors_cxcywh);
   const int64_t n_priors = pred_logits.size(1);
   const int64_t n_classes = pred_logits.size(2);
@@ -67,9 +81,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
                   "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
   STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
   STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
+  STD_TORCH_CHECK(score == "softmax" || score == "sigmoid", "score must be softmax or sigmoid, got ", score);
   const Variances<double> variances = {center_variance, size_variance};
+  const double most = max_log_scale.value_or(std::numeric_limits<double>::infinity());
+  const BoxDecoder decoder = {variances.as<float>(), static_cast<float>(most), clip};
   const DetectionOutputs out = kDetect(pred_offsets, pred_logits, priors_cxcywh,
-                                       {min_score, max_overlap, top_k, pre_nms_top_k, variances});
+                                       {min_score, max_overlap, top_k, pre_nms_top_k, decoder, score == "sigmoid"});
   return {out.boxes, out.labels, out.scores, out.counts};
 }
 
@@ -87,7 +104,8 @@ struct DetectionKey {
 };
 
 // A difference from the logit of background below which no logit of a class gives a score > min_score, whatever
-// the other logits are: the sum of the exponentials is at least that of background. The margin is far more than
+// the other logits are: the sum of the exponentials is at least that of background. With sigmoid, whose score is
+// less than the exponential of its logit, the same holds for a background of 0. The margin is far more than
 // all rounding on the way, except for exponentials near the smallest numbers: there is no limit to those.
 inline float least_difference_to_background(double min_score) {
   constexpr double kMargin = 1e-3;

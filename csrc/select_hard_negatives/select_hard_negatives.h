@@ -9,12 +9,15 @@
 
 namespace ssd_ext {
 
-// min(max(int(ratio * n_pos), min_negatives), n_neg), the product in double; a NaN product counts as 0.
+// min(max(ceil(ratio * n_pos), min_negatives), n_neg), the product in float; a NaN product counts as 0.
 C10_HOST_DEVICE inline int64_t hard_negative_count(int64_t n_pos, int64_t n_neg, double ratio, int64_t min_negatives) {
-  const double product = static_cast<double>(n_pos) * ratio;
+  const double product = static_cast<float>(n_pos) * static_cast<float>(ratio);
   int64_t count = 0;
-  if (product > 0) {  // compared before it is converted: it may be beyond any integer
-    count = product < static_cast<double>(n_neg) ? static_cast<int64_t>(product) : n_neg;
+  if (product >= static_cast<double>(n_neg)) {  // compared before it is converted: it may be beyond any integer
+    count = n_neg;
+  } else if (product > 0) {
+    count = static_cast<int64_t>(product);
+    count += static_cast<double>(count) < product;
   }
   if (count < min_negatives) count = min_negatives;
   return count < n_neg ? count : n_neg;

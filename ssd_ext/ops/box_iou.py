@@ -5,33 +5,54 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import compute_dtype, overlap, promote
-from ssd_ext._checks import check_boxes, check_devices
+from ssd_ext._boxes import compute_dtype, cxcywh_to_xyxy, overlap, promote
+from ssd_ext._checks import check_boxes, check_choice, check_devices
 from ssd_ext._op import op
 
 __all__ = ["box_iou"]
 
+FORMS = ("xyxy", "xywh", "cxcywh")
 
-def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Intersection over union of every pair of boxes.
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
+    """Intersection over union of every pair of boxes, as `torchvision.ops.box_iou`.
 
     A degenerate, inverted, infinite or NaN box has IoU 0 with everything, itself included.
     Differentiable where the IoU is positive, gradient 0 elsewhere.
 
     Args:
-        boxes1: (N, 4) xyxy, floating or integer.
-        boxes2: (M, 4) xyxy, on the same device.
+        boxes1: (..., N, 4), floating or integer.
+        boxes2: (..., M, 4), on the same device; further dimensions broadcast.
+        fmt: form of the boxes, "xyxy", "xywh" (corner and size) or "cxcywh". Rotated boxes are not supported.
 
     Returns:
-        (N, M) in [0, 1]; float64 if a box tensor is float64, else float32.
+        (..., N, M) in [0, 1]; float64 if a box tensor is float64, else float32.
 
     Raises:
-        ValueError: a shape is not (n, 4), or the devices differ.
+        ValueError: a shape is not (..., n, 4), fmt is unknown, or the devices differ.
     """
-    check_boxes("boxes1", boxes1)
-    check_boxes("boxes2", boxes2)
-    check_devices(boxes1=boxes1, boxes2=boxes2)
-    return torch.ops.ssd_ext.box_iou(*promote(boxes1, boxes2))
+    check_choice("fmt", fmt, FORMS)
+    both = {"boxes1": boxes1, "boxes2": boxes2}
+    for name, boxes in both.items():
+        check_boxes(name, boxes.flatten(0, -2) if boxes.dim() > 2 else boxes)
+    check_devices(**both)
+    boxes1, boxes2 = (_corners(boxes, fmt) for boxes in promote(boxes1, boxes2))
+    if boxes1.dim() == boxes2.dim() == 2:
+        return torch.ops.ssd_ext.box_iou(boxes1, boxes2)
+    batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    batches = (boxes.expand(*batch, *boxes.shape[-2:]).flatten(0, -3) for boxes in (boxes1, boxes2))
+    each = [torch.ops.ssd_ext.box_iou(a, b) for a, b in zip(*batches, strict=True)]
+    shape = *batch, boxes1.shape[-2], boxes2.shape[-2]
+    return torch.stack(each).view(shape) if each else boxes1.new_empty(shape, dtype=compute_dtype(boxes1))
+
+
+def _corners(boxes: Tensor, fmt: str) -> Tensor:
+    if fmt == "xyxy":
+        return boxes
+    boxes = boxes.to(compute_dtype(boxes))  # the corners of half precision do not fit into it
+    return (
+        cxcywh_to_xyxy(boxes) if fmt == "cxcywh" else torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
+    )
 
 
 def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import compute_dtype, floating, overlap
+from ssd_ext._boxes import compute_dtype, floating, overlap, rounded_down
 from ssd_ext._checks import check_boxes, check_devices, describe
 from ssd_ext._op import op
 from ssd_ext._order import best_first
@@ -24,7 +24,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Args:
         boxes: (N, 4) xyxy.
         scores: (N,) floating; NaN counts as the largest.
-        iou_threshold: a box is dropped if its IoU with a kept one is greater.
+        iou_threshold: a box is dropped if its IoU with a kept one is greater, to the bit (docs/semantics.md).
 
     Returns:
         (K,) int64: indices of the kept boxes by descending score, ties by lowest index.
@@ -43,7 +43,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     precision are safe.
 
     Args:
-        boxes, scores, iou_threshold: see `nms`.
+        boxes, scores, iou_threshold: see `nms`; an empty tensor of any shape has no boxes.
         idxs: (N,) integer: group, usually the class or the (image, class) of each box.
 
     Returns:
@@ -52,6 +52,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.
     """
+    if boxes.dim() != 2 and boxes.numel() == 0:  # no boxes, of any shape, as torchvision takes them
+        return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_scored_boxes(boxes, scores)
     if idxs.shape != scores.shape or idxs.is_floating_point():
         raise ValueError(f"idxs must be ({len(scores)},) integer as scores is, got {describe(idxs)}")
@@ -70,7 +72,7 @@ def _check_scored_boxes(boxes: Tensor, scores: Tensor) -> None:
 def suppresses(boxes1: Tensor, idxs1: Tensor, boxes2: Tensor, idxs2: Tensor, iou_threshold: float) -> Tensor:
     """(..., N, M) bool: box n, if kept, suppresses box m."""
     iou = overlap(boxes1[..., :, None, :], boxes2[..., None, :, :])[0]
-    return (idxs1[..., :, None] == idxs2[..., None, :]) & (iou > iou_threshold)
+    return (idxs1[..., :, None] == idxs2[..., None, :]) & (iou > rounded_down(iou_threshold, iou.dtype))
 
 
 def greedy(suppresses: Tensor, alive: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE
-from ssd_ext._checks import check_devices, check_options, check_predictions
+from ssd_ext._checks import check_devices, check_options, check_predictions, choices_of
 from ssd_ext._op import op
 from ssd_ext.ops.box_coding import decode_boxes_plain
 from ssd_ext.ops.nms import NMS_BAND, greedy, suppresses
@@ -28,6 +28,12 @@ class DetectionOptions(NamedTuple):
     pre_nms_top_k: Annotated[int | None, "most candidates per picture and class that enter NMS; None: all"] = None
     center_variance: Annotated[float, "see decode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see decode_boxes"] = SIZE_VARIANCE
+    score: Annotated[Literal["softmax", "sigmoid"], "of a class among all, or of each by itself"] = "softmax"
+    clip: Annotated[bool, "cut boxes at the image, the square from 0 to 1, before NMS"] = False
+    max_log_scale: Annotated[float | None, "see decode_boxes; None: no limit"] = None
+
+
+_CHOICES = choices_of(DetectionOptions)
 
 
 def postprocess_detections(
@@ -36,12 +42,13 @@ def postprocess_detections(
     priors_cxcywh: Tensor,
     options: DetectionOptions = DetectionOptions(),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Detections of a batch from a network's predictions: softmax, decoding, per-class NMS, the best of each image.
+    """Detections of a batch from a network's predictions: scores, decoding, per-class NMS, the best of each image.
 
     Candidates are all (prior, class >= 1) with a score > min_score; NaN never passes. Inside a class a box is dropped
     if its IoU with a better kept one (score descending, then lowest prior) is > max_overlap. The best `top_k` of the
     image are returned (score descending, then lowest class, then lowest prior). Nothing is capped before NMS unless
-    `pre_nms_top_k` is given, nothing is clipped to the image. Scores agree between backends to a relative 1e-5.
+    `pre_nms_top_k` is given, and nothing cut at the image unless by `clip`. Scores agree between backends to a relative
+    1e-5.
 
     Args:
         pred_offsets: (B, P, 4) predicted offsets, floating; computed in float32.
@@ -61,7 +68,7 @@ def postprocess_detections(
     """
     check_predictions(pred_offsets, pred_logits, priors_cxcywh)
     check_devices(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=priors_cxcywh)
-    check_options(options, {}, "top_k", "pre_nms_top_k")
+    check_options(options, _CHOICES, "top_k", "pre_nms_top_k")
     return torch.ops.ssd_ext.postprocess_detections(pred_offsets, pred_logits, priors_cxcywh, *options)
 
 
@@ -76,7 +83,9 @@ def _detect(
     pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (b, k, 4), labels (b, k) and scores (b, k) of a few images, k <= top_k; label 0 fills up."""
-    scores = pred_logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)  # (b, C - 1, P)
+    logits = pred_logits.float()
+    scores = logits.sigmoid() if options.score == "sigmoid" else logits.softmax(dim=-1)
+    scores = scores[..., 1:].transpose(1, 2)  # (b, C - 1, P)
     passing = scores > options.min_score
     if options.pre_nms_top_k is not None:
         passing = passing & _is_best(torch.where(passing, scores, -1), options.pre_nms_top_k)
@@ -88,7 +97,7 @@ def _detect(
     count = passing.sum(dim=(1, 2))
     first = count.cumsum(0) - count
     band = min(NMS_BAND, int(count.max()))
-    variances = options.center_variance, options.size_variance
+    decoding = options.center_variance, options.size_variance, options.max_log_scale
     each = torch.arange(len(scores), device=scores.device)[:, None]
 
     boxes, kept_scores = scores.new_zeros(len(scores), 0, 4), scores.new_zeros(len(scores), 0)
@@ -101,7 +110,9 @@ def _detect(
         rank = start + torch.arange(band, device=scores.device)
         alive = rank < count[:, None]  # (b, band)
         at = order[(first[:, None] + rank).clamp(max=len(order) - 1)]
-        band_boxes = decode_boxes_plain(pred_offsets[each, prior[at]], priors_cxcywh[prior[at]], *variances, None)
+        band_boxes = decode_boxes_plain(pred_offsets[each, prior[at]], priors_cxcywh[prior[at]], *decoding)
+        if options.clip:
+            band_boxes = band_boxes.clamp(0, 1) + 0.0  # -0 + 0 = 0
         band_labels = label[at] + 1
         alive &= ~suppresses(boxes, labels, band_boxes, band_labels, options.max_overlap).any(dim=1)
         keep = greedy(suppresses(band_boxes, band_labels, band_boxes, band_labels, options.max_overlap), alive)

@@ -15,7 +15,7 @@ __all__ = ["select_hard_negatives"]
 def select_hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3, min_negatives: int = 0) -> Tensor:
     """The negatives with the largest losses, a fixed number of them per positive.
 
-    Per image k = int(ratio * positives), or `min_negatives` if that is more, at most the number of negatives.
+    Per image k = ceil(ratio * positives), or `min_negatives` if that is more, at most the number of negatives.
     Ties go to the lowest prior index; NaN counts as the largest loss, -0 equals 0.
 
     Args:
@@ -49,7 +49,7 @@ def _fake(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> T
 @op(fake=_fake)
 def select_hard_negatives_plain(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> Tensor:
     n_pos = positive.sum(dim=1, keepdim=True)
-    k = (n_pos.double() * ratio).clamp(max=loss.shape[1]).long().clamp(min=min_negatives)
+    k = (n_pos.float() * ratio).ceil().double().clamp(max=loss.shape[1]).long().clamp(min=min_negatives)
     order = best_first(loss)
     negative = ~positive.gather(1, order)
     hardest = negative & (negative.cumsum(dim=1) <= k)

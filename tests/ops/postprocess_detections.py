@@ -24,7 +24,7 @@ def _of_image(boxes: Tensor, scores: Tensor, options: DetectionOptions) -> list[
         passing = [p for p in range(len(boxes)) if scores[p, label] > np.float32(options.min_score)]
         kept = []
         for prior in sorted(passing, key=lambda p: (-scores[p, label], p))[: options.pre_nms_top_k]:
-            if not any(iou(boxes[k], boxes[prior]) > np.float32(options.max_overlap) for k in kept):
+            if not any(float(iou(boxes[k], boxes[prior])) > options.max_overlap for k in kept):
                 kept.append(prior)
         found += [(-scores[p, label], label, p) for p in kept]
     return [(prior, label) for _, label, prior in sorted(found)[: options.top_k]]
@@ -45,8 +45,11 @@ def padded(found: list[list[tuple[int, int]]], boxes: Tensor, scores: Tensor, to
 def oracle(pred_offsets: Tensor, pred_logits: Tensor, priors: Tensor, *options: float | None) -> tuple[Tensor, ...]:
     options = DetectionOptions(*options)
     variances = options.center_variance, options.size_variance
-    boxes = plain.decode_boxes(pred_offsets.float(), priors.float(), *variances, None)
-    scores = pred_logits.float().softmax(dim=-1)
+    boxes = plain.decode_boxes(pred_offsets.float(), priors.float(), *variances, options.max_log_scale)
+    if options.clip:
+        boxes = torch.where(boxes < 0, 0, torch.where(boxes > 1, 1, boxes))
+    logits = pred_logits.float()
+    scores = logits.softmax(dim=-1) if options.score == "softmax" else 1 / (1 + torch.exp(-logits))
     found = [_of_image(b, s, options) for b, s in zip(boxes, scores, strict=True)]
     return padded(found, boxes, scores, options.top_k)
 
@@ -89,8 +92,8 @@ def cases() -> Iterator[tuple]:
         (0.5, 0.25, 200, 2),
     ]
 
-    def case(kind: str, tensors: tuple, limits: tuple) -> tuple:
-        options = DetectionOptions(*limits)
+    def case(kind: str, tensors: tuple, limits: tuple, **others) -> tuple:
+        options = DetectionOptions(*limits, **others)
         arguments = *tensors, *options
         # Separated logits have equal scores below 1e-6, equal but for a rounding.
         decided = kind in ("exact", "tied") or (kind == "separated" and options.min_score > 1e-6)
@@ -103,6 +106,10 @@ def cases() -> Iterator[tuple]:
                 seed += 1
                 tensors = inputs((2, 1, 0, 1, 3)[seed % 5], n_priors, n_classes, seed, kind)
                 yield case(kind, tensors, limits[seed % len(limits)])
+                if seed % 2:
+                    others = {"score": ("softmax", "sigmoid")[seed // 2 % 2], "clip": seed // 4 % 2 == 0}
+                    others["max_log_scale"] = (None, 0.4, -0.1)[seed % 3]
+                    yield case(kind, tensors, limits[seed % len(limits)], **others)
     # Several bands: few of many candidates are kept, or all; classes have more candidates than their limit.
     for kind, n_priors, n_classes, *rest in (
         ("exact", 1025, 5, 0.01, 0.3, 1000, None),
@@ -157,7 +164,7 @@ OPS = [
         "postprocess_detections",
         cases,
         full_size,
-        golden="c9e64eb4aba79b222be2b9b467d889759f2834962c3ea24be6ae77b7ccbd5834",
+        golden="b524a027a624f514b243d5746d3d2ba2d35360e5b198cdc104015d8e4a21e186",
         sample=lambda: (*inputs(2, 40, 4, 0, "separated"), DetectionOptions(0.2, top_k=7)),
         oracle=oracle,
         has_exp_or_log=True,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import adversarial as adv
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,8 @@ def oracle(loss: Tensor, positive: Tensor, ratio: float, min_negatives: int) -> 
     selected = torch.zeros(positive.shape, dtype=torch.bool)
     for image, (values, is_positive) in enumerate(zip(loss.tolist(), positive.tolist(), strict=True)):
         negatives = [p for p in range(len(values)) if not is_positive[p]]
-        k = max(int(ratio * sum(is_positive)), min_negatives)
+        product = np.float32(ratio) * np.float32(sum(is_positive))
+        k = max(math.ceil(product), min_negatives)
         for prior in sorted(negatives, key=lambda p: descending(values, p))[:k]:
             selected[image, prior] = True
     return selected
@@ -36,7 +38,7 @@ def cases() -> Iterator[tuple]:
         for seed, n_images in enumerate((1, 2, 0, 5, 1)):
             shape = (n_images, n)
             for loss in (adv.hostile_values(shape, seed), torch.zeros(shape)):
-                for ratio, min_negatives in ((3, 0), (0.5, 7), (1e9, 0), (0, 0)):
+                for ratio, min_negatives in ((3, 0), (0.5, 7), (1e9, 0), (0, 0), (1 / 3, 0)):
                     yield loss, positive(shape, seed), ratio, min_negatives
             yield adv.sliced(adv.hostile_values(shape, seed)), adv.sliced(positive(shape, seed)), 3, 0
     for n in (adv.N_PRIORS, 9216, 9217, 20000):  # up to 9216 the CUDA kernel has the keys in registers
@@ -65,7 +67,7 @@ OPS = [
         "select_hard_negatives",
         cases,
         full_size,
-        golden="db963fce8c10d2f2b1a31c360cb08ecf0236c1f9eb36ee167efecc8c9f298c28",
+        golden="fbf74b5f3ae9c1ca065ef7af6ca29d813ece0826c84a5688d7ed025baa3187c2",
         sample=lambda: (*full_size((3, 2), 40, 0)[:2], 3.0, 2),
         oracle=oracle,
     )
