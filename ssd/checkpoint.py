@@ -87,5 +87,5 @@ def read(path: str | os.PathLike[str]) -> Any:
         except Exception:  # objects among the values, or no such file at all
             return {"model": read_parameters(path)}
     except Exception as error:  # what is no checkpoint fails in many ways, KeyError among them
-        reason = repr(error).splitlines()[0][:200]
+        reason = ((isinstance(error, ValueError) and str(error)) or repr(error)).splitlines()[0][:200]
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from error

@@ -311,10 +311,12 @@ def test_coco_without_internet(hub, monkeypatch, capsys):
     assert list(hub.parent.iterdir()) == []
 
 
-def test_a_harmful_file_in_the_hub_is_not_run(hub, tmp_path):
+def test_a_harmful_file_in_the_hub_is_not_run(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     hub.write_bytes(b"\x80\x02cos\nmkdir\nX\x04\x00\x00\x00made\x85R.")
     with pytest.raises(OSError, match="cannot be downloaded or read"):
         load_weights("coco")
+    assert not (tmp_path / "made").exists()
 
 
 def test_convert(light, tmp_path, capsys):
