@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # `ssd --help` imports none of them
     from ssd.detector import Detections
 
 DRAWN = DetectionOptions(min_score=0.2)
-SOURCES = "a checkpoint, one that `ssd convert` takes, or coco"
+WEIGHTS = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), or coco"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,7 +199,7 @@ examples:
   ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the VOC 2007 metric""",
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC layout")
-    parser.add_argument("--weights", required=True, metavar="FILE", help=f"such as run/best.pt; {SOURCES}")
+    parser.add_argument("--weights", required=True, metavar="FILE", help=WEIGHTS)
     parser.add_argument("--split", help="list of ImageSets/Main (default: all pictures)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="default: %(default)s")
     parser.add_argument("--iou", type=float, default=0.5, help="least IoU of a hit (default: %(default)s)")
@@ -249,8 +249,7 @@ examples:
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5""",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders that are searched for them")
-    help = f"such as run/best.pt; {SOURCES} (default: %(default)s)"
-    parser.add_argument("--weights", default="coco", metavar="FILE", help=help)
+    parser.add_argument("--weights", default="coco", metavar="FILE", help=f"{WEIGHTS} (default: %(default)s)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures and detections.json")
     parser.add_argument("--no-drawings", action="store_true", help="detections.json alone")
     _add_inference_options(parser, DRAWN)

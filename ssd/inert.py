@@ -65,7 +65,7 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Parameters and buffers of a pickled network, or of the one under "model" in a pickled dict.
 
     Args:
-        path: a file of `torch.save`, of any version from 0.4 on, saved on any device.
+        path: a file of `torch.save`, saved on any device.
 
     Returns:
         The state dict, on the CPU.
@@ -92,7 +92,7 @@ def _read_legacy(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data.read(len(LEGACY_HEAD)) != LEGACY_HEAD:
             raise ValueError("not a file of torch.save, or cut short")
-        for _ in ("version of the format", "sizes of the machine's numbers"):
+        for _ in range(2):  # the version of the format, the sizes of the machine's numbers
             _follow(data)
         tree, storages = _follow(data)
         keys, _ = _follow(data)
@@ -183,7 +183,11 @@ def _reduce(function: str, arguments: tuple[Any, ...]) -> Any:
     match function:
         case "torch._utils _rebuild_tensor" | "torch._utils _rebuild_tensor_v2":
             return View(*arguments[:4])
-        case "torch._utils _rebuild_parameter" | "torch._utils _rebuild_parameter_with_state":
+        case (
+            "torch._utils _rebuild_parameter"
+            | "torch._utils _rebuild_parameter_with_state"
+            | "torch.nn.parameter Parameter"  # torch 0.4
+        ):
             return arguments[0]
         case "collections OrderedDict":
             return dict(*arguments)

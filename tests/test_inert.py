@@ -230,6 +230,13 @@ def test_a_module_inside_itself(tmp_path, fired):
     assert len(read_parameters(file_of(tmp_path / "b.pt", entries(levels=levels, model=b"h\x01")))) == 1
 
 
+def test_parameters_of_any_version(tmp_path, fired):
+    makers = (("torch._utils", "_rebuild_parameter"), ("torch.nn.parameter", "Parameter"))  # the latter in torch 0.4
+    tree = module(_parameters={function: call(place, function, tensor(), True) for place, function in makers})
+    state = read_parameters(file_of(tmp_path / "a.pt", tree, legacy=True))
+    assert [values.tolist() for values in state.values()] == [[[1, 2], [3, 4]]] * 2
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_files_cut_short(tmp_path, legacy):
     network = torch.nn.Linear(30, 20)

@@ -149,16 +149,17 @@ def test_peers_in_their_own_networks(peer, picture):
         got = model(to_input(picture[None]))
     for ours, theirs in zip(got, (offsets, logits), strict=True):
         assert 0.1 < theirs.std() < 10
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
     options = DetectionOptions(min_score=0.2, top_k=50)
-    ((boxes, labels, scores),) = unpad(*predict_padded(model, picture[None], options, bf16=False))
-    ((expected, expected_labels, expected_scores),) = unpad(
-        *postprocess_detections(offsets, logits, make_priors(priors), options)
-    )
-    assert len(labels) == 50
-    assert torch.equal(labels, expected_labels)
-    torch.testing.assert_close(scores, expected_scores, rtol=1e-3, atol=0)
-    torch.testing.assert_close(boxes, expected, rtol=1e-3, atol=1e-4)
+    found = predict_padded(model, picture[None], options, bf16=False)
+    expected = postprocess_detections(offsets, logits, make_priors(priors), options)
+    rows = []
+    for padded in (found, expected):
+        ((boxes, labels, scores),) = unpad(*padded)
+        assert len(labels) == 50
+        order = (10 * labels + boxes[:, 0]).argsort()  # scores may be so close that rounding swaps them
+        rows.append(torch.column_stack([labels, boxes, scores])[order])
+    torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-4)
 
 
 def light_state(network):
