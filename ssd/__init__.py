@@ -3,5 +3,6 @@
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
+from ssd.weights import load_weights
 
-__all__ = ["SSD300", "MultiBoxLoss", "detect"]
+__all__ = ["SSD300", "MultiBoxLoss", "detect", "load_weights"]

@@ -1,4 +1,4 @@
-"""The command line: ssd train | eval | detect | demo | info."""
+"""The command line: ssd train | eval | detect | convert | demo | info."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # `ssd --help` imports none of them
     from ssd.detector import Detections
 
 DRAWN = DetectionOptions(min_score=0.2)
+WEIGHTS = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), or coco"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_detect(commands)
+    _add_convert(commands)
     _add_demo(commands)
     _add_info(commands)
     return parser
@@ -197,7 +199,7 @@ examples:
   ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the VOC 2007 metric""",
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC layout")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, such as run/best.pt")
+    parser.add_argument("--weights", required=True, metavar="FILE", help=WEIGHTS)
     parser.add_argument("--split", help="list of ImageSets/Main (default: all pictures)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="default: %(default)s")
     parser.add_argument("--iou", type=float, default=0.5, help="least IoU of a hit (default: %(default)s)")
@@ -206,12 +208,12 @@ examples:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from ssd.checkpoint import load_model
+    from ssd import load_weights
     from ssd.data import open_dataset
     from ssd.data.augmentation import EvalTransform
     from ssd.evaluate import evaluate
 
-    model, classes = load_model(arguments.weights, arguments.device)
+    model, classes = load_weights(arguments.weights, device=arguments.device)
     dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform())
     for drop in dataset.dropped:
         print(drop, file=sys.stderr)
@@ -242,11 +244,12 @@ done, and the exit code is 1. Only drawings and a detections.json of `ssd detect
 folders are searched, its drawings are passed over.
 
 examples:
+  ssd detect photo.jpg --out found               the 80 classes of COCO; downloads 136 MB once
   ssd detect photo.jpg --weights run/best.pt --out found
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5""",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders that are searched for them")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint, such as run/best.pt")
+    parser.add_argument("--weights", default="coco", metavar="FILE", help=f"{WEIGHTS} (default: %(default)s)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures and detections.json")
     parser.add_argument("--no-drawings", action="store_true", help="detections.json alone")
     _add_inference_options(parser, DRAWN)
@@ -256,7 +259,7 @@ examples:
 def _detect(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ssd.checkpoint import load_model
+    from ssd import load_weights
     from ssd.data.loader import worker_count
     from ssd.detector import Detector
     from ssd.draw import draw_detections, save_png
@@ -265,7 +268,7 @@ def _detect(arguments: argparse.Namespace) -> int:
 
     out, workers = Path(arguments.out), max(1, worker_count(arguments.workers))
     drawings = plan_drawings(arguments.paths, out, draw=not arguments.no_drawings)
-    model, classes = load_model(arguments.weights, arguments.device)
+    model, classes = load_weights(arguments.weights, device=arguments.device)
     options = DRAWN._replace(**_given(arguments, DetectionOptions))
     detector = Detector(model, classes, options, bf16=getattr(arguments, "bf16", None))
     with tqdm(total=len(drawings), unit="picture", disable=None) as bar, coco_results(out, classes) as results:
@@ -293,6 +296,43 @@ def _detect(arguments: argparse.Namespace) -> int:
     if done < len(drawings):
         print(f"{len(drawings) - done} of {len(drawings)} pictures could not be read", file=sys.stderr)
         return 1
+    return 0
+
+
+def _add_convert(commands) -> None:
+    parser = _command(
+        commands,
+        _convert,
+        "turn the weights of another project into a checkpoint",
+        """Write a checkpoint of this project from the weights of another, with their priors, input and class names.
+No code from the file is run. IN is one of
+  coco                        torchvision's SSD300, trained on COCO (downloads 136 MB once)
+  checkpoint_ssd300.pth.tar   of sgrvinod's tutorial: with the pickled model, or its state dict
+  ssd300_vgg16_coco-*.pth     a state dict of torchvision's ssd300_vgg16
+  ssd300_mAP_77.43_v2.pth     a state dict of amdegroot's ssd.pytorch
+  run/last.pt                 a checkpoint of this project: leaves out what only --resume needs
+All other commands take these too.
+
+examples:
+  ssd convert checkpoint_ssd300.pth.tar voc.pt
+  ssd convert ssd_300_VOC0712.pth caffe.pt --bgr        ssd.pytorch's conversion of the original Caffe weights""",
+    )
+    parser.add_argument("source", metavar="IN", help="the weights")
+    parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint, which must not exist")
+    help = "names of the classes, separated by commas, or a file of one per line (default: those of the project)"
+    parser.add_argument("--classes", type=_class_names, help=help)
+    parser.add_argument("--bgr", action="store_true", help="the network takes blue first, as Caffe's do")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from ssd import load_weights
+    from ssd.checkpoint import save_checkpoint
+
+    if arguments.target.exists():
+        raise FileExistsError(f"{arguments.target}: exists; choose another name")
+    model, classes = load_weights(arguments.source, classes=arguments.classes, bgr=arguments.bgr, device="cpu")
+    save_checkpoint(arguments.target, model, classes)
+    print(f"wrote {arguments.target}: {len(classes)} classes: {', '.join(classes)}")
     return 0
 
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ssd.checkpoint import load_model
 from ssd.data import open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.detector import Detector
@@ -16,6 +15,7 @@ from ssd.evaluate import EvalResult, evaluate
 from ssd.precision import pick_device
 from ssd.shapes import write_shapes
 from ssd.train import BEST, Settings, train
+from ssd.weights import load_weights
 from ssd_ext import DetectionOptions, LossOptions
 
 N_TRAIN, N_TEST = 400, 100
@@ -62,7 +62,7 @@ def demo(
     chosen = Settings((str(data),), **{"width": width, **SETTINGS, **settings})
     train(chosen, run, device=device, workers=workers)
 
-    model, classes = load_model(run / BEST, device)
+    model, classes = load_weights(run / BEST, device=device)
     test_set = open_dataset(data, "test", classes, EvalTransform())
     result = evaluate(model, test_set, classes, bf16=chosen.bf16, workers=workers)
     print(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,8 @@ from ssd.detection import detect
 from ssd.priors import PriorSpec, find_spec, make_priors
 
 IMAGE_SIZE = 300
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels), a pool after each
 CONV7_CHANNELS = 1024
 EXTRAS = (  # (block, channels of its 1x1, channels of its 3x3, options of its 3x3)
@@ -138,6 +140,8 @@ class SSD300(nn.Module):
         batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
         priors: name of a preset of `ssd.priors`, or a layout of your own (a `PriorSpec`, or its fields as a dict)
             for the maps 38, 19, 10, 5, 3, 1.
+        input_mean, input_std: of red, green and blue in 0..1, by which the input was normalised when the weights were
+            trained elsewhere. `forward` takes images normalised as for ImageNet all the same, and normalises them anew.
 
     Attributes:
         config: plain dict of these arguments; `SSD300(**config)` is the same network with other parameters.
@@ -156,6 +160,8 @@ class SSD300(nn.Module):
         width: float = 1.0,
         batch_norm: bool = False,
         priors: str | PriorSpec | Mapping[str, Any] = "tutorial",
+        input_mean: Sequence[float] = IMAGENET_MEAN,
+        input_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         if n_classes < 2:
@@ -165,14 +171,31 @@ class SSD300(nn.Module):
         self.prior_spec = find_spec(priors)
         if tuple(self.prior_spec.maps) != MAPS:
             raise ValueError(f"priors must be laid out for the maps {MAPS}, got {self.prior_spec.maps}")
-        plain_priors = priors if isinstance(priors, str) else asdict(self.prior_spec)
-        self.config = {"n_classes": n_classes, "width": width, "batch_norm": batch_norm, "priors": plain_priors}
+        if not (len(input_mean) == len(input_std) == 3 and all(0 < std < float("inf") for std in input_std)):
+            raise ValueError(
+                f"input_mean and input_std must be 3 numbers each, the latter > 0, got {input_mean} and {input_std}"
+            )
+        self.config = {
+            "n_classes": n_classes,
+            "width": width,
+            "batch_norm": batch_norm,
+            "priors": priors if isinstance(priors, str) else asdict(self.prior_spec),
+            "input_mean": tuple(input_mean),
+            "input_std": tuple(input_std),
+        }
         self.n_classes = n_classes
         self.base = VGGBase(width, batch_norm)
         self.aux_convs = AuxiliaryConvolutions(width, batch_norm)
         self.pred_convs = PredictionConvolutions(n_classes, width, self.prior_spec.boxes_per_cell)
         self.rescale_factors = nn.Parameter(torch.full((1, scaled(SOURCES["conv4_3"], width), 1, 1), 20.0))
         self.register_buffer("priors_cxcy", make_priors(self.prior_spec), persistent=False)
+        scale = shift = None
+        if (*input_mean, *input_std) != (*IMAGENET_MEAN, *IMAGENET_STD):
+            given = zip(IMAGENET_MEAN, IMAGENET_STD, input_mean, input_std, strict=True)
+            factors = [(ours / std, (mean - its) / std) for mean, ours, its, std in given]
+            scale, shift = torch.tensor(factors).T[:, :, None, None].unbind()  # (3, 1, 1) each
+        self.register_buffer("input_scale", scale, persistent=False)
+        self.register_buffer("input_shift", shift, persistent=False)
         for name, conv in self.named_modules():
             if isinstance(conv, nn.Conv2d):
                 if name.startswith("base."):  # 15 layers of ReLU: xavier would leave no signal at the end
@@ -198,6 +221,8 @@ class SSD300(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             expected = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), for which the priors are laid out"
             raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
+        if self.input_scale is not None:  # not folded into conv1_1, whose zero padding comes after it
+            images = torch.addcmul(self.input_shift, images, self.input_scale)
         conv4_3, conv7 = self.base(images)  # (B, 512, 38, 38), (B, 1024, 19, 19)
         return self.pred_convs(self._rescale(conv4_3), conv7, *self.aux_convs(conv7))  # (B, P, 4), (B, P, C)
 

@@ -43,7 +43,10 @@ class Settings:
         "of the pictures; v2: torchvision's transforms, which take ten times as long (docs/input.md)",
     ] = "ssd"
     weights: Annotated[
-        str | None, "imagenet (VGG16, downloaded), or a file: VGG16 weights or a checkpoint (default: random)"
+        str | None,
+        "to start from: imagenet (VGG16) or coco (torchvision's SSD300), downloaded, or a file: VGG16 weights, or a "
+        "checkpoint as ssd convert takes it; a detector brings its priors and input, and its class heads where the "
+        "number of classes is the same (default: random)",
     ] = None
     width: Annotated[float, "factor on all channels, for small machines", positive] = 1.0
     batch_norm: Annotated[bool, "batch normalisation: needed from scratch"] = False

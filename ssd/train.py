@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ssd.atomic import locked
-from ssd.checkpoint import build_model, init_weights, load_checkpoint, save_checkpoint
+from ssd.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ssd.data import AUGMENTATIONS, Dropped, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
@@ -30,6 +30,7 @@ from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.precision import autocast, pick_device, place
 from ssd.settings import Settings
+from ssd.weights import initial_model
 
 SPLIT_PAIRS = (("train", "val"), ("trainval", "test"), ("train", "test"))
 HELD_OUT = 0.1  # of the pictures, for validation, where the data has no splits
@@ -163,9 +164,8 @@ class _Run:
         if state is not None:
             model = build_model(state)
         else:
-            model = SSD300(len(classes) + 1, width=settings.width, batch_norm=settings.batch_norm)
-            if settings.weights:
-                init_weights(model, settings.weights)
+            shape = {"width": settings.width, "batch_norm": settings.batch_norm}
+            model = initial_model(len(classes) + 1, settings.weights, **shape)
         self.model = place(model, device)
         self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict())
         self.optimizer = make_optimizer(self.model, settings)

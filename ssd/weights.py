@@ -1,18 +1,128 @@
-"""ImageNet weights for the base: torchvision's VGG16, its fully connected layers cut down to convolutions."""
+"""Where weights come from: checkpoints of this package and of others, torchvision's downloads, VGG16 for the base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssd.checkpoint import build_model, current, read
 from ssd.model import CONV7_CHANNELS, SSD300, VGG_BLOCKS
+from ssd.peers import as_checkpoint
+from ssd.precision import pick_device, place
 
 FC_CHANNELS = 4096
 FC_STEP = FC_CHANNELS // CONV7_CHANNELS  # 4
+
+
+def load_weights(
+    source: str | PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    bgr: bool = False,
+    device: str | None = None,
+) -> tuple[SSD300, tuple[str, ...]]:
+    """A trained detector and the names of its classes, from a file of this project or of another, see docs/weights.md.
+
+    Runs no code from the file. Priors and input are those that the weights were trained with.
+
+    Args:
+        source: a file, or "coco": torchvision's SSD300, from torch's hub folder, where the first call downloads it
+            (136 MB).
+        classes: other names for the classes, without background.
+        bgr: the network takes blue first, as ssd.pytorch's conversion of the Caffe weights does; its first layer is
+            turned round, so that it takes RGB as every network here.
+        device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
+
+    Returns:
+        The network in evaluation mode, and the C-1 names.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is none of those, the names are not as many as the classes, or the device cannot be used.
+        OSError: the download failed.
+    """
+    checkpoint = _as_checkpoint(_open(source), source)
+    names = tuple(checkpoint["classes"])
+    if classes is not None and len(classes) != len(names):
+        raise ValueError(f"{source}: has {len(names)} classes, got {len(classes)} names")
+    if bgr:
+        checkpoint["model"]["base.conv1_1.weight"] = checkpoint["model"]["base.conv1_1.weight"].flip(1)
+    model = place(build_model(checkpoint), pick_device(device)).eval()
+    return model, names if classes is None else tuple(classes)
+
+
+def initial_model(n_classes: int, source: str | None = None, *, width: float = 1.0, batch_norm: bool = False) -> SSD300:
+    """A network to train, from random or from trained weights.
+
+    Args:
+        n_classes: see `SSD300`.
+        source: "imagenet" (VGG16 for the base, downloaded), a file of VGG16's weights, or what `load_weights` takes: a
+            detector, of which all is taken that has the same shape, and its priors and input; with another number of
+            classes the class heads start anew. None: random.
+        width, batch_norm: see `SSD300`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is none of those, or of another width or batch_norm.
+        OSError: the download failed.
+    """
+    config = {"n_classes": n_classes, "width": width, "batch_norm": batch_norm}
+    if source is None:
+        return SSD300(**config)
+    found = None if source == "imagenet" else _open(source)
+    if found is None or "features.0.weight" in found:
+        model = SSD300(**config)
+        load_vgg16_imagenet(model, None if found is None else source)
+        return model
+    checkpoint = _as_checkpoint(found, source)
+    for name in ("width", "batch_norm"):
+        its, ours = checkpoint["config"][name], config[name]
+        if its != ours:
+            raise ValueError(f"{source}: has {name} {its}, the model has {ours}")
+    model = SSD300(**checkpoint["config"] | config)
+    state = model.state_dict()
+    fitting = {k: v for k, v in checkpoint["model"].items() if k in state and v.shape == state[k].shape}
+    model.load_state_dict(state | fitting)
+    return model
+
+
+def _open(source: str | PathLike[str]) -> dict[str, Any]:
+    if source == "coco":
+        from torchvision.models.detection import SSD300_VGG16_Weights
+
+        return _download(SSD300_VGG16_Weights.COCO_V1)
+    found = read(source)
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: holds no weights, but a {type(found).__name__}")
+    return found
+
+
+def _as_checkpoint(found: dict[str, Any], source: str | PathLike[str]) -> dict[str, Any]:
+    if "format" in found:
+        return current(found, source)
+    state = found.get("model")
+    try:
+        return as_checkpoint(state if isinstance(state, dict) else found)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _download(weights: Any) -> dict[str, Tensor]:
+    """The state dict of an entry of torchvision's weights, from torch's hub folder or from the internet."""
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # no internet, no room, another hash, or a file there that cannot be read
+        file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise OSError(
+            f"{file}: cannot be downloaded or read ({reason}); download {weights.url} elsewhere and put it there"
+        ) from error
 
 
 def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
@@ -115,17 +225,17 @@ def load_vgg16_imagenet(model: SSD300, weights: str | PathLike[str] | None = Non
     Raises:
         ValueError: the model's width is not 1, or the file is not that of the model's VGG16.
         FileNotFoundError: no such file.
+        OSError: the download failed.
     """
     width, batch_norm = model.config["width"], model.config["batch_norm"]
     if width != 1:
         raise ValueError(f"ImageNet weights fit a model of width 1, got width {width}")
     if weights is not None:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = read(weights)
     else:
         from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 
-        source = VGG16_BN_Weights if batch_norm else VGG16_Weights
-        state = source.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        state = _download((VGG16_BN_Weights if batch_norm else VGG16_Weights).IMAGENET1K_V1)
     base = vgg16_to_ssd(state)
     if ("bn1_1.weight" in base) != batch_norm:
         expected = "vgg16_bn" if batch_norm else "vgg16"

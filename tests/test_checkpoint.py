@@ -3,50 +3,74 @@
 import pytest
 import torch
 
-from ssd.checkpoint import init_weights, load_model, save_checkpoint
+from ssd import load_weights
+from ssd.checkpoint import save_checkpoint
 from ssd.model import SSD300
+from ssd.weights import initial_model
 
 
 def test_weights_of_a_checkpoint_with_other_classes(tmp_path):
     torch.manual_seed(0)
-    old, new = SSD300(3, width=0.01), SSD300(5, width=0.01)
+    old = SSD300(3, width=0.01, priors="caffe_voc", input_std=(1, 1, 1))
     save_checkpoint(tmp_path / "old.pt", old, classes=["a", "b"])
-    heads = new.pred_convs.cl_conv7.weight.clone()
-    init_weights(new, str(tmp_path / "old.pt"))
+    new = initial_model(5, str(tmp_path / "old.pt"), width=0.01)
     assert torch.equal(new.base.conv3_1.weight, old.base.conv3_1.weight)
     assert torch.equal(new.pred_convs.loc_conv7.weight, old.pred_convs.loc_conv7.weight)
-    assert torch.equal(new.pred_convs.cl_conv7.weight, heads)
+    assert new.pred_convs.cl_conv7.weight.shape[0] == 5 * 6
+    assert new.config == old.config | {"n_classes": 5}
+    assert torch.equal(new.priors_cxcy, old.priors_cxcy)  # which the heads of the offsets belong to
+    same = initial_model(3, str(tmp_path / "old.pt"), width=0.01)
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in old.state_dict().items())
     with pytest.raises(ValueError, match=r"has width 0\.01, the model has 0\.05"):
-        init_weights(SSD300(3, width=0.05), str(tmp_path / "old.pt"))
+        initial_model(3, str(tmp_path / "old.pt"), width=0.05)
 
 
-def test_a_checkpoint_keeps_the_priors(tmp_path):
-    model = SSD300(3, width=0.01, priors="caffe_voc")
+def test_a_checkpoint_keeps_priors_and_input(tmp_path):
+    model = SSD300(3, width=0.01, priors="caffe_voc", input_mean=(0.1, 0.2, 0.3))
     save_checkpoint(tmp_path / "voc.pt", model, classes=["a", "b"])
-    again, classes = load_model(tmp_path / "voc.pt", "cpu")
+    again, classes = load_weights(tmp_path / "voc.pt", device="cpu")
     assert classes == ("a", "b")
+    assert again.config == model.config
     assert torch.equal(again.priors_cxcy, model.priors_cxcy)
     assert not torch.equal(again.priors_cxcy, SSD300(3, width=0.01).priors_cxcy)
+    assert load_weights(tmp_path / "voc.pt", classes=["c", "d"], device="cpu")[1] == ("c", "d")
+    with pytest.raises(ValueError, match=r"voc\.pt: has 2 classes, got 1 names"):
+        load_weights(tmp_path / "voc.pt", classes=["c"])
 
 
 def test_checkpoints_of_the_first_format_load(tmp_path):
     model = SSD300(3, width=0.01, batch_norm=True)
     old = {"format": 1, "model": model.state_dict(), "classes": ["a", "b"], "width": 0.01, "batch_norm": True}
     torch.save(old, tmp_path / "old.pt")
-    again, _ = load_model(tmp_path / "old.pt", "cpu")
+    again, _ = load_weights(tmp_path / "old.pt", device="cpu")
     assert again.config == model.config
-    init_weights(SSD300(5, width=0.01, batch_norm=True), str(tmp_path / "old.pt"))
+    initial_model(5, str(tmp_path / "old.pt"), width=0.01, batch_norm=True)
     torch.save(old | {"format": 9}, tmp_path / "new.pt")
     with pytest.raises(ValueError, match="has format 9, this version reads 1 to 2"):
-        load_model(tmp_path / "new.pt")
+        load_weights(tmp_path / "new.pt")
+
+
+def test_checkpoints_from_before_the_input_was_kept_load(tmp_path):
+    model = SSD300(3, width=0.01, priors="torchvision")
+    config = {name: value for name, value in model.config.items() if not name.startswith("input")}
+    torch.save({"format": 2, "config": config, "model": model.state_dict(), "classes": ["a", "b"]}, tmp_path / "old.pt")
+    again, _ = load_weights(tmp_path / "old.pt", device="cpu")
+    assert again.config == model.config
+    assert again.input_scale is None
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        load_model(tmp_path / "none.pt")
+        load_weights(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pt: cannot be read"):
-        load_model(tmp_path / "text.pt")
+    with pytest.raises(ValueError, match=r"text\.pt: cannot be read as a checkpoint: .*not a file of torch\.save"):
+        load_weights(tmp_path / "text.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(ValueError, match=r"empty\.pt: cannot be read"):
+        load_weights(tmp_path / "empty.pt")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: not a checkpoint"):
-        load_model(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: neither a checkpoint .*torchvision's.*; it holds weights$"):
+        load_weights(tmp_path / "other.pt")
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt: holds no weights, but a list"):
+        load_weights(tmp_path / "list.pt")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssd import results
-from ssd.checkpoint import load_model, save_checkpoint
+from ssd import load_weights, results
+from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.data import ImageReadError, read_image
 from ssd.data.augmentation import EvalTransform
@@ -171,7 +171,7 @@ def test_detect_again_replaces_its_drawings_and_does_not_take_them_for_pictures(
 
 
 def test_detector_gives_what_the_files_show(shapes, weights):
-    detector = Detector(*load_model(weights, "cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
+    detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
     paths = [str(path) for path in sorted((shapes / "JPEGImages").iterdir())]
     found = list(detector.stream(iter(paths), batch_size=3))
     assert [str(picture.path) for picture, _ in found] == paths
@@ -191,7 +191,7 @@ def test_detector_gives_what_the_files_show(shapes, weights):
 
 def test_boxes_are_in_the_pixels_of_a_picture_that_is_no_square(weights, tmp_path):
     Image.effect_noise((600, 150), 90).save(tmp_path / "wide.png")
-    detector = Detector(*load_model(weights, "cpu"), DetectionOptions(min_score=0.1))
+    detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1))
     ((_, found),) = detector.stream([tmp_path / "wide.png"])
     assert 500 < found.boxes[:, [0, 2]].max() <= 600
     assert 120 < found.boxes[:, [1, 3]].max() <= 150
@@ -200,7 +200,7 @@ def test_boxes_are_in_the_pixels_of_a_picture_that_is_no_square(weights, tmp_pat
 def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
-    detector, errors = Detector(*load_model(weights, "cpu")), []
+    detector, errors = Detector(*load_weights(weights, device="cpu")), []
     assert [picture.path for picture, _ in detector.stream(paths, 2, errors.append)] == paths[1:-1]
     assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
     with pytest.raises(ImageReadError, match=r"text\.png"):

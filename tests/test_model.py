@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss, pack_targets
-from ssd.model import SSD300
+from ssd.model import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd.priors import PRESETS, PriorSpec, make_priors
 from ssd_ext import DetectionOptions, postprocess_detections
 
@@ -368,3 +368,29 @@ def test_bad_arguments() -> None:
         SSD300(3, priors="voc")
     with pytest.raises(ValueError, match=r"maps .*got \(64, 32, 16, 8, 4, 2\)"):
         SSD300(3, priors=replace(PRESETS["tutorial"], maps=(64, 32, 16, 8, 4, 2)))
+
+
+def test_input_of_other_weights(images: Tensor) -> None:
+    mean, std = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 128)
+    plain, other = SSD300(3, width=NARROW).eval(), SSD300(3, width=NARROW, input_mean=mean, input_std=std).eval()
+    assert plain.input_scale is None
+    assert other.state_dict().keys() == plain.state_dict().keys()
+    other.load_state_dict(plain.state_dict())
+    ours, theirs = (
+        [torch.tensor(values).view(3, 1, 1) for values in pair] for pair in ((IMAGENET_MEAN, IMAGENET_STD), (mean, std))
+    )
+    pixels = images * ours[1] + ours[0]
+    with torch.no_grad():
+        expected = plain((pixels - theirs[0]) / theirs[1])
+        got = other(images)
+        assert got[1].sub(plain(images)[1]).abs().max() > 1
+        exported = torch.export.export(other, (images,)).module()(images)
+        compiled = torch.compile(other, fullgraph=True, backend="eager")(images)
+        half = copy.deepcopy(other).bfloat16()(images.bfloat16())
+    for value, *same, rounded in zip(expected, got, exported, compiled, half, strict=True):
+        for output in same:  # the mean is subtracted in two steps, from values of up to 1000
+            torch.testing.assert_close(output, value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+        assert (rounded - value).norm() < 0.03 * value.norm()  # bfloat16 rounds by 0.004, 23 times in a row
+    for wrong in ({"input_std": (1, 1, 0)}, {"input_mean": (1, 1)}, {"input_std": (1, 1, float("nan"))}):
+        with pytest.raises(ValueError, match="must be 3 numbers each"):
+            SSD300(3, width=NARROW, **wrong)

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import ssd.train as training
-from ssd.checkpoint import load_checkpoint, load_model
+from ssd import load_weights
+from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.colour import to_input
 from ssd.data.loader import train_loader
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
+from ssd.priors import make_priors
 from ssd.shapes import write_shapes
 from ssd.train import Settings, lr_factor, make_optimizer, open_sets, train
 from ssd_ext import LossOptions
@@ -54,7 +56,7 @@ def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
     assert last["classes"] == ["circle", "square", "triangle"]
     assert last["settings"]["lr"] == 1e-3
     assert last["step"] == 6
-    model, classes = load_model(tmp_path / "run" / "best.pt", "cpu")
+    model, classes = load_weights(tmp_path / "run" / "best.pt", device="cpu")
     assert classes == ("circle", "square", "triangle")
     assert not model.training
 
@@ -109,6 +111,19 @@ def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, mo
     assert [step for tag, step in written if tag == "loss"] == [1, 2, 3]
     assert written[-1] == ("closed", 0)
     assert {tag for tag, step in written if step == 3} >= {"mAP", "AP/circle", "AP/square", "AP/triangle"}
+
+
+def test_a_run_takes_over_priors_and_input_of_a_detector(shapes, tmp_path, monkeypatch):
+    config = {"width": 0.01, "batch_norm": True, "priors": "caffe_voc", "input_std": (1, 1, 1)}
+    save_checkpoint(tmp_path / "other.pt", SSD300(21, **config), [f"class {i}" for i in range(20)])
+    settings = Settings((shapes,), "train", "test", epochs=1, weights=str(tmp_path / "other.pt"), **NARROW)
+    criteria = []
+    monkeypatch.setattr(
+        training, "MultiBoxLoss", lambda *args, **kw: criteria.append(MultiBoxLoss(*args, **kw)) or criteria[0]
+    )
+    run(settings, tmp_path / "run")
+    assert torch.equal(criteria[0].priors_cxcy, make_priors("caffe_voc"))
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["config"].items() >= config.items()
 
 
 def test_another_seed_is_another_run(shapes, tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from ssd.model import IMAGENET_MEAN, IMAGENET_STD
+
 # Red, green and blue to brightness and two of colour (Y, I and Q of NTSC, as in Python's colorsys), and back.
 TO_YIQ = np.array([[0.30, 0.59, 0.11], [0.5990, -0.2773, -0.3217], [0.2130, -0.5251, 0.3121]])
 FROM_YIQ = np.linalg.inv(TO_YIQ)

@@ -1,0 +1,235 @@
+"""Networks that others pickled whole, read without running anything of them.
+
+Such a file asks for its own classes to be imported and called. Here a pickle is a list of instructions; the few that
+`torch.save` writes are followed on plain lists, dicts and tuples: the parameters of a network come out, all other
+objects become a `Record`. A name from the file is compared with names, and never looked up.
+
+`torch.load(weights_only=True)` cannot read these files, whatever `torch.serialization.safe_globals` it is given: it
+refuses the classes that files from before torch 1.6 name by a persistent id, and the entries of an optimizer's
+defaultdict. It would also have to be told all names beforehand, and then call what stands for them.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch's magic number, in files from before torch 1.6
+DTYPES = {
+    **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
+    **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
+    **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
+}
+
+
+class Record:
+    """A class, function or object of the file: its name, and its state without any behaviour."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: Any = None
+
+
+class Storage(NamedTuple):
+    """Numbers in a row, somewhere in the file."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class View(NamedTuple):
+    """A tensor that is not read yet."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_parameters(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Parameters and buffers of a pickled network, or of the one under "model" in a pickled dict.
+
+    Args:
+        path: a file of `torch.save`, saved on any device.
+
+    Returns:
+        The state dict, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Exception: of any kind: the file is something else, damaged, or made to harm.
+    """
+    return (_read_zip if zipfile.is_zipfile(path) else _read_legacy)(path)
+
+
+def _read_zip(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        if sum(max(info.file_size, info.compress_size) for info in archive.infolist()) > os.path.getsize(path):
+            raise ValueError("the zip file holds less than it says")
+        folder = next((n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("data.pkl")), None)
+        if folder is None:
+            raise ValueError("a zip file, but not of torch.save")
+        tree, _ = _follow(io.BytesIO(archive.read(f"{folder}data.pkl")))
+        return _load(tree, lambda storage: archive.read(f"{folder}data/{storage.key}"))
+
+
+def _read_legacy(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.read(len(LEGACY_HEAD)) != LEGACY_HEAD:
+            raise ValueError("not a file of torch.save, or cut short")
+        for _ in range(2):  # the version of the format, the sizes of the machine's numbers
+            _follow(data)
+        tree, storages = _follow(data)
+        keys, _ = _follow(data)
+        places, place = {}, data.tell()
+        for key in keys:  # each: the number of elements in 8 bytes, the elements
+            if int.from_bytes(data[place : place + 8], "little") != storages[key].numel:
+                raise ValueError(f"storage {key} has another size than its tensors know")
+            places[key], place = place + 8, place + 8 + storages[key].nbytes
+        return _load(tree, lambda storage: data[places[storage.key] : places[storage.key] + storage.nbytes])
+
+
+def _follow(pickled: BinaryIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
+    """The object of the next pickle, and the storages that it names."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    storages: dict[str, Storage] = {}
+
+    def take(n: int) -> list[Any]:
+        items = stack[len(stack) - n :]
+        del stack[len(stack) - n :]
+        return items
+
+    for opcode, value, _ in pickletools.genops(pickled):
+        match opcode.name:
+            case "PROTO":
+                pass
+            case "NONE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                stack.append(value)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(take(len(stack) - marks.pop())))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(take(int(opcode.name[-1]))))
+            case "APPEND" | "APPENDS":
+                items = take(1 if opcode.name == "APPEND" else len(stack) - marks.pop())
+                if isinstance(stack[-1], list):
+                    stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = take(2 if opcode.name == "SETITEM" else len(stack) - marks.pop())
+                if isinstance(stack[-1], dict):
+                    stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "GLOBAL":
+                stack.append(Record(value))  # "module name"
+            case "NEWOBJ":
+                cls, _ = take(2)
+                stack.append(Record(cls.name))
+            case "REDUCE":
+                function, arguments = take(2)
+                stack.append(_reduce(function.name, arguments))
+            case "BUILD":
+                (state,) = take(1)
+                if isinstance(stack[-1], Record):
+                    stack[-1].state = state
+            case "BINPERSID":
+                kind, what, *rest = stack.pop()
+                if kind == "module":  # a class, its file and its source, before torch 1.6
+                    stack.append(what)
+                elif kind == "storage":
+                    key, _, numel, *view = rest
+                    if any(part is not None for part in view) or type(key) is not str or type(numel) is not int:
+                        raise ValueError("a storage that is not described as torch.save does")
+                    storages[key] = Storage(key, DTYPES[what.name.rpartition(" ")[2]], numel)
+                    stack.append(storages[key])
+                else:
+                    raise ValueError(f"a persistent id of {kind!r}")
+            case "STOP":
+                return stack.pop(), storages
+            case _:
+                raise ValueError(f"opcode {opcode.name}, which torch.save does not write")
+
+
+def _reduce(function: str, arguments: tuple[Any, ...]) -> Any:
+    """What a function of the file would give, if it is one of these."""
+    match function:
+        case "torch._utils _rebuild_tensor" | "torch._utils _rebuild_tensor_v2":
+            return View(*arguments[:4])
+        case (
+            "torch._utils _rebuild_parameter"
+            | "torch._utils _rebuild_parameter_with_state"
+            | "torch.nn.parameter Parameter"  # torch 0.4
+        ):
+            return arguments[0]
+        case "collections OrderedDict":
+            return dict(*arguments)
+        case _:
+            return Record(function)
+
+
+def _load(tree: Any, read: Callable[[Storage], bytes]) -> dict[str, Tensor]:
+    """Reads the tensors of a network, each storage once."""
+    values: dict[Storage, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, view in _walk(tree["model"] if isinstance(tree, dict) and "model" in tree else tree, "", set()):
+        storage, offset, size, stride = view
+        numbers = (storage.numel, offset, *size, *stride)
+        if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
+            raise ValueError(f"{name} is not described as torch.save does")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if 0 in size or last >= storage.numel or prod(size) > storage.numel:
+            raise ValueError(f"{name} of shape {size} reaches beyond its {storage.numel} values")
+        if storage not in values:
+            content = bytearray(read(storage))
+            if len(content) != storage.nbytes:
+                raise ValueError(f"{name} has {len(content)} bytes in place of {storage.nbytes}")
+            values[storage] = torch.frombuffer(content, dtype=storage.dtype)
+        tensors[name] = values[storage].as_strided(size, stride, offset)
+    if not tensors:
+        raise ValueError("holds no network")
+    return tensors
+
+
+def _walk(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, View]]:
+    """The tensors of a module under the names of its state dict, or of a state dict."""
+    if id(module) in seen:  # a module inside itself would never end
+        return
+    seen.add(id(module))
+    state = module.state if isinstance(module, Record) else {"_parameters": module}
+    if not isinstance(state, dict):
+        return
+    for group in ("_parameters", "_buffers", "_modules"):
+        members = state.get(group)
+        for name, value in members.items() if isinstance(members, dict) else ():
+            if isinstance(value, View):
+                yield f"{prefix}{name}", value
+            elif group == "_modules":
+                yield from _walk(value, f"{prefix}{name}.", seen)
