@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 BACKENDS = ("auto", "python", "cpp")
+_REBUILD = "rebuild it (pip install --no-build-isolation --force-reinstall --no-deps .) or set SSD_EXT_BACKEND=python"
 _HOW_TO_BUILD = "build it with `SSD_EXT_BUILD={0} pip install --no-build-isolation .`, which tells what is missing"
 
 #: Why the library of a device ("cpu", "cuda") is not in use; None where it is loaded.
@@ -48,10 +49,23 @@ def _load(device: str) -> str | None:
         torch.ops.load_library(found[0])
     except OSError as error:
         raise BrokenLibrary(
-            f"{found[0].name} is built but cannot be loaded with torch {torch.__version__}: {error}; rebuild it "
-            f"(pip install --no-build-isolation --force-reinstall --no-deps .) or set SSD_EXT_BACKEND=python"
+            f"{found[0].name} is built but cannot be loaded with torch {torch.__version__}: {error}; {_REBUILD}"
         ) from error
     return None
+
+
+def is_defined(name: str, schema: str) -> bool:
+    """Whether a loaded library has defined this op. Raises BrokenLibrary if it belongs to another version."""
+    defined = getattr(torch.ops.ssd_ext, name, None)
+    if defined is not None:
+        its, ours = str(defined.default._schema), str(torch._C.parse_schema(f"ssd_ext::{schema}"))
+    elif torch._C._dispatch_has_kernel(f"ssd_ext::{name}"):  # without its schema
+        its, ours = "no schema", schema
+    else:
+        return False
+    if its != ours:
+        raise BrokenLibrary(f"the CPU library is of another version: it has {its}, expected: {ours}; {_REBUILD}")
+    return True
 
 
 def load_libraries() -> None:

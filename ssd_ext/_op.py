@@ -1,7 +1,8 @@
 """One decorator makes an op of a plain-PyTorch function: schema, fallback, fake kernel, gradient policy.
 
 The plain function is the kernel of every device that has none of its own; the libraries of csrc/ add kernels for CPU
-and CUDA. The dispatcher picks: there is no `if device` anywhere.
+and CUDA. The dispatcher picks: there is no `if device` anywhere. The CPU library defines the schemas of its ops, so that it
+is of use without Python; where it is not loaded, they are defined here, and where it is, they are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.library import Library, fallthrough_kernel, infer_schema, register_autograd, register_fake
 
-_LIB = Library("ssd_ext", "DEF")
+from ssd_ext._load import is_defined
+
+_LIB = Library("ssd_ext", "FRAGMENT")
 
 #: op name -> schema.
 SCHEMAS: dict[str, str] = {}
@@ -28,6 +31,8 @@ plain = SimpleNamespace()
 
 def op(*, fake: Callable, backward: Callable | None = None, save: Callable | None = None):
     """Decorates `<name>_plain(...)`, typed in full: defines the op `torch.ops.ssd_ext.<name>` with that fallback.
+
+    A library that has defined it already must have done so with the same schema: BrokenLibrary otherwise.
 
     A named tuple among the parameters stands for its fields, one argument of the schema each.
 
@@ -48,7 +53,8 @@ def op(*, fake: Callable, backward: Callable | None = None, save: Callable | Non
         SCHEMAS[name] = schema
         setattr(plain, name, flat)
         qualified = f"ssd_ext::{name}"
-        _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        if not is_defined(name, schema):
+            _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         register_fake(qualified, _flat(fake, function), lib=_LIB)
         # Below a fallthrough, autograd would still record the fallback's own operations.
         _LIB.impl(name, flat if backward else torch.no_grad()(flat), "CompositeExplicitAutograd")

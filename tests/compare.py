@@ -19,6 +19,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 if __name__ == "__main__":
     sys.path.insert(1, str(Path(__file__).parents[1]))
+    if sys.argv[1] == "address":  # before ssd_ext, which would define the schemas that the library brings
+        from cuda_on_cpu import build
+
+        torch.ops.load_library(build.library(build.CPU_KERNELS, "address"))
 
 from ops import OPS, Undecided
 
@@ -149,7 +153,6 @@ def compare_sanitized(sanitizer: str, selftests: Iterable[str]) -> int:
 
     kernels = {"CUDA": build.load(sanitizer)}
     if sanitizer == "address":
-        torch.ops.load_library(build.library(build.CPU_KERNELS, sanitizer))
         kernels["CPU"] = torch.ops.ssd_ext
     calls = compare(kernels)
     for kernel in selftests:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cuda_on_cpu import build
+from own_process import printed_by
 
 import ssd_ext
 
@@ -45,6 +46,44 @@ def test_libraries_use_the_stable_interface_only(device):
     for library in built(device):
         assert "torch_get_const_data_ptr" in foreign_symbols(library)
         assert forbidden(library) == []
+
+
+def test_the_cpu_library_is_of_use_without_python():
+    """An ExecuTorch-like program or a C++ one has nothing but the library: it brings the schemas of its ops."""
+    code = f"""
+import sys, torch
+torch.ops.load_library({str(built("cpu")[0])!r})
+assert "ssd_ext" not in sys.modules
+print(torch.ops.ssd_ext.box_iou(torch.tensor([[0.0, 0, 2, 1]]), torch.tensor([[0.0, 0, 1, 1]])).item())
+"""
+    assert printed_by(code) == "0.5\n"
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("change", "its"),
+    [
+        (("Tensor boxes2)", "Tensor boxes2, float eps)"), "ssd_ext::box_iou(Tensor boxes1, Tensor boxes2, float eps)"),
+        (('m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor")', "static_cast<void>(m)"), "no schema"),
+    ],
+    ids=["of another version", "from before schemas were in it"],
+)
+def test_a_library_of_another_version_is_refused(change, its, tmp_path):
+    source = (build.CSRC / "box_iou" / "box_iou.cpp").read_text()
+    assert source.count(change[0]) == 1
+    planted = tmp_path / "box_iou.cpp"
+    planted.write_text(source.replace(*change))
+    code = f"""
+import torch
+torch.ops.load_library({str(build.library([planted]))!r})
+try:
+    import ssd_ext
+except ImportError as error:
+    print(error)
+"""
+    message = printed_by(code, SSD_EXT_BACKEND="python")
+    assert message.startswith(f"the CPU library is of another version: it has {its}")
+    assert "rebuild it" in message
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -131,6 +131,14 @@ Tensor decode_boxes_cpu(const Tensor& pred_offsets, const Tensor& priors_cxcywh,
 }  // namespace
 }  // namespace ssd_ext
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
+  m.def(
+      "encode_boxes(Tensor boxes, Tensor priors_cxcywh, float center_variance, float size_variance) -> Tensor");
+  m.def(
+      "decode_boxes(Tensor pred_offsets, Tensor priors_cxcywh, float center_variance, float size_variance, float? "
+      "max_log_scale) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
   m.impl("encode_boxes", TORCH_BOX(&ssd_ext::encode_boxes_cpu));
   m.impl("decode_boxes", TORCH_BOX(&ssd_ext::decode_boxes_cpu));

@@ -82,4 +82,8 @@ Tensor box_iou_cpu(const Tensor& boxes1, const Tensor& boxes2) {
 }  // namespace
 }  // namespace ssd_ext
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
+  m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) { m.impl("box_iou", TORCH_BOX(&ssd_ext::box_iou_cpu)); }

@@ -240,6 +240,11 @@ Tensor match_priors_cpu(const Tensor& boxes, const Tensor& row_splits, const Ten
 }  // namespace
 }  // namespace ssd_ext
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
+  m.def(
+      "match_priors(Tensor boxes, Tensor row_splits, Tensor priors_xyxy, float threshold, str mode) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
   m.impl("match_priors", TORCH_BOX(&ssd_ext::match_priors_cpu));
 }

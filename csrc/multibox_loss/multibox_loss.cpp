@@ -244,6 +244,18 @@ LossGradients multibox_loss_backward_cpu(const LossInputs& given, const LossResu
 }  // namespace
 }  // namespace ssd_ext
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
+  m.def(
+      "multibox_loss(Tensor pred_offsets, Tensor pred_logits, Tensor boxes, Tensor labels, Tensor row_splits, "
+      "Tensor priors_cxcywh, float threshold, float neg_pos_ratio, str loc_loss, str matching, int min_negatives, "
+      "float center_variance, float size_variance) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "multibox_loss_backward(Tensor grad_conf, Tensor grad_loc, Tensor pred_offsets, Tensor pred_logits, Tensor "
+      "boxes, Tensor labels, Tensor row_splits, Tensor priors_cxcywh, Tensor match, Tensor selected, Tensor n_pos, "
+      "float threshold, float neg_pos_ratio, str loc_loss, str matching, int min_negatives, float center_variance, "
+      "float size_variance) -> (Tensor, Tensor)");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
   using Loss = ssd_ext::BoxedLoss<ssd_ext::multibox_loss_cpu, ssd_ext::multibox_loss_backward_cpu>;
   m.impl("multibox_loss", TORCH_BOX(&Loss::forward));

@@ -247,6 +247,13 @@ DetectionOutputs postprocess_detections_cpu(const Tensor& pred_offsets, const Te
 }  // namespace
 }  // namespace ssd_ext
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
+  m.def(
+      "postprocess_detections(Tensor pred_offsets, Tensor pred_logits, Tensor priors_cxcywh, float min_score, float"
+      " max_overlap, int top_k, int? pre_nms_top_k, float center_variance, float size_variance, str score, bool "
+      "clip, float? max_log_scale) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
   m.impl("postprocess_detections", TORCH_BOX(&ssd_ext::boxed_detection<ssd_ext::postprocess_detections_cpu>));
 }

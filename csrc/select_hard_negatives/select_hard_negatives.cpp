@@ -130,6 +130,10 @@ Tensor select_hard_negatives_cpu(const Tensor& loss, const Tensor& positive, dou
 }  // namespace
 }  // namespace ssd_ext
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
+  m.def("select_hard_negatives(Tensor loss, Tensor positive, float ratio, int min_negatives) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ssd_ext, CPU, m) {
   m.impl("select_hard_negatives", TORCH_BOX(&ssd_ext::select_hard_negatives_cpu));
 }
