@@ -132,9 +132,7 @@ def test_a_planted_overrun_in_a_cpu_kernel_is_found(tmp_path):
     planted = tmp_path / "box_iou.cpp"
     planted.write_text(source.replace(loop, loop.replace("i < row_end", "i <= row_end")))
     path = build.library([planted], "address")
-    script = (
-        f"import torch; torch.ops.load_library({str(path)!r}); import ssd_ext; ssd_ext.box_iou(*torch.rand(2, 3, 4))"
-    )
+    script = f"import torch; torch.ops.load_library({str(path)!r}); torch.ops.ssd_ext.box_iou(*torch.rand(2, 3, 4))"
     status, output = run("address", "-c", script)
     assert status != 0
     assert "heap-buffer-overflow" in output
