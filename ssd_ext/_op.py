@@ -1,8 +1,8 @@
 """One decorator makes an op of a plain-PyTorch function: schema, fallback, fake kernel, gradient policy.
 
 The plain function is the kernel of every device that has none of its own; the libraries of csrc/ add kernels for CPU
-and CUDA. The dispatcher picks: there is no `if device` anywhere. The CPU library defines the schemas of its ops, so that
-it is of use without Python; where it is not loaded, they are defined here, and where it is, they are compared.
+and CUDA. The dispatcher picks: there is no `if device` anywhere. The CPU library defines the schemas of its ops, so
+that it is of use without Python; where it is not loaded, they are defined here, and where it is, they are compared.
 """
 
 from __future__ import annotations
