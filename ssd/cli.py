@@ -147,11 +147,12 @@ def _add_train(commands) -> None:
         "train a detector on folders of pictures",
         """Train SSD300 on your pictures and leave last.pt, best.pt and curve.png in the folder --out.
 
-DATA is a folder in Pascal VOC layout, as LabelImg and most tools export it:
-  DATA/JPEGImages/*.jpg           the pictures
-  DATA/Annotations/*.xml          one file per picture with the boxes and their classes
-  DATA/ImageSets/Main/train.txt   optional lists of names: train, val, trainval, test
-Without lists a tenth of the pictures is held out for validation. Several folders are trained on together.
+DATA is a folder of one of these layouts, as labelling tools export them:
+  Pascal VOC  JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ...
+  COCO        annotations/instances_train.json and the pictures in train/ or images/train/; or
+              train/_annotations.coco.json beside its pictures; or a JSON file in place of a folder
+  YOLO        images/train/*.jpg or train/images/*.jpg, the same with labels/*.txt, and data.yaml or classes.txt
+Without splits a tenth of the pictures is held out for validation. Several folders are trained on together.
 
 examples:
   ssd train my_pictures --out run --weights imagenet        downloads VGG16 weights: best for few pictures
@@ -159,7 +160,7 @@ examples:
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
   ssd train --out run --resume                              go on after Ctrl-C, as if never stopped""",
     )
-    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC layout")
+    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
     _add_fields(parser.add_argument_group("settings of the run"), Settings)
@@ -198,7 +199,7 @@ examples:
   ssd eval my_pictures --weights run/best.pt --split test
   ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the VOC 2007 metric""",
     )
-    parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC layout")
+    parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     parser.add_argument("--weights", required=True, metavar="FILE", help=WEIGHTS)
     parser.add_argument("--split", help="list of ImageSets/Main (default: all pictures)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="default: %(default)s")
@@ -214,7 +215,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from ssd.evaluate import evaluate
 
     model, classes = load_weights(arguments.weights, device=arguments.device)
-    dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform())
+    dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
     for drop in dataset.dropped:
         print(drop, file=sys.stderr)
     result = evaluate(
@@ -364,13 +365,14 @@ def _add_info(commands) -> None:
         commands,
         _info,
         "versions and kernels of this installation, or what a data set holds",
-        """Without DATA: versions, and which kernels are compiled for which device. With DATA: its pictures and objects.
+        """Without DATA: versions, and which kernels are compiled for which device. With DATA: its pictures and objects,
+how large these are and how many of them no prior fits, and what is left out.
 
 examples:
   ssd info my_pictures
   ssd info my_pictures --speed       how many pictures a core prepares, hence how many cores a GPU would need""",
     )
-    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC layout")
+    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     parser.add_argument("--speed", action="store_true", help="measure the reading of DATA, for about 10 seconds")
     _add_fields(parser, Settings, ["augment"])
 
@@ -384,10 +386,12 @@ def _info(arguments: argparse.Namespace) -> int:
         print(ssd_ext.info())
         return 0
     from ssd.data import AUGMENTATIONS, open_dataset
+    from ssd.data.fit import describe_fit
     from ssd.data.speed import measure_speed
 
     dataset = open_dataset(arguments.data)
     print(f"{len(dataset)} pictures, {', '.join(f'{n} {name}' for name, n in dataset.counts.items())}")
+    print("\n".join(describe_fit(dataset)))
     print("\n".join(map(str, dataset.dropped)), end="\n" if dataset.dropped else "")
     if arguments.speed:
         print("by the CPU time of one core:")

@@ -32,7 +32,7 @@ from ssd.precision import autocast, pick_device, place
 from ssd.settings import Settings
 from ssd.weights import initial_model
 
-SPLIT_PAIRS = (("train", "val"), ("trainval", "test"), ("train", "test"))
+SPLIT_PAIRS = (("train", "val"), ("train", "valid"), ("trainval", "test"), ("train", "test"))
 HELD_OUT = 0.1  # of the pictures, for validation, where the data has no splits
 LAST, BEST = "last.pt", "best.pt"
 LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
@@ -56,12 +56,12 @@ def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, .
     whole = open_dataset(settings.data, split, settings.classes, augment)
     val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
     if val_data:
-        val_set = open_dataset(val_data, val_split, whole.classes, EvalTransform())
+        val_set = open_dataset(val_data, val_split, whole.classes, EvalTransform(), keep_crowds=True)
         return whole, val_set, whole.classes, whole.dropped + val_set.dropped
     if split is None and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n_val = max(1, round(HELD_OUT * len(order)))
-        unaugmented = open_dataset(settings.data, split, whole.classes, EvalTransform())
+        unaugmented = open_dataset(settings.data, split, whole.classes, EvalTransform(), keep_crowds=True)
         held_out = Subset(unaugmented, sorted(order[:n_val]))
         return Subset(whole, sorted(order[n_val:])), held_out, whole.classes, whole.dropped
     return whole, None, whole.classes, whole.dropped

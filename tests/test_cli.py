@@ -13,6 +13,7 @@ import pytest
 from ssd.checkpoint import load_checkpoint
 from ssd.cli import main
 from ssd.data import speed
+from ssd.priors import PRESETS
 from ssd.settings import VARIANCES, Settings
 from ssd.shapes import SHAPE_CLASSES, write_shapes
 from ssd_ext import DetectionOptions, LossOptions
@@ -133,10 +134,11 @@ def test_info_lists_every_op(capsys):
 def test_info_of_data(shapes, capsys, monkeypatch):
     assert main(["info", str(shapes)]) == 0
     printed = capsys.readouterr().out
-    counts = dict(reversed(part.split()) for part in printed.strip().split(", "))
+    counts = dict(reversed(part.split()) for part in printed.splitlines()[0].split(", "))
     assert counts["pictures"] == "7"
     text = "".join(file.read_text() for file in (shapes / "Annotations").iterdir())
     assert {name: int(counts[name]) for name in SHAPE_CLASSES} == {n: text.count(f"<name>{n}<") for n in SHAPE_CLASSES}
+    assert all(f"  {name}: " in printed for name in (*SHAPE_CLASSES, *PRESETS))
 
 
 @pytest.mark.parametrize("augment", get_args(get_type_hints(Settings)["augment"]))

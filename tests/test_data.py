@@ -87,7 +87,8 @@ def test_splits_and_several_folders(pair, tmp_path_factory):
     assert dataset.classes == ("bird", "cat", "dog")
     assert len(VOCDataset(pair, "test")) == 1
     assert list_splits(pair) == ["test", "train"]
-    assert list_splits(pair / "nowhere") == []
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        list_splits(pair / "nowhere")
 
 
 def test_a_split_may_have_a_byte_order_mark_and_more_columns(pair):
@@ -203,7 +204,12 @@ BROKEN = [
 @pytest.mark.parametrize(
     ("damage", "options", "error", "message"),
     [
-        (lambda p: (p / "Annotations").rename(p / "x"), {}, FileNotFoundError, "Annotations: no such folder"),
+        (
+            lambda p: (p / "Annotations").rename(p / "x"),
+            {},
+            FileNotFoundError,
+            "holds no data set: neither Annotations",
+        ),
         (lambda p: (p / "JPEGImages").rename(p / "x"), {}, FileNotFoundError, "JPEGImages: no such folder"),
         (emptied, {}, ValueError, "no annotations in .*, split None"),
         (None, {"split": "val"}, FileNotFoundError, r"val\.txt: no such split.*test.*train"),

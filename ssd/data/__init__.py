@@ -12,23 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from ssd.data.augmentation import TrainTransform
+from ssd.data.coco import COCODataset
+from ssd.data.dataset import BoxDataset, Dropped
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
-from ssd.data.voc import Dropped, VOCDataset
+from ssd.data.voc import VOCDataset
+from ssd.data.yolo import YOLODataset
 
 __all__ = [
     "AUGMENTATIONS",
+    "BoxDataset",
+    "COCODataset",
     "Dropped",
     "ImageReadError",
     "PictureFile",
     "VOCDataset",
+    "YOLODataset",
     "list_splits",
     "open_dataset",
     "read_image",
 ]
 
 AUGMENTATIONS = {"ssd": TrainTransform, "v2": v2_transform}  # by the names of `ssd train --augment`
-FORMATS = (VOCDataset,)  # each a class with the constructor, `holds`, `splits`, `pictures` and `dropped` of this one
+NO_DATA = (
+    "holds no data set: neither Annotations and JPEGImages (Pascal VOC), nor images and labels with data.yaml or "
+    "classes.txt (YOLO), nor a JSON file with images, annotations and categories (COCO)"
+)
+FORMATS = (VOCDataset, YOLODataset, COCODataset)  # the first that holds a folder reads it
 
 
 def open_dataset(
@@ -36,26 +46,32 @@ def open_dataset(
     split: str | None = None,
     classes: Sequence[str] | None = None,
     transform: Callable[..., Any] | None = None,
-) -> VOCDataset:
+    *,
+    keep_crowds: bool = False,
+) -> BoxDataset:
     """Opens folders of one of `FORMATS`, which the first folder decides.
 
     Args:
-        roots, split, classes, transform: see `VOCDataset`.
+        roots, split, classes, transform, keep_crowds: see `BoxDataset`.
 
     Returns:
-        dataset of (image, target), see `VOCDataset`.
+        dataset of (image, target), see `BoxDataset`.
 
     Raises:
-        FileNotFoundError, ImageReadError, ValueError: see `VOCDataset`.
+        FileNotFoundError: a folder, a split, an annotation or a picture is missing, or the folder is of no format.
+        ImageReadError, ValueError: see `BoxDataset`.
     """
     roots = [roots] if isinstance(roots, (str, PathLike)) else list(roots)
-    return _format_of(roots[0])(roots, split, classes, transform)
+    return _format_of(Path(roots[0]))(roots, split, classes, transform, keep_crowds=keep_crowds)
 
 
 def list_splits(root: str | PathLike[str]) -> list[str]:
     """The names of a folder's splits, sorted; empty if it has none."""
-    return _format_of(root).splits(Path(root))
+    return _format_of(Path(root)).splits(Path(root))
 
 
-def _format_of(root: str | PathLike[str]) -> type[VOCDataset]:
-    return next((f for f in FORMATS if f.holds(Path(root))), FORMATS[0])  # which says what it misses there
+def _format_of(root: Path) -> type[BoxDataset]:
+    found = next((format for format in FORMATS if format.holds(root)), None)
+    if found is None:
+        raise FileNotFoundError(f"{root}: {NO_DATA if root.exists() else 'no such folder'}")
+    return found

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ssd.data import VOCDataset
+from ssd.data import BoxDataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.loader import SeededDataset, collate, epoch_batches
 
@@ -36,7 +36,7 @@ class InputSpeed(NamedTuple):
 
 
 def measure_speed(
-    dataset: VOCDataset,
+    dataset: BoxDataset,
     transform: Callable[..., Any],
     *,
     batch_size: int = 8,

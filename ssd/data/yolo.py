@@ -1,0 +1,110 @@
+"""Datasets in YOLO's layout: a text file for each picture, a line for each object, boxes in fractions of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from ssd.data.dataset import BoxDataset, Entry, Object
+from ssd.data.reading import SUFFIXES
+
+SPLITS = ("train", "val", "valid", "test")
+
+
+def _class_names(root: Path) -> list[str]:
+    """From classes.txt, or from `names` of data.yaml, a list or numbered."""
+    listed, described = root / "classes.txt", root / "data.yaml"
+    if listed.is_file():
+        return [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not described.is_file():
+        raise FileNotFoundError(f"{root}: neither data.yaml nor classes.txt, which name the classes")
+    try:
+        content = yaml.safe_load(described.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{described}: broken YAML ({' '.join(str(error).split())})") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and list(names) == list(range(len(names))):
+        names = list(names.values())
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{described}: 'names' must be a list, or numbered from 0, got {names!r}")
+    return list(map(str, names))
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """Folders of pictures by split; one without a name where there are no splits."""
+    found = {}
+    for split in SPLITS:
+        for folder in (root / "images" / split, root / split / "images"):
+            if folder.is_dir():
+                found.setdefault(split, folder)
+    return found or ({"": root / "images"} if (root / "images").is_dir() else {})
+
+
+def _label_file(picture: Path) -> Path:
+    """images/a.jpg -> labels/a.txt: of the folders above the picture the last one of that name."""
+    parts = list(picture.parts)
+    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _objects(path: Path, names: Sequence[str]) -> list[Object]:
+    if not path.is_file():
+        return []
+    objects = []
+    for index, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
+        if not line.strip():
+            continue
+        try:
+            label, *numbers = line.split()
+            label, numbers = int(label), [float(number) for number in numbers]
+        except ValueError:
+            raise ValueError(f"{path}: line {index + 1} is not a class and numbers: {line!r}") from None
+        if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2):
+            raise ValueError(f"{path}: line {index + 1} must have 4 numbers, or pairs of a polygon, got {line!r}")
+        if not 0 <= label < len(names):
+            raise ValueError(f"{path}: line {index + 1} has the class {label}, there are {len(names)}: {names}")
+        if len(numbers) > 4:  # the corners of a polygon: its box
+            xs, ys = numbers[::2], numbers[1::2]
+            x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+            numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
+        objects.append(Object(index, names[label], tuple(numbers)))
+    return objects
+
+
+class YOLODataset(BoxDataset):
+    """YOLO's folders, see `BoxDataset`: `images/<split>/` or `<split>/images/` (or `images/`), `labels` in its place,
+    and the names of the classes in data.yaml or classes.txt. A picture without a text file has no objects.
+    """
+
+    @staticmethod
+    def holds(folder: Path) -> bool:
+        named = (folder / "data.yaml").is_file() or (folder / "classes.txt").is_file()
+        return named and bool(_folders(folder))
+
+    @staticmethod
+    def splits(folder: Path) -> list[str]:
+        return sorted(name for name in _folders(folder) if name)
+
+    @classmethod
+    def _entries(cls, root: Path, split: str | None) -> list[Entry]:
+        names, folders = _class_names(root), _folders(root)
+        if split is not None and split not in folders:
+            raise FileNotFoundError(f"{root}: no such split {split!r}; there are: {cls.splits(root) or 'none'}")
+        entries = []
+        for name, folder in folders.items():
+            if split in (None, name):
+                pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+                paths = [(_label_file(picture), picture) for picture in pictures]
+                entries += [Entry(path, picture, _objects(path, names)) for path, picture in paths]
+        return entries
+
+    @classmethod
+    def _names(cls, roots: Sequence[Path], split: str | None, entries: Sequence[Entry]) -> Sequence[str]:
+        return list(dict.fromkeys(name for root in roots for name in _class_names(root)))
+
+    @staticmethod
+    def _edges(box: Sequence[float], height: int, width: int) -> tuple[float, ...]:
+        cx, cy, w, h = box
+        return (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height
