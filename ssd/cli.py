@@ -16,6 +16,7 @@ from ssd_ext import DetectionOptions, LossOptions
 if TYPE_CHECKING:  # `ssd --help` imports none of them
     from ssd.data import PictureFile
     from ssd.detector import Detections
+    from ssd.ranks import Ranks
 
 DRAWN = DetectionOptions(min_score=0.2)
 WEIGHTS = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), or coco"
@@ -213,23 +214,27 @@ def _eval(arguments: argparse.Namespace) -> int:
     from ssd.data import open_dataset
     from ssd.data.augmentation import EvalTransform
     from ssd.evaluate import evaluate
+    from ssd.ranks import joined
 
     model, classes = load_weights(arguments.weights, device=arguments.device)
     dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
-    for drop in dataset.dropped:
-        print(drop, file=sys.stderr)
-    result = evaluate(
-        model,
-        dataset,
-        classes,
-        DetectionOptions(**_given(arguments, DetectionOptions)),
-        iou_threshold=arguments.iou,
-        method=arguments.method,
-        batch_size=arguments.batch_size,
-        bf16=getattr(arguments, "bf16", None),
-        workers=arguments.workers,
-    )
-    print(result)
+    with joined() as ranks:
+        for drop in dataset.dropped if ranks.first else ():
+            print(drop, file=sys.stderr)
+        result = evaluate(
+            model,
+            dataset,
+            classes,
+            DetectionOptions(**_given(arguments, DetectionOptions)),
+            iou_threshold=arguments.iou,
+            method=arguments.method,
+            batch_size=arguments.batch_size,
+            bf16=getattr(arguments, "bf16", None),
+            workers=arguments.workers,
+            ranks=ranks,
+        )
+        if ranks.first:
+            print(result)
     return 0
 
 
@@ -258,13 +263,20 @@ examples:
 
 
 def _detect(arguments: argparse.Namespace) -> int:
+    from ssd.ranks import joined
+
+    with joined() as ranks:
+        return _detect_share(arguments, ranks)
+
+
+def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from tqdm import tqdm
 
     from ssd import load_weights
     from ssd.data.loader import worker_count
     from ssd.detector import Detector
     from ssd.draw import draw_detections, save_png
-    from ssd.results import JSON_NAME, coco_results, plan_drawings
+    from ssd.results import JSON_NAME, plan_drawings, shared_results
     from ssd.threads import in_threads
 
     out, workers = Path(arguments.out), max(1, worker_count(arguments.workers))
@@ -272,7 +284,9 @@ def _detect(arguments: argparse.Namespace) -> int:
     model, classes = load_weights(arguments.weights, device=arguments.device)
     options = DRAWN._replace(**_given(arguments, DetectionOptions))
     detector = Detector(model, classes, options, bf16=getattr(arguments, "bf16", None))
-    with tqdm(total=len(drawings), unit="picture", disable=None) as bar, coco_results(out, classes) as results:
+    mine = ranks.block(list(drawings))
+    quiet = None if ranks.first else True
+    with tqdm(total=len(mine), unit="picture", disable=quiet) as bar, shared_results(out, classes, ranks) as results:
 
         def skip(error: Exception) -> None:
             bar.write(f"skipped: {error}", file=sys.stderr)
@@ -285,19 +299,20 @@ def _detect(arguments: argparse.Namespace) -> int:
             save_png(draw_detections(picture.pixels(), *detections, classes=classes), target)
             return found
 
-        every = detector.stream(drawings, arguments.batch_size, skip, workers=workers)
+        every = detector.stream(mine, arguments.batch_size, skip, workers=workers)
         for picture, found in every if arguments.no_drawings else in_threads(draw, every, workers, ahead=workers):
             results.add(picture, found)
             counts = Counter(classes[label - 1] for label in found.labels.tolist())
             names = ", ".join(f"{n} {name}" for name, n in counts.items())
             bar.write(f"{picture.path}: {names or 'nothing found'}")
             bar.update()
-    done = results.images.count
-    print(f"{done} pictures, {results.annotations.count} objects: {out / JSON_NAME}")
-    if done < len(drawings):
-        print(f"{len(drawings) - done} of {len(drawings)} pictures could not be read", file=sys.stderr)
-        return 1
-    return 0
+    counts = ranks.gather((results.images.count, results.annotations.count))
+    done, objects = map(sum, zip(*counts, strict=True))
+    if ranks.first:
+        print(f"{done} pictures, {objects} objects: {out / JSON_NAME}")
+        if done < len(drawings):
+            print(f"{len(drawings) - done} of {len(drawings)} pictures could not be read", file=sys.stderr)
+    return int(done < len(drawings))
 
 
 def _add_convert(commands) -> None:

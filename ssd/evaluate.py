@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ssd.data.loader import eval_loader
 from ssd.detector import predict_padded, unpad
 from ssd.model import SSD300
+from ssd.ranks import ALONE, Ranks
 from ssd.rows import read_boxes, read_column
 from ssd_ext import DetectionOptions, box_iou
 
@@ -159,6 +161,7 @@ def evaluate(
     bf16: bool | None = None,
     workers: int | None = None,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> EvalResult:
     """Runs a network over a dataset and measures its average precision; the defaults are the tutorial's.
 
@@ -172,13 +175,14 @@ def evaluate(
         bf16: bfloat16 autocast; None uses it where the hardware has it.
         workers: processes that read pictures; by default one per core, at most 4.
         quiet: no progress bar.
+        ranks: processes that share the pictures; each returns the result of all.
 
     Returns:
         An `EvalResult`.
     """
     classes = tuple(classes)
     _check_metric(classes, iou_threshold, method)
-    loader = eval_loader(dataset, batch_size, workers)
+    loader = eval_loader(Subset(dataset, ranks.every(range(len(dataset)))), batch_size, workers)
     detections, targets, waiting = [], [], []
 
     def read() -> None:
@@ -186,12 +190,16 @@ def evaluate(
             detections.extend(unpad(*padded))
         waiting.clear()
 
-    for batch in tqdm(loader, unit="batch", disable=True if quiet else None):
+    for batch in tqdm(loader, unit="batch", disable=True if quiet or not ranks.first else None):
         waiting.append(predict_padded(model, batch.images, options, bf16=bf16))
         targets += batch.targets()
         if len(waiting) == READ_EVERY:
             read()
     read()
+    images: list[Any] = [None] * len(dataset)
+    for rank, part in enumerate(ranks.gather(list(zip(detections, targets, strict=True)))):
+        images[rank :: ranks.size] = part
+    detections, targets = zip(*images, strict=True) if images else ((), ())
     return average_precision(detections, targets, classes, iou_threshold, method)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ssd.ranks import local_rank
+
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or by default the first GPU, or else the CPU.
+    """The named device, or by default the first GPU (under torchrun that of this process), or else the CPU.
 
     Raises:
         ValueError: torch does not know the name or cannot use the device.
     """
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -18,6 +18,7 @@ from ssd.atomic import replacing
 from ssd.data.reading import SUFFIXES, PictureFile
 from ssd.detector import Detections
 from ssd.draw import MARK, is_drawing
+from ssd.ranks import ALONE, Ranks
 
 JSON_NAME = "detections.json"
 
@@ -115,6 +116,32 @@ def coco_results(out: Path, classes: Sequence[str]) -> Iterator[CocoResults]:
         file.write("\n]}\n")
 
 
+@contextmanager
+def shared_results(out: Path, classes: Sequence[str], ranks: Ranks = ALONE) -> Iterator[CocoResults]:
+    """`coco_results` of several processes: each writes its part, of which the first one makes the whole.
+
+    Args:
+        out, classes: see `coco_results`.
+        ranks: the processes; the pictures of each follow those of the one before.
+    """
+    if ranks.size == 1:
+        with coco_results(out, classes) as results:
+            yield results
+        return
+    parts = [out / f".part_{rank}" for rank in range(ranks.size)]
+    try:
+        with coco_results(parts[ranks.rank], classes) as results:
+            yield results
+        ranks.gather(None)  # all parts are there
+        if ranks.first:
+            with coco_results(out, classes) as whole:
+                for part in parts:
+                    whole.extend(json.loads((part / JSON_NAME).read_text(encoding="utf-8")))
+        ranks.gather(None)
+    finally:
+        shutil.rmtree(parts[ranks.rank], ignore_errors=True)
+
+
 class _Rows:
     """The elements of a JSON list, one a line."""
 
@@ -133,6 +160,14 @@ class CocoResults:
 
     def __init__(self, annotations: _Rows, images: _Rows) -> None:
         self.annotations, self.images = annotations, images
+
+    def extend(self, part: dict[str, Any]) -> None:
+        """Adds the pictures and objects of another such file, behind those that are there."""
+        before = self.images.count
+        for row in part["images"]:
+            self.images.add(**row | {"id": self.images.count + 1})
+        for row in part["annotations"]:
+            self.annotations.add(**row | {"id": self.annotations.count + 1, "image_id": before + row["image_id"]})
 
     def add(self, picture: PictureFile, found: Detections) -> None:
         """Adds one picture and what was found there."""

@@ -50,8 +50,9 @@ class Settings:
     ] = None
     width: Annotated[float, "factor on all channels, for small machines", positive] = 1.0
     batch_norm: Annotated[bool, "batch normalisation: needed from scratch"] = False
+    sync_batch_norm: Annotated[bool, "statistics of the pictures of all processes; on GPUs, under torchrun"] = False
     epochs: Annotated[int, "passes over the data", positive] = 120
-    batch_size: Annotated[int, "pictures per step", positive] = 8
+    batch_size: Annotated[int, "pictures per step, of all processes together", positive] = 8
     lr: Annotated[float, "learning rate of SGD; biases take twice as much, as in the tutorial", positive] = 1e-3
     momentum: Annotated[float, "of SGD", not_negative] = 0.9
     weight_decay: Annotated[float, "of SGD", not_negative] = 5e-4

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
@@ -27,8 +28,8 @@ from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300
 from ssd.precision import autocast, pick_device, place
+from ssd.ranks import Ranks, joined
 from ssd.settings import Settings
 from ssd.weights import initial_model
 
@@ -100,8 +101,12 @@ def train(
 ) -> dict[str, list[float]]:
     """Trains a network and leaves `last.pt`, `best.pt` and `curve.png` in a folder.
 
-    Ctrl-C stops after the step at hand and saves; a resumed run sees the same pictures and takes the same steps as one
-    that was never stopped, to the bit on the same machine. TensorBoard scalars are written where it is installed.
+    Ctrl-C, or SIGTERM, stops after the step at hand and saves; a resumed run sees the same pictures and takes the same
+    steps as one that was never stopped, to the bit on the same machine. TensorBoard scalars are written where it is
+    installed.
+
+    Processes that torchrun started share each batch, so that a run of any number of them takes the steps of one: the
+    loss is divided by the positives of all. The first writes the files.
 
     Args:
         settings: of a new run; None with `resume`, which takes those of the checkpoint.
@@ -118,13 +123,13 @@ def train(
         ValueError: bad settings or data, or the folder already holds a run.
         FileNotFoundError: data, or the checkpoint to resume from, is missing.
         FloatingPointError: the loss is not finite.
-        KeyboardInterrupt: Ctrl-C, after saving.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after saving.
     """
     on = pick_device(device)
     if resume and not (Path(out) / LAST).exists():
         raise FileNotFoundError(f"{Path(out) / LAST}: no checkpoint to resume from")
-    with locked(out):
-        run = _Run(settings, Path(out), resume, on, workers, quiet)
+    with joined() as ranks, locked(out) if ranks.first else nullcontext():
+        run = _Run(settings, Path(out), resume, on, workers, quiet or not ranks.first, ranks)
         with run.writer or nullcontext(), _stop_after_step() as stopping:
             run.to_the_end(stopping)
     return run.history
@@ -141,6 +146,7 @@ class _Run:
         device: torch.device,
         workers: int | None,
         quiet: bool,
+        ranks: Ranks,
     ) -> None:
         self.out, self.last, self.best = out, out / LAST, out / BEST
         state: dict[str, Any] | None = None
@@ -151,7 +157,7 @@ class _Run:
             raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
         elif self.best.exists():
             raise ValueError(f"{self.best} would be replaced, and no {LAST} is there to resume: choose another folder")
-        self.device = device
+        self.device, self.ranks = device, ranks
         self.workers = worker_count(workers)
         self.quiet = quiet
 
@@ -166,8 +172,13 @@ class _Run:
         else:
             shape = {"width": settings.width, "batch_norm": settings.batch_norm}
             model = initial_model(len(classes) + 1, settings.weights, **shape)
+        if settings.sync_batch_norm and device.type != "cuda":
+            raise ValueError(f"sync_batch_norm: torch has it for GPUs only, and this run is on {device}")
+        if settings.sync_batch_norm and ranks.size > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = place(model, device)
-        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict())
+        self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
+        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict(), normalize="global")
         self.optimizer = make_optimizer(self.model, settings)
         self.step = 0
         self.history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
@@ -178,7 +189,7 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), settings.batch_size)
         self.total = settings.epochs * self.steps_per_epoch
         self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
-        self.writer = _tensorboard(out, self.say)
+        self.writer = _tensorboard(out, self.say) if ranks.first else None
 
     def say(self, text: object) -> None:
         if not self.quiet:
@@ -190,20 +201,24 @@ class _Run:
             f"{len(self.train_set)} pictures of {', '.join(self.settings.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
             f"{self.total} steps of {self.settings.batch_size} pictures on {self.device}"
+            + f" and {self.ranks.size - 1} more"
+            * (self.ranks.size > 1)
         )
         settings, steps = self.settings, range(self.step, self.total)
-        batches = iter(train_loader(self.train_set, settings.batch_size, settings.seed, steps, self.workers))
+        loader = train_loader(self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks)
+        batches = iter(loader)
         with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
-            meter = _Meter(self.history, bar, self.writer)
+            meter = _Meter(self.history, bar, self.writer, self.ranks)
             while self.step < self.total:
-                self.epoch(batches, meter, stopping)
+                stopped = self.epoch(batches, meter, stopping)
                 epoch = self.step // self.steps_per_epoch
                 if self.step % self.steps_per_epoch == 0:
                     if self.val_set and (epoch % self.eval_every == 0 or epoch == self.settings.epochs):
                         self.validate(epoch)
-                    plot_curves(self.history, self.out / "curve.png")
+                    if self.ranks.first:
+                        plot_curves(self.history, self.out / "curve.png")
                 self.save(self.last, optimizer=self.optimizer.state_dict(), history=self.history)
-                if stopping and self.step < self.total:
+                if stopped and self.step < self.total:
                     self.say(
                         f"stopped at step {self.step} of {self.total}; saved {self.last}. "
                         f"To go on: ssd train --out {self.out} --resume"
@@ -213,27 +228,38 @@ class _Run:
         if self.val_set is None:
             self.save(self.best)
 
-    def epoch(self, batches: Iterator[Batch], meter: _Meter, stopping: list[int]) -> None:
-        """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty."""
-        settings = self.settings
+    def epoch(self, batches: Iterator[Batch], meter: _Meter, stopping: list[int]) -> bool:
+        """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty, in any process.
+
+        Returns:
+            whether it was stopped.
+        """
+        settings, stopped = self.settings, False
         self.model.train()
         meter.start()
         for batch in meter.timed(islice(batches, self.steps_per_epoch - self.step % self.steps_per_epoch)):
             factor = lr_factor(self.step, self.total, settings.schedule, settings.warmup)
-            loss = train_step(self.model, self.criterion, self.optimizer, batch, settings, factor, self.device)
+            loss = train_step(self.network, self.criterion, self.optimizer, batch, settings, factor, self.device)
             self.step += 1
             meter.add(self.step, loss, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 meter.flush()
-            if stopping:
+            if stopped := self.ranks.any(stopping):
                 break
         meter.flush()
+        return stopped
 
     def validate(self, epoch: int) -> None:
         """Measures the mAP, and keeps the network as best.pt where no earlier one was better."""
         settings = self.settings
         result = evaluate(
-            self.model, self.val_set, settings.classes, bf16=settings.bf16, workers=self.workers, quiet=True
+            self.model,
+            self.val_set,
+            settings.classes,
+            bf16=settings.bf16,
+            workers=self.workers,
+            quiet=True,
+            ranks=self.ranks,
         )
         self.say(f"epoch {epoch} of {settings.epochs}: {result.summary()}")
         if not self.best.exists() or result.mAP >= max(filter(math.isfinite, self.history["mAP"]), default=0):
@@ -246,12 +272,14 @@ class _Run:
                 self.writer.add_scalar(f"AP/{name}", ap, self.step)
 
     def save(self, path: Path, **extra: Any) -> None:
+        if not self.ranks.first:
+            return
         settings = self.settings.as_dict()
         save_checkpoint(path, self.model, self.settings.classes, settings=settings, step=self.step, **extra)
 
 
 def train_step(
-    model: SSD300,
+    model: nn.Module,
     criterion: MultiBoxLoss,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
@@ -278,8 +306,8 @@ def train_step(
 class _Meter:
     """Collects losses on the device and reads them some steps at a time; knows how long the run waited for pictures."""
 
-    def __init__(self, history: dict[str, list[float]], bar: tqdm, writer: Any) -> None:
-        self.history, self.bar, self.writer = history, bar, writer
+    def __init__(self, history: dict[str, list[float]], bar: tqdm, writer: Any, ranks: Ranks) -> None:
+        self.history, self.bar, self.writer, self.ranks = history, bar, writer, ranks
         self.seconds, self.waited, self.pictures = 0.0, 0.0, 0  # of the whole run
         self.start()
 
@@ -302,12 +330,12 @@ class _Meter:
     def add(self, step: int, loss: Tensor, pictures: int) -> None:
         self.steps.append(step)
         self.losses.append(loss)
-        self.new_pictures += pictures
+        self.new_pictures += pictures * self.ranks.size
 
     def flush(self) -> None:
         if not self.losses:
             return
-        losses = torch.stack(self.losses).tolist()
+        losses = self.ranks.mean(torch.stack(self.losses)).tolist()
         wrong = [(step, loss) for step, loss in zip(self.steps, losses, strict=True) if not math.isfinite(loss)]
         if wrong:
             raise FloatingPointError(
@@ -345,20 +373,26 @@ def _tensorboard(out: Path, say: Any) -> Any:
 
 @contextmanager
 def _stop_after_step() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C; a second Ctrl-C interrupts at once."""
+    """A list that is empty until Ctrl-C or SIGTERM, a scheduler's notice; a second Ctrl-C interrupts at once.
+
+    torchrun passes Ctrl-C on as SIGTERM, beside the one that the terminal sends.
+    """
     received: list[int] = []
 
     def handler(signum: int, frame: Any) -> None:
-        if received:
+        if signum == signal.SIGINT and signum in received:
             raise KeyboardInterrupt
         received.append(signum)
 
+    previous = {}
     try:
-        previous = signal.signal(signal.SIGINT, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
     except ValueError:  # not in the main thread, where Python allows no handler
         yield received
         return
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)

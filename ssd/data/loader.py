@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ssd.loss import pack_targets
+from ssd.ranks import ALONE, Ranks
 
 
 class Batch(NamedTuple):
@@ -122,10 +123,10 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 class _Steps(Sampler):
-    """The keys (epoch, index) of the batches of some steps of a run."""
+    """The keys (epoch, index) of the batches of some steps of a run, as far as they are this process's."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, steps: range):
-        self.n, self.batch_size, self.seed, self.steps = n, batch_size, seed, steps
+    def __init__(self, n: int, batch_size: int, seed: int, steps: range, ranks: Ranks):
+        self.n, self.batch_size, self.seed, self.steps, self.ranks = n, batch_size, seed, steps, ranks
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -136,28 +137,37 @@ class _Steps(Sampler):
             epoch, batch = divmod(step, steps_per_epoch(self.n, self.batch_size))
             if batch == 0 or not batches:
                 batches = epoch_batches(self.n, self.batch_size, self.seed, epoch)
-            yield [(epoch, index) for index in batches[batch]]
+            yield [(epoch, index) for index in self.ranks.every(batches[batch])]
 
 
-def train_loader(dataset: Dataset, batch_size: int, seed: int, steps: range, workers: int = 0) -> DataLoader:
+def train_loader(
+    dataset: Dataset, batch_size: int, seed: int, steps: range, workers: int = 0, ranks: Ranks = ALONE
+) -> DataLoader:
     """A loader of a run, or of the rest of one, that gives the same batches whenever it is started.
 
     Its workers live as long as its iteration, through all epochs, and read ahead from one into the next.
 
     Args:
         dataset: gives (image, target) with images of one size.
-        batch_size: samples per batch; an epoch has no incomplete last batch, unless it is the only one.
+        batch_size: samples per batch, of all processes together; an epoch has no incomplete last batch, unless it is
+            the only one.
         seed: any integer.
         steps: of the run, counted through its epochs from 0.
         workers: processes that read pictures; 0 reads them in this one. Does not change the batches.
+        ranks: the processes that share each batch.
 
     Returns:
         loader of one `Batch` for each step.
+
+    Raises:
+        ValueError: a batch has less samples than there are processes.
     """
+    if (n := min(batch_size, len(dataset))) < ranks.size:
+        raise ValueError(f"a batch of {n} pictures cannot be shared by {ranks.size} processes")
     return _loader(
         SeededDataset(dataset, seed),
         workers,
-        batch_sampler=_Steps(len(dataset), batch_size, seed, steps),
+        batch_sampler=_Steps(len(dataset), batch_size, seed, steps, ranks),
         generator=torch.Generator(),  # a loader would otherwise advance the global one
     )
 

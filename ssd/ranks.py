@@ -1,0 +1,90 @@
+"""One run in several processes, as `torchrun` starts them: which one this is, and what all of them agree on.
+
+Without torchrun there is one, which waits for nobody.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run; all must make the same calls of `any`, `mean` and `gather`, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def every(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this process, dealt out one by one: of each batch every process gets its share."""
+        return items[self.rank :: self.size]
+
+    def block(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this process, a run of neighbours: those of all processes in a row are the whole."""
+        n = len(items)
+        return items[self.rank * n // self.size : (self.rank + 1) * n // self.size]
+
+    def any(self, flag: Any) -> bool:
+        """Whether it is true in any process; does not wait for a GPU."""
+        if self.size == 1:
+            return bool(flag)
+        count = torch.tensor(int(bool(flag)))
+        dist.all_reduce(count)
+        return bool(count)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather(self, value: Item) -> list[Item]:
+        """What each process has, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Joins the processes that torchrun started, or is alone; leaves them when the block ends."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    try:
+        yield Ranks(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine this is, hence its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

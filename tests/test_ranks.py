@@ -1,0 +1,146 @@
+"""Two processes of torchrun against one: the same losses, detections and files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from own_process import PATHS
+
+from ssd.checkpoint import load_checkpoint
+from ssd.ranks import ALONE, Ranks
+from ssd.shapes import write_shapes
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+EPOCHS, PICTURES, BATCH = 5, 40, 4  # 50 steps
+
+
+def start(processes, *arguments):
+    """`python -m ssd`, or that in two processes."""
+    command = [sys.executable, "-m", *(TORCHRUN if processes == 2 else []), "ssd", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ssd(processes, *arguments):
+    """What it prints."""
+    process = start(processes, *arguments)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, printed + errors
+    return printed
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("shapes"), n_train=PICTURES, n_test=7)
+
+
+@pytest.fixture(scope="module")
+def training(shapes):
+    options = (
+        f"--width 0.05 --epochs {EPOCHS} --batch-size {BATCH} --lr 1e-4 --clip-grad 1 --warmup 5 --workers 0 --no-bf16"
+    )
+    return ["train", shapes, *options.split()]
+
+
+@pytest.fixture(scope="module")
+def alone(training, tmp_path_factory):
+    """The folder of a run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    ssd(1, *training, "--out", out)
+    return out
+
+
+def losses(run: Path):
+    return torch.tensor(load_checkpoint(run / "last.pt")["history"]["loss"], dtype=torch.float64)
+
+
+def test_training_in_two_processes_takes_the_steps_of_one(training, alone, tmp_path):
+    ssd(2, *training, "--out", tmp_path / "run")
+    assert len(losses(alone)) == EPOCHS * PICTURES // BATCH
+    assert losses(alone)[-10:].mean() < 0.8 * losses(alone)[:3].mean()  # it learns
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(alone), rtol=1e-5, atol=0)
+    both = [load_checkpoint(run / "last.pt") for run in (tmp_path / "run", alone)]
+    torch.testing.assert_close(both[0]["history"]["mAP"], both[1]["history"]["mAP"], rtol=0, atol=1e-3)
+    assert not [key for key in both[0]["model"] if key.startswith("module.")]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {path.name for path in alone.iterdir()}  # no file of the second process
+
+
+@pytest.mark.parametrize("how", ["SIGTERM of the second", "SIGTERM of torchrun", "a killed process"])
+def test_a_stopped_run_of_two_is_resumed_by_one(training, alone, tmp_path, how):
+    out = tmp_path / "run"
+    process = start(2, *training, "--out", out)
+    deadline = time.monotonic() + 200
+    while not (out / "last.pt").exists():  # of the first epoch
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not pids.exists():
+        pytest.skip("no /proc")
+    workers = list(map(int, pids.read_text().split()))
+    assert len(workers) == 2
+    if how == "a killed process":
+        os.kill(workers[1], signal.SIGKILL)
+    elif how == "SIGTERM of the second":
+        os.kill(workers[1], signal.SIGTERM)
+    else:
+        process.terminate()
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    if how == "a killed process":
+        assert "rank      : 1" in errors
+    else:
+        assert "stopped at step" in printed  # by the first, which saves
+    done = load_checkpoint(out / "last.pt")["step"]
+    assert PICTURES // BATCH <= done < EPOCHS * PICTURES // BATCH
+    ssd(1, "train", "--out", out, "--resume", "--workers", 0)
+    torch.testing.assert_close(losses(out), losses(alone), rtol=1e-5, atol=0)
+
+
+def test_evaluation_in_two_processes_prints_the_table_of_one(shapes, alone):
+    arguments = "eval", shapes, "--split", "test", "--weights", alone / "last.pt", "--workers", 0
+    assert ssd(2, *arguments) == ssd(1, *arguments)
+
+
+def test_detection_in_two_processes_leaves_the_files_of_one(shapes, alone, tmp_path):
+    pictures = sorted((shapes / "JPEGImages").iterdir())[:5]  # three and two
+    (tmp_path / "broken.jpg").write_text("hello")
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        arguments = [*pictures, tmp_path / "broken.jpg", "--weights", alone / "last.pt", "--min-score", 0.01]
+        process = start(processes, "detect", *arguments, "--out", out)
+        printed, errors = process.communicate(timeout=100)
+        assert process.returncode == 1, errors
+        assert errors.count("skipped: ") == 1
+        assert "5 pictures, " in printed
+    one, two = (json.loads((tmp_path / out / "detections.json").read_text()) for out in ("1", "2"))
+    assert len(one["annotations"]) > 5
+    assert two["images"] == one["images"]
+    for a, b in zip(two["annotations"], one["annotations"], strict=True):
+        assert {**a, "bbox": 0, "area": 0, "score": 0} == {**b, "bbox": 0, "area": 0, "score": 0}
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=0.02)
+    files = [sorted(path.name for path in (tmp_path / out).iterdir()) for out in ("1", "2")]
+    assert files[0] == files[1]
+
+
+def test_more_processes_than_pictures_in_a_batch(shapes, tmp_path):
+    process = start(2, "train", shapes, "--out", tmp_path / "run", "--width", 0.05, "--batch-size", 1, "--workers", 0)
+    assert process.wait(100) != 0
+    assert "a batch of 1 pictures cannot be shared by 2 processes" in process.communicate()[1]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 6, 7])
+def test_shares_are_the_whole(n):
+    parts = [Ranks(rank, 3) for rank in range(3)]
+    items = list(range(n))
+    assert sorted(x for part in parts for x in part.every(items)) == items
+    assert [x for part in parts for x in part.block(items)] == items
+    assert max(len(p.block(items)) for p in parts) - min(len(p.block(items)) for p in parts) <= 1
+    assert ALONE.every(items) == ALONE.block(items) == items
