@@ -1,4 +1,4 @@
-"""The command line: ssd train | eval | detect | convert | demo | info."""
+"""The command line: ssd train | eval | detect | export | convert | demo | info."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from ssd.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
 if TYPE_CHECKING:  # `ssd --help` imports none of them
+    from ssd import SSD300
     from ssd.data import PictureFile
     from ssd.detector import Detections
+    from ssd.export import Exported
     from ssd.ranks import Ranks
 
 DRAWN = DetectionOptions(min_score=0.2)
-WEIGHTS = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), or coco"
+WEIGHTS = (
+    "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"ssd {arguments.command}: error: {error}", file=sys.stderr)
         return 2
 
@@ -44,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_detect(commands)
+    _add_export(commands)
     _add_convert(commands)
     _add_demo(commands)
     _add_info(commands)
@@ -131,7 +136,7 @@ def _add_machine_options(
     default = "(default: one per core, at most 4)"
     group.add_argument("--workers", type=_checked(int, not_negative), help=f"{workers} {default}")
     if bf16:
-        _add_fields(group, Settings, only=["bf16"])
+        _add_fields(group, Settings, only=["bf16", "compile"])
 
 
 def _add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:
@@ -139,6 +144,31 @@ def _add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionO
     pictures = "pictures per forward pass (default: %(default)s)"
     group.add_argument("--batch-size", type=_checked(int, positive), default=8, help=pictures)
     _add_fields(group, defaults)
+
+
+def _open_weights(
+    arguments: argparse.Namespace, defaults: DetectionOptions
+) -> tuple[SSD300 | Exported, tuple[str, ...], DetectionOptions]:
+    """What detects, its classes, and the options: those on the command line, or those that --weights has fixed."""
+    from ssd import load_weights
+    from ssd.export import is_exported, load
+
+    given = _given(arguments, DetectionOptions)
+    if not is_exported(arguments.weights):
+        model, classes = load_weights(arguments.weights, device=arguments.device)
+        if _given(arguments, Settings).get("compile"):
+            model.compile(dynamic=True)  # once, for a last batch of fewer pictures too
+        return model, classes, defaults._replace(**given)
+    exported = load(arguments.weights)
+    given |= {name: True for name in ("compile",) if name in arguments}
+    fixed = exported.metadata.options._asdict() | {"compile": False}
+    if arguments.device is not None:
+        given["device"], fixed["device"] = arguments.device.partition(":")[0], exported.metadata.device
+    for name, value in given.items():
+        if value != fixed[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{arguments.weights}: has {name} {fixed[name]}; leave out {flag}, or export it anew")
+    return exported, exported.metadata.classes, exported.metadata.options
 
 
 def _add_train(commands) -> None:
@@ -210,13 +240,12 @@ examples:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from ssd import load_weights
     from ssd.data import open_dataset
     from ssd.data.augmentation import EvalTransform
     from ssd.evaluate import evaluate
     from ssd.ranks import joined
 
-    model, classes = load_weights(arguments.weights, device=arguments.device)
+    model, classes, options = _open_weights(arguments, DetectionOptions())
     dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
     with joined() as ranks:
         for drop in dataset.dropped if ranks.first else ():
@@ -225,7 +254,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             model,
             dataset,
             classes,
-            DetectionOptions(**_given(arguments, DetectionOptions)),
+            options,
             iou_threshold=arguments.iou,
             method=arguments.method,
             batch_size=arguments.batch_size,
@@ -272,7 +301,6 @@ def _detect(arguments: argparse.Namespace) -> int:
 def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from tqdm import tqdm
 
-    from ssd import load_weights
     from ssd.data.loader import worker_count
     from ssd.detector import Detector
     from ssd.draw import draw_detections, save_png
@@ -281,8 +309,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
 
     out, workers = Path(arguments.out), max(1, worker_count(arguments.workers))
     drawings = plan_drawings(arguments.paths, out, draw=not arguments.no_drawings)
-    model, classes = load_weights(arguments.weights, device=arguments.device)
-    options = DRAWN._replace(**_given(arguments, DetectionOptions))
+    model, classes, options = _open_weights(arguments, DRAWN)
     detector = Detector(model, classes, options, bf16=getattr(arguments, "bf16", None))
     mine = ranks.block(list(drawings))
     quiet = None if ranks.first else True
@@ -313,6 +340,52 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if done < len(drawings):
             print(f"{len(drawings) - done} of {len(drawings)} pictures could not be read", file=sys.stderr)
     return int(done < len(drawings))
+
+
+def _add_export(commands) -> None:
+    from ssd.export import FORMATS
+
+    parser = _command(
+        commands,
+        _export,
+        "write a detector as one program, for use without this network's code",
+        """Write a file that takes the bytes of pictures (B, 3, 300, 300) and gives boxes, labels, scores and counts.
+Classes and detection options are inside. Its detections are compared with the network's before it takes its name.
+  pt2      a graph that torch loads (torch.export)
+  aoti     compiled by AOTInductor for the likes of this machine; runs in C++ without Python
+ssd detect and ssd eval take these files as --weights (docs/shipping.md).
+
+examples:
+  ssd export run/best.pt                                     writes run/best.pt2
+  ssd export run/best.pt --format aoti --min-score 0.5""",
+    )
+    parser.add_argument("source", metavar="WEIGHTS", help="a checkpoint such as run/best.pt, see ssd convert, or coco")
+    parser.add_argument("--format", choices=FORMATS, default="pt2", help="default: %(default)s")
+    parser.add_argument("--out", metavar="FILE", help="the file, which must not exist (default: named after WEIGHTS)")
+    parser.add_argument("--input", choices=("uint8", "float"), default="uint8", help="pictures as bytes or as 0..1")
+    parser.add_argument("--device", default="cpu", help="that the file shall run on (default: %(default)s)")
+    check = parser.add_mutually_exclusive_group()
+    help = "pictures or folders to compare on (default: those trained on, or drawn ones)"
+    check.add_argument("--check", nargs="+", metavar="DATA", help=help)
+    check.add_argument("--no-check", dest="check", action="store_const", const=(), help="compare nothing")
+    _add_fields(parser.add_argument_group("detections"), DRAWN)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ssd.export import FORMATS, export
+
+    out = arguments.out or str(Path(arguments.source).with_suffix(FORMATS[arguments.format].suffix))
+    metadata = export(
+        arguments.source,
+        out,
+        arguments.format,
+        DRAWN._replace(**_given(arguments, DetectionOptions)),
+        input_dtype="float32" if arguments.input == "float" else "uint8",
+        device=arguments.device,
+        check=arguments.check,
+    )
+    print(f"wrote {out}: {len(metadata.classes)} classes: {', '.join(metadata.classes)}")
+    return 0
 
 
 def _add_convert(commands) -> None:

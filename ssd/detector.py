@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from os import PathLike
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from ssd.threads import in_threads
 from ssd_ext import DetectionOptions, postprocess_detections
 
 AnyPicture = TypeVar("AnyPicture", bound=Picture)
+Predict = Callable[[Tensor], tuple[Tensor, ...]]  # from prepared pictures to what `predict_padded` gives
 
 
 class Detections(NamedTuple):
@@ -33,15 +35,13 @@ class Detector:
     """A trained network, the names of its classes, and which detections are wanted.
 
     Args:
-        model: the network; it is put into evaluation mode and runs on the device of its parameters.
+        model, options, bf16: see `predictor`.
         classes: the C-1 names without background; label i is `classes[i - 1]`.
-        options: see `ssd_ext.DetectionOptions`.
-        bf16: bfloat16 autocast; None uses it where the hardware has it.
     """
 
     def __init__(
         self,
-        model: SSD300,
+        model: SSD300 | Predict,
         classes: Sequence[str],
         options: DetectionOptions = DetectionOptions(),
         *,
@@ -49,8 +49,7 @@ class Detector:
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
-        self.options = options
-        self.bf16 = bf16
+        self._predict = predictor(model, options, bf16=bf16)
         self._prepare = EvalTransform()
 
     def __call__(self, images: Sequence[Tensor | Picture]) -> list[Detections]:
@@ -67,7 +66,7 @@ class Detector:
 
     def _detect(self, batch: Sequence[tuple[AnyPicture, Tensor]]) -> list[tuple[AnyPicture, Detections]]:
         """What is found in pictures, each given with its pixels in the network's size."""
-        padded = predict_padded(self.model, torch.stack([pixels for _, pixels in batch]), self.options, bf16=self.bf16)
+        padded = self._predict(torch.stack([pixels for _, pixels in batch]))
         results = []
         for (picture, _), (boxes, labels, scores) in zip(batch, unpad(*padded), strict=True):
             size = boxes.new_tensor([picture.width, picture.height] * 2)
@@ -117,6 +116,19 @@ class Detector:
                 batch = []
         if batch:
             yield from self._detect(batch)
+
+
+def predictor(
+    model: SSD300 | Predict, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
+) -> Predict:
+    """What detects in prepared pictures.
+
+    Args:
+        model: the network, see `predict_padded`; or what detects by itself, such as `ssd.export.load` gives it: then
+            it is returned, and the other arguments are its own affair.
+        options, bf16: see `predict_padded`.
+    """
+    return partial(predict_padded, model, options=options, bf16=bf16) if isinstance(model, SSD300) else model
 
 
 @torch.inference_mode()

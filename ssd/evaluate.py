@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ssd.data.loader import eval_loader
-from ssd.detector import predict_padded, unpad
+from ssd.detector import Predict, predictor, unpad
 from ssd.model import SSD300
 from ssd.ranks import ALONE, Ranks
 from ssd.rows import read_boxes, read_column
@@ -150,7 +150,7 @@ def _join(
 
 
 def evaluate(
-    model: SSD300,
+    model: SSD300 | Predict,
     dataset: Dataset,
     classes: Sequence[str],
     options: DetectionOptions = DetectionOptions(),
@@ -166,7 +166,8 @@ def evaluate(
     """Runs a network over a dataset and measures its average precision; the defaults are the tutorial's.
 
     Args:
-        model: the network, run on the device of its parameters and left in evaluation mode.
+        model: the network, run on the device of its parameters and left in evaluation mode, or what
+            `ssd.detector.predictor` takes in its place.
         dataset: gives (image, target) as `ssd.data.open_dataset` with `EvalTransform` does.
         classes: the C-1 names without background.
         options: see `ssd_ext.DetectionOptions`.
@@ -182,6 +183,7 @@ def evaluate(
     """
     classes = tuple(classes)
     _check_metric(classes, iou_threshold, method)
+    predict = predictor(model, options, bf16=bf16)
     loader = eval_loader(Subset(dataset, ranks.every(range(len(dataset)))), batch_size, workers)
     detections, targets, waiting = [], [], []
 
@@ -191,7 +193,7 @@ def evaluate(
         waiting.clear()
 
     for batch in tqdm(loader, unit="batch", disable=True if quiet or not ranks.first else None):
-        waiting.append(predict_padded(model, batch.images, options, bf16=bf16))
+        waiting.append(predict(batch.images))
         targets += batch.targets()
         if len(waiting) == READ_EVERY:
             read()

@@ -177,6 +177,8 @@ class _Run:
         if settings.sync_batch_norm and ranks.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = place(model, device)
+        if settings.compile:
+            self.model.compile()
         self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
         self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict(), normalize="global")
         self.optimizer = make_optimizer(self.model, settings)

@@ -154,7 +154,7 @@ def test_info_tells_how_fast_pictures_are_read(shapes, capsys, monkeypatch, augm
     assert "name at least one folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "detect", "convert", "demo", "info"])
+@pytest.mark.parametrize("command", ["train", "eval", "detect", "export", "convert", "demo", "info"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -1,0 +1,198 @@
+"""Trained detectors as files that need none of this network's code: each takes the bytes of pictures and detects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ssd.checkpoint import read
+from ssd.data.augmentation import EvalTransform
+from ssd.data.reading import SUFFIXES, PictureFile
+from ssd.detector import unpad
+from ssd.export import torch_formats
+from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, missing_rows
+from ssd.shapes import write_shapes
+from ssd.weights import load_weights
+from ssd_ext import DetectionOptions
+
+__all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]
+
+N_CHECKED = 8  # pictures
+
+
+class Format(NamedTuple):
+    """How a format is written and read.
+
+    Attributes:
+        suffix: of its files; what follows the last dot tells how to load it.
+        save: writes a program to a path, with its metadata.
+        load: the callable of a file, which takes and gives what `DetectionProgram` does, and its metadata.
+        modules: packages that it needs, which `pip install 'ssd-ext[<format>]'` brings.
+    """
+
+    suffix: str
+    save: Callable[[DetectionProgram, Path, Metadata], None]
+    load: Callable[[Path], tuple[Callable[[Tensor], Sequence[Tensor]], Metadata]]
+    modules: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "pt2": Format(".pt2", torch_formats.save_pt2, torch_formats.load),
+    "aoti": Format(".aoti.pt2", torch_formats.save_aoti, torch_formats.load),
+}
+
+
+class Exported:
+    """A loaded file: a callable from pictures to padded detections, as `ssd.detector.predict_padded` gives them."""
+
+    def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], metadata: Metadata) -> None:
+        self.program, self.metadata = program, metadata
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Boxes, labels, scores and counts of (B, 3, 300, 300) uint8 images."""
+        images = images.to(self.metadata.device, non_blocking=True).contiguous()
+        return tuple(self.program(as_input(images, self.metadata.input_dtype)))
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of an exported file, by its suffix."""
+    return _suffix(path) in {_suffix(format.suffix) for format in FORMATS.values()}
+
+
+def load(path: str | os.PathLike[str]) -> Exported:
+    """Loads an exported file. It is a program: load only what comes from those whom you trust.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is none of ours, or cannot run here.
+        ImportError: a package that its format needs is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    name = next((n for n, format in FORMATS.items() if _suffix(format.suffix) == _suffix(path)), None)
+    if name is None:
+        raise ValueError(f"{path}: not an exported file: these end in {', '.join(f.suffix for f in FORMATS.values())}")
+    _require(name)
+    program, metadata = FORMATS[name].load(Path(path))
+    return Exported(program, metadata)
+
+
+def export(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    format: str = "pt2",
+    options: DetectionOptions = DetectionOptions(),
+    *,
+    input_dtype: InputDtype = "uint8",
+    device: str | None = "cpu",
+    check: Sequence[str | os.PathLike[str]] | None = None,
+) -> Metadata:
+    """Writes a trained detector as one program, from the bytes of pictures to detections.
+
+    The file is loaded again and its detections compared with the network's, and only then takes its name.
+
+    Args:
+        source: see `ssd.load_weights`.
+        path: of the file, which must not exist, with the suffix of the format.
+        format: a name of `FORMATS`.
+        options: of the detection; the file fixes them.
+        input_dtype: of the images that the file takes: "uint8", or "float32" in 0..1.
+        device: that the program shall run on.
+        check: pictures to compare on, or folders that are searched for a few; by default those that the checkpoint was
+            trained on, where they still are, or else drawn shapes. Empty: nothing is compared.
+
+    Returns:
+        The metadata inside of the file.
+
+    Raises:
+        FileNotFoundError, FileExistsError, OSError: no such weights, pictures or folder; the file exists or cannot be
+            written.
+        ValueError: unknown format or suffix, no weights, or detections that differ.
+        ImportError: a package that the format needs is missing.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if input_dtype not in get_args(InputDtype):
+        raise ValueError(f"input_dtype must be one of {', '.join(get_args(InputDtype))}, got {input_dtype!r}")
+    form = FORMATS[format]
+    _require(format)
+    if _suffix(path) != _suffix(form.suffix):
+        raise ValueError(f"{path}: a file of the format {format} ends in {_suffix(form.suffix)}")
+    if path.exists():
+        raise FileExistsError(f"{path}: exists; choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder, yet {path.name} was to be written there")
+
+    model, classes = load_weights(source, device=device)
+    program = DetectionProgram(model, options)
+    metadata = Metadata(format, classes, options, input_dtype, model.priors_cxcy.device.type)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        compared = check is None or len(check) > 0
+        images = _pictures(source, check, Path(folder) / "shapes") if compared else None  # before the long work
+        temporary = Path(folder, "export", path.name)
+        temporary.parent.mkdir()
+        form.save(program, temporary, metadata)
+        if images is not None:
+            _compare(program, load(temporary), images)
+        for file in sorted(temporary.parent.iterdir(), key=lambda file: file == temporary):  # this one last
+            os.replace(file, path.parent / file.name)
+    return metadata
+
+
+def _suffix(path: str | os.PathLike[str]) -> str:
+    return "." + os.fspath(path).rpartition(".")[2].lower()
+
+
+def _require(format: str) -> None:
+    if missing := [name for name in FORMATS[format].modules if find_spec(name) is None]:
+        raise ImportError(f"{format} needs {', '.join(missing)}: pip install 'ssd-ext[{format}]'")
+
+
+def _pictures(source: str | os.PathLike[str], given: Sequence[str | os.PathLike[str]] | None, scratch: Path) -> Tensor:
+    """(n, 3, 300, 300) uint8: pictures that were given, trained on or, for want of these, drawn; at least 2."""
+    if given:
+        paths = [file for path in given for file in _few(Path(path))]
+    else:
+        settings = read(source).get("settings", {}) if Path(source).is_file() else {}
+        paths = [file for folder in settings.get("data", ()) if Path(folder).is_dir() for file in _few(Path(folder))]
+        paths = paths or _few(write_shapes(scratch, N_CHECKED, 0))
+    prepare = EvalTransform()
+    images = torch.stack([prepare(PictureFile(path)) for path in paths])
+    return images if len(images) > 1 else images.repeat(2, 1, 1, 1)
+
+
+def _few(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = list(islice((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES), N_CHECKED))
+    if not found:
+        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {path}")
+    return found
+
+
+def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> None:
+    """Raises ValueError where detections differ, in batches of one picture and of all others."""
+    first = 0
+    for batch in images.split([1, len(images) - 1]):
+        with torch.no_grad():
+            expected = unpad(*program(batch.to(program.mean.device)))
+        found = unpad(*exported(batch))
+        for i, (ours, its) in enumerate(zip(expected, found, strict=True), first):
+            top_k = program.options.top_k
+            missing, extra = missing_rows(ours, its, top_k), missing_rows(its, ours, top_k)
+            if missing or extra or len(ours[1]) != len(its[1]):
+                raise ValueError(
+                    f"the exported program differs from the network: in picture {i + 1} of {len(images)} it has "
+                    f"{len(its[1])} objects instead of {len(ours[1])}, {len(missing)} missing and {len(extra)} others"
+                )
+        first += len(batch)
