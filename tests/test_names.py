@@ -3,7 +3,7 @@
 import pytest
 from own_process import printed_by
 
-PACKAGES = ("ssd", "ssd.data", "ssd_ext", "ssd_ext.ops")
+PACKAGES = ("ssd", "ssd.data", "ssd.export", "ssd_ext", "ssd_ext.ops")
 CODE = """
 import importlib, pkgutil, sys
 package = importlib.import_module(sys.argv[1])
