@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from copy import copy
 from io import BytesIO
@@ -39,6 +40,7 @@ def quantize(path: Path, images: Tensor, metadata: Metadata) -> None:
     import nncf
     import openvino
 
+    nncf.set_log_level(logging.WARNING)  # not a line for every operation that stays float32
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # the .bin is overwritten
     model = core.read_model(path)
