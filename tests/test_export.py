@@ -159,7 +159,11 @@ def test_ties_may_come_in_any_order():
     assert missing_rows((boxes, labels, scores), swapped, OPTIONS) == []
     other = boxes + torch.tensor([0, 0, 1])[:, None], labels, scores
     assert missing_rows((boxes, labels, scores), other, OPTIONS) == [2]
-    assert missing_rows((boxes, labels, scores), other, OPTIONS._replace(top_k=3)) == []  # either of them may be the third of three
+    three = OPTIONS._replace(top_k=3)  # either of them may be the third
+    assert missing_rows((boxes, labels, scores), other, three) == []
+    overlapping = boxes + torch.tensor([0, 0, 0.1])[:, None], labels, scores  # NMS keeps one of the two
+    assert missing_rows((boxes, labels, scores), overlapping, OPTIONS) == []
+    assert missing_rows((boxes, labels, scores), overlapping, OPTIONS._replace(max_overlap=0.9)) == [2]
     assert missing_rows((boxes, labels, scores), [t[:0] for t in other], OPTIONS) == [0, 1, 2]
 
 
