@@ -353,6 +353,8 @@ def _add_export(commands) -> None:
 Classes and detection options are inside. Its detections are compared with the network's before it takes its name.
   pt2      a graph that torch loads (torch.export)
   aoti     compiled by AOTInductor for the likes of this machine; runs in C++ without Python
+  onnx     standard operators only, for ONNX Runtime and whatever else reads ONNX
+  openvino for Intel's processors: an .xml and a .bin; with --int8 the fastest there
 ssd detect and ssd eval take these files as --weights (docs/shipping.md).
 
 examples:
@@ -368,6 +370,8 @@ examples:
     help = "pictures or folders to compare on (default: those trained on, or drawn ones)"
     check.add_argument("--check", nargs="+", metavar="DATA", help=help)
     check.add_argument("--no-check", dest="check", action="store_const", const=(), help="compare nothing")
+    help = "8-bit convolutions (openvino), by the ranges they have on pictures of this folder, such as those trained on"
+    parser.add_argument("--int8", metavar="DATA", help=help)
     _add_fields(parser.add_argument_group("detections"), DRAWN)
 
 
@@ -383,6 +387,7 @@ def _export(arguments: argparse.Namespace) -> int:
         input_dtype="float32" if arguments.input == "float" else "uint8",
         device=arguments.device,
         check=arguments.check,
+        int8=arguments.int8,
     )
     print(f"wrote {out}: {len(metadata.classes)} classes: {', '.join(metadata.classes)}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from ssd.checkpoint import read
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import SUFFIXES, PictureFile
 from ssd.detector import unpad
-from ssd.export import torch_formats
+from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, missing_rows
 from ssd.shapes import write_shapes
 from ssd.weights import load_weights
@@ -26,6 +27,7 @@ from ssd_ext import DetectionOptions
 __all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]
 
 N_CHECKED = 8  # pictures
+N_CALIBRATION = 300  # as many as nncf takes by default
 
 
 class Format(NamedTuple):
@@ -36,17 +38,23 @@ class Format(NamedTuple):
         save: writes a program to a path, with its metadata.
         load: the callable of a file, which takes and gives what `DetectionProgram` does, and its metadata.
         modules: packages that it needs, which `pip install 'ssd-ext[<format>]'` brings.
+        quantize: rewrites a file in int8 by the pictures (n, 3, 300, 300) that it is given, with new metadata.
     """
 
     suffix: str
     save: Callable[[DetectionProgram, Path, Metadata], None]
     load: Callable[[Path], tuple[Callable[[Tensor], Sequence[Tensor]], Metadata]]
     modules: tuple[str, ...] = ()
+    quantize: Callable[[Path, Tensor, Metadata], None] | None = None
 
 
 FORMATS = {
     "pt2": Format(".pt2", torch_formats.save_pt2, torch_formats.load),
     "aoti": Format(".aoti.pt2", torch_formats.save_aoti, torch_formats.load),
+    "onnx": Format(".onnx", onnx.save, onnx.load, ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": Format(
+        ".xml", openvino.save, openvino.load, ("onnx", "onnxscript", "openvino", "nncf"), openvino.quantize
+    ),
 }
 
 
@@ -95,6 +103,7 @@ def export(
     input_dtype: InputDtype = "uint8",
     device: str | None = "cpu",
     check: Sequence[str | os.PathLike[str]] | None = None,
+    int8: str | os.PathLike[str] | None = None,
 ) -> Metadata:
     """Writes a trained detector as one program, from the bytes of pictures to detections.
 
@@ -109,6 +118,8 @@ def export(
         device: that the program shall run on.
         check: pictures to compare on, or folders that are searched for a few; by default those that the checkpoint was
             trained on, where they still are, or else drawn shapes. Empty: nothing is compared.
+        int8: a folder of pictures like those that will be seen, such as those trained on: the convolutions become int8
+            by the ranges they have on these, after the check, which int8 would not pass.
 
     Returns:
         The metadata inside of the file.
@@ -125,6 +136,8 @@ def export(
     if input_dtype not in get_args(InputDtype):
         raise ValueError(f"input_dtype must be one of {', '.join(get_args(InputDtype))}, got {input_dtype!r}")
     form = FORMATS[format]
+    if int8 is not None and form.quantize is None:
+        raise ValueError(f"int8 is for {', '.join(n for n, f in FORMATS.items() if f.quantize)}, not for {format}")
     _require(format)
     if _suffix(path) != _suffix(form.suffix):
         raise ValueError(f"{path}: a file of the format {format} ends in {_suffix(form.suffix)}")
@@ -144,6 +157,10 @@ def export(
         form.save(program, temporary, metadata)
         if images is not None:
             _compare(program, load(temporary), images)
+        if int8 is not None:
+            metadata = replace(metadata, precision="int8")
+            form.quantize(temporary, _read(_few(Path(int8), N_CALIBRATION)), metadata)
+            load(temporary)
         for file in sorted(temporary.parent.iterdir(), key=lambda file: file == temporary):  # this one last
             os.replace(file, path.parent / file.name)
     return metadata
@@ -166,15 +183,19 @@ def _pictures(source: str | os.PathLike[str], given: Sequence[str | os.PathLike[
         settings = read(source).get("settings", {}) if Path(source).is_file() else {}
         paths = [file for folder in settings.get("data", ()) if Path(folder).is_dir() for file in _few(Path(folder))]
         paths = paths or _few(write_shapes(scratch, N_CHECKED, 0))
-    prepare = EvalTransform()
-    images = torch.stack([prepare(PictureFile(path)) for path in paths])
+    images = _read(paths)
     return images if len(images) > 1 else images.repeat(2, 1, 1, 1)
 
 
-def _few(path: Path) -> list[Path]:
+def _read(paths: Sequence[Path]) -> Tensor:
+    prepare = EvalTransform()
+    return torch.stack([prepare(PictureFile(path)) for path in paths])
+
+
+def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = list(islice((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES), N_CHECKED))
+    found = list(islice((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES), n))
     if not found:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {path}")
     return found
@@ -188,8 +209,7 @@ def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> N
             expected = unpad(*program(batch.to(program.mean.device)))
         found = unpad(*exported(batch))
         for i, (ours, its) in enumerate(zip(expected, found, strict=True), first):
-            top_k = program.options.top_k
-            missing, extra = missing_rows(ours, its, top_k), missing_rows(its, ours, top_k)
+            missing, extra = missing_rows(ours, its, program.options), missing_rows(its, ours, program.options)
             if missing or extra or len(ours[1]) != len(its[1]):
                 raise ValueError(
                     f"the exported program differs from the network: in picture {i + 1} of {len(images)} it has "

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD, SSD300
-from ssd_ext import DetectionOptions, postprocess_detections
+from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 
 InputDtype = Literal["uint8", "float32"]
+Precision = Literal["float32", "int8"]
 
 
 def our_version() -> str:
@@ -37,6 +38,7 @@ class Metadata:
         device: type of the device that the program runs on, such as "cpu".
         input_size: side of the images in pixels.
         max_candidates: most candidates per picture that the format's detection looks at; None: all.
+        precision: of the convolutions.
         version: of this package.
     """
 
@@ -47,6 +49,7 @@ class Metadata:
     device: str = "cpu"
     input_size: int = IMAGE_SIZE
     max_candidates: int | None = None
+    precision: Precision = "float32"
     version: str = our_version()
 
     def to_json(self) -> str:
@@ -109,16 +112,18 @@ def as_input(images: Tensor, dtype: InputDtype) -> Tensor:
     return images if dtype == "uint8" else images.float() / 255
 
 
-def missing_rows(expected: Sequence[Tensor], found: Sequence[Tensor], top_k: int) -> list[int]:
+def missing_rows(expected: Sequence[Tensor], found: Sequence[Tensor], options: DetectionOptions) -> list[int]:
     """Rows of one picture's detections that are not among others: by label, to 1e-5 in score and 1e-4 in every side.
 
-    Where scores are equal the order is free, and so is which of them is the last of `top_k`.
+    Where scores are equal to 1e-5 rounding decides: which of two boxes that overlap is kept, and which is the last of
+    top_k.
 
     Args:
         expected, found: boxes (k, 4) in fractions, labels (k,), scores (k,).
     """
     boxes, labels, scores = expected
     same = (labels[:, None] == found[1]) & ((scores[:, None] - found[2]).abs() <= 1e-5)
-    same &= ((boxes[:, None] - found[0]).abs() <= 1e-4).all(dim=2)
-    sure = scores > scores[-1] + 1e-5 if len(scores) == top_k else torch.ones_like(labels, dtype=torch.bool)
+    near = ((boxes[:, None] - found[0]).abs() <= 1e-4).all(dim=2)
+    same &= near | (box_iou(boxes, found[0]) > options.max_overlap)
+    sure = scores > scores[-1] + 1e-5 if len(scores) == options.top_k else torch.ones_like(labels, dtype=torch.bool)
     return (sure & ~same.any(dim=1)).nonzero().flatten().tolist()
