@@ -135,7 +135,7 @@ def _add_machine_options(
     default = "(default: one per core, at most 4)"
     group.add_argument("--workers", type=_checked(int, not_negative), help=f"{workers} {default}")
     if bf16:
-        _add_fields(group, Settings, only=["bf16"])
+        _add_fields(group, Settings, only=["bf16", "compile"])
 
 
 def _add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:
@@ -154,9 +154,13 @@ def _open_weights(
 
     given = _given(arguments, DetectionOptions)
     if not is_exported(arguments.weights):
-        return *load_weights(arguments.weights, device=arguments.device), defaults._replace(**given)
+        model, classes = load_weights(arguments.weights, device=arguments.device)
+        if _given(arguments, Settings).get("compile"):
+            model.compile(dynamic=True)  # once, for a last batch of fewer pictures too
+        return model, classes, defaults._replace(**given)
     exported = load(arguments.weights)
-    fixed = exported.metadata.options._asdict()
+    given |= {name: True for name in ("compile",) if name in arguments}
+    fixed = exported.metadata.options._asdict() | {"compile": False}
     if arguments.device is not None:
         given["device"], fixed["device"] = arguments.device.partition(":")[0], exported.metadata.device
     for name, value in given.items():

@@ -66,6 +66,9 @@ class Settings:
     loss: Annotated[LossOptions, "see ssd_ext.multibox_loss"] = LossOptions()
     eval_every: Annotated[int, "epochs between validations, 0: about ten in a run", not_negative] = 0
     bf16: Annotated[bool | None, "bfloat16 autocast (default: where the hardware has it)"] = None
+    compile: Annotated[
+        bool, "compile the network by torch.compile: a minute or more at first, then faster, with other last bits"
+    ] = False
     seed: Annotated[int, "of the initial weights, the order of the pictures and their augmentation"] = 0
 
     def __post_init__(self) -> None:

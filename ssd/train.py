@@ -167,6 +167,8 @@ class _Run:
             shape = {"width": settings.width, "batch_norm": settings.batch_norm}
             model = initial_model(len(classes) + 1, settings.weights, **shape)
         self.model = place(model, device)
+        if settings.compile:
+            self.model.compile()
         self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict())
         self.optimizer = make_optimizer(self.model, settings)
         self.step = 0

@@ -202,6 +202,7 @@ def test_detect_and_eval_take_a_file(weights, shapes, tmp_path, capsys):
     assert "has top_k 20; leave out --top-k" in error("--top-k", "21")
     assert "has min_score 0.3; leave out --min-score" in error("--min-score", "0.2")
     assert "has clip False; leave out --clip" in error("--clip")
+    assert "has compile False; leave out --compile" in error("--compile")
     assert "has device cpu; leave out --device" in error("--device", "meta")
 
 
