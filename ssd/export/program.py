@@ -112,18 +112,34 @@ def as_input(images: Tensor, dtype: InputDtype) -> Tensor:
     return images if dtype == "uint8" else images.float() / 255
 
 
-def missing_rows(expected: Sequence[Tensor], found: Sequence[Tensor], options: DetectionOptions) -> list[int]:
-    """Rows of one picture's detections that are not among others: by label, to 1e-5 in score and 1e-4 in every side.
+def is_among(rows: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """(n, m) bool: which rows are which others, by label, to 1e-5 in score and 1e-4 in every side.
+
+    Args:
+        rows, others: boxes (n, 4) in fractions, labels (n,) and scores (n,), and the same of m.
+    """
+    return _tied(rows, others) & ((rows[0][:, None] - others[0]).abs() <= 1e-4).all(dim=2)
+
+
+def _tied(rows: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    return (rows[1][:, None] == others[1]) & ((rows[2][:, None] - others[2]).abs() <= 1e-5)
+
+
+def missing_rows(
+    expected: Sequence[Tensor], found: Sequence[Tensor], options: DetectionOptions, genuine: Tensor | None = None
+) -> list[int]:
+    """Rows of one picture's detections that are not among others, see `is_among`.
 
     Where scores are equal to 1e-5 rounding decides: which of two boxes that overlap is kept, and which is the last of
     top_k.
 
     Args:
         expected, found: boxes (k, 4) in fractions, labels (k,), scores (k,).
+        genuine: bool that broadcasts to (rows of expected, rows of found): where one may have been kept for the other;
+            None: everywhere.
     """
     boxes, labels, scores = expected
-    same = (labels[:, None] == found[1]) & ((scores[:, None] - found[2]).abs() <= 1e-5)
-    near = ((boxes[:, None] - found[0]).abs() <= 1e-4).all(dim=2)
-    same &= near | (box_iou(boxes, found[0]) > options.max_overlap)
+    instead = _tied(expected, found) & (box_iou(boxes, found[0]) > options.max_overlap)
+    same = is_among(expected, found) | (instead if genuine is None else instead & genuine)
     sure = scores > scores[-1] + 1e-5 if len(scores) == options.top_k else torch.ones_like(labels, dtype=torch.bool)
     return (sure & ~same.any(dim=1)).nonzero().flatten().tolist()
