@@ -8,7 +8,7 @@ from os import PathLike
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
@@ -128,7 +128,7 @@ def predictor(
             it is returned, and the other arguments are its own affair.
         options, bf16: see `predict_padded`.
     """
-    return partial(predict_padded, model, options=options, bf16=bf16) if isinstance(model, SSD300) else model
+    return partial(predict_padded, model, options=options, bf16=bf16) if isinstance(model, nn.Module) else model
 
 
 @torch.inference_mode()

@@ -228,6 +228,13 @@ def test_mistakes_are_named(weights, shapes, tmp_path, monkeypatch, capsys):
         export(weights, tmp_path / "x.pt2", "caffe")
     with pytest.raises(ValueError, match="input_dtype must be one of"):
         export(weights, tmp_path / "x.pt2", input_dtype="int8")
+
+    def no_compiler(*arguments, **settings):
+        raise RuntimeError("InvalidCxxCompiler: none\n\nmore")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", no_compiler)
+    message = error("--format", "aoti", "--out", tmp_path / "x.pt2")
+    assert message.endswith("aoti needs a C++ compiler that works: InvalidCxxCompiler: none\n")
     monkeypatch.setitem(FORMATS, "pt2", FORMATS["pt2"]._replace(modules=("torch", "no_such_package")))
     assert "pt2 needs no_such_package: pip install 'ssd-ext[pt2]'" in error("--out", tmp_path / "x.pt2")
     assert {path.name for path in tmp_path.iterdir()} == {"text.pt", "there.pt2"}
