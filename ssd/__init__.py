@@ -4,4 +4,12 @@ from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 
-__all__ = ["SSD300", "MultiBoxLoss", "detect"]
+__all__ = ["SSD300", "MultiBoxLoss", "accelerate", "detect"]
+
+
+def __getattr__(name: str):
+    if name == "accelerate":  # takes torchvision's models, which take a second to import
+        from ssd.acceleration import accelerate
+
+        return accelerate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
