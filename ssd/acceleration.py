@@ -22,11 +22,10 @@ def accelerate(model: nn.Module) -> nn.Module:
     """Gives a torchvision detector our loss and detection, in place; all else, its state dict too, stays as it is.
 
     Of an `SSD` (`ssd300_vgg16`, `ssdlite320_mobilenet_v3_large`) loss and detection are replaced, of a `RetinaNet`
-    detection. Calls, targets and results are torchvision's; thresholds are read from the model at each call. Losses
-    agree to a relative 1e-5, detections in labels, number and order, but where rounding decides or where torchvision
-    leaves the order open; docs/semantics.md has what differs on purpose. Scores and boxes are float32 whatever the
-    network computes in. An accelerated SSD can be exported and compiled (`fullgraph=True`) for evaluation;
-    `torch.jit.script` takes the plain model only.
+    detection. Calls, targets and results are torchvision's, thresholds are read from the model at each call, losses
+    agree to a relative 1e-5 and detections in number, labels and order, but where rounding decides: docs/semantics.md,
+    "Where an accelerated model differs". In evaluation an accelerated SSD works under `torch.export` and
+    `torch.compile(fullgraph=True)`; `torch.jit.script` takes the plain model only.
 
     Args:
         model: a torchvision `SSD` or `RetinaNet`, not wrapped; one that is accelerated already stays as it is.
@@ -157,7 +156,7 @@ class _RetinaNet(_Accelerated):
             scores = logits.float().sigmoid().flatten(1)
             image, index, score = _best_of_rows(scores, self.score_thresh, self.topk_candidates)
             anchor, label = index // n_classes, index % n_classes
-            boxes = decode_boxes(offsets[image, anchor], xy_to_cxcy(level[anchor]), *decoding)
+            boxes = decode_boxes(offsets[image, anchor], xy_to_cxcy(level[anchor].float()), *decoding)
             levels.append((image, label, score, boxes))
         image, label, score, boxes = (torch.cat(parts) for parts in zip(*levels, strict=True))
         sizes = boxes.new_tensor([(width, height, width, height) for height, width in image_shapes])

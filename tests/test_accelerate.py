@@ -181,7 +181,7 @@ def test_few_losses_differ_because_rounding_decides_which_anchor_an_object_claim
         (theirs, _), (ours, _) = (trained(model, [image], [target]) for model in models)
         a, b = (torch.stack(list(losses.values())).detach() for losses in (ours, theirs))
         differences.append(float(((a - b).abs() / b.clamp(min=1e-9)).max()))
-    assert sum(x > 1e-5 for x in differences) <= 20
+    assert sum(x > 1e-5 for x in differences) <= 30
     assert max(differences) < 0.1
 
 
@@ -259,11 +259,25 @@ def test_half_precision(dtype):
     predict(models, offsets.to(dtype), logits.to(dtype))
     with torch.autocast("cpu", dtype):
         assert_same_training(*models, images(2), targets(2, fewest=1))
-        found, theirs = (model.eval()(images(2)) for model in models[::-1])
-    for a, b in zip(found, theirs, strict=True):
+        assert_about_the_same_best(*models, images(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_retinanet(dtype):
+    models = pair(make_retinanet())
+    g, n = torch.Generator().manual_seed(4), n_anchors(models[0])
+    predict(models, torch.zeros(3, n, 4, dtype=dtype), (2 * torch.randn(3, n, 4, generator=g) - 6).to(dtype))
+    with torch.autocast("cpu", dtype):
+        assert_about_the_same_best(*models, images(3))
+
+
+def assert_about_the_same_best(plain, ours, images):
+    """The best detection of each image: torchvision's boxes are rounded to a few bits."""
+    for a, b in zip(ours.eval()(images), plain.eval()(images), strict=True):
+        assert {x.dtype for x in a.values()} == {torch.float32, torch.int64}
+        assert a["labels"][0] == b["labels"][0]
         torch.testing.assert_close(a["scores"][0], b["scores"][0].float(), rtol=1e-2, atol=0)
         torch.testing.assert_close(a["boxes"][0], b["boxes"][0].float(), rtol=2e-2, atol=1)
-        assert {x.dtype for x in a.values()} == {torch.float32, torch.int64}
 
 
 def test_nothing_is_matched_twice(monkeypatch):
