@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -130,14 +129,10 @@ class _SSD(_Accelerated):
         )
         # In fractions of the image, at which 0 and 1 cut; all images have the same anchors.
         size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
-        found = postprocess_detections(offsets, logits, xy_to_cxcy(image_anchors[0] / size), options)
-        boxes, labels, scores, counts = found
-        return [
-            {"boxes": image_boxes[:n], "scores": image_scores[:n], "labels": image_labels[:n]}
-            for image_boxes, image_scores, image_labels, n in zip(
-                boxes * size, scores, labels, _on_host(counts, self.detections_per_img), strict=True
-            )
-        ]
+        priors = xy_to_cxcy(image_anchors[0] / size)
+        boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
+        rows = zip(boxes * size, scores, labels, counts.tolist(), strict=True)
+        return [{"boxes": b[:n], "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
 
 
 class _RetinaNet(_Accelerated):
@@ -215,17 +210,6 @@ def _check_sides(boxes: list[Tensor]) -> None:
             "All bounding boxes should have positive height and width."
             f" Found invalid box {packed[row].tolist()} for target at index {image}.",
         )
-
-
-def _on_host(counts: Tensor, most: int) -> list[int]:
-    """The numbers of a (B,) tensor; a compiler is told that they lie in 0..most."""
-    compiling = torch.compiler.is_compiling()
-    with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True) if compiling else nullcontext():
-        numbers = counts.tolist()
-    for n in numbers:
-        torch._check(n >= 0)
-        torch._check(n <= most)
-    return numbers
 
 
 def _best_of_rows(scores: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

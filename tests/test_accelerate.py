@@ -219,7 +219,7 @@ CASES = {
     "one candidate of a class": ({"topk_candidates": 1}, None, 4),
     "no candidate": ({"topk_candidates": 0}, None, 0),
     "one detection": ({"detections_per_img": 1}, None, 4),
-    "other settings": ({"score_thresh": 0.2, "nms_thresh": 0.3}, None, 4),
+    "other settings": ({"score_thresh": 0.02, "nms_thresh": 0.8}, None, 4),
     "outside of the image": ({}, lambda x, s: (x + torch.tensor([500, -500, 0, 0]), s), 100),
     "huge boxes": ({}, lambda x, s: (x + torch.tensor([0, 0, 1e3, 1e3]), s), 4),
     "tiny boxes": ({}, lambda x, s: (x - torch.tensor([0, 0, 1e3, 1e3]), s), 100),
