@@ -65,23 +65,23 @@ def clustered_boxes(n: int, classes: int | None) -> Inputs:
     return Inputs(boxes, scores, None if classes is None else torch.randint(classes, (n,), generator=g))
 
 
-def trained_like(images: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Offsets (B, P, 4) and logits (B, P, C) like those of a trained SSD.
+def trained_like(images: int, classes: int, priors: Tensor = PRIORS) -> tuple[Tensor, Tensor]:
+    """Offsets (B, P, 4) and logits (B, P, C) like those of a trained SSD, for its priors (P, 4) cxcywh.
 
     Background is certain almost everywhere. The priors around each of 1 to 6 objects fire: the odds of the object's
     class against background are 1 at an IoU of 0.5 and about 1:100 at 0.31, and their offsets lead to the object.
     Some hundred candidates of an image have a score > 0.01.
     """
     g = generator(5)
-    pred_offsets = 0.5 * torch.randn(images, P, 4, generator=g)
-    logits = torch.randn(images, P, classes, generator=g)
+    pred_offsets = 0.5 * torch.randn(images, len(priors), 4, generator=g)
+    logits = torch.randn(images, len(priors), classes, generator=g)
     logits[..., 0] += 10
     for i in range(images):
         n = int(torch.randint(1, 7, (1,), generator=g))
         boxes, labels = random_boxes(n, 100 + i).clamp(0, 1), torch.randint(1, classes, (n,), generator=g)
-        overlap, which = plain.box_iou(boxes, PRIORS_XYXY).max(dim=0)
+        overlap, which = plain.box_iou(boxes, cxcy_to_xy(priors)).max(dim=0)
         near = (overlap > 0.2).nonzero()[:, 0]
-        offsets = plain.encode_boxes(boxes[which[near]], PRIORS[near], *VARIANCES)
+        offsets = plain.encode_boxes(boxes[which[near]], priors[near], *VARIANCES)
         pred_offsets[i, near] = offsets + 0.2 * torch.randn(len(near), 4, generator=g)
         odds = 24 * (overlap[near] - 0.5) + torch.randn(len(near), generator=g)
         logits[i, near, labels[which[near]]] = logits[i, near, 0] + odds

@@ -5,4 +5,12 @@ from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.weights import load_weights
 
-__all__ = ["SSD300", "MultiBoxLoss", "detect", "load_weights"]
+__all__ = ["SSD300", "MultiBoxLoss", "accelerate", "detect", "load_weights"]
+
+
+def __getattr__(name: str):
+    if name == "accelerate":  # takes torchvision's models, which take a second to import
+        from ssd.acceleration import accelerate
+
+        return accelerate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,226 @@
+"""torchvision's detectors with the loss and the detection of `ssd_ext`, in place."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, SSDMatcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.ssd import SSD
+
+from ssd.boxes import xy_to_cxcy
+from ssd.loss import pack_targets
+from ssd_ext import DetectionOptions, LossOptions, batched_nms, decode_boxes, multibox_loss, postprocess_detections
+
+
+def accelerate(model: nn.Module) -> nn.Module:
+    """Gives a torchvision detector our loss and detection, in place; all else, its state dict too, stays as it is.
+
+    Of an `SSD` (`ssd300_vgg16`, `ssdlite320_mobilenet_v3_large`) loss and detection are replaced, of a `RetinaNet`
+    detection. Calls, targets and results are torchvision's, thresholds are read from the model at each call, losses
+    agree to a relative 1e-5 and detections in number, labels and order, but where rounding decides: docs/semantics.md,
+    "Where an accelerated model differs". In evaluation an accelerated SSD works under `torch.export` and
+    `torch.compile(fullgraph=True)`; `torch.jit.script` takes the plain model only.
+
+    Args:
+        model: a torchvision `SSD` or `RetinaNet`, not wrapped; one that is accelerated already stays as it is.
+
+    Returns:
+        The same object, now of a subclass of its class.
+
+    Raises:
+        TypeError: no such model; its class, box coder, matcher or anchor generator is not torchvision's in what would
+            be replaced.
+        ValueError: the box coder weighs x and y differently, or the matcher of an SSD allows low-quality matches.
+    """
+    if isinstance(model, _Accelerated):
+        return model
+    kind = next((kind for kind in _MIXINS if isinstance(model, kind)), None)
+    if kind is None:
+        raise TypeError(f"accelerate takes torchvision's SSD or RetinaNet, got {type(model).__name__}")
+    for name in (name for name in vars(_MIXINS[kind]) if not name.startswith("_")):
+        if name in vars(model) or getattr(type(model), name) is not getattr(kind, name):
+            raise TypeError(f"{type(model).__name__} has a {name} of its own, which would be replaced")
+    _variances(model)
+    if kind is SSD:
+        _threshold(model)
+    generator = AnchorGenerator if kind is RetinaNet else DefaultBoxGenerator
+    given = type(model.anchor_generator)
+    if getattr(given, "forward", None) is not generator.forward:
+        raise TypeError(f"anchor_generator must be torchvision's {generator.__name__}, got {given.__name__}")
+    model.__class__ = _subclass(type(model))
+    return model
+
+
+class _Accelerated:
+    """Marks a model that is accelerated; pickle and deepcopy make its class anew, which no module has."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        _, _, *state = super().__reduce_ex__(max(protocol, 2))
+        return _new, (type(self).__bases__[1],), *state
+
+
+class _SSD(_Accelerated):
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None):
+        if not self.training:
+            return super().forward(images, targets)
+        torch._assert(targets is not None, "targets should not be none when in training mode")
+        for target in targets:
+            boxes = target["boxes"]
+            torch._assert(isinstance(boxes, Tensor), f"Expected target boxes to be of type Tensor, got {type(boxes)}.")
+            torch._assert(
+                boxes.dim() == 2 and boxes.shape[1] == 4,
+                f"Expected target boxes to be a tensor of shape [N, 4], got {boxes.shape}.",
+            )
+        images, targets = self.transform(images, targets)
+        _check_sides([target["boxes"] for target in targets])
+        features = self.backbone(images.tensors)
+        features = [features] if isinstance(features, Tensor) else list(features.values())
+        predictions = self.head(features)
+        # All images have the same anchors: those of the first will do.
+        anchors = self.anchor_generator(ImageList(images.tensors, images.image_sizes[:1]), features)
+        return self.eager_outputs(self.compute_loss(targets, predictions, anchors), [])
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Both losses; anchors[0] are those of every image. With `matched_idxs` it is torchvision's."""
+        if matched_idxs is not None:
+            return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        logits = head_outputs["cls_logits"]
+        packed = pack_targets([t["boxes"] for t in targets], [t["labels"] for t in targets], logits.device)
+        center_variance, size_variance = _variances(self)
+        options = LossOptions(
+            _threshold(self),
+            self.neg_to_pos_ratio,
+            "smooth_l1",
+            center_variance=center_variance,
+            size_variance=size_variance,
+        )
+        priors = xy_to_cxcy(anchors[0])
+        conf, loc, _ = multibox_loss(head_outputs["bbox_regression"], logits, *packed, priors, options, check=True)
+        return {"bbox_regression": loc, "classification": conf}
+
+    def postprocess_detections(
+        self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        offsets, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
+        height, width = image_shapes[0]
+        if any(shape != (height, width) for shape in image_shapes):
+            raise ValueError(f"SSD resizes all images to one size, got {image_shapes}")
+        center_variance, size_variance = _variances(self)
+        options = DetectionOptions(
+            self.score_thresh,
+            self.nms_thresh,
+            self.detections_per_img,
+            self.topk_candidates,
+            center_variance,
+            size_variance,
+            clip=True,
+            max_log_scale=self.box_coder.bbox_xform_clip,
+        )
+        # In fractions of the image, at which 0 and 1 cut; all images have the same anchors.
+        size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
+        priors = xy_to_cxcy(image_anchors[0] / size)
+        boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
+        rows = zip(boxes * size, scores, labels, counts.tolist(), strict=True)
+        return [{"boxes": b[:n], "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
+
+
+class _RetinaNet(_Accelerated):
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        n_images, n_classes = len(image_shapes), head_outputs["cls_logits"][0].shape[-1]
+        decoding = *_variances(self), self.box_coder.bbox_xform_clip
+        levels = []
+        for logits, offsets, level in zip(
+            head_outputs["cls_logits"], head_outputs["bbox_regression"], anchors[0], strict=True
+        ):
+            scores = logits.float().sigmoid().flatten(1)
+            image, index, score = _best_of_rows(scores, self.score_thresh, self.topk_candidates)
+            anchor, label = index // n_classes, index % n_classes
+            boxes = decode_boxes(offsets[image, anchor], xy_to_cxcy(level[anchor].float()), *decoding)
+            levels.append((image, label, score, boxes))
+        image, label, score, boxes = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        sizes = boxes.new_tensor([(width, height, width, height) for height, width in image_shapes])
+        boxes = boxes.clamp(min=0).minimum(sizes[image])
+        keep = batched_nms(boxes, score, image * n_classes + label, self.nms_thresh)
+        keep = keep[image[keep].argsort(stable=True)]  # image after image, each best first
+        counts = image[keep].bincount(minlength=n_images).tolist()
+        kept = [rows[: self.detections_per_img] for rows in keep.split(counts)]
+        return [{"boxes": boxes[rows], "scores": score[rows], "labels": label[rows]} for rows in kept]
+
+
+_MIXINS = {SSD: _SSD, RetinaNet: _RetinaNet}
+
+
+@cache
+def _subclass(base: type[nn.Module]) -> type[nn.Module]:
+    mixin = next(mixin for kind, mixin in _MIXINS.items() if issubclass(base, kind))
+    return type(f"Accelerated{base.__name__}", (mixin, base), {})
+
+
+def _new(base: type[nn.Module]) -> nn.Module:
+    accelerated = _subclass(base)
+    return accelerated.__new__(accelerated)
+
+
+def _variances(model: nn.Module) -> tuple[float, float]:
+    """Of the centres and of the sizes."""
+    coder = model.box_coder
+    if type(coder) is not BoxCoder:
+        raise TypeError(f"box_coder must be torchvision's BoxCoder, got {type(coder).__name__}")
+    x, y, width, height = coder.weights
+    if x != y or width != height:
+        raise ValueError(f"box_coder must weigh x and y, width and height alike, got weights {coder.weights}")
+    return 1 / x, 1 / width
+
+
+def _threshold(model: nn.Module) -> float:
+    """Least IoU of a positive anchor."""
+    matcher = model.proposal_matcher
+    if type(matcher) is not SSDMatcher:
+        raise TypeError(f"proposal_matcher must be torchvision's SSDMatcher, got {type(matcher).__name__}")
+    if matcher.allow_low_quality_matches:
+        raise ValueError("proposal_matcher must not allow low-quality matches")
+    return matcher.high_threshold
+
+
+def _check_sides(boxes: list[Tensor]) -> None:
+    """Raises as torchvision does for a box without width or height; asks the device once for the whole batch."""
+    packed = torch.cat(boxes)
+    degenerate = (packed[:, 2:] <= packed[:, :2]).any(dim=1)
+    if degenerate.any():
+        row = int(degenerate.nonzero()[0])
+        image = next(i for i in range(len(boxes)) if sum(map(len, boxes[: i + 1])) > row)
+        torch._assert(
+            False,
+            "All bounding boxes should have positive height and width."
+            f" Found invalid box {packed[row].tolist()} for target at index {image}.",
+        )
+
+
+def _best_of_rows(scores: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the `most` largest scores > min_score of each row, row after row and best first."""
+    row, column = (scores > min_score).nonzero(as_tuple=True)
+    passing = scores[row, column]
+    counts = row.bincount(minlength=len(scores))
+    first = counts.cumsum(0) - counts
+    # Few pass: in rows of their own they are sorted far sooner than among all.
+    padded = scores.new_full((len(scores), max(1, int(counts.max()))), -1)
+    padded[row, torch.arange(len(row), device=row.device) - first[row]] = passing
+    best = padded.topk(min(most, padded.shape[1]))
+    chosen = (first[:, None] + best.indices)[best.values >= 0]
+    return row[chosen], column[chosen], passing[chosen]
