@@ -9,7 +9,7 @@ import importlib, pkgutil, sys
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.iter_modules(package.__path__):
     full = f"{package.__name__}.{module.name}"
-    if module.name.startswith("_cpu") or module.name.startswith("_cuda"):  # libraries, no modules of Python
+    if module.name.startswith(("_cpu", "_cuda", "__main__")):  # libraries, no modules of Python; `python -m ssd`
         continue
     present = vars(package).get(module.name)
     assert present is None or present is sys.modules.get(full), full

@@ -119,8 +119,8 @@ def export(
         device: that the program shall run on.
         check: pictures to compare on, or folders that are searched for a few; by default those that the checkpoint was
             trained on, where they still are, or else drawn shapes. Empty: nothing is compared.
-        int8: a folder of pictures like those that will be seen, such as those trained on: the convolutions become int8
-            by the ranges they have on these, after the check, which int8 would not pass.
+        int8: a folder of pictures like those that will be seen, such as those trained on, of which up to 300 are read:
+            the convolutions become int8 by their ranges on these, after the check, which int8 would not pass.
 
     Returns:
         The metadata inside of the file.
