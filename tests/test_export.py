@@ -1,6 +1,7 @@
 """Exported files: one program from bytes to detections, that says what the network says, or is not there."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ssd_ext import DetectionOptions
 CLASSES = ("circle", "square", "triangle")
 OPTIONS = DetectionOptions(min_score=0.3, top_k=50)
 OURS = {name: format for name, format in FORMATS.items() if not format.modules}  # the others: test_export_onnx.py
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # cmake and ninja come from pip too
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cpp"
 
 
@@ -89,14 +91,14 @@ def test_a_file_that_takes_floats(weights, pictures, tmp_path):
         assert torch.equal(exported.program(pictures.float() / 255)[0], exported(pictures)[0])
 
 
-@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+@pytest.mark.skipif(not shutil.which("cmake", path=TOOLS), reason="no cmake")
 def test_the_cpp_example_gives_the_bits_of_python(files, pictures, tmp_path):
     """In a process without Python: the library of the ops and the package are all it loads."""
     for command in (
         ["cmake", "-G", "Ninja", "-S", EXAMPLE, "-B", tmp_path, f"-DPython_EXECUTABLE={sys.executable}"],
         ["cmake", "--build", tmp_path],
     ):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": TOOLS})
         assert done.returncode == 0, done.stdout + done.stderr
     pictures[1].numpy().tofile(tmp_path / "picture.rgb")
     library = next(Path(ssd_ext.__file__).parent.glob("_cpu*.so"))
@@ -165,6 +167,13 @@ def test_ties_may_come_in_any_order():
     assert missing_rows((boxes, labels, scores), overlapping, OPTIONS) == []
     assert missing_rows((boxes, labels, scores), overlapping, OPTIONS._replace(max_overlap=0.9)) == [2]
     assert missing_rows((boxes, labels, scores), [t[:0] for t in other], OPTIONS) == [0, 1, 2]
+
+
+def test_few_pictures_are_from_all_over_a_folder(tmp_path):
+    for i in range(10):
+        (tmp_path / f"{i}.jpg").touch()
+    assert [path.stem for path in exporting._few(tmp_path, 4)] == ["0", "3", "6", "9"]
+    assert len(exporting._few(tmp_path, 10)) == 10
 
 
 def test_what_is_compared(weights, shapes, tmp_path):

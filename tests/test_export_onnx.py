@@ -1,7 +1,4 @@
-"""ONNX and OpenVINO: the detections of ssd_ext from standard operators, at full size and in every option.
-
-They need packages that are no part of `dev`: pip install 'ssd-ext[onnx,openvino]'
-"""
+"""ONNX and OpenVINO: the detections of ssd_ext from standard operators, at full size and in every option."""
 
 import pytest
 import torch

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, get_args
@@ -162,7 +161,10 @@ def export(
             metadata = replace(metadata, precision="int8")
             form.quantize(temporary, _read(_few(Path(int8), N_CALIBRATION)), metadata)
             load(temporary)
-        for file in sorted(temporary.parent.iterdir(), key=lambda file: file == temporary):  # this one last
+        files = sorted(temporary.parent.iterdir(), key=lambda file: file == temporary)  # this one last
+        if there := [name for file in files if (name := path.parent / file.name).exists()]:
+            raise FileExistsError(f"{there[0]}: exists; choose another name")
+        for file in files:
             os.replace(file, path.parent / file.name)
     return metadata
 
@@ -196,10 +198,10 @@ def _read(paths: Sequence[Path]) -> Tensor:
 def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = list(islice((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES), n))
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {path}")
-    return found
+    return found[:: -(-len(found) // n)]
 
 
 def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> None:
