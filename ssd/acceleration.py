@@ -131,8 +131,9 @@ class _SSD(_Accelerated):
         size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
         priors = xy_to_cxcy(image_anchors[0] / size)
         boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
-        rows = zip(boxes * size, scores, labels, counts.tolist(), strict=True)
-        return [{"boxes": b[:n], "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
+        rows = zip(boxes, scores, labels, counts.tolist(), strict=True)
+        # Multiplied last: the compiler of torch 2.11 cannot cut a product to a number of rows that the data decide.
+        return [{"boxes": b[:n] * size, "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
 
 
 class _RetinaNet(_Accelerated):
