@@ -105,8 +105,8 @@ class _SSD(_Accelerated):
             center_variance=center_variance,
             size_variance=size_variance,
         )
-        priors = xy_to_cxcy(anchors[0])
-        conf, loc, _ = multibox_loss(head_outputs["bbox_regression"], logits, *packed, priors, options, check=True)
+        inputs = head_outputs["bbox_regression"], logits, *packed, xy_to_cxcy(anchors[0])
+        conf, loc, _ = multibox_loss(*inputs, options, priors_xyxy=anchors[0], check=True)
         return {"bbox_regression": loc, "classification": conf}
 
     def postprocess_detections(

@@ -74,7 +74,10 @@ def save_inputs(ctx, inputs: tuple, output) -> None:
 
 
 def _flat(function: Callable, typed: Callable) -> Callable:
-    """The function, taking one by one the fields of every parameter that `typed` declares as a named tuple."""
+    """The function, taking one by one the fields of every parameter that `typed` declares as a named tuple.
+
+    Arguments that equal their defaults may be missing at the end: the dispatcher leaves them out.
+    """
     hints = get_type_hints(typed)
     result = hints.pop("return")
     tuples = [hint if hasattr(hint, "_fields") else None for hint in hints.values()]
@@ -83,15 +86,25 @@ def _flat(function: Callable, typed: Callable) -> Callable:
     types: dict[str, Any] = {}
     for (name, hint), fields in zip(hints.items(), tuples, strict=True):
         types |= get_type_hints(fields) if fields else {name: hint}
+    defaults = {name: p.default for name, p in inspect.signature(typed).parameters.items()}
 
     @functools.wraps(function)
     def flat(*args):
         rest = iter(args)
-        return function(*(fields(*islice(rest, len(fields._fields))) if fields else next(rest) for fields in tuples))
+        whole = [
+            fields(*islice(rest, len(fields._fields))) if fields else next(rest, defaults[name])
+            for name, fields in zip(hints, tuples, strict=True)
+        ]
+        return function(*whole)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
-        inspect.Parameter(name, kind, annotation=str if get_origin(hint) is Literal else hint)
+        inspect.Parameter(
+            name,
+            kind,
+            default=defaults.get(name, inspect.Parameter.empty),
+            annotation=str if get_origin(hint) is Literal else hint,
+        )
         for name, hint in types.items()
     ]
     flat.__signature__ = inspect.Signature(parameters, return_annotation=result)

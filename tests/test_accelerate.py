@@ -18,7 +18,6 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from ssd import accelerate
-from ssd.boxes import cxcy_to_xy, xy_to_cxcy
 from ssd.priors import PRESETS, make_priors
 
 RATIOS, STEPS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]], [8, 16, 32, 64, 100, 300]
@@ -39,13 +38,6 @@ class Maps(nn.Module):
     def forward(self, x):
         sizes = [(n, n) for n in self.sizes] + [[-(-side // s) for side in x.shape[-2:]] for s in self.strides]
         return {str(i): x.new_zeros(len(x), 1, *size) for i, size in enumerate(sizes)}
-
-
-class RoundedAgain(DefaultBoxGenerator):
-    """The anchors by way of centre and size, in which ours takes them: some corners are another in the last digit."""
-
-    def forward(self, image_list, feature_maps):
-        return [cxcy_to_xy(xy_to_cxcy(anchors)) for anchors in super().forward(image_list, feature_maps)]
 
 
 class Given(nn.Module):
@@ -162,27 +154,13 @@ def assert_same_detections(plain, ours, images):
 
 
 def test_losses_and_gradients_of_100_batches():
-    """To anchors that lie within an object or contain it, its IoU is the same but for rounding."""
+    """Anchors within an object, or around it, overlap it equally but for rounding: theirs are matched to the bit."""
     models = pair(make_ssd())
-    models[0].anchor_generator.__class__ = RoundedAgain
     g = torch.Generator().manual_seed(3)
     everything = images(200), targets(200)
     for i in range(0, 200, 2):
         predict(models, torch.randn(2, 8732, 4, generator=g), 3 * torch.randn(2, 8732, 21, generator=g))
         assert_same_training(*models, *(x[i : i + 2] for x in everything))
-
-
-def test_few_losses_differ_because_rounding_decides_which_anchor_an_object_claims():
-    models = pair(make_ssd())
-    g = torch.Generator().manual_seed(3)
-    differences = []
-    for image, target in zip(images(200), targets(200), strict=True):
-        predict(models, torch.randn(1, 8732, 4, generator=g), 3 * torch.randn(1, 8732, 21, generator=g))
-        (theirs, _), (ours, _) = (trained(model, [image], [target]) for model in models)
-        a, b = (torch.stack(list(losses.values())).detach() for losses in (ours, theirs))
-        differences.append(float(((a - b).abs() / b.clamp(min=1e-9)).max()))
-    assert sum(x > 1e-5 for x in differences) <= 30
-    assert max(differences) < 0.1
 
 
 def test_detections_of_100_batches():
@@ -402,8 +380,6 @@ def test_forward_of_the_network(name):
     n = NETWORKS[name][2]
     found, _ = assert_same_detections(*models, images(n))
     assert found > 30
-    if isinstance(models[0], SSD):
-        models[0].anchor_generator.__class__ = RoundedAgain
     theirs, ours = (model.train()(images(n), few_targets()[:n]) for model in models)
     for part, loss in ours.items():
         torch.testing.assert_close(loss, theirs[part], rtol=1e-5, atol=0)

@@ -322,6 +322,7 @@ def test_autocast_changes_nothing(device):
         ("loc_loss", {"options": LossOptions(loc_loss="l2")}),
         ("matching", {"options": LossOptions(matching="best")}),
         ("neg_pos_ratio", {"options": LossOptions(neg_pos_ratio=-1)}),
+        ("priors_xyxy must be", {"priors_xyxy": torch.zeros(3, 4)}),
         ("min_negatives", {"options": LossOptions(min_negatives=-1)}),
         ("variances", {"options": LossOptions(center_variance=0.0)}),
     ],

@@ -227,6 +227,10 @@ void launch_match_priors(const scalar_t* boxes, const int32_t* row_splits, const
   }
 }
 
+template void launch_match_priors<Box<float>>(const float*, const int32_t*, const float*, int32_t*, int64_t, int64_t,
+                                              int64_t, double, bool, const Tensor&, cudaStream_t);
+template void launch_match_priors<Box<double>>(const double*, const int32_t*, const double*, int32_t*, int64_t, int64_t,
+                                               int64_t, double, bool, const Tensor&, cudaStream_t);
 template void launch_match_priors<CenterBox<float>>(const float*, const int32_t*, const float*, int32_t*, int64_t,
                                                     int64_t, int64_t, double, bool, const Tensor&, cudaStream_t);
 template void launch_match_priors<CenterBox<double>>(const double*, const int32_t*, const double*, int32_t*, int64_t,

@@ -110,8 +110,11 @@ std::vector<ImageLoss> losses_of_images(const LossInputs& inputs, const LossOpti
   auto* const selected_data = selected.mutable_data_ptr<bool>();
 
   const std::vector<Box<T>> objects = load_boxes<T>(targets.boxes, targets.n_objects);
-  const Matcher<T> matcher([&](int64_t p) { return corners(load_row<CenterBox<T>>(targets.priors, p)); }, n_priors,
-                           options.threshold, options.bipartite);
+  const T* const given_corners = inputs.priors_xyxy ? inputs.priors_xyxy->const_data_ptr<T>() : nullptr;
+  const auto corners_of = [&](int64_t p) {
+    return given_corners ? load_box<T>(given_corners, p) : corners(load_row<CenterBox<T>>(targets.priors, p));
+  };
+  const Matcher<T> matcher(corners_of, n_priors, options.threshold, options.bipartite);
   const int64_t tiles = (n_priors + kLogitRows - 1) / kLogitRows;  // of an image
   const double tile_nanoseconds = static_cast<double>(kLogitRows * targets.n_classes) * kLogitNanoseconds;
   const double image_nanoseconds =
@@ -248,7 +251,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ssd_ext, m) {
   m.def(
       "multibox_loss(Tensor pred_offsets, Tensor pred_logits, Tensor boxes, Tensor labels, Tensor row_splits, "
       "Tensor priors_cxcywh, float threshold, float neg_pos_ratio, str loc_loss, str matching, int min_negatives, "
-      "float center_variance, float size_variance) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float center_variance, float size_variance, Tensor? priors_xyxy=None) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "multibox_loss_backward(Tensor grad_conf, Tensor grad_loc, Tensor pred_offsets, Tensor pred_logits, Tensor "
       "boxes, Tensor labels, Tensor row_splits, Tensor priors_cxcywh, Tensor match, Tensor selected, Tensor n_pos, "

@@ -131,9 +131,15 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     const Targets<T> targets(inputs, outputs.match, options.variances);
-    launch_match_priors<CenterBox<T>>(targets.boxes, targets.row_splits, targets.priors,
-                                      outputs.match.mutable_data_ptr<int32_t>(), n_images, targets.n_objects,
-                                      n_priors, options.threshold, options.bipartite, logits, stream);
+    const auto match = [&](auto launch_match, const T* priors) {
+      launch_match(targets.boxes, targets.row_splits, priors, outputs.match.mutable_data_ptr<int32_t>(), n_images,
+                   targets.n_objects, n_priors, options.threshold, options.bipartite, logits, stream);
+    };
+    if (inputs.priors_xyxy) {
+      match(&launch_match_priors<Box<T>, T>, inputs.priors_xyxy->const_data_ptr<T>());
+    } else {
+      match(&launch_match_priors<CenterBox<T>, T>, targets.priors);
+    }
 
     const Scratch<T> ce(logits, n_rows);
     dispatch_row_tile<scalar_t>(targets.n_classes, [&](auto tile_bytes, int tile_rows) {

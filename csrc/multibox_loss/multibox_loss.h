@@ -9,6 +9,7 @@
 #include <torch/headeronly/macros/Macros.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -25,12 +26,16 @@ struct LossOptions {
 
 struct LossInputs {
   Tensor pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh;
+  std::optional<Tensor> priors_xyxy;  // of the forward: what matching takes for their corners
 };
 
 inline LossInputs contiguous(const LossInputs& x) {
+  std::optional<Tensor> corners;
+  if (x.priors_xyxy) corners = torch::stable::contiguous(*x.priors_xyxy);
   return {torch::stable::contiguous(x.pred_offsets), torch::stable::contiguous(x.pred_logits),
           torch::stable::contiguous(x.boxes),        torch::stable::contiguous(x.labels),
-          torch::stable::contiguous(x.row_splits),   torch::stable::contiguous(x.priors_cxcywh)};
+          torch::stable::contiguous(x.row_splits),   torch::stable::contiguous(x.priors_cxcywh),
+          corners};
 }
 
 // What the backward takes besides the inputs.
@@ -64,6 +69,10 @@ inline void check_loss_inputs(const LossInputs& x) {
   check_same_device(x.pred_logits, "pred_logits", x.boxes, "boxes");
   check_same_device(x.pred_logits, "pred_logits", x.labels, "labels");
   check_same_device(x.pred_logits, "pred_logits", x.row_splits, "row_splits");
+  if (!x.priors_xyxy) return;
+  check_boxes_alike(x.priors_cxcywh, "priors_cxcywh", *x.priors_xyxy, "priors_xyxy");
+  STD_TORCH_CHECK(x.priors_xyxy->size(0) == n_priors, "priors_xyxy must have ", n_priors, " rows, got ",
+                  shape_of(*x.priors_xyxy));
 }
 
 inline void check_loss_results(const LossResults& results, const Tensor& pred_logits) {
@@ -123,8 +132,8 @@ template <LossForward kForward, LossBackward kBackward, typename... Options>
 struct BoxedLoss<kForward, kBackward, LossOptions(Options...)> {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
       const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
-      const Tensor& row_splits, const Tensor& priors_cxcywh, Options... options) {
-    const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
+      const Tensor& row_splits, const Tensor& priors_cxcywh, Options... options, std::optional<Tensor> priors_xyxy) {
+    const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh, priors_xyxy};
     check_loss_inputs(inputs);
     const LossOutputs out = kForward(inputs, loss_options(options...));
     return {out.conf_loss, out.loc_loss, out.n_pos, out.match, out.selected};
@@ -134,7 +143,7 @@ struct BoxedLoss<kForward, kBackward, LossOptions(Options...)> {
                                 const Tensor& pred_logits, const Tensor& boxes, const Tensor& labels,
                                 const Tensor& row_splits, const Tensor& priors_cxcywh, const Tensor& match,
                                 const Tensor& selected, const Tensor& n_pos, Options... options) {
-    const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh};
+    const LossInputs inputs = {pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh, std::nullopt};
     const LossResults results = {grad_conf, grad_loc, match, selected, n_pos};
     check_loss_inputs(inputs);
     check_loss_results(results, pred_logits);

@@ -51,6 +51,7 @@ def multibox_loss(
     priors_cxcywh: Tensor,
     options: LossOptions = LossOptions(),
     *,
+    priors_xyxy: Tensor | None = None,
     check: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The SSD training loss of a batch: matching, encoding, cross entropy with hard negatives, localisation.
@@ -70,6 +71,8 @@ def multibox_loss(
         row_splits: (B + 1,) int32; image i owns the rows row_splits[i]:row_splits[i + 1].
         priors_cxcywh: (P, 4) cxcywh.
         options: see `LossOptions`.
+        priors_xyxy: (P, 4), the corners that matching takes for those of the priors, where they are known to the bit:
+            priors that lie in an object overlap it equally, but for a rounding. None: computed from `priors_cxcywh`.
         check: check the values of labels and row_splits on CUDA too, at the price of a copy to the host.
 
     Returns:
@@ -86,14 +89,18 @@ def multibox_loss(
     check_row_splits(row_splits, len(boxes), batch=len(pred_logits), check=check)
     _check_labels(labels, row_splits, len(boxes), pred_logits.shape[-1], check)
     batch = Batch(pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh)
-    check_devices(**batch._asdict())
+    check_devices(**batch._asdict(), **({} if priors_xyxy is None else {"priors_xyxy": priors_xyxy}))
+    if priors_xyxy is not None and (priors_xyxy.shape != priors_cxcywh.shape or not priors_xyxy.is_floating_point()):
+        expected = f"{tuple(priors_cxcywh.shape)} floating as priors_cxcywh is"
+        raise ValueError(f"priors_xyxy must be {expected}, got {describe(priors_xyxy)}")
     check_options(options, _CHOICES, "neg_pos_ratio", "min_negatives")
     # Boxes and priors in the dtype of the arithmetic; of the predictions only float64 needs the other one to follow.
     dtype = compute_dtype(pred_offsets, pred_logits)
     batch = batch._replace(boxes=boxes.to(dtype), priors_cxcywh=priors_cxcywh.to(dtype))
     if dtype == torch.float64:
         batch = _in_compute_dtype(batch)
-    conf_loss, loc_loss, n_pos, _, _ = torch.ops.ssd_ext.multibox_loss(*batch, *options)
+    corners = None if priors_xyxy is None else priors_xyxy.to(dtype)
+    conf_loss, loc_loss, n_pos, _, _ = torch.ops.ssd_ext.multibox_loss(*batch, *options, corners)
     return conf_loss, loc_loss, n_pos
 
 
@@ -174,7 +181,7 @@ def multibox_loss_backward_plain(
     return to_offsets.to(dtypes[0]), to_logits.to(dtypes[1])
 
 
-def _fake(batch: Batch, options: LossOptions) -> tuple[Tensor, ...]:
+def _fake(batch: Batch, options: LossOptions, priors_xyxy: Tensor | None) -> tuple[Tensor, ...]:
     dtype, shape = compute_dtype(batch.pred_offsets, batch.pred_logits), batch.pred_logits.shape[:2]
     new = batch.pred_logits.new_empty
     n_pos, match, selected = new((), dtype=torch.int64), new(shape, dtype=torch.int32), new(shape, dtype=torch.bool)
@@ -185,20 +192,23 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     n_tensors = len(Batch._fields)
     _, _, n_pos, match, selected = output
     ctx.save_for_backward(*inputs[:n_tensors], *Matched(match, selected, n_pos))
-    ctx.options = inputs[n_tensors:]
+    ctx.options = inputs[n_tensors : n_tensors + len(LossOptions._fields)]
 
 
 def _backward(ctx, grad_conf: Tensor, grad_loc: Tensor, *_) -> tuple[Tensor | None, ...]:
     grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *ctx.options)
-    return (*grads, *(None,) * (len(Batch._fields) - len(grads) + len(ctx.options)))
+    n_inputs = len(Batch._fields) + len(LossOptions._fields) + 1  # priors_xyxy
+    return (*grads, *(None,) * (n_inputs - len(grads)))
 
 
 @op(fake=_fake, backward=_backward, save=_save)
-def multibox_loss_plain(batch: Batch, options: LossOptions) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def multibox_loss_plain(
+    batch: Batch, options: LossOptions, priors_xyxy: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """conf_loss, loc_loss and n_pos, then match and selected for the backward. Sums over the batch are in float64."""
     batch = _in_compute_dtype(batch)
     dtype, priors = batch.pred_logits.dtype, batch.priors_cxcywh
-    corners = cxcywh_to_xyxy(priors)
+    corners = cxcywh_to_xyxy(priors) if priors_xyxy is None else priors_xyxy
     match = match_priors_plain(batch.boxes, batch.row_splits, corners, options.threshold, options.matching)
     true_boxes, true_classes = _targets(batch, match)
     positive = match >= 0
