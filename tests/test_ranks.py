@@ -83,7 +83,7 @@ def test_a_stopped_run_of_two_is_resumed_by_one(training, alone, tmp_path, how):
         time.sleep(0.05)
     pids = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not pids.exists():
-        pytest.skip("no /proc")
+        pytest.skip("the processes of torchrun are found in /proc, as Linux has it")
     workers = list(map(int, pids.read_text().split()))
     assert len(workers) == 2
     if how == "a killed process":

@@ -113,7 +113,8 @@ class BoxDataset(ABC, Dataset):
             for index, name, box, difficult, crowd in objects:
                 if name not in labels:
                     raise ValueError(f"{annotation}: unknown class {name!r}; the classes are {self.classes}")
-                if fault := self._fault(box, height, width):
+                fault = self._fault(box, height, width) if all(map(math.isfinite, box)) else "not finite"
+                if fault:
                     self.dropped.append(Dropped(annotation, index, name, box, fault))
                 elif keep_crowds if crowd else keep_difficult or not difficult:
                     x0, y0, x1, y1 = self._edges(box, height, width)
@@ -150,10 +151,8 @@ class BoxDataset(ABC, Dataset):
 
     @classmethod
     def _fault(cls, box: Sequence[float], height: int, width: int) -> str | None:
-        """Why a box as written in a file is unusable, or None."""
+        """Why a box of finite numbers as written in a file is unusable, or None."""
         x0, y0, x1, y1 = cls._edges(box, height, width)
-        if not all(map(math.isfinite, box)):
-            return "not finite"
         if x1 <= x0 or y1 <= y0:
             return "no width or height"
         if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:

@@ -70,9 +70,9 @@ def _check_scored_boxes(boxes: Tensor, scores: Tensor) -> None:
 
 
 def suppresses(boxes1: Tensor, idxs1: Tensor, boxes2: Tensor, idxs2: Tensor, iou_threshold: float) -> Tensor:
-    """(..., N, M) bool: box n, if kept, suppresses box m."""
+    """(..., N, M) bool: box n, if kept, suppresses box m. The threshold is `rounded_down` to the dtype of the boxes."""
     iou = overlap(boxes1[..., :, None, :], boxes2[..., None, :, :])[0]
-    return (idxs1[..., :, None] == idxs2[..., None, :]) & (iou > rounded_down(iou_threshold, iou.dtype))
+    return (idxs1[..., :, None] == idxs2[..., None, :]) & (iou > iou_threshold)
 
 
 def greedy(suppresses: Tensor, alive: Tensor) -> Tensor:
@@ -105,6 +105,7 @@ def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold
     # Class after class, so that a band concerns only the rest of its last class: linear in the classes.
     order = by_score[idxs[by_score].argsort(stable=True)]
     boxes, idxs = boxes.to(compute_dtype(boxes))[order], idxs[order]
+    iou_threshold = rounded_down(iou_threshold, boxes.dtype)
     ends = torch.searchsorted(idxs, idxs, right=True)  # where the class of each box ends
     alive = torch.ones_like(idxs, dtype=torch.bool)
     for start in range(0, len(order), NMS_BAND):

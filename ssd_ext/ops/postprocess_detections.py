@@ -7,9 +7,10 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, rounded_down
 from ssd_ext._checks import check_devices, check_options, check_predictions, choices_of
 from ssd_ext._op import op
+from ssd_ext._order import best_first
 from ssd_ext.ops.box_coding import decode_boxes_plain
 from ssd_ext.ops.nms import NMS_BAND, greedy, suppresses
 
@@ -92,12 +93,13 @@ def _detect(
     # In the order of image, class and prior: the stable sorts break ties by it.
     image, label, prior = passing.nonzero(as_tuple=True)
     score = scores[image, label, prior]
-    order = score.argsort(descending=True, stable=True)
+    order = best_first(score)
     order = order[image[order].argsort(stable=True)]
     count = passing.sum(dim=(1, 2))
     first = count.cumsum(0) - count
     band = min(NMS_BAND, int(count.max()))
     decoding = options.center_variance, options.size_variance, options.max_log_scale
+    max_overlap = rounded_down(options.max_overlap, torch.float32)
     each = torch.arange(len(scores), device=scores.device)[:, None]
 
     boxes, kept_scores = scores.new_zeros(len(scores), 0, 4), scores.new_zeros(len(scores), 0)
@@ -114,8 +116,8 @@ def _detect(
         if options.clip:
             band_boxes = band_boxes.clamp(0, 1) + 0.0  # -0 + 0 = 0
         band_labels = label[at] + 1
-        alive &= ~suppresses(boxes, labels, band_boxes, band_labels, options.max_overlap).any(dim=1)
-        keep = greedy(suppresses(band_boxes, band_labels, band_boxes, band_labels, options.max_overlap), alive)
+        alive &= ~suppresses(boxes, labels, band_boxes, band_labels, max_overlap).any(dim=1)
+        keep = greedy(suppresses(band_boxes, band_labels, band_boxes, band_labels, max_overlap), alive)
 
         labels = torch.cat([labels, torch.where(keep, band_labels, 0)], dim=1)
         front = (labels == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, : options.top_k]
