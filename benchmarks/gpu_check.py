@@ -127,7 +127,7 @@ def benchmark_steps(gpu: bool, out: Path) -> list[Step]:
 
 def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
     """The demo, and the README's training on the BCCD pictures; a training that was cut off is resumed."""
-    ssd, run = [PYTHON, "-m", "ssd.cli"], out / "bccd"
+    ssd, run = [PYTHON, "-m", "ssd"], out / "bccd"
     small = []
     if not gpu:
         few = "import sys, ssd.cli, ssd.demo; ssd.demo.N_TRAIN = ssd.demo.N_TEST = 16; sys.exit(ssd.cli.main())"

@@ -47,7 +47,7 @@ def test_train_resume_eval(shapes, tmp_path, capsys):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_ctrl_c_in_a_terminal_saves_and_resumes(shapes, tmp_path, workers):
     """The signal goes to the whole process group, loader workers included, as from a terminal."""
-    command = [sys.executable, "-m", "ssd.cli", "train", str(shapes), "--out", str(tmp_path / "run"), "--epochs", "400"]
+    command = [sys.executable, "-m", "ssd", "train", str(shapes), "--out", str(tmp_path / "run"), "--epochs", "400"]
     command += ["--width", "0.01", "--batch-size", "2", "--device", "cpu", "--workers", workers]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         while b"images/s" not in process.stderr.read1():  # in the bar, after some steps

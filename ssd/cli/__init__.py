@@ -1,0 +1,42 @@
+"""The command line: ssd train | eval | detect | export | convert | demo | info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ssd.cli.detection import add_detect
+from ssd.cli.evaluation import add_eval
+from ssd.cli.information import add_info
+from ssd.cli.training import add_demo, add_train
+from ssd.cli.weights import add_convert, add_export
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0 when done, 1 if some pictures failed, 2 for wrong input, 130 for Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"ssd {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssd",
+        description="Train, evaluate and run SSD300 object detectors.",
+        epilog="Start with `ssd demo`; then `ssd train --help` tells how to train on your own pictures.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_train(commands)
+    add_eval(commands)
+    add_detect(commands)
+    add_export(commands)
+    add_convert(commands)
+    add_demo(commands)
+    add_info(commands)
+    return parser

@@ -1,0 +1,137 @@
+"""What several commands share: flags made from options, and the weights that they name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from ssd.settings import VARIANCES, Settings, not_negative, positive
+from ssd_ext import DetectionOptions, LossOptions
+
+if TYPE_CHECKING:  # `ssd --help` imports none of them
+    from ssd import SSD300
+    from ssd.export import Exported
+
+DRAWN = DetectionOptions(min_score=0.2)
+WEIGHTS = (
+    "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
+)
+
+
+def command(commands, run: Callable, summary: str, description: str | None = None) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    name = run.__name__.removeprefix("_")
+    parser = commands.add_parser(name, help=summary, description=description, formatter_class=raw)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def checked(kind: type, *checks: Callable[[Any], None]) -> Callable[[str], Any]:
+    """A type of argparse whose errors say what is wrong."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        try:
+            for check in checks:
+                check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where the text is no such number
+    return parse
+
+
+def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> None:
+    """One flag for each field of `Settings` or of a named tuple of options, from the field's type, default and meaning.
+
+    A flag that is not given is absent from the parsed arguments, so that no value stands for "not given".
+
+    Args:
+        parser: a parser or a group of one.
+        options: `Settings`, or the named tuple, whose values are the defaults.
+        only: these fields; by default all.
+        defaults: other defaults to tell of.
+    """
+    hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
+    for name in only or [n for n in hints if n not in VARIANCES and n != "data"]:
+        kind, text, *checks = get_args(hints[name])
+        default = (defaults or {}).get(name, getattr(options, name))
+        if isinstance(default, LossOptions):
+            add_fields(parser, default)
+            continue
+        flag = name.replace("_", "-")
+        if default is not None and default is not False:
+            text += f" (default: {default})"
+        settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+        if kind is bool and default is False:
+            settings["action"] = "store_true"
+        elif kind is bool:
+            flag, settings["action"], settings["help"] = f"no-{flag}", "store_false", f"no {text}"
+        elif get_origin(kind) is Literal:
+            settings["choices"] = get_args(kind)
+        elif name == "classes":
+            settings |= {"type": class_names, "help": f"{text}, separated by commas, or a file of one per line"}
+        elif get_origin(kind) is tuple:
+            settings |= {"nargs": "+", "metavar": "DATA"}
+        else:
+            settings["type"] = checked(kind, *checks)
+        parser.add_argument(f"--{flag}", **settings)
+
+
+def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]:
+    """The fields of the options that have a flag on the command line."""
+    return {name: value for name, value in vars(arguments).items() if name in get_type_hints(options)}
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
+    return tuple(name.strip() for name in lines if name.strip())
+
+
+def add_machine_options(
+    parser: argparse.ArgumentParser, *, workers: str = "processes that read pictures", bf16: bool = True
+) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    default = "(default: one per core, at most 4)"
+    group.add_argument("--workers", type=checked(int, not_negative), help=f"{workers} {default}")
+    if bf16:
+        add_fields(group, Settings, only=["bf16", "compile"])
+
+
+def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:
+    group = parser.add_argument_group("detections")
+    pictures = "pictures per forward pass (default: %(default)s)"
+    group.add_argument("--batch-size", type=checked(int, positive), default=8, help=pictures)
+    add_fields(group, defaults)
+
+
+def open_weights(
+    arguments: argparse.Namespace, defaults: DetectionOptions
+) -> tuple[SSD300 | Exported, tuple[str, ...], DetectionOptions]:
+    """What detects, its classes, and the options: those on the command line, or those that --weights has fixed."""
+    from ssd import load_weights
+    from ssd.export import is_exported, load
+
+    given = fields_given(arguments, DetectionOptions)
+    if not is_exported(arguments.weights):
+        model, classes = load_weights(arguments.weights, device=arguments.device)
+        if fields_given(arguments, Settings).get("compile"):
+            model.compile(dynamic=True)  # once, for a last batch of fewer pictures too
+        return model, classes, defaults._replace(**given)
+    exported = load(arguments.weights)
+    given |= {name: True for name in ("compile",) if name in arguments}
+    fixed = exported.metadata.options._asdict() | {"compile": False}
+    if arguments.device is not None:
+        given["device"], fixed["device"] = arguments.device.partition(":")[0], exported.metadata.device
+    for name, value in given.items():
+        if value != fixed[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{arguments.weights}: has {name} {fixed[name]}; leave out {flag}, or export it anew")
+    return exported, exported.metadata.classes, exported.metadata.options

@@ -1,0 +1,47 @@
+"""ssd info."""
+
+from __future__ import annotations
+
+import argparse
+
+from ssd.cli.arguments import add_fields, command
+from ssd.settings import Settings
+
+
+def add_info(commands) -> None:
+    parser = command(
+        commands,
+        _info,
+        "versions and kernels of this installation, or what a data set holds",
+        """Without DATA: versions, and which kernels are compiled for which device. With DATA: its pictures and objects,
+how large these are and how many of them no prior fits, and what is left out.
+
+examples:
+  ssd info my_pictures
+  ssd info my_pictures --speed       how many pictures a core prepares, hence how many cores a GPU would need""",
+    )
+    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
+    parser.add_argument("--speed", action="store_true", help="measure the reading of DATA, for about 10 seconds")
+    add_fields(parser, Settings, ["augment"])
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    if not arguments.data:
+        if arguments.speed:
+            raise ValueError("--speed measures the reading of DATA: name at least one folder")
+        import ssd_ext
+
+        print(ssd_ext.info())
+        return 0
+    from ssd.data import AUGMENTATIONS, open_dataset
+    from ssd.data.fit import describe_fit
+    from ssd.data.speed import measure_speed
+
+    dataset = open_dataset(arguments.data)
+    print(f"{len(dataset)} pictures, {', '.join(f'{n} {name}' for name, n in dataset.counts.items())}")
+    print("\n".join(describe_fit(dataset)))
+    print("\n".join(map(str, dataset.dropped)), end="\n" if dataset.dropped else "")
+    if arguments.speed:
+        print("by the CPU time of one core:")
+        print(measure_speed(dataset, AUGMENTATIONS[getattr(arguments, "augment", Settings.augment)]()))
+    return 0

@@ -1,0 +1,79 @@
+"""ssd train and ssd demo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssd.cli.arguments import add_fields, add_machine_options, command, fields_given
+from ssd.settings import Settings
+from ssd_ext import LossOptions
+
+
+def add_train(commands) -> None:
+    parser = command(
+        commands,
+        _train,
+        "train a detector on folders of pictures",
+        """Train SSD300 on your pictures and leave last.pt, best.pt and curve.png in the folder --out.
+
+DATA is a folder of one of these layouts, as labelling tools export them:
+  Pascal VOC  JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ...
+  COCO        annotations/instances_train.json and the pictures in train/ or images/train/; or
+              train/_annotations.coco.json beside its pictures; or a JSON file in place of a folder
+  YOLO        images/train/*.jpg or train/images/*.jpg, the same with labels/*.txt, and data.yaml or classes.txt
+Without splits a tenth of the pictures is held out for validation. Several folders are trained on together.
+
+examples:
+  ssd train my_pictures --out run --weights imagenet        downloads VGG16 weights: best for few pictures
+  ssd train my_pictures --out run --batch-norm --lr 1e-2 --schedule onecycle       from scratch, offline
+  ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
+  ssd train --out run --resume                              go on after Ctrl-C, as if never stopped""",
+    )
+    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
+    add_fields(parser.add_argument_group("settings of the run"), Settings)
+    add_machine_options(parser, bf16=False)  # which is a setting of the run
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from ssd.train import BEST, LAST, train
+
+    loss = fields_given(arguments, LossOptions)
+    given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}
+    if arguments.resume:
+        if arguments.data or given or loss:
+            extra = ["DATA"] * bool(arguments.data) + [f"--{name.replace('_', '-')}" for name in {**given, **loss}]
+            raise ValueError(f"--resume continues with the settings of the run; leave out {', '.join(extra)}")
+        settings = None
+    elif not arguments.data:
+        raise ValueError("name at least one DATA folder (or --resume a run)")
+    else:
+        settings = Settings(tuple(arguments.data), **given, loss=LossOptions(**loss))
+    train(settings, arguments.out, resume=arguments.resume, device=arguments.device, workers=arguments.workers)
+    print(f"wrote {Path(arguments.out) / BEST}, {LAST} and curve.png")
+    return 0
+
+
+def add_demo(commands) -> None:
+    from ssd.demo import CPU_WIDTH, SETTINGS
+
+    parser = command(
+        commands,
+        _demo,
+        "train and test a small detector on drawn shapes, no download",
+        """Draws pictures of circles, squares and triangles on busy backgrounds, trains a network on them as `ssd train`
+does (a narrow one on a CPU, the full one on a GPU), measures its mAP on pictures it has not seen, and draws what it
+finds there beside the truth.""",
+    )
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: %(default)s)")
+    add_fields(parser, Settings, ["epochs", "width"], SETTINGS | {"width": f"{CPU_WIDTH} on a CPU, 1 on a GPU"})
+    add_machine_options(parser)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ssd.demo import demo
+
+    demo(arguments.out, device=arguments.device, workers=arguments.workers, **fields_given(arguments, Settings))
+    return 0
