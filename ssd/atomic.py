@@ -63,6 +63,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
                 raise ValueError(f"{folder}: another run is writing there; choose another folder") from None
             except OSError:  # a file system without locks
                 pass
+            os.register_at_fork(after_in_child=file.close)  # a loader's workers, which outlive a killed run for seconds
         try:
             yield
         finally:

@@ -298,6 +298,8 @@ class _Run:
         epoch, settings = self.step // self.steps_per_epoch, self.settings
         due = epoch % self.eval_every == 0 or epoch == settings.epochs
         if self.val_set and due and self.step not in self.history["eval_step"][-1:]:
+            if not self.last.exists():
+                self.save_last()  # a run killed after its first best.pt could not be resumed
             try:
                 self.validate(epoch)
             except Exception:

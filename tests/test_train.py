@@ -70,17 +70,20 @@ def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
 FP16 = {"fp16": True, "clip_grad": 5.0, "epochs": 1}
 
 
-@pytest.mark.parametrize(("stop_after", "more"), [(2, {}), (3, {}), (1, FP16)])  # in an epoch, at its end
-def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after, more):
+@pytest.mark.parametrize(
+    ("number", "stop_after", "more"),  # in an epoch, at its end
+    [(signal.SIGINT, 2, {}), (signal.SIGTERM, 3, {}), (signal.SIGINT, 1, FP16)],
+)
+def test_resume_after_a_signal_is_exact(shapes, tmp_path, monkeypatch, number, stop_after, more):
     settings = Settings((shapes,), "train", "test", **{"epochs": 2, "eval_every": 1, **NARROW, **more})
     straight = run(settings, tmp_path / "straight")
 
-    step, calls, before = training.train_step, [], signal.getsignal(signal.SIGINT)
+    step, calls, before = training.train_step, [], signal.getsignal(number)
 
     def interrupted_step(*args):
         calls.append(1)
         if len(calls) == stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return step(*args)
 
     monkeypatch.setattr(training, "train_step", interrupted_step)
@@ -96,7 +99,7 @@ def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after,
     assert states_equal(ends[0]["optimizer"], ends[1]["optimizer"])
     assert ends[0]["scaler"] == ends[1]["scaler"]
     assert bool(ends[0]["scaler"]) == settings.fp16
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, monkeypatch):
