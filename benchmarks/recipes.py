@@ -172,6 +172,8 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
             losses = model(list(images), targets)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
+        if settings.clip_grad:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
         optimizer.step()
 
     model.eval()
