@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +16,10 @@ from torch import Tensor
 from ssd.atomic import replacing
 from ssd.rows import read_boxes, read_column
 
-__all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "save_png", "side_by_side"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "plot_precision", "save_png", "side_by_side"]
 
 Box = tuple[int, int, int, int]
 
@@ -23,6 +28,7 @@ PALETTE = bytes.fromhex(
     "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
+LEGEND_ROWS = 25  # as many lines as fit beside the curves
 MARK = "ssd detect"  # in a PNG under "Software": who wrote it, and so may replace it
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
 
@@ -194,7 +200,38 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     map_axes.set(ylabel="mAP", xlabel="step", ylim=(0, 1.02))
     map_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    for axes in (loss_axes, map_axes):
+    _save_figure(figure, path)
+
+
+def plot_precision(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], ap: Mapping[str, float], path: str | os.PathLike[str]
+) -> None:
+    """Draw the precision of every class over its recall into one PNG file.
+
+    Args:
+        curves: recall (d,) and precision (d,), both in 0..1, by class name, d >= 0.
+        ap: average precision by class name, for the legend; a class of which it is NaN is left out.
+        path: file to write, in an existing folder.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    from matplotlib.figure import Figure
+
+    columns = math.ceil(len(curves) / LEGEND_ROWS)
+    figure = Figure(figsize=(6 + 2 * columns, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for label, (name, (recall, precision)) in enumerate(curves.items(), start=1):
+        if not math.isnan(ap[name]):
+            color = tuple(channel / 255 for channel in class_color(label))
+            axes.plot(recall, precision, color=color, linewidth=1.5, label=f"{name} {ap[name]:.3f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    figure.legend(loc="outside right upper", ncols=columns, title="AP", fontsize=9)
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:
