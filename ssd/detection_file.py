@@ -102,6 +102,7 @@ class DetectionFile:
         for place, picture in enumerate(pictures):
             named.setdefault(picture.name, []).append(place)
         places: dict[Any, int] = {}
+        taken: dict[int, int] = {}  # by which of the images
         for index, row in enumerate(images):
             where = f"{self.path}: images[{index}]['file_name'] is {row['file_name']!r}"
             path = PurePosixPath(str(row["file_name"]).replace("\\", "/"))
@@ -111,10 +112,13 @@ class DetectionFile:
                 raise ValueError(f"{where}, which is no picture of the data")
             if len(best) > 1:
                 raise ValueError(f"{where}, which may be {pictures[best[0]]} or {pictures[best[1]]}")
-            if best[0] in places.values():
-                raise ValueError(f"{where}, and so is another")
+            if best[0] in taken:
+                raise ValueError(f"{where}, as is images[{taken[best[0]]}]: {pictures[best[0]]}")
+            if row["id"] in places:
+                raise ValueError(f"{self.path}: images[{index}]['id'] is {row['id']!r}, which another has")
             places[row["id"]] = best[0]
-        if missing := set(range(len(pictures))).difference(places.values()):
+            taken[best[0]] = index
+        if missing := set(range(len(pictures))).difference(taken):
             names = f"{pictures[min(missing)]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
             raise ValueError(f"{self.path}: has not looked at {names}; take a split that it has")
         return places
@@ -132,7 +136,7 @@ def _check(row: Any, where: str, known: Mapping[str, Mapping[Any, int]]) -> None
             raise ValueError(f"{where} has no {key!r}")
     for key, values in known.items():
         if isinstance(row[key], (list, dict)) or row[key] not in values:
-            raise ValueError(f"{where}[{key!r}] is {row[key]!r}, which the data do not have")
+            raise ValueError(f"{where}[{key!r}] is {row[key]!r}, which is not there")
     box = row["bbox"]
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) >= 0):
         raise ValueError(f"{where}['bbox'] must be x, y, width and height, finite and sizes not negative, got {box!r}")

@@ -19,6 +19,8 @@ from ssd.rows import read_boxes, read_column
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ssd.voc_metrics import EvalResult
+
 __all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "plot_precision", "save_png", "side_by_side"]
 
 Box = tuple[int, int, int, int]
@@ -203,14 +205,11 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     _save_figure(figure, path)
 
 
-def plot_precision(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], ap: Mapping[str, float], path: str | os.PathLike[str]
-) -> None:
-    """Draw the precision of every class over its recall into one PNG file.
+def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
+    """Draw the precision of every class that has ground truth over its recall, into one PNG file.
 
     Args:
-        curves: recall (d,) and precision (d,), both in 0..1, by class name, d >= 0.
-        ap: average precision by class name, for the legend; a class of which it is NaN is left out.
+        result: its curves are drawn, in the colours of `class_color`; the legend has its average precisions.
         path: file to write, in an existing folder.
 
     Raises:
@@ -218,15 +217,16 @@ def plot_precision(
     """
     from matplotlib.figure import Figure
 
-    columns = math.ceil(len(curves) / LEGEND_ROWS)
+    columns = math.ceil(len(result.ap) / LEGEND_ROWS)
     figure = Figure(figsize=(6 + 2 * columns, 6), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for label, (name, (recall, precision)) in enumerate(curves.items(), start=1):
-        if not math.isnan(ap[name]):
+    for label, (name, ap) in enumerate(result.ap.items(), start=1):
+        if not math.isnan(ap):
             color = tuple(channel / 255 for channel in class_color(label))
-            axes.plot(recall, precision, color=color, linewidth=1.5, label=f"{name} {ap[name]:.3f}")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    figure.legend(loc="outside right upper", ncols=columns, title="AP", fontsize=9)
+            axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{name} {ap:.3f}")
+    axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
+    title = f"{result.title} {result.mAP:.3f}"
+    figure.legend(loc="outside right upper", ncols=columns, title=title, fontsize=9)
     _save_figure(figure, path)
 
 

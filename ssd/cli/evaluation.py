@@ -31,9 +31,9 @@ def add_eval(commands) -> None:
         commands,
         _eval,
         "average precision of a checkpoint, or of detections in a file",
-        """Average precision per class, by the rules of Pascal VOC (area, 11point) or by COCO's (coco: its twelve figures, which
-need `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult count neither way; for COCO's rules, which
-know no difficult objects, these are crowds. Objects that are left out are named, and count by no rules.
+        """Average precision per class, by the rules of Pascal VOC (area, 11point) or COCO's twelve figures (coco, which
+needs `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult count neither way; COCO's rules know no
+difficult objects, and take them for crowds. Objects that are left out are named, and do not count either.
 
 examples:
   ssd eval my_pictures --weights run/best.pt --split test
@@ -68,7 +68,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         if ranks.first:
             print(result)
             if arguments.curves:
-                plot_precision(result.curves, result.ap, arguments.curves)
+                plot_precision(result, arguments.curves)
     return 0
 
 
