@@ -223,10 +223,11 @@ def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
     for label, (name, ap) in enumerate(result.ap.items(), start=1):
         if not math.isnan(ap):
             color = tuple(channel / 255 for channel in class_color(label))
-            axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{name} {ap:.3f}")
+            text = name.replace("$", r"\$")  # what begins with a $ is a formula
+            axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{ap:.3f} {text}")
     axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
     title = f"{result.title} {result.mAP:.3f}"
-    figure.legend(loc="outside right upper", ncols=columns, title=title, fontsize=9)
+    figure.legend(handles=axes.get_lines(), loc="outside right upper", ncols=columns, title=title, fontsize=9)
     _save_figure(figure, path)
 
 
