@@ -14,7 +14,7 @@ from typing import Any
 
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
-from ssd.data.dataset import BoxDataset, Dropped
+from ssd.data.dataset import BoxDataset, Dropped, UnknownClassError
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.voc import VOCDataset
@@ -27,6 +27,7 @@ __all__ = [
     "Dropped",
     "ImageReadError",
     "PictureFile",
+    "UnknownClassError",
     "VOCDataset",
     "YOLODataset",
     "list_splits",
