@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
     from ssd.voc_metrics import EvalResult
 
-__all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "plot_precision", "save_png", "side_by_side"]
+__all__ = [
+    "class_color",
+    "contact_sheet",
+    "draw_detections",
+    "is_drawing",
+    "plot_curves",
+    "plot_precision",
+    "save_png",
+    "side_by_side",
+]
 
 Box = tuple[int, int, int, int]
 
@@ -139,6 +149,24 @@ def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str
         overhang = min(0, font.getbbox(caption)[0])  # some letters begin left of where the text begins
         draw.text((x - overhang, margin), caption, fill=(40, 40, 40), font=font)
         x += picture.width + margin
+    return sheet
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2, width: int = 800) -> Image.Image:
+    """Pictures in rows on white, each as wide as the others.
+
+    Args:
+        pictures: RGB pictures, at least one.
+        columns: pictures in a row.
+        width: of each picture in pixels.
+    """
+    pictures = [p.resize((width, max(1, round(p.height * width / p.width)))) for p in pictures]
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(p.height for p in row) for row in rows]
+    sheet = Image.new("RGB", (width * len(rows[0]), sum(heights)), "white")
+    for row, top in zip(rows, itertools.accumulate(heights, initial=0), strict=False):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * width, top))
     return sheet
 
 

@@ -8,8 +8,9 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ssd.recipes import RECIPES
-from ssd_ext import LossOptions
+from ssd_ext import DetectionOptions, LossOptions
 
+DRAWN = DetectionOptions(min_score=0.2)  # what drawings show, if nothing else is said
 VARIANCES = ("center_variance", "size_variance")  # of a run always the defaults, which detection takes too
 
 
@@ -125,6 +126,14 @@ class Settings:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+    def summary(self) -> str:
+        """The recipe, and the values that it or the run gives to what it decides."""
+        decided = RECIPES[self.recipe].settings
+        values = {name: getattr(self, name) for name in decided if name != "loss"}
+        values |= {name: getattr(self.loss, name) for name in decided["loss"]}
+        said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
+        return f"recipe {self.recipe}: {said}, epochs {self.epochs}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ssd.atomic import locked
 from ssd.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ssd.closing import report
 from ssd.data.colour import to_input
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.draw import plot_curves
@@ -67,7 +68,7 @@ def train(
     workers: int | None = None,
     quiet: bool = False,
 ) -> dict[str, list[float]]:
-    """Trains a network and leaves `last.pt`, `best.pt` and `curve.png` in a folder.
+    """Trains a network and leaves `last.pt`, `best.pt`, `curve.png` and `worst.png` in a folder.
 
     Ctrl-C, or SIGTERM, stops after the step at hand and saves; a resumed run sees the same pictures and takes the same
     steps as one that was never stopped, to the bit on the same machine. TensorBoard scalars are written where it is
@@ -85,7 +86,8 @@ def train(
         quiet: no progress bar and no text.
 
     Returns:
-        history: "step", "loss" (one per step), "eval_step", "mAP" (one per validation).
+        history: "step", "loss" (one per step), "eval_step", "mAP" (one per validation) and, where there is a test list,
+        "test_mAP" (one).
 
     Raises:
         ValueError: bad settings or data, or the folder already holds a run.
@@ -129,8 +131,8 @@ class _Run:
         self.workers = worker_count(workers)
         self.quiet = quiet
 
-        sets = open_sets(settings)
-        self.train_set, self.val_set, self.test_set = sets.train, sets.val, sets.test
+        self.sets = sets = open_sets(settings)
+        self.train_set, self.val_set = sets.train, sets.val
         epochs = settings.epochs or epochs_for(settings.recipe, len(sets.train))
         self.settings = settings = replace(settings, classes=sets.classes, epochs=epochs, **sets.names)
         for note in sets.notes:
@@ -169,6 +171,7 @@ class _Run:
 
     def to_the_end(self, stopping: list[int]) -> None:
         """Trains until done, or until `stopping` is no longer empty: then saves and raises KeyboardInterrupt."""
+        self.say(self.settings.summary())
         self.say(
             f"{len(self.train_set)} pictures of {', '.join(self.settings.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
@@ -199,6 +202,8 @@ class _Run:
         self.say(meter.summary())
         if self.val_set is None:
             self.save(self.best)
+        if self.ranks.first:
+            self.close()
 
     def epoch(self, batches: Iterator[Batch], meter: _Meter, stopping: list[int]) -> bool:
         """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty, in any process.
@@ -242,6 +247,14 @@ class _Run:
             self.writer.add_scalar("mAP", result.mAP, self.step)
             for name, ap in result.ap.items():
                 self.writer.add_scalar(f"AP/{name}", ap, self.step)
+
+    def close(self) -> None:
+        """Measures what was kept, and says what there is to say of it."""
+        model = place(build_model(load_checkpoint(self.best)), self.device)
+        text, test = report(model, self.sets, self.settings, self.out, workers=self.workers)
+        self.say(text)
+        if test is not None:
+            self.history["test_mAP"] = [test.mAP]
 
     def save(self, path: Path, **extra: Any) -> None:
         if not self.ranks.first:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # `ssd --help` imports none of them
     from ssd import SSD300
     from ssd.export import Exported
 
-DRAWN = DetectionOptions(min_score=0.2)
 WEIGHTS = (
     "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
 )
