@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +17,21 @@ from torch import Tensor
 from ssd.atomic import replacing
 from ssd.rows import read_boxes, read_column
 
-__all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "save_png", "side_by_side"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ssd.voc_metrics import EvalResult
+
+__all__ = [
+    "class_color",
+    "contact_sheet",
+    "draw_detections",
+    "is_drawing",
+    "plot_curves",
+    "plot_precision",
+    "save_png",
+    "side_by_side",
+]
 
 Box = tuple[int, int, int, int]
 
@@ -23,6 +40,7 @@ PALETTE = bytes.fromhex(
     "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
+LEGEND_ROWS = 25  # as many lines as fit beside the curves
 MARK = "ssd detect"  # in a PNG under "Software": who wrote it, and so may replace it
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
 
@@ -134,6 +152,24 @@ def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str
     return sheet
 
 
+def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2, width: int = 800) -> Image.Image:
+    """Pictures in rows on white, each as wide as the others.
+
+    Args:
+        pictures: RGB pictures, at least one.
+        columns: pictures in a row.
+        width: of each picture in pixels.
+    """
+    pictures = [p.resize((width, max(1, round(p.height * width / p.width)))) for p in pictures]
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(p.height for p in row) for row in rows]
+    sheet = Image.new("RGB", (width * len(rows[0]), sum(heights)), "white")
+    for row, top in zip(rows, itertools.accumulate(heights, initial=0), strict=False):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * width, top))
+    return sheet
+
+
 def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a drawing as PNG; the file appears, or replaces an older one, only when it is complete.
 
@@ -194,7 +230,37 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     map_axes.set(ylabel="mAP", xlabel="step", ylim=(0, 1.02))
     map_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    for axes in (loss_axes, map_axes):
+    _save_figure(figure, path)
+
+
+def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
+    """Draw the precision of every class that has ground truth over its recall, into one PNG file.
+
+    Args:
+        result: its curves are drawn, in the colours of `class_color`; the legend has its average precisions.
+        path: file to write, in an existing folder.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    from matplotlib.figure import Figure
+
+    columns = math.ceil(len(result.ap) / LEGEND_ROWS)
+    figure = Figure(figsize=(6 + 2 * columns, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for label, (name, ap) in enumerate(result.ap.items(), start=1):
+        if not math.isnan(ap):
+            color = tuple(channel / 255 for channel in class_color(label))
+            text = name.replace("$", r"\$")  # what begins with a $ is a formula
+            axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{ap:.3f} {text}")
+    axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
+    title = f"{result.title} {result.mAP:.3f}"
+    figure.legend(handles=axes.get_lines(), loc="outside right upper", ncols=columns, title=title, fontsize=9)
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:

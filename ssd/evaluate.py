@@ -1,152 +1,28 @@
-"""Mean average precision by the rules of the PASCAL VOC development kit."""
+"""From a network and a data set to a figure: its detections in all pictures, measured by one of `METHODS`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from ssd import coco_metrics, voc_metrics
+from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
 from ssd.detector import Predict, predictor, unpad
 from ssd.model import SSD300
 from ssd.ranks import ALONE, Ranks
-from ssd.rows import read_boxes, read_column
-from ssd_ext import DetectionOptions, box_iou
+from ssd.voc_metrics import EvalResult
+from ssd_ext import DetectionOptions
 
-__all__ = ["EvalResult", "average_precision", "evaluate"]
+__all__ = ["METHODS", "EvalResult", "detect_all", "evaluate", "score"]
 
-METHODS = ("area", "11point")
+METHODS = (*voc_metrics.METHODS, "coco")
 READ_EVERY = 32  # batches between two reads of the detections, each of which waits for the device
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """What `average_precision` found; `print` shows it as a table.
-
-    Attributes:
-        mAP: mean of `ap` over the classes that have ground truth, in 0..1; NaN if there is no such class.
-        ap: average precision by class name, in 0..1; NaN for a class without ground truth.
-        n_truths: ground-truth objects by class name, difficult ones not counted.
-        n_detections: detections by class name, those ignored for a difficult object included.
-        iou_threshold: smallest IoU of a true positive.
-        method: "area" or "11point".
-        curves: (recall (d,), precision (d,)) float64 by class name, after each of the d detections that
-            count, by falling score; empty for a class without ground truth.
-    """
-
-    mAP: float
-    ap: dict[str, float]
-    n_truths: dict[str, int]
-    n_detections: dict[str, int]
-    iou_threshold: float
-    method: str
-    curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False, compare=False)
-
-    def summary(self) -> str:
-        """One line: the mean, then every class."""
-        per_class = ", ".join(f"{name} {_score(ap)}" for name, ap in self.ap.items())
-        return f"mAP@{self.iou_threshold:g} {_score(self.mAP)} ({per_class})"
-
-    def __str__(self) -> str:
-        title = f"mAP@{self.iou_threshold:g} ({self.method})"
-        width = max(map(len, (title, *self.ap)))
-        row = f"{{:<{width}}}  {{:>8}}  {{:>10}}  {{:>6}}".format
-        lines = [row("class", "truths", "detections", "AP")]
-        lines += [row(c, self.n_truths[c], self.n_detections[c], _score(ap)) for c, ap in self.ap.items()]
-        totals = sum(self.n_truths.values()), sum(self.n_detections.values())
-        lines += ["-" * len(lines[0]), row(title, *totals, _score(self.mAP))]
-        return "\n".join(lines)
-
-
-def average_precision(
-    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
-    targets: Sequence[Mapping[str, Tensor]],
-    classes: Sequence[str],
-    iou_threshold: float = 0.5,
-    method: str = "area",
-) -> EvalResult:
-    """Average precision of every class, and their mean, over a set of images.
-
-    The detections of one class in all images are gone through by falling score. Each looks at the object of
-    its image and class with the highest IoU, and only at that one: below `iou_threshold` it is a false
-    positive; if the object is difficult it is ignored; if an earlier detection took the object it is a false
-    positive; else a true positive.
-
-    Args:
-        detections: for each image (boxes (k,4) xyxy, labels (k,) integer in 0..C-1, scores (k,)), k >= 0, in
-            any order. Label 0 (background, the "nothing found" row of `ssd.detect`) is left out.
-        targets: for each image a mapping with "boxes" (n,4) xyxy in the unit of the detections (fractions of
-            the image or pixels), "labels" (n,) integer in 1..C-1, optionally "difficult" (n,) bool; n >= 0.
-        classes: the C-1 different names without background; label i is `classes[i - 1]`.
-        iou_threshold: smallest IoU that counts as found, in (0, 1]; compared with >=, as VOC does.
-        method: "area" is the area under the curve with its precision made non-increasing (VOC2010 and
-            later); "11point" the mean, over recalls 0, 0.1 .. 1, of the best precision at that recall or more
-            (VOC2007).
-
-    Returns:
-        An `EvalResult`. A class without (non-difficult) ground truth has AP NaN and stays out of the mean; a
-        class with ground truth and no detection has AP 0. With no image, or no such object, mAP is NaN.
-
-    Raises:
-        ValueError: numbers of images or rows that differ; a label, threshold, method or name not allowed.
-
-    Ties: equal scores go by image, then by row; NaN scores come last. Equal IoUs go to the first object.
-    Boxes are continuous: width is xmax - xmin, without the +1 of the development kit's whole pixels.
-
-    Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2; VOC2012
-    development kit, VOCevaldet.m.
-    """
-    classes = tuple(classes)
-    _check_metric(classes, iou_threshold, method)
-    if len(detections) != len(targets):
-        raise ValueError(f"detections has {len(detections)} images, targets has {len(targets)}")
-    labels, scores, found, truth_labels, difficult = _join(detections, targets, len(classes) + 1, iou_threshold)
-
-    ap, n_truths, n_detections, curves = {}, {}, {}, {}
-    for label, name in enumerate(classes, start=1):  # label 0, nothing found, is left out
-        rows = np.flatnonzero(labels == label)
-        n_detections[name] = len(rows)
-        n_truths[name] = int(np.count_nonzero((truth_labels == label) & ~difficult[:-1]))
-        rows = rows[~difficult[found[rows]]]
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        curves[name] = recall, precision = _curve(found[rows], n_truths[name])
-        ap[name] = _ap(recall, precision, method) if n_truths[name] else float("nan")
-
-    counted = [ap[name] for name in classes if n_truths[name]]
-    mean = float(np.mean(counted)) if counted else float("nan")
-    return EvalResult(mean, ap, n_truths, n_detections, float(iou_threshold), method, curves)
-
-
-def _join(
-    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
-    targets: Sequence[Mapping[str, Tensor]],
-    n_classes: int,
-    iou_threshold: float,
-) -> tuple[np.ndarray, ...]:
-    """Of all images: label, score and found object (or -1) of each detection (D,); label (G,) and difficulty (G+1,) of
-    each object, where the last, index -1, stands for no object."""
-    rows: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
-    objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
-    n_objects = 0
-    for i, (detection, target) in enumerate(zip(detections, targets, strict=True)):
-        det_boxes, det_labels = read_boxes(*detection[:2], range(n_classes), f"detections[{i}]: ")
-        det_scores = read_column(detection[2], f"detections[{i}]: scores", len(det_labels)).double().numpy()
-        gt_boxes, gt_labels = read_boxes(target["boxes"], target["labels"], range(1, n_classes), f"targets[{i}]: ")
-        difficult = target.get("difficult", torch.zeros(len(gt_labels)))
-        gt_difficult = read_column(difficult, f"targets[{i}]: difficult", len(gt_labels)).bool().numpy()
-        best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
-        rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
-        objects.append((gt_labels, gt_difficult))
-        n_objects += len(gt_labels)
-    labels, scores, found = map(np.concatenate, zip(*rows, strict=True))
-    truth_labels, difficult = map(np.concatenate, zip(*objects, strict=True))
-    return labels, scores, found, truth_labels, np.append(difficult, False)
 
 
 def evaluate(
@@ -171,7 +47,9 @@ def evaluate(
         dataset: gives (image, target) as `ssd.data.open_dataset` with `EvalTransform` does.
         classes: the C-1 names without background.
         options: see `ssd_ext.DetectionOptions`.
-        iou_threshold, method: see `average_precision`.
+        iou_threshold: see `score`.
+        method: see `score`; "coco" cuts detections at the picture's edges, as `ssd detect` does, and needs the pixels
+            of a `BoxDataset`.
         batch_size: pictures per forward pass.
         bf16: bfloat16 autocast; None uses it where the hardware has it.
         workers: processes that read pictures; by default one per core, at most 4.
@@ -182,7 +60,43 @@ def evaluate(
         An `EvalResult`.
     """
     classes = tuple(classes)
-    _check_metric(classes, iou_threshold, method)
+    if method == "coco":
+        coco_metrics.check_metric(classes)
+        if not isinstance(dataset, BoxDataset):
+            raise ValueError(f"method 'coco' measures in pixels: it needs a BoxDataset, got {type(dataset).__name__}")
+    else:
+        voc_metrics.check_metric(classes, iou_threshold, method)
+    detections, targets = detect_all(
+        model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
+    )
+    if method == "coco":
+        detections = [
+            (boxes.clamp(0, 1) * torch.tensor(size * 2), labels, scores)
+            for (boxes, labels, scores), size in zip(detections, dataset.sizes, strict=True)
+        ]
+        targets = dataset.truths
+    return score(detections, targets, classes, iou_threshold, method)
+
+
+def detect_all(
+    model: SSD300 | Predict,
+    dataset: Dataset,
+    options: DetectionOptions = DetectionOptions(),
+    *,
+    batch_size: int = 8,
+    bf16: bool | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
+) -> tuple[Sequence[tuple[Tensor, Tensor, Tensor]], Sequence[dict[str, Tensor]]]:
+    """Runs a network over a dataset.
+
+    Args:
+        see `evaluate`.
+
+    Returns:
+        what it finds in every picture, and what there is, in fractions of the picture: as `score` takes them.
+    """
     predict = predictor(model, options, bf16=bf16)
     loader = eval_loader(Subset(dataset, ranks.every(range(len(dataset)))), batch_size, workers)
     detections, targets, waiting = [], [], []
@@ -201,52 +115,27 @@ def evaluate(
     images: list[Any] = [None] * len(dataset)
     for rank, part in enumerate(ranks.gather(list(zip(detections, targets, strict=True)))):
         images[rank :: ranks.size] = part
-    detections, targets = zip(*images, strict=True) if images else ((), ())
-    return average_precision(detections, targets, classes, iou_threshold, method)
+    return tuple(zip(*images, strict=True)) if images else ((), ())
 
 
-def _best_object(
-    boxes: Tensor, labels: np.ndarray, gt_boxes: Tensor, gt_labels: np.ndarray, iou_threshold: float
-) -> np.ndarray:
-    """Row of the object of the same class that overlaps most, for each detection; -1 below the threshold."""
-    if len(labels) == 0 or len(gt_labels) == 0:
-        return np.full(len(labels), -1)
-    iou = box_iou(boxes, gt_boxes).numpy()  # (k,n)
-    iou = np.where(labels[:, None] == gt_labels, iou, 0.0)
-    best = iou.argmax(axis=1)
-    return np.where(iou.max(axis=1) >= iou_threshold, best, -1)
+def score(
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    method: str = "area",
+) -> EvalResult:
+    """Average precision of detections, by one of `METHODS`.
 
+    Args:
+        detections, targets, classes: see `ssd.voc_metrics.average_precision`; for "coco" boxes in pixels, see
+            `ssd.coco_metrics.coco_average_precision`.
+        iou_threshold: smallest IoU that counts as found; of no effect on "coco", which averages over ten.
+        method: "area" or "11point" of Pascal VOC, or "coco".
 
-def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision after each detection of one class, from the object (or -1) that each one found."""
-    if n_truths == 0:
-        return np.empty(0), np.empty(0)
-    objects, first = np.unique(found, return_index=True)
-    true_positive = np.zeros(len(found))
-    true_positive[first[objects >= 0]] = 1  # a later detection of the same object is a false positive
-    true_positives = true_positive.cumsum()
-    return true_positives / n_truths, true_positives / np.arange(1, len(found) + 1)
-
-
-def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
-    """Average precision in 0..1 from a curve whose recall does not fall."""
-    # best[d]: highest precision at the recall of detection d or more; the last, 0: at recalls never reached.
-    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)
-    if method == "11point":
-        # i/10 and tp/n_truths are both correctly rounded quotients, so equal fractions compare equal; with
-        # i*0.1 a recall of exactly 3/10 would miss its point.
-        return float(best[np.searchsorted(recall, np.arange(11) / 10)].mean())
-    return float(np.diff(recall, prepend=0.0) @ best[:-1])
-
-
-def _check_metric(classes: tuple[str, ...], iou_threshold: float, method: str) -> None:
-    if len(set(classes)) != len(classes):
-        raise ValueError(f"classes has a name twice: {classes}")
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-
-
-def _score(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.4f}"
+    Returns:
+        An `EvalResult`; of "coco" a `CocoResult`.
+    """
+    if method == "coco":
+        return coco_metrics.coco_average_precision(detections, targets, classes)
+    return voc_metrics.average_precision(detections, targets, classes, iou_threshold, method)

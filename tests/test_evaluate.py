@@ -5,15 +5,30 @@ from __future__ import annotations
 import io
 import math
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from test_average_precision import CAT, CLASSES, DOG, truth
+from test_data import add_picture
+from torch.nn.utils.rnn import pad_sequence
 
 import ssd_ext
+from ssd import SSD300
 from ssd.boxes import cxcy_to_xy
-from ssd.evaluate import evaluate
+from ssd.checkpoint import save_checkpoint
+from ssd.cli import main
+from ssd.coco_metrics import CocoResult
+from ssd.data import BoxDataset, open_dataset
+from ssd.data.augmentation import EvalTransform
+from ssd.detector import Predict
+from ssd.evaluate import METHODS, EvalResult, evaluate
 from ssd.priors import make_priors
+from ssd.ranks import Ranks
+from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions
 
 
@@ -121,3 +136,102 @@ def test_progress_bar_unless_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue() == ""
     evaluate(*three_boxes(), CLASSES)
     assert "1/1" in terminal.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that are wider than high."""
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "s", 0, 5, size=(250, 100), seed=1)
+
+
+def partly_right(dataset: BoxDataset, order: Sequence[int]) -> Predict:
+    """What finds of the pictures, which come in this order, 82 % of each object."""
+    pictures = iter(order)
+
+    def predict(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        truths = [dataset.truths[next(pictures)] for _ in images]
+        found = [t["boxes"] / torch.tensor([250.0, 100, 250, 100]) for t in truths]
+        for boxes in found:
+            boxes[:, 3] -= 0.18 * (boxes[:, 3] - boxes[:, 1])
+        boxes, labels = (pad_sequence(rows, batch_first=True) for rows in (found, [t["labels"] for t in truths]))
+        return boxes, labels, torch.full(labels.shape, 0.5), torch.tensor([len(rows) for rows in found])
+
+    return predict
+
+
+def test_coco_measures_in_pixels_of_the_picture(shapes: Path) -> None:
+    dataset = open_dataset(shapes, transform=EvalTransform())
+    result = evaluate(
+        partly_right(dataset, range(5)), dataset, dataset.classes, method="coco", workers=0, quiet=True, batch_size=2
+    )
+    assert isinstance(result, CocoResult)
+    sizes = torch.cat([truth["areas"] for truth in dataset.truths])
+    assert 0 < (sizes < 32 * 32).sum() < len(sizes)
+    assert sizes.max() < 96 * 96
+    assert [result.figures[name] for name in ("AP50", "AP75")] == pytest.approx([1, 1])
+    # found at 0.5, 0.55 .. 0.8: seven of ten IoUs
+    assert [result.figures[name] for name in ("AP", "APs", "APm")] == pytest.approx([0.7] * 3)
+    assert math.isnan(result.figures["APl"])
+    assert sum(result.n_truths.values()) == sum(result.n_detections.values()) == len(sizes)
+
+
+def test_coco_cuts_detections_at_the_edges(tmp_path: Path) -> None:
+    add_picture(tmp_path, "a", [("cat", 1, 1, 40, 30)], size=(40, 30))
+    dataset = open_dataset(tmp_path, classes=CLASSES, transform=EvalTransform())
+    beyond = torch.tensor([[[-1.0, -1, 2, 2]]]), torch.tensor([[CAT]]), torch.tensor([[0.5]]), torch.tensor([1])
+    result = evaluate(lambda images: beyond, dataset, CLASSES, method="coco", workers=0, quiet=True)
+    assert result.mAP == pytest.approx(1)
+
+
+def test_coco_is_told_what_it_lacks_before_the_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, samples = three_boxes()
+    with pytest.raises(ValueError, match="method 'coco' measures in pixels: it needs a BoxDataset, got list"):
+        evaluate(model, samples, CLASSES, method="coco", quiet=True)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ImportError, match="pip install"):
+        evaluate(model, samples, CLASSES, method="coco", quiet=True)
+    assert model.batch_sizes == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_that_share_the_pictures_return_the_result_of_all(shapes: Path, method: str) -> None:
+    dataset = open_dataset(shapes, transform=EvalTransform())
+    options = {"method": method, "workers": 0, "quiet": True}
+    expected = evaluate(partly_right(dataset, range(5)), dataset, dataset.classes, **options)
+    barrier, parts = threading.Barrier(2, timeout=60), [None, None]
+
+    class Process(Ranks):
+        def gather(self, value):
+            parts[self.rank] = value
+            barrier.wait()
+            return list(parts)
+
+    def run(rank: int) -> EvalResult:
+        model = partly_right(dataset, range(rank, 5, 2))
+        return evaluate(model, dataset, dataset.classes, **options, ranks=Process(rank, 2))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(map(repr, threads.map(run, range(2)))) == [repr(expected)] * 2
+    assert 0 < expected.mAP <= 1
+
+
+def test_classes_that_are_not_those_of_the_data_are_named(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "w.pt", SSD300(3, width=0.01), ["circle", "square"])
+    arguments = ["eval", str(shapes), "--weights", str(tmp_path / "w.pt"), "--device", "cpu", "--workers", "0"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "w.pt: its classes are not those of the data: " in message
+    assert ".xml: unknown class 'triangle'; the classes are ('circle', 'square')" in message
+
+
+def test_a_network_of_nan_finds_nothing(shapes: Path) -> None:
+    dataset = open_dataset(shapes, transform=EvalTransform())
+    model = SSD300(4, width=0.01)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    for method in METHODS:
+        result = evaluate(model, dataset, dataset.classes, method=method, workers=0, quiet=True)
+        assert result.mAP == 0
+        assert sum(result.n_detections.values()) == 0

@@ -23,8 +23,9 @@ from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
 from ssd.data.reading import ImageReadError
 from ssd.model import SSD300
+from ssd.settings import Settings
 from ssd.shapes import write_shapes
-from ssd.train import Settings, train
+from ssd.train import train
 
 KILLS = int(os.environ.get("SSD_TEST_KILLS", "2"))  # 20 take three minutes
 EPOCHS, STEPS = 3, 9

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_average_precision import random_images
 from test_draw import changed, has_color, noise, places
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ssd.draw import is_drawing, plot_curves, save_png, side_by_side
+from ssd.draw import class_color, is_drawing, plot_curves, plot_precision, save_png, side_by_side
+from ssd.voc_metrics import EvalResult, average_precision
 
 NAN, INF = math.nan, math.inf
 
@@ -126,9 +128,11 @@ def test_png_into_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
 
 
+RESULT = average_precision(*random_images(0), ("one", "two", "three", "none"))
 WRITERS = [
     pytest.param(lambda path: save_png(to_pil_image(noise(8, 8)), path), Image.Image, "save", id="save_png"),
     pytest.param(lambda path: plot_curves(HISTORY, path), matplotlib.figure.Figure, "savefig", id="plot_curves"),
+    pytest.param(lambda path: plot_precision(RESULT, path), matplotlib.figure.Figure, "savefig", id="plot_precision"),
 ]
 
 
@@ -243,3 +247,21 @@ def test_unequal_lengths(wrong: dict[str, list[float]], message: str, tmp_path: 
     with pytest.raises(ValueError, match="'step' has 0 values, 'loss' 100"):
         plot_curves(without, tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_precision_of_every_class_in_its_colour(tmp_path: Path) -> None:
+    def colours(result: EvalResult) -> list[bool]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plot_precision(result, tmp_path / "p.png")
+        with Image.open(tmp_path / "p.png") as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        return [bool(has_color(pixels, class_color(label)).any()) for label in range(1, 5)]
+
+    assert colours(RESULT) == [True, True, True, False]  # the fourth has no ground truth
+    nothing = average_precision([], [], [f"class {i}" for i in range(80)])
+    assert colours(nothing) == [False] * 4
+    detections, targets = random_images(0)
+    names = [f"class {i}" for i in range(80)]
+    many = average_precision(detections, [{**t, "labels": (t["labels"] * 26) + 1} for t in targets], names)
+    assert colours(many) == [False] * 4  # found nothing of the three that there are

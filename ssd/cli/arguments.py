@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from ssd.recipes import RECIPES
 from ssd.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:  # `ssd --help` imports none of them
     from ssd import SSD300
     from ssd.export import Exported
 
-DRAWN = DetectionOptions(min_score=0.2)
 WEIGHTS = (
     "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
 )
@@ -59,20 +59,16 @@ def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[st
     hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
     for name in only or [n for n in hints if n not in VARIANCES and n != "data"]:
         kind, text, *checks = get_args(hints[name])
-        default = (defaults or {}).get(name, getattr(options, name))
-        if isinstance(default, LossOptions):
-            add_fields(parser, default)
+        if name == "loss":
+            add_fields(parser, LossOptions(), [n for n in LossOptions._fields if n not in VARIANCES])
             continue
-        flag = name.replace("_", "-")
-        if default is not None and default is not False:
+        if default := _told((defaults or {}).get(name, getattr(options, name)), name):
             text += f" (default: {default})"
         settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if NoneType in get_args(kind):
             kind = get_args(kind)[0]
-        if kind is bool and default is False:
-            settings["action"] = "store_true"
-        elif kind is bool:
-            flag, settings["action"], settings["help"] = f"no-{flag}", "store_false", f"no {text}"
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
         elif name == "classes":
@@ -81,7 +77,19 @@ def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[st
             settings |= {"nargs": "+", "metavar": "DATA"}
         else:
             settings["type"] = checked(kind, *checks)
-        parser.add_argument(f"--{flag}", **settings)
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+
+
+def _told(default: Any, name: str) -> str:
+    """How a help text tells of a default: where recipes differ, with theirs."""
+    recipes: dict[Any, list[str]] = {}
+    for recipe in RECIPES:
+        settings = Settings(("",), recipe=recipe)
+        value = getattr(settings.loss if name in LossOptions._fields else settings, name, default)
+        recipes.setdefault(value, []).append(recipe)
+    if name != "recipe" and len(recipes) > 1:
+        return "; ".join(f"{', '.join(names)} {value}" for value, names in recipes.items() if value is not None)
+    return "" if default is None or default is False else str(default)
 
 
 def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd.cli.arguments import DRAWN, WEIGHTS, add_inference_options, add_machine_options, command, open_weights
+from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_weights
+from ssd.settings import DRAWN
 
 if TYPE_CHECKING:
     from ssd.data import PictureFile

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_weights
+from ssd.cli.arguments import (
+    WEIGHTS,
+    add_inference_options,
+    add_machine_options,
+    command,
+    fields_given,
+    open_weights,
+)
 from ssd_ext import DetectionOptions
+
+if TYPE_CHECKING:
+    from ssd.data import BoxDataset
+    from ssd.evaluate import EvalResult
+    from ssd.ranks import Ranks
 
 
 def add_eval(commands) -> None:
@@ -15,45 +30,90 @@ def add_eval(commands) -> None:
     parser = command(
         commands,
         _eval,
-        "mean average precision of a checkpoint, per class",
-        """Average precision per class by the rules of Pascal VOC: objects marked as difficult count neither way.
+        "average precision of a checkpoint, or of detections in a file",
+        """Average precision per class, by the rules of Pascal VOC (area, 11point) or COCO's twelve figures (coco, which
+needs `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult count neither way; COCO's rules know no
+difficult objects, and take them for crowds. Objects that are left out are named, and do not count either.
 
 examples:
   ssd eval my_pictures --weights run/best.pt --split test
-  ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the VOC 2007 metric""",
+  ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the VOC 2007 metric
+  ssd eval coco --weights coco --split val2017 --method coco --curves curves.png
+  ssd eval coco --detections results.json --split val2017 --method coco     COCO's results, of any program
+  ssd eval my_pictures --detections found/detections.json                   what ssd detect wrote""",
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
-    parser.add_argument("--weights", required=True, metavar="FILE", help=WEIGHTS)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", metavar="FILE", help=WEIGHTS)
+    detections = "detections to measure instead: COCO's results, for DATA in COCO's JSON, or a detections.json"
+    source.add_argument("--detections", metavar="FILE", help=detections)
     parser.add_argument("--split", help="list of ImageSets/Main (default: all pictures)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="default: %(default)s")
-    parser.add_argument("--iou", type=float, default=0.5, help="least IoU of a hit (default: %(default)s)")
+    parser.add_argument("--iou", type=float, help="least IoU of a hit, but for coco (default: 0.5)")
+    parser.add_argument("--curves", metavar="FILE.png", help="draw precision over recall of every class")
     add_inference_options(parser, DetectionOptions())
     add_machine_options(parser)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from ssd.data import open_dataset
-    from ssd.data.augmentation import EvalTransform
-    from ssd.evaluate import evaluate
+    from ssd.draw import plot_precision
     from ssd.ranks import joined
 
-    model, classes, options = open_weights(arguments, DetectionOptions())
-    dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
+    if arguments.method == "coco" and arguments.iou is not None:
+        raise ValueError("--iou is not for --method coco, which averages over 0.5, 0.55 .. 0.95")
+    if arguments.curves and not Path(arguments.curves).parent.is_dir():
+        raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
     with joined() as ranks:
-        for drop in dataset.dropped if ranks.first else ():
-            print(drop, file=sys.stderr)
-        result = evaluate(
-            model,
-            dataset,
-            classes,
-            options,
-            iou_threshold=arguments.iou,
-            method=arguments.method,
-            batch_size=arguments.batch_size,
-            bf16=getattr(arguments, "bf16", None),
-            workers=arguments.workers,
-            ranks=ranks,
-        )
+        result = (_of_weights if arguments.weights else _of_file)(arguments, ranks)
         if ranks.first:
             print(result)
+            if arguments.curves:
+                plot_precision(result, arguments.curves)
     return 0
+
+
+def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
+    from ssd.evaluate import evaluate
+
+    model, classes, options = open_weights(arguments, DetectionOptions())
+    return evaluate(
+        model,
+        _open_data(arguments, arguments.weights, classes, ranks),
+        classes,
+        options,
+        **_metric(arguments),
+        batch_size=arguments.batch_size,
+        bf16=getattr(arguments, "bf16", None),
+        workers=arguments.workers,
+        ranks=ranks,
+    )
+
+
+def _of_file(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
+    from ssd.detection_file import DetectionFile
+    from ssd.evaluate import score
+
+    if given := fields_given(arguments, DetectionOptions):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{arguments.detections}: has its detections; leave out {flags}")
+    file = DetectionFile(arguments.detections)
+    dataset = _open_data(arguments, arguments.detections, file.classes, ranks)
+    return score(file.detections(dataset), dataset.truths, dataset.classes, **_metric(arguments))
+
+
+def _metric(arguments: argparse.Namespace) -> dict[str, str | float]:
+    return {"method": arguments.method} | ({} if arguments.iou is None else {"iou_threshold": arguments.iou})
+
+
+def _open_data(arguments: argparse.Namespace, source: str, classes: Sequence[str] | None, ranks: Ranks) -> BoxDataset:
+    """The data with the classes of the weights or detections in `source`; what is left out of them is named."""
+    from ssd.data import UnknownClassError, open_dataset
+    from ssd.data.augmentation import EvalTransform
+
+    try:
+        dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
+    except UnknownClassError as error:
+        raise ValueError(f"{source}: its classes are not those of the data: {error}") from error
+    for drop in dataset.dropped if ranks.first else ():
+        print(drop, file=sys.stderr)
+    return dataset

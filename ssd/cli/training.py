@@ -50,7 +50,7 @@ def _train(arguments: argparse.Namespace) -> int:
     elif not arguments.data:
         raise ValueError("name at least one DATA folder (or --resume a run)")
     else:
-        settings = Settings(tuple(arguments.data), **given, loss=LossOptions(**loss))
+        settings = Settings(tuple(arguments.data), **given, loss=loss)
     train(settings, arguments.out, resume=arguments.resume, device=arguments.device, workers=arguments.workers)
     print(f"wrote {Path(arguments.out) / BEST}, {LAST} and curve.png")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import DRAWN, add_fields, class_names, command, fields_given
+from ssd.cli.arguments import add_fields, class_names, command, fields_given
+from ssd.settings import DRAWN
 from ssd_ext import DetectionOptions
 
 

@@ -7,13 +7,14 @@ Pictures come upright, as viewers and labelling tools show them: the EXIF orient
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
-from ssd.data.dataset import BoxDataset, Dropped
+from ssd.data.dataset import BoxDataset, Dropped, UnknownClassError
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.voc import VOCDataset
@@ -26,6 +27,7 @@ __all__ = [
     "Dropped",
     "ImageReadError",
     "PictureFile",
+    "UnknownClassError",
     "VOCDataset",
     "YOLODataset",
     "list_splits",
@@ -33,7 +35,11 @@ __all__ = [
     "read_image",
 ]
 
-AUGMENTATIONS = {"ssd": TrainTransform, "v2": v2_transform}  # by the names of `ssd train --augment`
+AUGMENTATIONS = {  # by the names of `ssd train --augment`
+    "ssd": TrainTransform,
+    "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
+    "v2": v2_transform,
+}
 NO_DATA = (
     "holds no data set: neither Annotations and JPEGImages (Pascal VOC), nor images and labels with data.yaml or "
     "classes.txt (YOLO), nor a JSON file with images, annotations and categories (COCO)"

@@ -103,7 +103,14 @@ class COCODataset(BoxDataset):
                     if row[key] not in known:
                         raise ValueError(f"{path}: annotations[{index}][{key!r}] is {row[key]!r}, which is not there")
                 box = tuple(map(float, row["bbox"]))
-                found = Object(index, names[row["category_id"]], box, crowd=bool(row.get("iscrowd", 0)))
+                area = row.get("area")
+                found = Object(
+                    index,
+                    names[row["category_id"]],
+                    box,
+                    crowd=bool(row.get("iscrowd", 0)),
+                    area=area if type(area) in (int, float) else None,
+                )
                 objects[row["image_id"]].append(found)
             top = path.parent.parent if path.parent.name == "annotations" else path.parent
             folders = [path.parent, top, top / name, top / "images", top / "images" / name]
@@ -113,8 +120,29 @@ class COCODataset(BoxDataset):
                 if picture is None:
                     looked = ", ".join(dict.fromkeys(str(place.parent) for place in places))
                     raise FileNotFoundError(f"{path}: no picture {row['file_name']!r} in any of {looked}")
-                entries.append(Entry(path, picture, objects[row["id"]]))
+                entries.append(Entry(path, picture, objects[row["id"]], row["id"]))
         return entries
+
+    @property
+    def image_ids(self) -> list[Any]:
+        """The id of each picture in its file."""
+        return [sample.image_id for sample in self._samples]
+
+    @property
+    def category_names(self) -> dict[Any, str]:
+        """The names of the categories by their ids.
+
+        Raises:
+            ValueError: two files have one id for two names.
+        """
+        names: dict[Any, str] = {}
+        for path in dict.fromkeys(sample.annotation for sample in self._samples):
+            for row in read_coco(path)["categories"]:
+                if names.setdefault(row["id"], str(row["name"])) != str(row["name"]):
+                    raise ValueError(
+                        f"{path}: category {row['id']!r} is {row['name']!r}, elsewhere {names[row['id']]!r}"
+                    )
+        return names
 
     @classmethod
     def _names(cls, roots: Sequence[Path], split: str | None, entries: Sequence[Entry]) -> Sequence[str]:

@@ -26,6 +26,7 @@ class Object(NamedTuple):
     box: tuple[float, ...]  # four numbers, as the format has them
     difficult: bool = False  # counts neither way in evaluation
     crowd: bool = False  # many objects in one box: to learn from it as one would be wrong
+    area: float | None = None  # in square pixels, where the file has it
 
 
 class Entry(NamedTuple):
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     annotation: Path
     picture: Path
     objects: list[Object]
+    image_id: Any = None  # where the format numbers its pictures
 
 
 class Dropped(NamedTuple):
@@ -49,11 +51,18 @@ class Dropped(NamedTuple):
         return f"{self.path}: object {self.index} ({self.name}, {self.box}) left out: {self.reason}"
 
 
+class UnknownClassError(ValueError):
+    """An annotation has a class that is not among those given."""
+
+
 class _Sample(NamedTuple):
+    annotation: Path
+    image_id: Any
     picture: PictureFile
     boxes: Tensor  # (n, 4)
     labels: Tensor  # (n,)
     difficult: Tensor  # (n,)
+    areas: Tensor  # (n,)
 
 
 class BoxDataset(ABC, Dataset):
@@ -106,26 +115,32 @@ class BoxDataset(ABC, Dataset):
         if len(labels) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         self._samples = []
-        for annotation, path, objects in entries:
+        for annotation, path, objects, image_id in entries:
             picture = PictureFile(path)
             height, width = picture.height, picture.width
             kept = []
-            for index, name, box, difficult, crowd in objects:
+            for index, name, box, difficult, crowd, area in objects:
                 if name not in labels:
-                    raise ValueError(f"{annotation}: unknown class {name!r}; the classes are {self.classes}")
+                    raise UnknownClassError(f"{annotation}: unknown class {name!r}; the classes are {self.classes}")
                 fault = self._fault(box, height, width) if all(map(math.isfinite, box)) else "not finite"
                 if fault:
                     self.dropped.append(Dropped(annotation, index, name, box, fault))
                 elif keep_crowds if crowd else keep_difficult or not difficult:
                     x0, y0, x1, y1 = self._edges(box, height, width)
                     edges = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-                    kept.append((edges, labels[name], difficult or crowd))
+                    if area is None:
+                        area = (edges[2] - edges[0]) * (edges[3] - edges[1])
+                    kept.append((edges, labels[name], difficult or crowd, area))
+            edges, its_labels, difficult, areas = zip(*kept, strict=True) if kept else ((),) * 4
             self._samples.append(
                 _Sample(
+                    annotation=annotation,
+                    image_id=image_id,
                     picture=picture,
-                    boxes=torch.tensor([box for box, _, _ in kept], dtype=torch.float32).reshape(-1, 4),
-                    labels=torch.tensor([label for _, label, _ in kept], dtype=torch.int64),
-                    difficult=torch.tensor([difficult for _, _, difficult in kept], dtype=torch.bool),
+                    boxes=torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),
+                    labels=torch.tensor(its_labels, dtype=torch.int64),
+                    difficult=torch.tensor(difficult, dtype=torch.bool),
+                    areas=torch.tensor(areas, dtype=torch.float64),
                 )
             )
 
@@ -184,6 +199,24 @@ class BoxDataset(ABC, Dataset):
         """The labels (n,) of the objects of each picture."""
         return [sample.labels for sample in self._samples]
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each picture in pixels."""
+        return [(sample.picture.width, sample.picture.height) for sample in self._samples]
+
+    @property
+    def truths(self) -> list[dict[str, Any]]:
+        """What evaluation needs to know of each picture, which is not read for it.
+
+        "boxes" (n, 4) float32 xyxy in pixels, "labels" (n,) int64, "difficult" (n,) bool, "areas" (n,) float64 in
+        square pixels, as the file has them, or else those of the boxes; and "image_id", if the file has whole numbers.
+        """
+        truths = []
+        for sample in self._samples:
+            truth = {name: getattr(sample, name) for name in ("boxes", "labels", "difficult", "areas")}
+            truths.append(truth | ({"image_id": sample.image_id} if isinstance(sample.image_id, int) else {}))
+        return truths
+
     def __len__(self) -> int:
         return len(self._samples)
 
@@ -198,8 +231,9 @@ class BoxDataset(ABC, Dataset):
         Raises:
             ImageReadError: the picture is damaged or cut short; the message names it.
         """
-        picture, *columns = self._samples[index]
-        target = dict(zip(("boxes", "labels", "difficult"), (c.clone() for c in columns), strict=True))
+        sample = self._samples[index]
+        picture = sample.picture
+        target = {name: getattr(sample, name).clone() for name in ("boxes", "labels", "difficult")}
         if isinstance(self.transform, PictureTransform):
             return self.transform(picture, target)
         size = picture.height, picture.width

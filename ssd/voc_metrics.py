@@ -1,0 +1,192 @@
+"""Mean average precision by the rules of the PASCAL VOC development kit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from ssd.rows import read_images
+from ssd_ext import box_iou
+
+__all__ = ["EvalResult", "average_precision"]
+
+METHODS = ("area", "11point")
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Average precision of every class; `print` shows it as a table.
+
+    Attributes:
+        mAP: mean of `ap` over the classes that have ground truth, in 0..1; NaN if there is no such class.
+        ap: average precision by class name, in 0..1; NaN for a class without ground truth.
+        n_truths: ground-truth objects by class name, difficult ones not counted.
+        n_detections: detections by class name, those ignored for a difficult object included.
+        iou_threshold: smallest IoU of a true positive.
+        method: "area" or "11point".
+        curves: (recall (d,), precision (d,)) float64 by class name, after each of the d detections that
+            count, by falling score; empty for a class without ground truth.
+    """
+
+    mAP: float
+    ap: dict[str, float]
+    n_truths: dict[str, int]
+    n_detections: dict[str, int]
+    iou_threshold: float
+    method: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False, compare=False)
+
+    @property
+    def title(self) -> str:
+        """The name of the mean."""
+        return f"mAP@{self.iou_threshold:g}"
+
+    def summary(self) -> str:
+        """One line: the mean, then every class."""
+        per_class = ", ".join(f"{name} {show(ap)}" for name, ap in self.ap.items())
+        return f"{self.title} {show(self.mAP)} ({per_class})"
+
+    def __str__(self) -> str:
+        title = f"{self.title} ({self.method})"
+        width = max(map(len, (title, *self.ap)))
+        row = f"{{:<{width}}}  {{:>8}}  {{:>10}}  {{:>6}}".format
+        lines = [row("class", "truths", "detections", "AP")]
+        lines += [row(c, self.n_truths[c], self.n_detections[c], show(ap)) for c, ap in self.ap.items()]
+        totals = sum(self.n_truths.values()), sum(self.n_detections.values())
+        lines += ["-" * len(lines[0]), row(title, *totals, show(self.mAP))]
+        return "\n".join(lines)
+
+
+def average_precision(
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    method: str = "area",
+) -> EvalResult:
+    """Average precision of every class, and their mean, over a set of images.
+
+    The detections of one class in all images are gone through by falling score. Each looks at the object of
+    its image and class with the highest IoU, and only at that one: below `iou_threshold` it is a false
+    positive; if the object is difficult it is ignored; if an earlier detection took the object it is a false
+    positive; else a true positive.
+
+    Args:
+        detections: for each image (boxes (k,4) xyxy, labels (k,) integer in 0..C-1, scores (k,)), k >= 0, in
+            any order. Label 0 (background, the "nothing found" row of `ssd.detect`) is left out.
+        targets: for each image a mapping with "boxes" (n,4) xyxy in the unit of the detections (fractions of
+            the image or pixels), "labels" (n,) integer in 1..C-1, optionally "difficult" (n,) bool; n >= 0.
+        classes: the C-1 different names without background; label i is `classes[i - 1]`.
+        iou_threshold: smallest IoU that counts as found, in (0, 1]; compared with >=, as VOC does.
+        method: "area" is the area under the curve with its precision made non-increasing (VOC2010 and
+            later); "11point" the mean, over recalls 0, 0.1 .. 1, of the best precision at that recall or more
+            (VOC2007).
+
+    Returns:
+        An `EvalResult`. A class without (non-difficult) ground truth has AP NaN and stays out of the mean; a
+        class with ground truth and no detection has AP 0. With no image, or no such object, mAP is NaN.
+
+    Raises:
+        ValueError: numbers of images or rows that differ; a label, threshold, method or name not allowed.
+
+    Ties: equal scores go by image, then by row; NaN scores come last. Equal IoUs go to the first object.
+    Boxes are continuous: width is xmax - xmin, without the +1 of the development kit's whole pixels.
+
+    Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2; VOC2012
+    development kit, VOCevaldet.m.
+    """
+    classes = tuple(classes)
+    check_metric(classes, iou_threshold, method)
+    labels, scores, found, truth_labels, difficult = _join(detections, targets, len(classes) + 1, iou_threshold)
+
+    ap, n_truths, n_detections, curves = {}, {}, {}, {}
+    for label, name in enumerate(classes, start=1):  # label 0, nothing found, is left out
+        rows = np.flatnonzero(labels == label)
+        n_detections[name] = len(rows)
+        n_truths[name] = int(np.count_nonzero((truth_labels == label) & ~difficult[:-1]))
+        rows = rows[~difficult[found[rows]]]
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        curves[name] = recall, precision = _curve(found[rows], n_truths[name])
+        ap[name] = _ap(recall, precision, method) if n_truths[name] else float("nan")
+
+    counted = [ap[name] for name in classes if n_truths[name]]
+    mean = float(np.mean(counted)) if counted else float("nan")
+    return EvalResult(mean, ap, n_truths, n_detections, float(iou_threshold), method, curves)
+
+
+def _join(
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    n_classes: int,
+    iou_threshold: float,
+) -> tuple[np.ndarray, ...]:
+    """Of all images: label, score and found object (or -1) of each detection (D,); label (G,) and difficulty (G+1,) of
+    each object, where the last, index -1, stands for no object."""
+    rows: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
+    objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
+    n_objects = 0
+    for (det_boxes, det_labels, det_scores), (gt_boxes, gt_labels, gt_difficult) in read_images(
+        detections, targets, n_classes
+    ):
+        best = best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
+        rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
+        objects.append((gt_labels, gt_difficult))
+        n_objects += len(gt_labels)
+    labels, scores, found = map(np.concatenate, zip(*rows, strict=True))
+    truth_labels, difficult = map(np.concatenate, zip(*objects, strict=True))
+    return labels, scores, found, truth_labels, np.append(difficult, False)
+
+
+def best_object(
+    boxes: Tensor, labels: np.ndarray, gt_boxes: Tensor, gt_labels: np.ndarray, iou_threshold: float
+) -> np.ndarray:
+    """Row of the object of the same class that overlaps most, for each detection; -1 below the threshold."""
+    if len(labels) == 0 or len(gt_labels) == 0:
+        return np.full(len(labels), -1)
+    iou = box_iou(boxes, gt_boxes).numpy()  # (k,n)
+    iou = np.where(labels[:, None] == gt_labels, iou, 0.0)
+    best = iou.argmax(axis=1)
+    return np.where(iou.max(axis=1) >= iou_threshold, best, -1)
+
+
+def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision after each detection of one class, from the object (or -1) that each one found."""
+    if n_truths == 0:
+        return np.empty(0), np.empty(0)
+    objects, first = np.unique(found, return_index=True)
+    true_positive = np.zeros(len(found))
+    true_positive[first[objects >= 0]] = 1  # a later detection of the same object is a false positive
+    true_positives = true_positive.cumsum()
+    return true_positives / n_truths, true_positives / np.arange(1, len(found) + 1)
+
+
+def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
+    """Average precision in 0..1 from a curve whose recall does not fall."""
+    # best[d]: highest precision at the recall of detection d or more; the last, 0: at recalls never reached.
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)
+    if method == "11point":
+        # i/10 and tp/n_truths are both correctly rounded quotients, so equal fractions compare equal; with
+        # i*0.1 a recall of exactly 3/10 would miss its point.
+        return float(best[np.searchsorted(recall, np.arange(11) / 10)].mean())
+    return float(np.diff(recall, prepend=0.0) @ best[:-1])
+
+
+def check_classes(classes: tuple[str, ...]) -> None:
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"classes has a name twice: {classes}")
+
+
+def check_metric(classes: tuple[str, ...], iou_threshold: float, method: str) -> None:
+    check_classes(classes)
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+
+
+def show(value: float) -> str:
+    """A figure of 0..1, or a dash where there was nothing to measure."""
+    return "-" if np.isnan(value) else f"{value:.4f}"
