@@ -38,9 +38,22 @@ def shapes(tmp_path):
     return write_shapes(tmp_path / "shapes", 7, 3)
 
 
+def settings_for(shapes):
+    return Settings((str(shapes),), "train", "test", epochs=EPOCHS, eval_every=1, **NARROW)
+
+
 @pytest.fixture
 def settings(shapes):
-    return Settings((str(shapes),), "train", "test", epochs=EPOCHS, eval_every=1, **NARROW)
+    return settings_for(shapes)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder of a run of these settings, and the seconds that it took."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    start = time.monotonic()
+    run(settings_for(write_shapes(folder / "shapes", 7, 3)), folder / "run")
+    return folder / "run", time.monotonic() - start
 
 
 @pytest.fixture
@@ -63,10 +76,10 @@ def at_step(monkeypatch):
 
 
 def ends_like(out, unbroken):
-    """Whether two runs left the same files, with the same weights and history in them."""
+    """Asserts that two runs, on data in other folders, left the same files, with the same weights and history."""
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in unbroken.iterdir())
     for name in ("last.pt", "best.pt"):
-        states = [load_checkpoint(folder / name) for folder in (out, unbroken)]
+        states = [load_checkpoint(folder / name) | {"settings": None} for folder in (out, unbroken)]
         assert states_equal(*states), name
 
 
@@ -86,18 +99,16 @@ def _train(out, settings, begun):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
-def test_a_run_killed_again_and_again_ends_like_one_that_was_not(settings, tmp_path):
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(settings, tmp_path, unbroken):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["matplotlib.figure", "ssd.train"])
-    start = time.monotonic()
-    run(settings, tmp_path / "unbroken")
-    duration, moments, out, kills = time.monotonic() - start, random.Random(KILLS), tmp_path / "0", 0
+    moments, out, kills = random.Random(KILLS), tmp_path / "0", 0
     while True:
         begun = context.Event()
         process = context.Process(target=_train, args=(out, settings, begun))
         process.start()
         begun.wait()
-        process.join(moments.uniform(0, duration) if kills < KILLS else None)
+        process.join(moments.uniform(0, unbroken[1]) if kills < KILLS else None)
         process.kill()
         process.join()
         for name in ("last.pt", "best.pt"):
@@ -106,7 +117,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(settings, tmp_p
         if (out / "curve.png").exists():
             Image.open(out / "curve.png").load()
         if process.exitcode == 0:
-            ends_like(out, tmp_path / "unbroken")
+            ends_like(out, unbroken[0])
             if kills == KILLS:
                 return
             out = tmp_path / str(kills)
@@ -145,20 +156,18 @@ def test_a_folder_is_free_as_soon_as_its_run_is_killed(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_killed_worker_costs_no_step(settings, tmp_path, at_step):
-    run(settings, tmp_path / "unbroken")
+def test_a_killed_worker_costs_no_step(settings, tmp_path, at_step, unbroken):
     at_step(5, lambda: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL))
     with pytest.raises(ChildProcessError, match=r"process that reads pictures was killed; .*fewer --workers"):
         run(settings, tmp_path / "run", workers=1)
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 5
     run(None, tmp_path / "run", resume=True)
-    ends_like(tmp_path / "run", tmp_path / "unbroken")
+    ends_like(tmp_path / "run", unbroken[0])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_damaged_picture_can_be_replaced(settings, shapes, tmp_path, at_step, capsys, split):
+def test_a_damaged_picture_can_be_replaced(settings, shapes, tmp_path, at_step, capsys, split, unbroken):
     """Of validation too, which a resumed run then does first."""
-    run(settings, tmp_path / "unbroken")
     names = (shapes / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
     victims = [shapes / "JPEGImages" / f"{name}.jpg" for name in names]
     whole = [victim.read_bytes() for victim in victims]
@@ -177,12 +186,11 @@ def test_a_damaged_picture_can_be_replaced(settings, shapes, tmp_path, at_step, 
     for victim, content in zip(victims, whole, strict=True):
         victim.write_bytes(content)
     run(None, tmp_path / "run", resume=True)
-    ends_like(tmp_path / "run", tmp_path / "unbroken")
+    ends_like(tmp_path / "run", unbroken[0])
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint(settings, tmp_path, at_step, capsys):
+def test_a_write_that_fails_leaves_the_last_checkpoint(settings, tmp_path, at_step, capsys, unbroken):
     resource = pytest.importorskip("resource")
-    run(settings, tmp_path / "unbroken")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     at_step(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1])))
     try:
@@ -193,7 +201,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(settings, tmp_path, at_st
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 3
     assert not list((tmp_path / "run").glob("*.tmp"))
     run(None, tmp_path / "run", resume=True)
-    ends_like(tmp_path / "run", tmp_path / "unbroken")
+    ends_like(tmp_path / "run", unbroken[0])
 
 
 CRAMPED = """
@@ -211,13 +219,12 @@ shutil.copytree(disk / "full" / "run", kept)
 """
 
 
-def test_a_full_disk_a_read_only_one_and_little_shared_memory(settings, shapes, tmp_path):
+def test_a_full_disk_a_read_only_one_and_little_shared_memory(settings, shapes, tmp_path, unbroken):
     """Of which the last is no error."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     for name in ("full", "read_only"):
         (disk / name).mkdir(parents=True)
-    run(settings, tmp_path / "unbroken")
-    size = (tmp_path / "unbroken" / "last.pt").stat().st_size + (tmp_path / "unbroken" / "best.pt").stat().st_size
+    size = sum((unbroken[0] / name).stat().st_size for name in ("last.pt", "best.pt"))
     mounts = f"""mount -t tmpfs -o size=1m tmpfs /dev/shm && mount -t tmpfs -o ro tmpfs {disk}/read_only &&
         mount -t tmpfs -o size={size + 100_000} tmpfs {disk}/full && echo mounted && exec "$@" """
     command = ["unshare", "-m", "sh", "-c", mounts, "sh", sys.executable, "-c", CRAMPED, shapes, disk, kept]
@@ -232,7 +239,7 @@ def test_a_full_disk_a_read_only_one_and_little_shared_memory(settings, shapes, 
     assert "Traceback" not in done.stderr
     assert load_checkpoint(kept / "last.pt")["step"] in (3, 6)
     run(None, kept, resume=True)
-    ends_like(kept, tmp_path / "unbroken")
+    ends_like(kept, unbroken[0])
 
 
 @pytest.mark.parametrize(
@@ -274,15 +281,14 @@ def test_a_run_is_not_resumed_on_other_data(settings, shapes, tmp_path, at_step,
     assert re.search(says, line)
 
 
-def test_a_run_is_resumed_from_another_working_directory(settings, shapes, tmp_path, at_step, monkeypatch):
-    run(settings, tmp_path / "unbroken")
+def test_a_run_is_resumed_from_another_working_directory(settings, shapes, tmp_path, at_step, monkeypatch, unbroken):
     monkeypatch.chdir(tmp_path)
     at_step(3, partial(os.kill, os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(replace(settings, data=(shapes.name,), val_data=(shapes.name,)), tmp_path / "run")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert run(None, tmp_path / "run", resume=True) == load_checkpoint(tmp_path / "unbroken" / "last.pt")["history"]
+    assert run(None, tmp_path / "run", resume=True) == load_checkpoint(unbroken[0] / "last.pt")["history"]
 
 
 def test_what_cannot_be_resumed_is_named(settings, tmp_path, capsys):
