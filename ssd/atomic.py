@@ -67,5 +67,5 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         try:
             yield
         finally:
-            if fcntl:  # not left to close(): loader workers have a copy of the file
+            if fcntl and not file.closed:  # not left to close(), as some process may hold a copy for a moment
                 fcntl.flock(file, fcntl.LOCK_UN)

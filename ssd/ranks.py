@@ -91,7 +91,7 @@ def joined() -> Iterator[Ranks]:
         if not any(sign in str(error) for sign in LOST):
             raise
         reason = str(error).splitlines()[0]
-        raise ConnectionError(f"process {rank} lost another, of which torchrun names the first ({reason})") from None
+        raise ConnectionError(f"process {rank} lost another, whose end torchrun reports ({reason})") from None
     finally:
         dist.destroy_process_group()
 

@@ -127,6 +127,24 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(settings, tmp_p
             assert kills <= KILLS
 
 
+def test_a_run_killed_during_its_first_validation_is_resumed(settings, tmp_path, monkeypatch, unbroken):
+    class Killed(BaseException):
+        pass
+
+    def die(self, path, **extra):
+        save(self, path, **extra)
+        if path.name == "best.pt":
+            raise Killed
+
+    save = training._Run.save
+    monkeypatch.setattr(training._Run, "save", die)
+    with pytest.raises(Killed):
+        run(settings, tmp_path / "run")
+    monkeypatch.undo()
+    run(None, tmp_path / "run", resume=True)
+    ends_like(tmp_path / "run", unbroken[0])
+
+
 def test_leftovers_of_a_killed_run_are_removed(settings, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -142,11 +160,13 @@ def test_a_folder_is_free_as_soon_as_its_run_is_killed(tmp_path):
     """While its loader's workers, forked from it, live on."""
     code = (
         "import os, sys, time; from ssd.atomic import locked\n"
-        "with locked(sys.argv[1]): print(os.fork(), flush=True); time.sleep(99)"
+        "with locked(sys.argv[1]):\n"
+        "    if child := os.fork(): print(child, flush=True)\n"
+        "    time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}, text=True) as other:
-        child = max(int(other.stdout.readline()) for _ in range(2))
+        child = int(other.stdout.readline())
         other.kill()
         other.wait()
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from own_process import PATHS
 
 from ssd.checkpoint import load_checkpoint
+from ssd.data.loader import epoch_batches
 from ssd.ranks import ALONE, Ranks
 from ssd.shapes import write_shapes
 
@@ -43,7 +45,8 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def training(shapes):
     options = (
-        f"--width 0.05 --epochs {EPOCHS} --batch-size {BATCH} --lr 1e-4 --clip-grad 1 --warmup 5 --workers 0 --no-bf16"
+        f"--recipe tutorial --width 0.05 --epochs {EPOCHS} --batch-size {BATCH} --lr 1e-4 --clip-grad 1 --warmup 5 "
+        "--split train --val-split test --workers 0 --no-bf16"
     )
     return ["train", shapes, *options.split()]
 
@@ -96,6 +99,7 @@ def test_a_stopped_run_of_two_is_resumed_by_one(training, alone, tmp_path, how):
     assert process.returncode != 0
     if how == "a killed process":
         assert "rank      : 1" in errors
+        assert "ssd train: error: process 0 lost" in errors
     else:
         assert "stopped at step" in printed  # by the first, which saves
     done = load_checkpoint(out / "last.pt")["step"]
@@ -128,6 +132,22 @@ def test_detection_in_two_processes_leaves_the_files_of_one(shapes, alone, tmp_p
         assert a["bbox"] == pytest.approx(b["bbox"], abs=0.02)
     files = [sorted(path.name for path in (tmp_path / out).iterdir()) for out in ("1", "2")]
     assert files[0] == files[1]
+
+
+def test_a_picture_that_the_second_process_cannot_read(shapes, training, tmp_path):
+    """The first saves what is done."""
+    data = shutil.copytree(shapes, tmp_path / "shapes")
+    names = (data / "ImageSets" / "Main" / "train.txt").read_text().split()
+    third_step = epoch_batches(PICTURES, BATCH, seed=0, epoch=0)[2]
+    victim = data / "JPEGImages" / f"{names[third_step[1]]}.jpg"
+    victim.write_bytes(victim.read_bytes()[:-2000])
+    process = start(2, "train", data, *training[2:], "--out", tmp_path / "run")
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "stopped at step 2 of " in printed
+    assert f"ssd train: error: {victim}: cannot decode" in errors
+    assert "rank      : 1" in errors
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
 
 def test_more_processes_than_pictures_in_a_batch(shapes, tmp_path):
