@@ -71,11 +71,10 @@ def demo(
     folder.mkdir(exist_ok=True)
     held_out = open_dataset(data, "test", classes)
     detector = Detector(model, classes, DRAWN, bf16=chosen.bf16)
-    for index, (picture, found) in enumerate(detector.stream(held_out.pictures[:N_DRAWN])):
+    for index, found in enumerate(detector(held_out.pictures[:N_DRAWN])):
         image, truth = held_out[index]
-        left = draw_detections(image, *found, classes=classes)
         right = draw_detections(image, truth["boxes"], truth["labels"], classes=classes)
-        save_png(side_by_side(left, right, ("found", "truth")), folder / f"{picture.path.stem}.png")
+        save_png(side_by_side(found.draw(), right, ("found", "truth")), folder / f"{found.picture.path.stem}.png")
     minutes = (time.perf_counter() - started) / 60
     print(
         f"mAP {result.mAP:.3f} after {minutes:.1f} minutes. Look at {folder}/*.png (found beside truth) "

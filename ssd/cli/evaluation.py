@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_weights
+from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_detector
 from ssd_ext import DetectionOptions
 
 
@@ -37,20 +37,18 @@ def _eval(arguments: argparse.Namespace) -> int:
     from ssd.evaluate import evaluate
     from ssd.ranks import joined
 
-    model, classes, options = open_weights(arguments, DetectionOptions())
-    dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
+    detector = open_detector(arguments, DetectionOptions())
+    dataset = open_dataset(arguments.data, arguments.split, detector.classes, EvalTransform(), keep_crowds=True)
     with joined() as ranks:
         for drop in dataset.dropped if ranks.first else ():
             print(drop, file=sys.stderr)
         result = evaluate(
-            model,
+            detector.predict,
             dataset,
-            classes,
-            options,
+            detector.classes,
             iou_threshold=arguments.iou,
             method=arguments.method,
             batch_size=arguments.batch_size,
-            bf16=getattr(arguments, "bf16", None),
             workers=arguments.workers,
             ranks=ranks,
         )
