@@ -30,7 +30,7 @@ def shapes(tmp_path_factory):
 
 def test_train_resume_eval(shapes, tmp_path, capsys):
     run = str(tmp_path / "run")
-    narrow = ["--width", "0.01", "--batch-norm", "--batch-size", "2", "--epochs", "1", "--lr", "0.002"]
+    narrow = ["--width", "0.01", "--held-out", "0", "--batch-size", "2", "--epochs", "1", "--lr", "0.002"]
     assert main(["train", str(shapes), "--out", run, *narrow, "--seed", "3", *MACHINE]) == 0
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
     assert saved["settings"]["lr"] == 0.002
