@@ -2,8 +2,8 @@
 
 .venv/bin/python -m pytest benchmarks/test_bench_inference.py -k 8-images
 
-ssd_ext: as `ssd detect` runs it, in bfloat16 where the CPU has it; compiled: with `--compile`. The weights are random, so that only speed is
-measured of int8 and bfloat16. The files run on the CPU, with as many threads as torch has.
+ssd_ext: as `ssd detect` runs it, in bfloat16 where the CPU has it; compiled: with `--compile`. The weights are random,
+so that only speed is measured of int8 and bfloat16. The files run on the CPU, with as many threads as torch has.
 """
 
 import copy
