@@ -186,7 +186,7 @@ def test_a_wrong_entry_of_ssd_detect_is_named(data: Path, tmp_path: Path) -> Non
         lambda c: c["images"][1].update(file_name="a.png")
     )
     assert "images[1]['id'] is 1, which another has" in error(lambda c: c["images"][1].update(id=1))
-    assert "has not looked at" in (message := error(lambda c: c["images"].pop()))
+    assert "detections.json: lacks" in (message := error(lambda c: c["images"].pop()))
     assert "c.png" in message
 
 
