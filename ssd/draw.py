@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
     from ssd.voc_metrics import EvalResult
 
-__all__ = ["class_color", "draw_detections", "is_drawing", "plot_curves", "plot_precision", "save_png", "side_by_side"]
+__all__ = [
+    "class_color",
+    "contact_sheet",
+    "draw_detections",
+    "is_drawing",
+    "plot_curves",
+    "plot_precision",
+    "save_png",
+    "side_by_side",
+]
 
 Box = tuple[int, int, int, int]
 
@@ -142,6 +152,24 @@ def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str
     return sheet
 
 
+def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2, width: int = 800) -> Image.Image:
+    """Pictures in rows on white, each as wide as the others.
+
+    Args:
+        pictures: RGB pictures, at least one.
+        columns: pictures in a row.
+        width: of each picture in pixels.
+    """
+    pictures = [p.resize((width, max(1, round(p.height * width / p.width)))) for p in pictures]
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(p.height for p in row) for row in rows]
+    sheet = Image.new("RGB", (width * len(rows[0]), sum(heights)), "white")
+    for row, top in zip(rows, itertools.accumulate(heights, initial=0), strict=False):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (column * width, top))
+    return sheet
+
+
 def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a drawing as PNG; the file appears, or replaces an older one, only when it is complete.
 
@@ -161,6 +189,8 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def is_drawing(path: str | os.PathLike[str]) -> bool:
     """Whether `save_png` wrote this file, by its header."""
     try:
+        if not os.path.isfile(path):  # of a pipe one would wait for what never comes
+            return False
         with Image.open(path, formats=["PNG"]) as picture:
             return picture.info.get("Software") == MARK
     except Exception:  # on damage, Pillow raises OSError, SyntaxError, struct.error, ...

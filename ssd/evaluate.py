@@ -19,7 +19,7 @@ from ssd.ranks import ALONE, Ranks
 from ssd.voc_metrics import EvalResult
 from ssd_ext import DetectionOptions
 
-__all__ = ["METHODS", "EvalResult", "evaluate", "score"]
+__all__ = ["METHODS", "EvalResult", "detect_all", "evaluate", "score"]
 
 METHODS = (*voc_metrics.METHODS, "coco")
 READ_EVERY = 32  # batches between two reads of the detections, each of which waits for the device
@@ -66,6 +66,37 @@ def evaluate(
             raise ValueError(f"method 'coco' measures in pixels: it needs a BoxDataset, got {type(dataset).__name__}")
     else:
         voc_metrics.check_metric(classes, iou_threshold, method)
+    detections, targets = detect_all(
+        model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
+    )
+    if method == "coco":
+        detections = [
+            (boxes.clamp(0, 1) * torch.tensor(size * 2), labels, scores)
+            for (boxes, labels, scores), size in zip(detections, dataset.sizes, strict=True)
+        ]
+        targets = dataset.truths
+    return score(detections, targets, classes, iou_threshold, method)
+
+
+def detect_all(
+    model: SSD300 | Predict,
+    dataset: Dataset,
+    options: DetectionOptions = DetectionOptions(),
+    *,
+    batch_size: int = 8,
+    bf16: bool | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
+) -> tuple[Sequence[tuple[Tensor, Tensor, Tensor]], Sequence[dict[str, Tensor]]]:
+    """Runs a network over a dataset.
+
+    Args:
+        see `evaluate`.
+
+    Returns:
+        what it finds in every picture, and what there is, in fractions of the picture: as `score` takes them.
+    """
     predict = predictor(model, options, bf16=bf16)
     loader = eval_loader(Subset(dataset, ranks.every(range(len(dataset)))), batch_size, workers)
     detections, targets, waiting = [], [], []
@@ -84,14 +115,7 @@ def evaluate(
     images: list[Any] = [None] * len(dataset)
     for rank, part in enumerate(ranks.gather(list(zip(detections, targets, strict=True)))):
         images[rank :: ranks.size] = part
-    detections, targets = zip(*images, strict=True) if images else ((), ())
-    if method == "coco":
-        detections = [
-            (boxes.clamp(0, 1) * torch.tensor(size * 2), labels, scores)
-            for (boxes, labels, scores), size in zip(detections, dataset.sizes, strict=True)
-        ]
-        targets = dataset.truths
-    return score(detections, targets, classes, iou_threshold, method)
+    return tuple(zip(*images, strict=True)) if images else ((), ())
 
 
 def score(

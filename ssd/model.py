@@ -105,24 +105,37 @@ class AuxiliaryConvolutions(ConvStack):
 
 
 class PredictionConvolutions(nn.Module):
-    """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class logits."""
+    """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class logits.
+
+    With `batch_norm`, `bn_loc_<source>` and `bn_cl_<source>` follow, and the convolutions have no bias.
+    """
 
     def __init__(
-        self, n_classes: int, width: float = 1.0, boxes_per_cell: tuple[int, ...] = (4, 6, 6, 6, 4, 4)
+        self,
+        n_classes: int,
+        width: float = 1.0,
+        boxes_per_cell: tuple[int, ...] = (4, 6, 6, 6, 4, 4),
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_norm = batch_norm
         self.outputs = {"loc": 4, "cl": n_classes}
         for head, outputs in self.outputs.items():
             for (source, channels), boxes in zip(SOURCES.items(), boxes_per_cell, strict=True):
-                conv = nn.Conv2d(scaled(channels, width), boxes * outputs, 3, padding=1)
+                conv = nn.Conv2d(scaled(channels, width), boxes * outputs, 3, padding=1, bias=not batch_norm)
                 self.add_module(f"{head}_{source}", conv)
+                if batch_norm:
+                    self.add_module(f"bn_{head}_{source}", nn.BatchNorm2d(boxes * outputs))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         predictions = []
         for head, outputs in self.outputs.items():
             maps = []
             for source, x in zip(SOURCES, features, strict=True):
-                x = getattr(self, f"{head}_{source}")(x).permute(0, 2, 3, 1)  # (B, H, W, boxes * outputs)
+                x = getattr(self, f"{head}_{source}")(x)
+                if self.batch_norm:
+                    x = getattr(self, f"bn_{head}_{source}")(x)
+                x = x.permute(0, 2, 3, 1)  # (B, H, W, boxes * outputs)
                 maps.append(x.unflatten(3, (-1, outputs)).flatten(1, 3))  # (B, H * W * boxes, outputs)
             predictions.append(torch.cat(maps, dim=1))
         return tuple(predictions)  # (B, P, 4), (B, P, C)
@@ -138,6 +151,7 @@ class SSD300(nn.Module):
         n_classes: number of classes, background 0 included, at least 2.
         width: factor on all numbers of channels, which become multiples of 8; more than 0.
         batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
+        head_batch_norm: adds batch norm after the convolutions that predict, too.
         priors: name of a preset of `ssd.priors`, or a layout of your own (a `PriorSpec`, or its fields as a dict)
             for the maps 38, 19, 10, 5, 3, 1.
         input_mean, input_std: of red, green and blue in 0..1, by which the input was normalised when the weights were
@@ -150,7 +164,8 @@ class SSD300(nn.Module):
     Raises:
         ValueError: an argument is out of range.
 
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.1, figure 2 and section 3.
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.1, figure 2 and section 3; for batch norm, Zhu et
+    al., ScratchDet, arXiv 1810.08425, section 3.1.
     """
 
     def __init__(
@@ -159,6 +174,7 @@ class SSD300(nn.Module):
         *,
         width: float = 1.0,
         batch_norm: bool = False,
+        head_batch_norm: bool = False,
         priors: str | PriorSpec | Mapping[str, Any] = "tutorial",
         input_mean: Sequence[float] = IMAGENET_MEAN,
         input_std: Sequence[float] = IMAGENET_STD,
@@ -179,6 +195,7 @@ class SSD300(nn.Module):
             "n_classes": n_classes,
             "width": width,
             "batch_norm": batch_norm,
+            "head_batch_norm": head_batch_norm,
             "priors": priors if isinstance(priors, str) else asdict(self.prior_spec),
             "input_mean": tuple(input_mean),
             "input_std": tuple(input_std),
@@ -186,7 +203,7 @@ class SSD300(nn.Module):
         self.n_classes = n_classes
         self.base = VGGBase(width, batch_norm)
         self.aux_convs = AuxiliaryConvolutions(width, batch_norm)
-        self.pred_convs = PredictionConvolutions(n_classes, width, self.prior_spec.boxes_per_cell)
+        self.pred_convs = PredictionConvolutions(n_classes, width, self.prior_spec.boxes_per_cell, head_batch_norm)
         self.rescale_factors = nn.Parameter(torch.full((1, scaled(SOURCES["conv4_3"], width), 1, 1), 20.0))
         self.register_buffer("priors_cxcy", make_priors(self.prior_spec), persistent=False)
         scale = shift = None

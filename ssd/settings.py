@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from ssd.recipes import RECIPES
 from ssd_ext import LossOptions
 
 VARIANCES = ("center_variance", "size_variance")  # of a run always the defaults, which detection takes too
@@ -22,49 +25,71 @@ def not_negative(value: float) -> None:
         raise ValueError(f"must be >= 0, got {value}")
 
 
+def less_than_1(value: float) -> None:
+    """Raises ValueError unless the value is below 1."""
+    if not value < 1:
+        raise ValueError(f"must be < 1, got {value}")
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that decides a run besides the machine; kept in its checkpoints, and the flags of `ssd train`.
+
+    What is None takes its value from the recipe, if it is there (`ssd.recipes`); `loss` may be a dict of the options
+    that differ from the recipe's.
 
     Raises:
         ValueError: a value is out of its range or none of its choices.
     """
 
     data: Annotated[tuple[str, ...], "folders of pictures with annotations, trained on together"]
-    split: Annotated[
-        str | None, "list to train on (default: train, or trainval, if val or test exists); alone it is not validated"
+    split: Annotated[str | None, "list to train on (default: trainval or train, where there are lists)"] = None
+    val_split: Annotated[
+        str | None, "list to choose best.pt on (default: val, where train is trained on; else a part is held out)"
     ] = None
-    val_split: Annotated[str | None, "list to validate on (default: the partner of the default split)"] = None
     val_data: Annotated[tuple[str, ...] | None, "folders to validate on (default: those of the data)"] = None
+    test_split: Annotated[str | None, "list to measure once, at the end (default: test, where there is one)"] = None
+    held_out: Annotated[
+        float, "share of the pictures to choose best.pt on where no list is for it; 0: none", not_negative, less_than_1
+    ] = 0.1
+    recipe: Annotated[
+        Literal["scratch", "finetune", "tutorial"] | None,
+        "what other settings are by default (default: finetune with --weights, else scratch)",
+    ] = None
     classes: Annotated[tuple[str, ...] | None, "names of the classes (default: those found, sorted)"] = None
     flips: Annotated[bool, "mirror top to bottom too: pictures without an upright"] = False
     augment: Annotated[
-        Literal["ssd", "v2"],
-        "of the pictures; v2: torchvision's transforms, which take ten times as long (docs/input.md)",
-    ] = "ssd"
+        Literal["ssd", "mild", "v2"] | None,
+        "of the pictures; ssd: that of the paper; mild: with less zoom in and out; v2: torchvision's transforms, which "
+        "take ten times as long (docs/input.md)",
+    ] = None
     weights: Annotated[
         str | None,
         "to start from: imagenet (VGG16) or coco (torchvision's SSD300), downloaded, or a file: VGG16 weights, or a "
-        "checkpoint as ssd convert takes it; a detector brings its priors and input, and its class heads where the "
-        "number of classes is the same (default: random)",
+        "checkpoint as ssd convert takes it; a detector brings its layers, priors and input, and its class heads where "
+        "the number of classes is the same (default: random)",
     ] = None
-    width: Annotated[float, "factor on all channels, for small machines", positive] = 1.0
-    batch_norm: Annotated[bool, "batch normalisation: needed from scratch"] = False
+    priors: Annotated[Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision"] | None, "layout of the priors"] = (
+        None
+    )
+    width: Annotated[float | None, "factor on all channels, for small machines (default: 1)", positive] = None
+    batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None
+    head_batch_norm: Annotated[bool | None, "batch normalisation after the layers that predict"] = None
     sync_batch_norm: Annotated[bool, "statistics of the pictures of all processes; on GPUs, under torchrun"] = False
-    epochs: Annotated[int, "passes over the data", positive] = 120
+    epochs: Annotated[int | None, "passes over the data (default: by the number of pictures)", positive] = None
     batch_size: Annotated[int, "pictures per step, of all processes together", positive] = 8
-    lr: Annotated[float, "learning rate of SGD; biases take twice as much, as in the tutorial", positive] = 1e-3
+    lr: Annotated[float | None, "learning rate of SGD; biases take twice as much, as in the tutorial", positive] = None
     momentum: Annotated[float, "of SGD", not_negative] = 0.9
     weight_decay: Annotated[float, "of SGD", not_negative] = 5e-4
     schedule: Annotated[
-        Literal["step", "onecycle", "cosine"],
+        Literal["step", "onecycle", "cosine"] | None,
         "course of the learning rate; step: x 0.1 at 2/3 and 5/6 of the run, as in the tutorial",
-    ] = "step"
+    ] = None
     warmup: Annotated[
-        int, "steps of linear warm-up, at most a tenth of the run; onecycle has its own", not_negative
-    ] = 500
-    clip_grad: Annotated[float, "largest norm of the gradient, 0: no limit", not_negative] = 0.0
-    loss: Annotated[LossOptions, "see ssd_ext.multibox_loss"] = LossOptions()
+        int | None, "steps of linear warm-up, at most a tenth of the run; onecycle has its own", not_negative
+    ] = None
+    clip_grad: Annotated[float | None, "largest norm of the gradient, 0: no limit", not_negative] = None
+    loss: Annotated[LossOptions | Mapping[str, Any] | None, "see ssd_ext.multibox_loss"] = None
     eval_every: Annotated[int, "epochs between validations, 0: about ten in a run", not_negative] = 0
     bf16: Annotated[bool | None, "bfloat16 autocast (default: where the hardware has it)"] = None
     compile: Annotated[
@@ -73,19 +98,41 @@ class Settings:
     seed: Annotated[int, "of the initial weights, the order of the pictures and their augmentation"] = 0
 
     def __post_init__(self) -> None:
+        if self.recipe is None:
+            self._set("recipe", "finetune" if self.weights else "scratch")
         for name, hint in get_type_hints(Settings, include_extras=True).items():
             kind, _, *checks = get_args(hint)
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+            value, kinds = getattr(self, name), get_args(kind)
+            choices = [kind for kind in (kind, *kinds) if get_origin(kind) is Literal]
+            if value is None and NoneType in kinds:
+                continue
+            if choices and value not in get_args(choices[0]):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices[0]))}, got {value!r}")
             for check in checks:
                 try:
                     check(value)
                 except ValueError as error:
                     raise ValueError(f"{name} {error}") from None
+        recipe = RECIPES[self.recipe].settings
+        for name, value in recipe.items():
+            if getattr(self, name) is None:
+                self._set(name, value)
+        if not isinstance(self.loss, LossOptions):
+            self._set("loss", LossOptions(**recipe["loss"] | dict(self.loss)))
         for name in VARIANCES:
             if getattr(self.loss, name) != LossOptions._field_defaults[name]:
                 raise ValueError(f"loss.{name} of a run must be {LossOptions._field_defaults[name]}")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def summary(self) -> str:
+        """The recipe, and the values that it or the run gives to what it decides."""
+        decided = RECIPES[self.recipe].settings
+        values = {name: getattr(self, name) for name in decided if name != "loss"}
+        values |= {name: getattr(self.loss, name) for name in decided["loss"]}
+        said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
+        return f"recipe {self.recipe}: {said}, epochs {self.epochs}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -93,8 +140,9 @@ class Settings:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Settings:
-        """What `as_dict` gave, now or in an older version, which had the options of the loss beside the others and no
-        augmentation but torchvision's."""
+        """What `as_dict` gave, now or in an older version, which had the options of the loss beside the others, no
+        augmentation but torchvision's, no recipes, and held nothing out of a split that was named."""
         loss = saved.get("loss", {name: saved[name] for name in LossOptions._fields if name in saved})
-        known = {"augment": "v2"} | {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
+        old = {"augment": "v2", "recipe": "tutorial", "held_out": 0.0 if saved.get("split") else cls.held_out}
+        known = old | {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
         return cls(**known | {"loss": LossOptions(**loss)})

@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ssd.atomic import locked
 from ssd.checkpoint import build_model, load_checkpoint, save_checkpoint
-from ssd.data import AUGMENTATIONS, Dropped, list_splits, open_dataset
-from ssd.data.augmentation import EvalTransform
+from ssd.closing import report
 from ssd.data.colour import to_input
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.draw import plot_curves
@@ -30,42 +28,13 @@ from ssd.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
 from ssd.precision import autocast, pick_device, place
 from ssd.ranks import Ranks, joined
+from ssd.recipes import epochs_for
 from ssd.settings import Settings
+from ssd.splits import open_sets
 from ssd.weights import initial_model
 
-SPLIT_PAIRS = (("train", "val"), ("train", "valid"), ("trainval", "test"), ("train", "test"))
-HELD_OUT = 0.1  # of the pictures, for validation, where the data has no splits
 LAST, BEST = "last.pt", "best.pt"
 LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
-
-
-def open_sets(settings: Settings) -> tuple[Dataset, Dataset | None, tuple[str, ...], list[Dropped]]:
-    """The training set, the validation set (None where the data has none), the classes and what the reader left out.
-
-    Raises:
-        FileNotFoundError, ValueError: see `ssd.data.open_dataset`.
-    """
-    split, val_split = settings.split, settings.val_split
-    splits = {root: list_splits(root) for root in settings.data}
-    known = {name for names in splits.values() for name in names}
-    if split is None and known:
-        pairs = [pair for pair in SPLIT_PAIRS if known.issuperset(pair)]
-        if not pairs:
-            raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
-        split, val_split = pairs[0][0], val_split or pairs[0][1]
-    augment = AUGMENTATIONS[settings.augment](flips=settings.flips)
-    whole = open_dataset(settings.data, split, settings.classes, augment)
-    val_data = settings.val_data or tuple(root for root in settings.data if val_split in splits[root])
-    if val_data:
-        val_set = open_dataset(val_data, val_split, whole.classes, EvalTransform(), keep_crowds=True)
-        return whole, val_set, whole.classes, whole.dropped + val_set.dropped
-    if split is None and len(whole) > 1:
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        n_val = max(1, round(HELD_OUT * len(order)))
-        unaugmented = open_dataset(settings.data, split, whole.classes, EvalTransform(), keep_crowds=True)
-        held_out = Subset(unaugmented, sorted(order[:n_val]))
-        return Subset(whole, sorted(order[n_val:])), held_out, whole.classes, whole.dropped
-    return whole, None, whole.classes, whole.dropped
 
 
 def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
@@ -99,7 +68,7 @@ def train(
     workers: int | None = None,
     quiet: bool = False,
 ) -> dict[str, list[float]]:
-    """Trains a network and leaves `last.pt`, `best.pt` and `curve.png` in a folder.
+    """Trains a network and leaves `last.pt`, `best.pt`, `curve.png` and `worst.png` in a folder.
 
     Ctrl-C, or SIGTERM, stops after the step at hand and saves; a resumed run sees the same pictures and takes the same
     steps as one that was never stopped, to the bit on the same machine. TensorBoard scalars are written where it is
@@ -117,7 +86,8 @@ def train(
         quiet: no progress bar and no text.
 
     Returns:
-        history: "step", "loss" (one per step), "eval_step", "mAP" (one per validation).
+        history: "step", "loss" (one per step), "eval_step", "mAP" (one per validation) and, where there is a test list,
+        "test_mAP" (one).
 
     Raises:
         ValueError: bad settings or data, or the folder already holds a run.
@@ -161,17 +131,19 @@ class _Run:
         self.workers = worker_count(workers)
         self.quiet = quiet
 
-        self.train_set, self.val_set, classes, dropped = open_sets(settings)
-        self.settings = settings = replace(settings, classes=classes)
-        for drop in dropped:
-            self.say(drop)
+        self.sets = sets = open_sets(settings)
+        self.train_set, self.val_set = sets.train, sets.val
+        epochs = settings.epochs or epochs_for(settings.recipe, len(sets.train))
+        self.settings = settings = replace(settings, classes=sets.classes, epochs=epochs, **sets.names)
+        for note in sets.notes:
+            self.say(note)
 
         torch.manual_seed(settings.seed)
         if state is not None:
             model = build_model(state)
         else:
-            shape = {"width": settings.width, "batch_norm": settings.batch_norm}
-            model = initial_model(len(classes) + 1, settings.weights, **shape)
+            shape = {name: getattr(settings, name) for name in ("width", "batch_norm", "head_batch_norm", "priors")}
+            model = initial_model(len(sets.classes) + 1, settings.weights, **shape)
         if settings.sync_batch_norm and device.type != "cuda":
             raise ValueError(f"sync_batch_norm: torch has it for GPUs only, and this run is on {device}")
         if settings.sync_batch_norm and ranks.size > 1:
@@ -199,6 +171,7 @@ class _Run:
 
     def to_the_end(self, stopping: list[int]) -> None:
         """Trains until done, or until `stopping` is no longer empty: then saves and raises KeyboardInterrupt."""
+        self.say(self.settings.summary())
         self.say(
             f"{len(self.train_set)} pictures of {', '.join(self.settings.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
@@ -229,6 +202,8 @@ class _Run:
         self.say(meter.summary())
         if self.val_set is None:
             self.save(self.best)
+        if self.ranks.first:
+            self.close()
 
     def epoch(self, batches: Iterator[Batch], meter: _Meter, stopping: list[int]) -> bool:
         """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty, in any process.
@@ -272,6 +247,14 @@ class _Run:
             self.writer.add_scalar("mAP", result.mAP, self.step)
             for name, ap in result.ap.items():
                 self.writer.add_scalar(f"AP/{name}", ap, self.step)
+
+    def close(self) -> None:
+        """Measures what was kept, and says what there is to say of it."""
+        model = place(build_model(load_checkpoint(self.best)), self.device)
+        text, test = report(model, self.sets, self.settings, self.out, workers=self.workers)
+        self.say(text)
+        if test is not None:
+            self.history["test_mAP"] = [test.mAP]
 
     def save(self, path: Path, **extra: Any) -> None:
         if not self.ranks.first:

@@ -131,7 +131,7 @@ def _join(
     for (det_boxes, det_labels, det_scores), (gt_boxes, gt_labels, gt_difficult) in read_images(
         detections, targets, n_classes
     ):
-        best = _best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
+        best = best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
         rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
         objects.append((gt_labels, gt_difficult))
         n_objects += len(gt_labels)
@@ -140,7 +140,7 @@ def _join(
     return labels, scores, found, truth_labels, np.append(difficult, False)
 
 
-def _best_object(
+def best_object(
     boxes: Tensor, labels: np.ndarray, gt_boxes: Tensor, gt_labels: np.ndarray, iou_threshold: float
 ) -> np.ndarray:
     """Row of the object of the same class that overlaps most, for each detection; -1 below the threshold."""

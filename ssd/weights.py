@@ -57,7 +57,7 @@ def load_weights(
     return model, names if classes is None else tuple(classes)
 
 
-def initial_model(n_classes: int, source: str | None = None, *, width: float = 1.0, batch_norm: bool = False) -> SSD300:
+def initial_model(n_classes: int, source: str | None = None, **config: Any) -> SSD300:
     """A network to train, from random or from trained weights.
 
     Args:
@@ -65,27 +65,28 @@ def initial_model(n_classes: int, source: str | None = None, *, width: float = 1
         source: "imagenet" (VGG16 for the base, downloaded), a file of VGG16's weights, or what `load_weights` takes: a
             detector, of which all is taken that has the same shape, and its priors and input; with another number of
             classes the class heads start anew. None: random.
-        width, batch_norm: see `SSD300`.
+        config: arguments of `SSD300`; what is missing or None is as in the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is none of those, or of another width or batch_norm.
+        ValueError: the file is none of those, or its network another than that of `config`.
         OSError: the download failed.
     """
-    config = {"n_classes": n_classes, "width": width, "batch_norm": batch_norm}
+    config = {name: value for name, value in config.items() if value is not None}
     if source is None:
-        return SSD300(**config)
+        return SSD300(n_classes, **config)
     found = None if source == "imagenet" else _open(source)
     if found is None or "features.0.weight" in found:
-        model = SSD300(**config)
+        has_norms = found is not None and "features.1.running_mean" in found
+        model = SSD300(n_classes, **{"batch_norm": has_norms} | config)
         load_vgg16_imagenet(model, None if found is None else source)
         return model
     checkpoint = _as_checkpoint(found, source)
-    for name in ("width", "batch_norm"):
-        its, ours = checkpoint["config"][name], config[name]
-        if its != ours:
-            raise ValueError(f"{source}: has {name} {its}, the model has {ours}")
-    model = SSD300(**checkpoint["config"] | config)
+    network = build_model(checkpoint).config
+    for name, value in config.items():
+        if network[name] != value:
+            raise ValueError(f"{source}: has {name} {network[name]}, and {value} is asked for: leave it out")
+    model = SSD300(**network | {"n_classes": n_classes})
     state = model.state_dict()
     fitting = {k: v for k, v in checkpoint["model"].items() if k in state and v.shape == state[k].shape}
     model.load_state_dict(state | fitting)

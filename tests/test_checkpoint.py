@@ -21,8 +21,20 @@ def test_weights_of_a_checkpoint_with_other_classes(tmp_path):
     assert torch.equal(new.priors_cxcy, old.priors_cxcy)  # which the heads of the offsets belong to
     same = initial_model(3, str(tmp_path / "old.pt"), width=0.01)
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in old.state_dict().items())
-    with pytest.raises(ValueError, match=r"has width 0\.01, the model has 0\.05"):
+    with pytest.raises(ValueError, match=r"has width 0\.01, and 0\.05 is asked for"):
         initial_model(3, str(tmp_path / "old.pt"), width=0.05)
+
+
+def test_a_network_to_train_is_that_of_the_weights_where_nothing_is_said(tmp_path):
+    old = SSD300(3, width=0.01, batch_norm=True, head_batch_norm=True, priors="torchvision")
+    save_checkpoint(tmp_path / "old.pt", old, classes=["a", "b"])
+    unsaid = {"width": None, "batch_norm": None, "head_batch_norm": None, "priors": None}
+    new = initial_model(4, str(tmp_path / "old.pt"), **unsaid)
+    assert new.config == old.config | {"n_classes": 4}
+    assert torch.equal(new.pred_convs.bn_loc_conv7.weight, old.pred_convs.bn_loc_conv7.weight)
+    for name, value in (("batch_norm", False), ("head_batch_norm", False), ("priors", "tutorial")):
+        with pytest.raises(ValueError, match=rf"has {name} .*, and {value} is asked for"):
+            initial_model(4, str(tmp_path / "old.pt"), **unsaid | {name: value})
 
 
 def test_a_checkpoint_keeps_priors_and_input(tmp_path):

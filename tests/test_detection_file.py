@@ -71,12 +71,14 @@ def test_a_list_goes_by_the_ids_of_the_data(data: Path, tmp_path: Path) -> None:
 
 def write_own(out: Path, pictures: list[Path]) -> Path:
     """What `ssd detect` writes of them, by a detector of dogs, cows and cats that finds all but the dog of a."""
-    with coco_results(out, ("dog", "cow", "cat")) as file:
+    classes = ("dog", "cow", "cat")
+    with coco_results(out, classes) as file:
         for path in pictures:
             rows = [row for row in TRUTHS.get(path.stem, []) if path.stem != "a"]
             boxes = torch.tensor([[x, y, x + w, y + h] for _, (x, y, w, h) in rows], dtype=torch.float32)
             labels = torch.tensor([{7: 1, 2: 3}[c] for c, _ in rows], dtype=torch.int64)
-            file.add(PictureFile(path), Detections(boxes.reshape(-1, 4), labels, torch.full((len(rows),), 0.5)))
+            scores = torch.full((len(rows),), 0.5)
+            file.add(Detections(PictureFile(path), boxes.reshape(-1, 4), labels, scores, classes))
     return out / "detections.json"
 
 

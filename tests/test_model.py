@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss, pack_targets
-from ssd.model import IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.model import IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300
 from ssd.priors import PRESETS, PriorSpec, make_priors
 from ssd_ext import DetectionOptions, postprocess_detections
 
@@ -215,12 +215,17 @@ def test_autocast_and_channels_last(images: Tensor) -> None:
         assert (rounded - value).norm() < 0.03 * value.norm()  # bfloat16 rounds by 0.004, 23 times in a row
 
 
-def test_batch_norm(images: Tensor) -> None:
-    plain, model = SSD300(3, width=NARROW), SSD300(3, width=NARROW, batch_norm=True)
+@pytest.mark.parametrize("heads", [False, True])
+def test_batch_norm(images: Tensor, heads: bool) -> None:
+    plain, model = SSD300(3, width=NARROW), SSD300(3, width=NARROW, batch_norm=True, head_batch_norm=heads)
     convs = {f"base.conv{name}" for name in BASE} | {f"aux_convs.conv{name}" for name in EXTRAS}
-    expected = {name for name in plain.state_dict() if name.removesuffix(".bias") not in convs}
-    for conv in convs:
-        norm = conv.replace("conv", "bn") if conv.startswith("base") else conv.replace(".conv", ".bn")
+    predicting = {f"pred_convs.{head}_{source}" for head in ("loc", "cl") for source in SOURCES} if heads else set()
+    expected = {name for name in plain.state_dict() if name.removesuffix(".bias") not in convs | predicting}
+    for conv in sorted(convs | predicting):
+        if conv in predicting:
+            norm = conv.replace("pred_convs.", "pred_convs.bn_")
+        else:
+            norm = conv.replace("conv", "bn") if conv.startswith("base") else conv.replace(".conv", ".bn")
         for entry in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             expected.add(f"{norm}.{entry}")
     assert set(model.state_dict()) == expected

@@ -296,7 +296,7 @@ def test_coco(hub, coco, tmp_path):
     assert start.config == model.config | {"n_classes": 4}
     assert torch.equal(start.pred_convs.loc_conv7.weight, model.pred_convs.loc_conv7.weight)
     assert start.pred_convs.cl_conv7.out_channels == 24
-    with pytest.raises(ValueError, match=r"coco: has width 1\.0, the model has 0\.5"):
+    with pytest.raises(ValueError, match=r"coco: has width 1\.0, and 0\.5 is asked for"):
         initial_model(4, "coco", width=0.5)
 
 

@@ -20,8 +20,10 @@ from ssd.data.loader import train_loader
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.priors import make_priors
+from ssd.settings import Settings
 from ssd.shapes import write_shapes
-from ssd.train import Settings, lr_factor, make_optimizer, open_sets, train
+from ssd.splits import open_sets
+from ssd.train import lr_factor, make_optimizer, train
 from ssd_ext import LossOptions
 
 NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
@@ -175,7 +177,8 @@ def test_runs_of_older_versions_keep_torchvisions_augmentation(shapes):
     assert Settings.from_dict(saved).augment == "ssd"
     del saved["augment"]
     assert Settings.from_dict(saved).augment == "v2"
-    assert set(AUGMENTATIONS) == set(get_args(get_args(get_type_hints(Settings, include_extras=True)["augment"])[0]))
+    choices, _ = get_args(get_type_hints(Settings)["augment"])  # or None
+    assert set(AUGMENTATIONS) == set(get_args(choices))
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -202,19 +205,44 @@ def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
 
 
 def test_splits_are_found_and_pictures_without_lists_held_out(shapes, tmp_path):
-    train_set, val_set, classes, dropped = open_sets(Settings((shapes,)))  # train and test
-    assert (len(train_set), len(val_set)) == (7, 3)
-    assert classes == ("circle", "square", "triangle")
-    assert dropped == []
+    sets = open_sets(Settings((shapes,), "train", held_out=0.3))  # beside it there is a test list, and none for val
+    assert (len(sets.train), len(sets.val), len(sets.test)) == (5, 2, 3)
+    assert sets.names == {"split": "train", "val_split": None, "test_split": "test"}
+    assert sets.classes == ("circle", "square", "triangle")
+    assert sets.notes == []
+    assert open_sets(Settings((shapes,), held_out=0)).val is None
     bare = tmp_path / "bare"
     write_shapes(bare, 20, 0)
     for file in (bare / "ImageSets" / "Main").iterdir():
         file.unlink()
-    train_set, val_set, *_ = open_sets(Settings((str(bare),)))
-    assert (len(train_set), len(val_set)) == (18, 2)
+    train_set, val_set, test_set, *_ = open_sets(Settings((str(bare),)))
+    assert (len(train_set), len(val_set), test_set) == (18, 2, None)
     assert not set(train_set.indices) & set(val_set.indices)
     with pytest.raises(FileNotFoundError, match=r"there are: .*test.*train"):
         open_sets(Settings((shapes,), split="trainval"))
+
+
+def test_which_lists_a_run_takes(tmp_path):
+    write_shapes(tmp_path, 6, 2)
+    lists = tmp_path / "ImageSets" / "Main"
+    text = (lists / "train.txt").read_text().splitlines(keepends=True)
+
+    def names(**settings):
+        return tuple(open_sets(Settings((str(tmp_path),), **settings)).names.values())
+
+    (lists / "val.txt").write_text("".join(text[:2]))
+    assert names() == ("train", "val", "test")
+    assert names(test_split="val", val_split="test") == ("train", "test", "val")
+    (lists / "trainval.txt").write_text("".join(text))
+    assert names() == ("trainval", None, "test")  # of which a part is held out
+    assert names(split="train") == ("train", "val", "test")
+    (lists / "test.txt").write_text("no_such_picture\n")
+    sets = open_sets(Settings((str(tmp_path),)))
+    assert sets.test is None
+    assert "test will not be measured" in sets.notes[0]
+    assert "no_such_picture" in sets.notes[0]
+    with pytest.raises(FileNotFoundError, match="no_such_picture"):
+        names(test_split="test")
 
 
 def test_images_without_any_object_train(tmp_path):
@@ -225,10 +253,10 @@ def test_images_without_any_object_train(tmp_path):
         first, last = text.find("<object>"), text.rfind("</object>")
         if first >= 0:
             file.write_text(text[:first] + text[last + len("</object>") :])
-    settings = Settings((str(folder),), "train", classes=("thing",), epochs=1, **NARROW)
+    settings = Settings((str(folder),), "train", classes=("thing",), held_out=0, epochs=1, **NARROW)
     assert run(settings, tmp_path / "run")["loss"] == [0.0, 0.0]
     settings = Settings(
-        (str(folder),), "train", classes=("thing",), epochs=1, loss=LossOptions(min_negatives=3), **NARROW
+        (str(folder),), "train", classes=("thing",), held_out=0, epochs=1, loss=LossOptions(min_negatives=3), **NARROW
     )
     assert min(run(settings, tmp_path / "run2")["loss"]) > 0
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from ssd.recipes import RECIPES
 from ssd.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
 if TYPE_CHECKING:  # `ssd --help` imports none of them
-    from ssd import SSD300
-    from ssd.export import Exported
+    from ssd.detector import Detector
 
-DRAWN = DetectionOptions(min_score=0.2)
 WEIGHTS = (
     "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
 )
@@ -59,20 +58,16 @@ def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[st
     hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
     for name in only or [n for n in hints if n not in VARIANCES and n != "data"]:
         kind, text, *checks = get_args(hints[name])
-        default = (defaults or {}).get(name, getattr(options, name))
-        if isinstance(default, LossOptions):
-            add_fields(parser, default)
+        if name == "loss":
+            add_fields(parser, LossOptions(), [n for n in LossOptions._fields if n not in VARIANCES])
             continue
-        flag = name.replace("_", "-")
-        if default is not None and default is not False:
+        if default := _told((defaults or {}).get(name, getattr(options, name)), name):
             text += f" (default: {default})"
         settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if NoneType in get_args(kind):
             kind = get_args(kind)[0]
-        if kind is bool and default is False:
-            settings["action"] = "store_true"
-        elif kind is bool:
-            flag, settings["action"], settings["help"] = f"no-{flag}", "store_false", f"no {text}"
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
         elif name == "classes":
@@ -81,7 +76,19 @@ def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[st
             settings |= {"nargs": "+", "metavar": "DATA"}
         else:
             settings["type"] = checked(kind, *checks)
-        parser.add_argument(f"--{flag}", **settings)
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+
+
+def _told(default: Any, name: str) -> str:
+    """How a help text tells of a default: where recipes differ, with theirs."""
+    recipes: dict[Any, list[str]] = {}
+    for recipe in RECIPES:
+        settings = Settings(("",), recipe=recipe)
+        value = getattr(settings.loss if name in LossOptions._fields else settings, name, default)
+        recipes.setdefault(value, []).append(recipe)
+    if name != "recipe" and len(recipes) > 1:
+        return "; ".join(f"{', '.join(names)} {value}" for value, names in recipes.items() if value is not None)
+    return "" if default is None or default is False else str(default)
 
 
 def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]:
@@ -112,26 +119,15 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
     add_fields(group, defaults)
 
 
-def open_weights(
-    arguments: argparse.Namespace, defaults: DetectionOptions
-) -> tuple[SSD300 | Exported, tuple[str, ...], DetectionOptions]:
-    """What detects, its classes, and the options: those on the command line, or those that --weights has fixed."""
-    from ssd import load_weights
-    from ssd.export import is_exported, load
+def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> Detector:
+    """What --weights and the options on the command line ask for."""
+    from ssd.detector import Detector
 
-    given = fields_given(arguments, DetectionOptions)
-    if not is_exported(arguments.weights):
-        model, classes = load_weights(arguments.weights, device=arguments.device)
-        if fields_given(arguments, Settings).get("compile"):
-            model.compile(dynamic=True)  # once, for a last batch of fewer pictures too
-        return model, classes, defaults._replace(**given)
-    exported = load(arguments.weights)
-    given |= {name: True for name in ("compile",) if name in arguments}
-    fixed = exported.metadata.options._asdict() | {"compile": False}
-    if arguments.device is not None:
-        given["device"], fixed["device"] = arguments.device.partition(":")[0], exported.metadata.device
-    for name, value in given.items():
-        if value != fixed[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{arguments.weights}: has {name} {fixed[name]}; leave out {flag}, or export it anew")
-    return exported, exported.metadata.classes, exported.metadata.options
+    return Detector.load(
+        arguments.weights,
+        defaults=defaults,
+        device=arguments.device,
+        bf16=getattr(arguments, "bf16", None),
+        compile=getattr(arguments, "compile", False),
+        **fields_given(arguments, DetectionOptions),
+    )

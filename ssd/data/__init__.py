@@ -7,6 +7,7 @@ Pictures come upright, as viewers and labelling tools show them: the EXIF orient
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ __all__ = [
     "read_image",
 ]
 
-AUGMENTATIONS = {"ssd": TrainTransform, "v2": v2_transform}  # by the names of `ssd train --augment`
+AUGMENTATIONS = {  # by the names of `ssd train --augment`
+    "ssd": TrainTransform,
+    "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
+    "v2": v2_transform,
+}
 NO_DATA = (
     "holds no data set: neither Annotations and JPEGImages (Pascal VOC), nor images and labels with data.yaml or "
     "classes.txt (YOLO), nor a JSON file with images, annotations and categories (COCO)"

@@ -68,14 +68,25 @@ class TrainTransform(PictureTransform):
     Args:
         size: side of the square result in pixels.
         flips: also mirror top to bottom, for pictures without an upright, such as those of a microscope.
+        largest_zoom: side of the canvas of a zoom out, in sides of the picture, >= 1.
+        least_area: of a patch, in that of the canvas, in (0, 1].
 
     Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325, and its authors'
     code, where the paper leaves a choice: docs/input.md.
     """
 
-    def __init__(self, size: int = 300, flips: bool = False) -> None:
+    def __init__(
+        self,
+        size: int = 300,
+        flips: bool = False,
+        *,
+        largest_zoom: float = LARGEST_ZOOM,
+        least_area: float = LEAST_AREA,
+    ) -> None:
         super().__init__(size)
         self.flips = flips
+        self.largest_zoom = largest_zoom
+        self.least_area = least_area
 
     def __call__(self, picture: Picture | Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """A sample of a picture, by what PyTorch's CPU generator gives next.
@@ -93,7 +104,7 @@ class TrainTransform(PictureTransform):
         picture = as_picture(picture)
         rng = np.random.default_rng(torch.randint(1 << 62, ()).item())
         boxes = target["boxes"].numpy().astype(np.float64).reshape(-1, 2, 2)
-        patch = draw_patch(rng, picture.height, picture.width, boxes)
+        patch = draw_patch(rng, picture.height, picture.width, boxes, self.largest_zoom, self.least_area)
         changes = draw_colours(rng)
         flips = [rng.random() < 0.5, self.flips and rng.random() < 0.5]  # from left to right, from top to bottom
 
@@ -143,13 +154,21 @@ class TrainTransform(PictureTransform):
 # Below, boxes are (n, 2, 2): the corners (x0, y0) and (x1, y1) of each.
 
 
-def draw_patch(rng: np.random.Generator, height: int, width: int, boxes: np.ndarray) -> np.ndarray:
+def draw_patch(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    boxes: np.ndarray,
+    largest_zoom: float = LARGEST_ZOOM,
+    least_area: float = LEAST_AREA,
+) -> np.ndarray:
     """The part of a picture, or of a canvas around it, that a training sample shows.
 
     Args:
         rng: gives the random numbers.
         height, width: of the picture.
         boxes: (n, 2, 2) corners in pixels. Where there are none, the picture itself is taken for an object.
+        largest_zoom, least_area: see `TrainTransform`.
 
     Returns:
         (2, 2) corners in pixels of the picture, also outside of it.
@@ -157,20 +176,20 @@ def draw_patch(rng: np.random.Generator, height: int, width: int, boxes: np.ndar
     whole = np.array([[0.0, 0.0], [width, height]])
     canvas = whole
     if rng.random() < ZOOM_CHANCE:
-        zoom = rng.uniform(1, LARGEST_ZOOM)
+        zoom = rng.uniform(1, largest_zoom)
         canvas = zoom * whole - (zoom - 1) * rng.random(2) * whole[1]
     objects = boxes if len(boxes) else whole[None]
     while (least := LEAST_IOU[rng.integers(len(LEAST_IOU))]) != WHOLE:
-        patches = canvas[0] + _draw_fractions(rng, TRIALS) * (canvas[1] - canvas[0])
+        patches = canvas[0] + _draw_fractions(rng, TRIALS, least_area) * (canvas[1] - canvas[0])
         fitting = (_inside(patches, objects) & (_iou(patches, objects) >= least)).any(1)
         if fitting.any():
             return patches[fitting.argmax()]
     return canvas
 
 
-def _draw_fractions(rng: np.random.Generator, n: int) -> np.ndarray:
+def _draw_fractions(rng: np.random.Generator, n: int, least_area: float) -> np.ndarray:
     """(n, 2, 2) corners of random patches, in fractions of the whole."""
-    scale = rng.uniform(math.sqrt(LEAST_AREA), 1, n)
+    scale = rng.uniform(math.sqrt(least_area), 1, n)
     longest = np.minimum(LARGEST_ASPECT, scale**-2)  # that fits in
     stretch = np.sqrt(rng.uniform(1 / longest, longest))
     sides = np.stack([scale * stretch, scale / stretch], axis=1)  # (n, 2)

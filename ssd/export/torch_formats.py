@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssd.export.program import DetectionProgram, Metadata
 
+LARGEST_BATCH = 65535  # of the batch norm of cuDNN, which a trace for a GPU takes
 METADATA = "ssd.json"  # name of the extra file of a pt2, and of the entry of an aoti's metadata
 
 
@@ -63,7 +64,7 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
 
 
 def _trace(program: DetectionProgram, metadata: Metadata) -> torch.export.ExportedProgram:
-    batch = {0: torch.export.Dim("batch")}
+    batch = {0: torch.export.Dim("batch", max=LARGEST_BATCH)}
     with torch.no_grad():
         return torch.export.export(program, (program.example(metadata.input_dtype),), dynamic_shapes=(batch,))
 

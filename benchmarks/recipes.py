@@ -1,0 +1,191 @@
+"""How well `ssd train` learns a data set from random weights, beside torchvision's network, loss and augmentation.
+
+    python benchmarks/recipes.py BCCD                                   the table of docs/recipes.md
+    python benchmarks/recipes.py BCCD --runs "lr=0.01" "augment=ssd priors=tutorial"
+
+Runs of a seed see the same pictures; `--jobs` of them run at once. Measured on the test list, which no run looks at
+before its end. Results go to --out as they come, one JSON line each; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
+from ssd.evaluate import average_precision, evaluate
+from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
+from ssd.precision import autocast, pick_device
+from ssd.recipes import epochs_for
+from ssd.settings import Settings
+from ssd.splits import Sets, open_sets
+from ssd.train import BEST, LAST, lr_factor, train
+from ssd.weights import load_weights
+
+TORCHVISION = "torchvision"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a data set with a test list")
+    parser.add_argument(
+        "--runs", nargs="*", default=["", TORCHVISION], metavar="CHANGES", help="settings as NAME=VALUE"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--workers", type=int, help="of each run")
+    parser.add_argument("--device")
+    parser.add_argument("--out", type=Path, default=Path("build/recipes"))
+    parser.add_argument("--one", nargs=2, metavar=("CHANGES", "SEED"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = arguments.out / "results.jsonl"
+    if arguments.one:
+        result = run(arguments, arguments.one[0], int(arguments.one[1]))
+        with results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        return
+
+    done = {(row["changes"], row["seed"]) for row in read(results)}
+    wanted = [(changes, seed) for changes in arguments.runs for seed in arguments.seeds]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        commands = [[sys.executable, *sys.argv, "--one", changes, str(seed)] for changes, seed in wanted]
+        commands = [command for command, key in zip(commands, wanted, strict=True) if key not in done]
+        for command, code in zip(commands, pool.map(subprocess.call, commands), strict=True):
+            if code:
+                print(f"failed: {command[-2:]}", file=sys.stderr)
+    print(table(read(results)))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean and range over the seeds, best first."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["changes"]].append(row)
+    lines = [
+        "| changes | runs | mAP of last.pt | range | of best.pt | per class | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for changes, of in sorted(groups.items(), key=lambda item: -mean(row["mAP"] for row in item[1])):
+        maps = [row["mAP"] for row in of]
+        classes = ", ".join(f"{name} {mean(row['ap'][name] for row in of):.3f}" for name in of[0]["ap"])
+        best = f"{mean(row['best_mAP'] for row in of):.3f}" if of[0]["best_mAP"] is not None else "-"
+        seconds = mean(row["seconds"] for row in of)
+        cells = changes or "none", len(of), f"{mean(maps):.3f}", f"{min(maps):.3f}-{max(maps):.3f}", best, classes
+        lines.append(f"| {' | '.join(map(str, cells))} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def run(arguments: argparse.Namespace, changes: str, seed: int) -> dict[str, Any]:
+    started, device, best = time.perf_counter(), pick_device(arguments.device), None
+    if changes.startswith(TORCHVISION):
+        settings = settings_of(arguments.data, changes.removeprefix(TORCHVISION), seed, {"augment": "v2", "lr": 0.01})
+        result = train_torchvision(settings, device, arguments.workers)
+    else:
+        settings = settings_of(arguments.data, changes, seed)
+        out = arguments.out / f"{changes.replace('/', '_') or 'default'} {seed}"
+        train(settings, out, device=arguments.device, workers=arguments.workers, quiet=True)
+        test = open_sets(settings).test
+        scores = []
+        for name in (LAST, BEST):
+            model, classes = load_weights(out / name, device=arguments.device)
+            scores.append(evaluate(model, test, classes, bf16=settings.bf16, workers=0, quiet=True))
+        result, best = scores[0], scores[1].mAP
+    seconds = time.perf_counter() - started
+    return {
+        "changes": changes, "seed": seed, "mAP": result.mAP, "ap": result.ap, "best_mAP": best, "seconds": seconds
+    }  # fmt: skip
+
+
+def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None = None) -> Settings:
+    """The settings of "lr=0.01 augment=ssd loss.matching=bipartite"."""
+    values: dict[str, Any] = dict(base or {})
+    known = {field.name for field in fields(Settings)}
+    for change in changes.split():
+        name, _, text = change.partition("=")
+        try:
+            value = json.loads(text.lower() if text in ("True", "False") else text)
+        except ValueError:
+            value = text
+        if name.startswith("loss."):
+            values.setdefault("loss", {})[name.removeprefix("loss.")] = value
+        elif name in known:
+            values[name] = value
+        else:
+            raise ValueError(f"{name} is no setting")
+    return Settings((data,), seed=seed, **values)
+
+
+# ------------------------------------------------------------------------------------------------------ torchvision
+
+
+def torchvision_network(n_classes: int) -> nn.Module:
+    """Its SSD300 with a VGG16 that has batch norm, everything from random weights."""
+    from torchvision.models import vgg16_bn
+    from torchvision.models.detection.ssd import SSD, DefaultBoxGenerator, _vgg_extractor
+
+    backbone = _vgg_extractor(vgg16_bn(weights=None), False, 5)
+    anchors = DefaultBoxGenerator(
+        [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
+        scales=[0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
+        steps=[8, 16, 32, 64, 100, 300],
+    )
+    mean, std = [0.48235, 0.45882, 0.40784], [1 / 255] * 3  # of its ssd300_vgg16
+    return SSD(backbone, anchors, (IMAGE_SIZE, IMAGE_SIZE), n_classes, image_mean=mean, image_std=std)
+
+
+def train_torchvision(settings: Settings, device: torch.device, workers: int | None) -> Any:
+    """Trained as torchvision's references do, but for the course of the rate, on the pictures of `ssd train`."""
+    sets: Sets = open_sets(settings)
+    torch.manual_seed(settings.seed)
+    model = torchvision_network(len(sets.classes) + 1).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    epochs = settings.epochs or epochs_for(settings.recipe, len(sets.train))
+    total = epochs * steps_per_epoch(len(sets.train), settings.batch_size)
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    loader = train_loader(sets.train, settings.batch_size, settings.seed, range(total), worker_count(workers))
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * lr_factor(step, total, "onecycle", 0)
+        batch = batch.to(device)
+        images = batch.images * std + mean  # as its own transforms leave them
+        targets = [{"boxes": t["boxes"] * IMAGE_SIZE, "labels": t["labels"]} for t in batch.targets()]
+        with autocast(device, settings.bf16):
+            losses = model(list(images), targets)
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        if settings.clip_grad:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        optimizer.step()
+
+    model.eval()
+    detections: list[tuple[Tensor, Tensor, Tensor]] = []
+    targets = []
+    for batch in eval_loader(sets.test, settings.batch_size, 0):
+        with torch.inference_mode(), autocast(device, settings.bf16):
+            found = model(list(batch.images.to(device) / 255))
+        detections += [((f["boxes"] / IMAGE_SIZE).cpu(), f["labels"].cpu(), f["scores"].float().cpu()) for f in found]
+        targets += batch.targets()
+    return average_precision(detections, targets, sets.classes)
+
+
+if __name__ == "__main__":
+    main()
