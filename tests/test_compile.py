@@ -30,9 +30,9 @@ def test_compiled_training(shapes, tmp_path, monkeypatch):
 
 
 def test_compiled_detection(shapes, tmp_path, monkeypatch):
-    """One graph for batches of 4 and of 2 pictures (3 would be taken for the channels).
+    """One graph for batches of 4 and of 2 pictures; what inductor makes of it, the format aoti shows.
 
-    What inductor makes of it, the format aoti shows.
+    A first batch of 3 would share the symbol of the 3 channels.
     """
     torch._dynamo.reset()
     torch.manual_seed(0)
