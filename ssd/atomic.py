@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        OSError: it could not be written, as where the disk is full; names `path`.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -27,7 +29,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        cause.filename = cause.filename or str(path)
+        raise cause from None
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def discard_leftovers(path: str | os.PathLike[str]) -> None:
+    """Removes what processes that were killed in `replacing(path)` have left; no other may be writing it."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
@@ -48,6 +63,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
                 raise ValueError(f"{folder}: another run is writing there; choose another folder") from None
             except OSError:  # a file system without locks
                 pass
+            os.register_at_fork(after_in_child=file.close)  # a loader's workers, which outlive a killed run for seconds
         try:
             yield
         finally:

@@ -32,8 +32,8 @@ def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequen
         "classes": list(classes),
         **extra,
     }
-    with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+    with replacing(path) as temporary, open(temporary, "wb") as file:  # by name, a full disk would be no OSError
+        torch.save(checkpoint, file)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
-from ssd_ext import LossOptions, multibox_loss
+from ssd_ext import LossOptions, match_priors, multibox_loss
 
 DEFAULTS = LossOptions()
 
@@ -72,6 +73,7 @@ class MultiBoxLoss(nn.Module):
         boxes: Sequence[Tensor] | Tensor,
         labels: Sequence[Tensor] | Tensor,
         row_splits: Tensor | None = None,
+        divisor: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of one batch.
 
@@ -81,6 +83,8 @@ class MultiBoxLoss(nn.Module):
             boxes: B tensors (n_i, 4) of fractional xyxy; or, with `row_splits`, one packed tensor (G, 4).
             labels: B tensors (n_i,) int64 in 1..C-1; or one packed tensor (G,).
             row_splits: (B + 1,) int32, the rows of each image in a packed batch (static buffers for a CUDA graph).
+            divisor: see `divisor`; by default of this batch. With that of a larger batch, of which this is a part, the
+                losses of the parts add up to the loss of the whole.
 
         Returns:
             The 0-d loss, or (conf_loss, loc_loss) with `parts`. No positives: exactly 0, with zero gradients.
@@ -95,10 +99,23 @@ class MultiBoxLoss(nn.Module):
         conf_loss, loc_loss, n_pos = multibox_loss(
             predicted_locs, predicted_scores, *targets, self.priors_cxcy, options, check=self.check
         )
-        if self.normalize == "global" and dist.is_available() and dist.is_initialized():
-            scale = _global_scale(n_pos, conf_loss.dtype)
+        if divisor is None and self._joined():
+            divisor = _mean_over_processes(n_pos)
+        if divisor is not None:
+            scale = n_pos.clamp(min=1).to(conf_loss.dtype) / divisor.to(conf_loss.dtype)
             conf_loss, loc_loss = conf_loss * scale, loc_loss * scale
         return (conf_loss, loc_loss) if self.parts else conf_loss + self.alpha * loc_loss
+
+    def divisor(self, boxes: Tensor, row_splits: Tensor) -> Tensor:
+        """What the loss of packed targets is divided by, 0-d: their positives, or with "global" the mean of these over
+        all processes, and at least 1 positive."""
+        priors = box_convert(self.priors_cxcy, "cxcywh", "xyxy")
+        mode = self.options.get("matching", DEFAULTS.matching)
+        n_pos = (match_priors(boxes, row_splits, priors, self.threshold, mode) >= 0).sum()
+        return _mean_over_processes(n_pos) if self._joined() else n_pos.clamp(min=1)
+
+    def _joined(self) -> bool:
+        return self.normalize == "global" and dist.is_available() and dist.is_initialized()
 
 
 def pack_targets(
@@ -128,9 +145,7 @@ def pack_targets(
     return torch.cat(list(boxes)), torch.cat(list(labels)), row_splits
 
 
-def _global_scale(n_pos: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns a loss divided by this process's positives into one divided by their average over all processes."""
+def _mean_over_processes(n_pos: Tensor) -> Tensor:
     total = n_pos.clone()
     dist.all_reduce(total)
-    mean = total.clamp(min=1).to(dtype) / dist.get_world_size()
-    return n_pos.clamp(min=1).to(dtype) / mean
+    return total.clamp(min=1) / dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Where and in which precision the network runs: the device, bfloat16 autocast, the memory layout, copies."""
+"""Where and in which precision the network runs: the device, autocast, the memory layout, copies."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def pick_device(name: str | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without that backend
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError("device 'meta' cannot be used: it holds no data")
     return device
 
 
@@ -37,8 +39,10 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
-    """A bfloat16 autocast context; by default enabled where `has_fast_bfloat16`."""
+def autocast(device: torch.device, enabled: bool | None = None, fp16: bool = False) -> torch.autocast:
+    """A bfloat16 autocast context, by default enabled where `has_fast_bfloat16`; or a float16 one."""
+    if fp16:
+        return torch.autocast(device.type, dtype=torch.float16)
     if enabled is None:
         enabled = has_fast_bfloat16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
+LOST = "Connection closed", "Connection reset", "Broken pipe", "remote process exited"  # of gloo and NCCL
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, or is alone; leaves them when the block ends."""
+    """Joins the processes that torchrun started, or is alone; leaves them when the block ends.
+
+    Raises:
+        ConnectionError: another of them has died.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -79,8 +84,14 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
+    rank = dist.get_rank()
     try:
-        yield Ranks(dist.get_rank(), size)
+        yield Ranks(rank, size)
+    except RuntimeError as error:  # of gloo, or DistBackendError of NCCL, which is one too
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(f"process {rank} lost another, of which torchrun names the first ({reason})") from None
     finally:
         dist.destroy_process_group()
 

@@ -78,6 +78,11 @@ class Settings:
     sync_batch_norm: Annotated[bool, "statistics of the pictures of all processes; on GPUs, under torchrun"] = False
     epochs: Annotated[int | None, "passes over the data (default: by the number of pictures)", positive] = None
     batch_size: Annotated[int, "pictures per step, of all processes together", positive] = 8
+    accumulate: Annotated[
+        int,
+        "parts of a batch, which run in turn, in less memory; batch normalisation takes its statistics from each",
+        positive,
+    ] = 1
     lr: Annotated[float | None, "learning rate of SGD; biases take twice as much, as in the tutorial", positive] = None
     momentum: Annotated[float, "of SGD", not_negative] = 0.9
     weight_decay: Annotated[float, "of SGD", not_negative] = 5e-4
@@ -92,6 +97,7 @@ class Settings:
     loss: Annotated[LossOptions | Mapping[str, Any] | None, "see ssd_ext.multibox_loss"] = None
     eval_every: Annotated[int, "epochs between validations, 0: about ten in a run", not_negative] = 0
     bf16: Annotated[bool | None, "bfloat16 autocast (default: where the hardware has it)"] = None
+    fp16: Annotated[bool, "float16 autocast and a scaled loss instead: for GPUs without bfloat16"] = False
     compile: Annotated[
         bool, "compile the network by torch.compile: a minute or more at first, then faster, with other last bits"
     ] = False
@@ -113,6 +119,8 @@ class Settings:
                     check(value)
                 except ValueError as error:
                     raise ValueError(f"{name} {error}") from None
+        if self.fp16 and self.bf16:
+            raise ValueError("choose one of bf16 and fp16")
         recipe = RECIPES[self.recipe].settings
         for name, value in recipe.items():
             if getattr(self, name) is None:

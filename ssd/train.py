@@ -5,35 +5,36 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ssd.atomic import locked
+from ssd.atomic import discard_leftovers, locked
 from ssd.checkpoint import build_model, load_checkpoint, save_checkpoint
-from ssd.closing import report
-from ssd.data.colour import to_input
+from ssd.closing import SHEET, report
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
+from ssd.fingerprint import difference, fingerprint
 from ssd.loss import MultiBoxLoss
-from ssd.precision import autocast, pick_device, place
+from ssd.meter import Meter, tensorboard_writer
+from ssd.precision import pick_device, place
 from ssd.ranks import Ranks, joined
 from ssd.recipes import epochs_for
 from ssd.settings import Settings
 from ssd.splits import open_sets
+from ssd.step import train_step
 from ssd.weights import initial_model
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"
 LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
 
 
@@ -71,8 +72,8 @@ def train(
     """Trains a network and leaves `last.pt`, `best.pt`, `curve.png` and `worst.png` in a folder.
 
     Ctrl-C, or SIGTERM, stops after the step at hand and saves; a resumed run sees the same pictures and takes the same
-    steps as one that was never stopped, to the bit on the same machine. TensorBoard scalars are written where it is
-    installed.
+    steps as one that was never stopped, to the bit on the same machine. A picture that cannot be read, or a process for
+    reading them that is killed, stops it in the same way. TensorBoard scalars are written where it is installed.
 
     Processes that torchrun started share each batch, so that a run of any number of them takes the steps of one: the
     loss is divided by the positives of all. The first writes the files.
@@ -90,8 +91,10 @@ def train(
         "test_mAP" (one).
 
     Raises:
-        ValueError: bad settings or data, or the folder already holds a run.
+        ValueError: bad settings or data, data that changed before the run was resumed, or the folder already holds a
+            run.
         FileNotFoundError: data, or the checkpoint to resume from, is missing.
+        OSError: a picture cannot be read, a file of the run not be written, or a process of it was killed.
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving.
     """
@@ -99,6 +102,8 @@ def train(
     if resume and not (Path(out) / LAST).exists():
         raise FileNotFoundError(f"{Path(out) / LAST}: no checkpoint to resume from")
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
+        for name in (LAST, BEST, CURVE, SHEET) if ranks.first else ():
+            discard_leftovers(Path(out) / name)
         run = _Run(settings, Path(out), resume, on, workers, quiet or not ranks.first, ranks)
         with run.writer or nullcontext(), _stop_after_step() as stopping:
             run.to_the_end(stopping)
@@ -121,12 +126,14 @@ class _Run:
         self.out, self.last, self.best = out, out / LAST, out / BEST
         state: dict[str, Any] | None = None
         if resume:
-            state = load_checkpoint(self.last)
+            state = _resumable(self.last)
             settings = Settings.from_dict(state["settings"])
         elif self.last.exists():
             raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
         elif self.best.exists():
             raise ValueError(f"{self.best} would be replaced, and no {LAST} is there to resume: choose another folder")
+        else:  # the run may be resumed from another working directory
+            settings = replace(settings, data=_absolute(settings.data), val_data=_absolute(settings.val_data))
         self.device, self.ranks = device, ranks
         self.workers = worker_count(workers)
         self.quiet = quiet
@@ -137,6 +144,13 @@ class _Run:
         self.settings = settings = replace(settings, classes=sets.classes, epochs=epochs, **sets.names)
         for note in sets.notes:
             self.say(note)
+        self.fingerprints = {"training": fingerprint(self.train_set), "validation": fingerprint(self.val_set)}
+        for name, before in state.get("fingerprints", {}).items() if state else ():
+            if change := difference(before, self.fingerprints[name]):
+                raise ValueError(
+                    f"the {name} data of {out} has changed: {change}; a new run can start from it, with --weights "
+                    f"{self.last}"
+                )
 
         torch.manual_seed(settings.seed)
         if state is not None:
@@ -148,29 +162,47 @@ class _Run:
             raise ValueError(f"sync_batch_norm: torch has it for GPUs only, and this run is on {device}")
         if settings.sync_batch_norm and ranks.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self._check_share(model)
         self.model = place(model, device)
         if settings.compile:
             self.model.compile()
         self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
         self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict(), normalize="global")
         self.optimizer = make_optimizer(self.model, settings)
+        self.scaler = GradScaler(device.type, enabled=settings.fp16)
         self.step = 0
         self.history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.history = state["step"], state["history"]
+            if settings.fp16:
+                self.scaler.load_state_dict(state["scaler"])
 
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), settings.batch_size)
         self.total = settings.epochs * self.steps_per_epoch
         self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
-        self.writer = _tensorboard(out, self.say) if ranks.first else None
+        self.writer = tensorboard_writer(out, self.say) if ranks.first else None
+
+    def _check_share(self, model: nn.Module) -> None:
+        """Raises ValueError where a process has too few pictures at once."""
+        n, parts = min(self.settings.batch_size, len(self.train_set)), self.settings.accumulate
+        share = n // self.ranks.size // parts
+        if not share:
+            shared = f"shared by {self.ranks.size} processes" + f" in {parts} parts each" * (parts > 1)
+            raise ValueError(f"a batch of {n} pictures cannot be {shared}")
+        if share == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            raise ValueError(
+                f"batch normalisation needs 2 pictures at once, but {n} in a batch, {self.ranks.size} processes and "
+                f"accumulate {parts} leave 1"
+            )
 
     def say(self, text: object) -> None:
         if not self.quiet:
             tqdm.write(str(text))
 
-    def to_the_end(self, stopping: list[int]) -> None:
-        """Trains until done, or until `stopping` is no longer empty: then saves and raises KeyboardInterrupt."""
+    def to_the_end(self, stopping: list[int | Exception]) -> None:
+        """Trains until done, or until `stopping` is no longer empty: then saves and raises what is in there, or
+        KeyboardInterrupt for a signal."""
         self.say(self.settings.summary())
         self.say(
             f"{len(self.train_set)} pictures of {', '.join(self.settings.classes)}; "
@@ -183,48 +215,73 @@ class _Run:
         loader = train_loader(self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks)
         batches = iter(loader)
         with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
-            meter = _Meter(self.history, bar, self.writer, self.ranks)
-            while self.step < self.total:
-                stopped = self.epoch(batches, meter, stopping)
-                epoch = self.step // self.steps_per_epoch
-                if self.step % self.steps_per_epoch == 0:
-                    if self.val_set and (epoch % self.eval_every == 0 or epoch == self.settings.epochs):
-                        self.validate(epoch)
-                    if self.ranks.first:
-                        plot_curves(self.history, self.out / "curve.png")
-                self.save(self.last, optimizer=self.optimizer.state_dict(), history=self.history)
-                if stopped and self.step < self.total:
-                    self.say(
-                        f"stopped at step {self.step} of {self.total}; saved {self.last}. "
-                        f"To go on: ssd train --out {self.out} --resume"
-                    )
-                    raise KeyboardInterrupt
+            meter = Meter(self.history, bar, self.writer, self.ranks, self.scaler)
+            while True:
+                if self.step and self.step % self.steps_per_epoch == 0:
+                    self.end_of_epoch()
+                    self.save_last()
+                if self.step == self.total:
+                    break
+                if self.epoch(batches, meter, stopping):
+                    if self.step:
+                        self.save_last()
+                        self.say(
+                            f"stopped at step {self.step} of {self.total}; saved {self.last}. "
+                            f"To go on: ssd train --out {self.out} --resume"
+                        )
+                    why = stopping[0] if stopping else None  # None: another process has the reason
+                    raise why if isinstance(why, Exception) else KeyboardInterrupt
         self.say(meter.summary())
         if self.val_set is None:
             self.save(self.best)
         if self.ranks.first:
             self.close()
 
-    def epoch(self, batches: Iterator[Batch], meter: _Meter, stopping: list[int]) -> bool:
-        """Trains to the end of the epoch, or to the step after which `stopping` is no longer empty, in any process.
+    def epoch(self, batches: Iterator[Batch], meter: Meter, stopping: list[int | Exception]) -> bool:
+        """Trains to the end of the epoch, or until `stopping` is no longer empty in any process.
+
+        Args:
+            batches: what it trains on; their error is appended to `stopping`.
 
         Returns:
             whether it was stopped.
         """
-        settings, stopped = self.settings, False
         self.model.train()
         meter.start()
-        for batch in meter.timed(islice(batches, self.steps_per_epoch - self.step % self.steps_per_epoch)):
-            factor = lr_factor(self.step, self.total, settings.schedule, settings.warmup)
-            loss = train_step(self.network, self.criterion, self.optimizer, batch, settings, factor, self.device)
+        stopped = False
+        for _ in range(self.steps_per_epoch - self.step % self.steps_per_epoch):
+            with meter.waiting():
+                try:
+                    batch = next(batches)
+                except (OSError, ValueError) as error:
+                    stopping.append(error)
+            if stopped := self.ranks.any(stopping):
+                break
+            factor = lr_factor(self.step, self.total, self.settings.schedule, self.settings.warmup)
+            loss = train_step(
+                self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
+            )
             self.step += 1
             meter.add(self.step, loss, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 meter.flush()
-            if stopped := self.ranks.any(stopping):
-                break
         meter.flush()
         return stopped
+
+    def end_of_epoch(self) -> None:
+        """Validates where it is time and not yet done, and draws the curve."""
+        epoch, settings = self.step // self.steps_per_epoch, self.settings
+        due = epoch % self.eval_every == 0 or epoch == settings.epochs
+        if self.val_set and due and self.step not in self.history["eval_step"][-1:]:
+            if not self.last.exists():
+                self.save_last()  # a run killed after its first best.pt could not be resumed
+            try:
+                self.validate(epoch)
+            except Exception:
+                self.save_last()  # a run resumed from here validates first
+                raise
+        if self.ranks.first:
+            plot_curves(self.history, self.out / CURVE)
 
     def validate(self, epoch: int) -> None:
         """Measures the mAP, and keeps the network as best.pt where no earlier one was better."""
@@ -239,7 +296,9 @@ class _Run:
             ranks=self.ranks,
         )
         self.say(f"epoch {epoch} of {settings.epochs}: {result.summary()}")
-        if not self.best.exists() or result.mAP >= max(filter(math.isfinite, self.history["mAP"]), default=0):
+        if math.isnan(result.mAP) and not self.history["mAP"]:
+            self.say(f"no object to find in the pictures held out, hence no mAP: {self.best} will be the last network")
+        if not (self.best.exists() and result.mAP < max(filter(math.isfinite, self.history["mAP"]), default=0)):
             self.save(self.best, mAP=result.mAP)
         self.history["eval_step"].append(self.step)
         self.history["mAP"].append(result.mAP)
@@ -256,6 +315,11 @@ class _Run:
         if test is not None:
             self.history["test_mAP"] = [test.mAP]
 
+    def save_last(self) -> None:
+        """What a resumed run needs."""
+        states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        self.save(self.last, **states, history=self.history, fingerprints=self.fingerprints)
+
     def save(self, path: Path, **extra: Any) -> None:
         if not self.ranks.first:
             return
@@ -263,106 +327,28 @@ class _Run:
         save_checkpoint(path, self.model, self.settings.classes, settings=settings, step=self.step, **extra)
 
 
-def train_step(
-    model: nn.Module,
-    criterion: MultiBoxLoss,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    settings: Settings,
-    factor: float,
-    device: torch.device,
-) -> Tensor:
-    """One step of the optimiser; returns the 0-d loss without waiting for the device."""
-    for group in optimizer.param_groups:
-        group["lr"] = settings.lr * group["lr_scale"] * factor
-    batch = batch.to(device)
-    images = place(to_input(batch.images, batch.colours), device)  # not in autocast: colours would have 8 bits
-    with autocast(device, settings.bf16):
-        offsets, logits = model(images)
-    loss = criterion(offsets, logits, batch.boxes, batch.labels, batch.row_splits)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if settings.clip_grad:
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
-    optimizer.step()
-    return loss.detach()
+def _resumable(path: Path) -> dict[str, Any]:
+    state = load_checkpoint(path)
+    lacking = [key for key in ("settings", "step", "optimizer", "history") if key not in state]
+    if lacking:
+        raise ValueError(
+            f"{path}: cannot be resumed, as it has no {', '.join(lacking)}: only {LAST} of a run has all. "
+            f"A new run can start from it, with --weights {path}"
+        )
+    return state
 
 
-class _Meter:
-    """Collects losses on the device and reads them some steps at a time; knows how long the run waited for pictures."""
-
-    def __init__(self, history: dict[str, list[float]], bar: tqdm, writer: Any, ranks: Ranks) -> None:
-        self.history, self.bar, self.writer, self.ranks = history, bar, writer, ranks
-        self.seconds, self.waited, self.pictures = 0.0, 0.0, 0  # of the whole run
-        self.start()
-
-    def start(self) -> None:
-        """Begins to measure, after something else than training."""
-        self.steps: list[int] = []
-        self.losses: list[Tensor] = []
-        self.new_pictures, self.new_waited, self.since = 0, 0.0, time.perf_counter()
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; notes how long each lets wait."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self.new_waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, step: int, loss: Tensor, pictures: int) -> None:
-        self.steps.append(step)
-        self.losses.append(loss)
-        self.new_pictures += pictures * self.ranks.size
-
-    def flush(self) -> None:
-        if not self.losses:
-            return
-        losses = self.ranks.mean(torch.stack(self.losses)).tolist()
-        wrong = [(step, loss) for step, loss in zip(self.steps, losses, strict=True) if not math.isfinite(loss)]
-        if wrong:
-            raise FloatingPointError(
-                f"the loss became {wrong[0][1]} at step {wrong[0][0]}: try a lower learning rate, a longer warm-up "
-                f"or gradient clipping; last.pt, if there, is from before"
-            )
-        self.history["step"] += self.steps
-        self.history["loss"] += losses
-        seconds = time.perf_counter() - self.since
-        rate = self.new_pictures / seconds
-        self.bar.set_postfix_str(f"loss {sum(losses) / len(losses):.3f}, {rate:.1f} images/s", refresh=False)
-        self.bar.update(len(losses))
-        if self.writer:
-            for step, loss in zip(self.steps, losses, strict=True):
-                self.writer.add_scalar("loss", loss, step)
-            self.writer.add_scalar("images_per_second", rate, self.steps[-1])
-        self.seconds += seconds
-        self.waited += self.new_waited
-        self.pictures += self.new_pictures
-        self.start()
-
-    def summary(self) -> str:
-        rate, share = self.pictures / max(self.seconds, 1e-9), self.waited / max(self.seconds, 1e-9)
-        return f"trained on {self.pictures} pictures, {rate:.1f} a second, {share:.0%} of the time waiting for them"
-
-
-def _tensorboard(out: Path, say: Any) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        say("no TensorBoard scalars: tensorboard is not installed")
-        return None
-    return SummaryWriter(str(out))
+def _absolute(folders: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return folders and tuple(map(os.path.abspath, folders))
 
 
 @contextmanager
-def _stop_after_step() -> Iterator[list[int]]:
+def _stop_after_step() -> Iterator[list[int | Exception]]:
     """A list that is empty until Ctrl-C or SIGTERM, a scheduler's notice; a second Ctrl-C interrupts at once.
 
     torchrun passes Ctrl-C on as SIGTERM, beside the one that the terminal sends.
     """
-    received: list[int] = []
+    received: list[int | Exception] = []
 
     def handler(signum: int, frame: Any) -> None:
         if signum == signal.SIGINT and signum in received:

@@ -1,9 +1,12 @@
 """Network, loss and optimiser on a real GPU: in one graph, and without waiting for it."""
 
+import copy
+
 import pytest
 import torch
 from compare import needs_gpu
 from test_gpu import captured
+from torch.amp import GradScaler
 
 pytest.importorskip("torchvision")
 from ssd.data.colour import colour_matrix
@@ -46,6 +49,23 @@ def test_network_loss_and_gradients_in_one_graph(training, monkeypatch):
         row_splits.copy_(torch.tensor(rows, dtype=torch.int32))
         graph.replay()
         torch.testing.assert_close(outputs, step(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{"fp16": True, "clip_grad": 0.5}, {"accumulate": 2, "clip_grad": 0.5}])
+def test_a_step_in_float16_and_one_in_parts_are_that_of_float32(training, monkeypatch, more):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model, criterion, _, (boxes, labels, _) = training
+    image = torch.randint(256, (3, 300, 300), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = collate([(image, {"boxes": boxes[i, None].cpu(), "labels": labels[i, None].cpu()}) for i in (0, 1)])
+    before, changes = copy.deepcopy(model.state_dict()), []
+    for chosen in (more, {"clip_grad": 0.5}):
+        model.load_state_dict(before)
+        settings = Settings(("",), bf16=False, momentum=0, weight_decay=0, lr=1e-3, **chosen)
+        scaler = GradScaler("cuda", init_scale=2.0, enabled=settings.fp16)
+        optimizer = make_optimizer(model, settings)
+        train_step(model, criterion, optimizer, batch, settings, 1.0, model.priors_cxcy.device, scaler)
+        changes.append(torch.cat([(p - before[name]).flatten() for name, p in model.named_parameters()]).detach())
+    assert float((changes[0] - changes[1]).norm()) < 0.1 * float(changes[1].norm())  # 11 bits, through 23 layers
 
 
 def test_training_and_evaluation_do_not_wait_for_the_gpu(training):

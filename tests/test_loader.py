@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -45,6 +47,17 @@ def test_collate(pair):
     assert batch.targets()[2]["difficult"].tolist() == [False, True]
     whole = list(eval_loader(VOCDataset(pair, transform=EvalTransform()), 4, workers=0))
     assert [len(target["boxes"]) for batch in whole for target in batch.targets()] == [2, 0]
+
+
+def test_parts_of_a_batch(pair):
+    samples = [VOCDataset(pair, transform=TrainTransform())[index] for index in (0, 1, 0, 0, 1)]
+    batch = collate(samples)
+    parts = batch.parts(3)
+    assert [len(part.images) for part in parts] == [1, 2, 2]
+    for part, few in zip(parts, (samples[:1], samples[1:3], samples[3:]), strict=True):
+        assert all(torch.equal(column, expected) for column, expected in zip(part, collate(few), strict=True))
+    assert batch.parts(1) == [batch]
+    assert batch._replace(colours=None).parts(2)[1].colours is None
 
 
 def test_collate_of_training_samples(pair):
@@ -145,6 +158,18 @@ class TestTrainLoader:
                 assert torch.equal(images, expected)
                 assert objects == expected_objects
 
+    @pytest.mark.parametrize("full", ["_new_shared", "_share_fd_cpu_"])
+    def test_batches_arrive_where_shared_memory_is_full(self, monkeypatch, full):
+        """At the images, or at a later column."""
+        whole = self.read(train_loader(Noise(8), 4, seed=0, steps=range(3)))
+
+        def no_space(*args, **kwargs):
+            raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+        monkeypatch.setattr(torch.UntypedStorage, full, no_space)
+        part = self.read(train_loader(Noise(8), 4, seed=0, steps=range(3), workers=2))
+        assert str(part) == str(whole)
+
     def test_every_picture_once_an_epoch(self):
         loader = train_loader(Noise(6), 2, seed=0, steps=range(2, 9))
         keys = [key for batch in loader.batch_sampler for key in batch]
@@ -167,5 +192,12 @@ class TestTrainLoader:
     def test_a_damaged_picture_is_named(self, pair, workers):
         dataset = VOCDataset(pair, transform=TrainTransform())
         cut(pair / "JPEGImages" / "b.jpg", 0.6)
-        with pytest.raises(ImageReadError, match=r"JPEGImages/b\.jpg"):
+        with pytest.raises(ImageReadError, match=r"^\S*JPEGImages/b\.jpg: cannot decode the picture .*\)$"):
             self.read(train_loader(dataset, 2, seed=0, steps=range(1), workers=workers))
+
+    def test_a_killed_worker_is_an_error_where_its_batch_is_asked_for(self):
+        loader = iter(train_loader(WorkerName(8), 2, seed=0, steps=range(100), workers=2))
+        os.kill(next(loader).labels[0], signal.SIGKILL)
+        time.sleep(0.1)  # in which torch's own handler would raise
+        with pytest.raises(ChildProcessError, match="process that reads pictures was killed"):
+            list(loader)

@@ -49,6 +49,19 @@ def test_options_reach_the_op(option):
     assert MultiBoxLoss(priors, **option)(*batch) != MultiBoxLoss(priors)(*batch)
 
 
+@pytest.mark.parametrize("options", [{}, {"matching": "bipartite", "threshold": 0.3}, {"min_negatives": 30}])
+def test_losses_of_parts_add_up_to_that_of_the_batch(options):
+    priors, locs, scores, boxes, labels = example(4)
+    criterion = MultiBoxLoss(priors, **options)
+    divisor = criterion.divisor(*pack_targets(boxes, labels, locs.device)[::2])
+    parts = [slice(0, 1), slice(1, 4)]  # the first has no object
+    loss = sum(criterion(locs[i], scores[i], boxes[i], labels[i], divisor=divisor) for i in parts)
+    gradients = torch.autograd.grad(loss, (locs, scores))
+    whole = criterion(locs, scores, boxes, labels)
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(gradients, torch.autograd.grad(whole, (locs, scores)))
+
+
 @pytest.mark.parametrize("n", [0, 3])
 def test_no_object_in_the_batch(n):
     priors, *_ = example()

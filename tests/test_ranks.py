@@ -61,7 +61,7 @@ def losses(run: Path):
 
 
 def test_training_in_two_processes_takes_the_steps_of_one(training, alone, tmp_path):
-    ssd(2, *training, "--out", tmp_path / "run")
+    ssd(2, *training, "--accumulate", 2, "--out", tmp_path / "run")
     assert len(losses(alone)) == EPOCHS * PICTURES // BATCH
     assert losses(alone)[-10:].mean() < 0.8 * losses(alone)[:3].mean()  # it learns
     torch.testing.assert_close(losses(tmp_path / "run"), losses(alone), rtol=1e-5, atol=0)

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import types
+from functools import partial
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from torch.amp import GradScaler
+from tqdm import tqdm
 
 import ssd.train as training
 from ssd import load_weights
@@ -18,11 +21,14 @@ from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.colour import to_input
 from ssd.data.loader import train_loader
 from ssd.loss import MultiBoxLoss
+from ssd.meter import MIN_SCALE, Meter
 from ssd.model import SSD300
 from ssd.priors import make_priors
+from ssd.ranks import ALONE
 from ssd.settings import Settings
 from ssd.shapes import write_shapes
 from ssd.splits import open_sets
+from ssd.step import UNSCALED
 from ssd.train import lr_factor, make_optimizer, train
 from ssd_ext import LossOptions
 
@@ -63,17 +69,23 @@ def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
     assert not model.training
 
 
-@pytest.mark.parametrize("stop_after", [2, 3])  # inside the first epoch, and at its end
-def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after):
-    settings = Settings((shapes,), "train", "test", epochs=2, eval_every=1, **NARROW)
+FP16 = {"fp16": True, "clip_grad": 5.0, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("number", "stop_after", "more"),  # in an epoch, at its end
+    [(signal.SIGINT, 2, {}), (signal.SIGTERM, 3, {}), (signal.SIGINT, 1, FP16)],
+)
+def test_resume_after_a_signal_is_exact(shapes, tmp_path, monkeypatch, number, stop_after, more):
+    settings = Settings((shapes,), "train", "test", **{"epochs": 2, "eval_every": 1, **NARROW, **more})
     straight = run(settings, tmp_path / "straight")
 
-    step, calls, before = training.train_step, [], signal.getsignal(signal.SIGINT)
+    step, calls, before = training.train_step, [], signal.getsignal(number)
 
     def interrupted_step(*args):
         calls.append(1)
         if len(calls) == stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return step(*args)
 
     monkeypatch.setattr(training, "train_step", interrupted_step)
@@ -87,7 +99,9 @@ def test_resume_after_ctrl_c_is_exact(shapes, tmp_path, monkeypatch, stop_after)
     ends = [load_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "resumed")]
     assert states_equal(ends[0]["model"], ends[1]["model"])
     assert states_equal(ends[0]["optimizer"], ends[1]["optimizer"])
-    assert signal.getsignal(signal.SIGINT) is before
+    assert ends[0]["scaler"] == ends[1]["scaler"]
+    assert bool(ends[0]["scaler"]) == settings.fp16
+    assert signal.getsignal(number) is before
 
 
 def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, monkeypatch):
@@ -194,6 +208,67 @@ def test_the_network_sees_the_samples_in_their_colours(shapes, augment):
     assert (batch.colours is None) == (augment == "v2")
     if augment == "ssd":
         assert not torch.equal(seen[0], to_input(batch.images))
+
+
+@pytest.fixture
+def step(shapes):
+    """Takes one step of a small network without batch normalisation; its loss, and how far the weights went."""
+    (batch,) = train_loader(open_dataset(shapes, "train", transform=AUGMENTATIONS["ssd"]()), 5, seed=0, steps=range(1))
+
+    def take(scaler=UNSCALED, **settings):
+        torch.manual_seed(0)
+        model = SSD300(4, width=0.02)
+        settings = Settings((shapes,), lr=1e-3, momentum=0, weight_decay=0, **settings)
+        criterion, optimizer = MultiBoxLoss(model.priors_cxcy), make_optimizer(model, settings)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        loss = training.train_step(model, criterion, optimizer, batch, settings, 1.0, torch.device("cpu"), scaler)
+        return loss, torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+
+    return take
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_a_batch_in_parts_takes_the_step_of_the_whole(step, parts):
+    (loss, change), (expected_loss, expected) = step(accumulate=parts), step()
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(change, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_float16_clips_the_gradient_and_not_its_scaled_one(step):
+    change = step(GradScaler("cpu", init_scale=2.0), fp16=True, clip_grad=0.5)[1]
+    expected = step(bf16=False, clip_grad=0.5)[1]
+    assert float((change - expected).norm()) < 0.1 * float(expected.norm())  # 11 bits, through 23 layers
+
+
+def test_float16_leaves_out_a_step_that_overflows(step):
+    scaler = GradScaler("cpu", init_scale=2.0**40)
+    loss, change = step(scaler, fp16=True)
+    assert loss.isfinite()
+    assert not change.any()
+    assert scaler.get_scale() == 2.0**39
+
+
+def test_an_infinite_loss_in_float16_is_no_error_while_the_scale_falls():
+    history, scaler = {"step": [], "loss": []}, GradScaler("cpu", init_scale=MIN_SCALE)
+    meter = Meter(history, tqdm(disable=True), None, ALONE, scaler)
+    meter.add(1, torch.tensor(math.inf), 2)
+    meter.flush()
+    assert history == {"step": [1], "loss": [math.inf]}
+    scaler.load_state_dict(scaler.state_dict() | {"scale": MIN_SCALE / 2})
+    meter.add(2, torch.tensor(7.0), 2)
+    with pytest.raises(FloatingPointError, match="inf at step 2"):
+        meter.flush()
+
+
+def test_one_of_bf16_and_fp16():
+    with pytest.raises(ValueError, match="one of bf16 and fp16"):
+        Settings(("x",), bf16=True, fp16=True)
+
+
+def test_a_loss_that_explodes_in_float16_is_named_once_the_scale_cannot_help(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "GradScaler", partial(GradScaler, init_scale=2 * MIN_SCALE))
+    with pytest.raises(FloatingPointError, match=r"became nan at step 2: try a lower learning rate"):
+        run(Settings((shapes,), epochs=1, fp16=True, **{**NARROW, "lr": 1e30}), tmp_path / "run")
 
 
 def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):

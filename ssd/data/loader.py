@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ssd.loss import pack_targets
 from ssd.ranks import ALONE, Ranks
@@ -37,6 +40,19 @@ class Batch(NamedTuple):
         rows = self.row_splits.tolist()
         return [{name: column[start:end] for name, column in columns.items()} for start, end in pairwise(rows)]
 
+    def parts(self, n: int) -> list[Batch]:
+        """The batch in n parts of neighbouring samples, in numbers that differ by 1 at most."""
+        if n == 1:
+            return [self]
+        rows = self.row_splits.tolist()
+        parts = []
+        for start, end in pairwise(len(self.images) * i // n for i in range(n + 1)):
+            samples, objects = slice(start, end), slice(rows[start], rows[end])
+            colours = None if self.colours is None else self.colours[samples]
+            columns = self.boxes[objects], self.labels[objects], self.difficult[objects]
+            parts.append(Batch(self.images[samples], colours, *columns, self.row_splits[start : end + 1] - rows[start]))
+        return parts
+
 
 def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
     """Joins samples of images (3, S, S) of one size; in a worker, straight into the memory that it shares."""
@@ -46,7 +62,11 @@ def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
     difficult = torch.cat([t.get("difficult", t["labels"] < 0) for t in targets])
     colours = [t["colour"] for t in targets if "colour" in t]
     # The colours of a pixel lie together, as decoders leave them: to part them takes a device less time than a worker.
-    rows = default_collate([image.permute(1, 2, 0).contiguous() for image in images])
+    rows = [image.permute(1, 2, 0).contiguous() for image in images]
+    try:
+        rows = default_collate(rows)
+    except RuntimeError:  # no shared memory is left
+        rows = torch.stack(rows)
     return Batch(
         rows.permute(0, 3, 1, 2), torch.stack(colours) if colours else None, boxes, labels, difficult, row_splits
     )
@@ -187,11 +207,79 @@ def eval_loader(dataset: Dataset, batch_size: int, workers: int | None = None) -
 
 
 def _loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
-    return DataLoader(
-        dataset,
+    return _Loader(
+        _Batches(dataset),
         num_workers=workers,
         worker_init_fn=_ignore_interrupt,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
         **options,
     )
+
+
+class _Batches(Dataset):
+    """What a loader's workers send: a batch, or the error of a sample that cannot be read."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: Sequence[Any]) -> Batch | Exception:
+        try:
+            batch = collate([self.dataset[key] for key in keys])
+        except (OSError, ValueError) as error:  # torch would put the worker's traceback into its message
+            return error
+        return _to_send(batch) if get_worker_info() else batch
+
+
+def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
+    return batch
+
+
+def _to_send(batch: Batch) -> Batch:
+    """The batch in shared memory, or, where that is full as soon in a container with 64 MB of it, as arrays, which go
+    through a pipe. torch finds out when it sends the batch, and drops it: the run would wait for it for ever."""
+    columns = [column for column in batch if column is not None]
+    try:
+        for column in columns:
+            if column.numel():
+                column.share_memory_()
+    except RuntimeError:
+        return Batch(*(None if column is None else column.numpy() for column in batch))
+    return batch
+
+
+class _Loader(DataLoader):
+    """Raises the error of a sample as it was, and the death of a worker where a batch is asked for."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        with _same_handler_of_sigchld():
+            batches = super().__iter__()
+        try:
+            for batch in batches:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield Batch(*map(_as_tensor, batch))
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise ChildProcessError(
+                f"a process that reads pictures was killed; where memory was short, use fewer --workers ({error})"
+            ) from None
+
+
+@contextmanager
+def _same_handler_of_sigchld() -> Iterator[None]:
+    """Keeps the handler of SIGCHLD, for which torch's loaders set one that raises an error in whatever the main thread
+    is doing, such as half a step; without it the loader finds out when it is asked for a batch."""
+    number = getattr(signal, "SIGCHLD", None)  # None: Windows
+    handler = signal.getsignal(number) if number and threading.current_thread() is threading.main_thread() else None
+    yield
+    if handler is not None:
+        signal.signal(number, handler)
+
+
+def _as_tensor(column: Tensor | np.ndarray | None) -> Tensor | None:
+    return torch.from_numpy(column) if isinstance(column, np.ndarray) else column

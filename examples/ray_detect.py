@@ -1,0 +1,41 @@
+"""Finds objects in a folder of pictures on all machines of a Ray cluster, which all see the folder; or on this one.
+
+pip install "ssd-ext[ray]"
+python examples/ray_detect.py photos/ run/best.pt found/        # Parquet files with one row for each object
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from ssd import load_weights
+from ssd.data import PictureFile
+from ssd.detector import Detector
+from ssd_ext import DetectionOptions
+
+
+class Detect:
+    """The detector of a worker, loaded once."""
+
+    def __init__(self, weights: str) -> None:
+        self.detector = Detector(*load_weights(weights), DetectionOptions(min_score=0.2))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self.detector([PictureFile(path) for path in batch["path"]])
+        boxes, labels, scores = (np.concatenate([getattr(f, n) for f in found]) for n in ("boxes", "labels", "scores"))
+        paths = np.repeat(batch["path"], [len(f.labels) for f in found])
+        corners = dict(zip(("x0", "y0", "x1", "y1"), boxes.T, strict=True))
+        return {"path": paths, "name": np.array(self.detector.classes)[labels - 1], "score": scores, **corners}
+
+
+def detect(folder: str, weights: str, workers: int = 2, gpus: float = 0) -> "ray.data.Dataset":
+    """The objects in all pictures; `gpus` is the share of a GPU that each worker takes."""
+    pictures = ray.data.from_items([{"path": str(path.resolve())} for path in sorted(Path(folder).iterdir())])
+    weights = str(Path(weights).resolve())
+    return pictures.map_batches(Detect, fn_constructor_args=[weights], batch_size=8, concurrency=workers, num_gpus=gpus)
+
+
+if __name__ == "__main__":
+    detect(*sys.argv[1:3]).write_parquet(sys.argv[3])
