@@ -28,6 +28,13 @@ CONTENDERS = {
     "tutorial": ("tutorial", "tab:gray"),
     "ssd_ext_bf16": ("ssd_ext bf16", "tab:cyan"),
     "torchvision_bf16": ("torchvision bf16", "tab:red"),
+    "ssd_ext_float32": ("ssd_ext float32", "tab:cyan"),
+    "ssd_ext_compiled": ("ssd_ext --compile", "tab:purple"),
+    "aoti": ("aoti", "tab:pink"),
+    "onnx": ("ONNX Runtime", "tab:gray"),
+    "openvino": ("OpenVINO float32", "tab:olive"),
+    "openvino_bf16": ("OpenVINO bf16", "tab:green"),
+    "openvino_int8": ("OpenVINO int8", "tab:red"),
 }
 # The cases that the README quotes: of the first machine and the first with a GPU, with the fullest use of each.
 QUOTED = (

@@ -2,10 +2,11 @@
 
 .venv/bin/python -m pytest benchmarks/test_bench_inference.py -k 8-images
 
-ssd_ext: as `ssd detect` runs it, in bfloat16 where the CPU has it. The weights are random, so that only speed is
-measured of int8 and bfloat16. The files run on the CPU, with as many threads as torch has.
+ssd_ext: as `ssd detect` runs it, in bfloat16 where the CPU has it; compiled: with `--compile`. The weights are random,
+so that only speed is measured of int8 and bfloat16. The files run on the CPU, with as many threads as torch has.
 """
 
+import copy
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +72,18 @@ def run_ours(x: Pictures, bf16: bool | None) -> tuple[Tensor, ...]:
     return predict_padded(networks(how)["ssd_ext"], x.images, bf16=bf16)
 
 
+@cache
+def compiled(how: How) -> torch.nn.Module:
+    """The network as `--compile` has it."""
+    network = copy.deepcopy(networks(how)["ssd_ext"])
+    network.compile(dynamic=True)
+    return network
+
+
+def run_compiled(x: Pictures) -> tuple[Tensor, ...]:
+    return predict_padded(compiled(How(x.images.device, True, classes=CLASSES)), x.images)
+
+
 @torch.inference_mode()
 def run_torchvision(x: Pictures) -> list[tuple[Tensor, Tensor, Tensor]]:
     how = How(x.images.device, bf16=False, classes=CLASSES)
@@ -85,12 +98,14 @@ def from_bytes(images: int) -> Case:
         if name == "torchvision":
             wrong = ten_best_differ(run_ours(here, False), got)
             assert max(wrong) <= 2, f"{name}: of ten detections {wrong} have no partner"
-        elif name in ("ssd_ext_float32", "onnx", "openvino"):
+        elif name in ("ssd_ext_float32", "aoti", "onnx", "openvino"):
             same_but_for_rounding(name, got, run_ours(here, False))
 
     contenders = {
         "ssd_ext": partial(run_ours, bf16=None),
         "ssd_ext_float32": partial(run_ours, bf16=False),
+        "ssd_ext_compiled": run_compiled,
+        "aoti": partial(run_file, format="aoti", precision="float32"),
         "onnx": partial(run_file, format="onnx", precision="float32"),
         "openvino": partial(run_file, format="openvino", precision="float32"),
         "openvino_bf16": partial(run_file, format="openvino", precision="bfloat16"),
@@ -106,7 +121,7 @@ def from_bytes(images: int) -> Case:
         return Pictures(bytes_of(images))
 
     how = {"graphs": (), "one_thread": False, "sets_up": True}
-    return Case("end to end", "bytes to detections", {"images": images}, inputs, contenders, check, **how)
+    return Case("shipping", "bytes to detections", {"images": images}, inputs, contenders, check, **how)
 
 
 CASES = [from_bytes(images) for images in (1, 8)]

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torchvision.io import decode_image
 from torchvision.models.detection import ssd300_vgg16
 
-from ssd.data import PictureFile
 from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
 from ssd.data.loader import Batch
 from ssd.detector import Detector, predict_padded
@@ -257,7 +256,7 @@ def picture_to_detections(images: int) -> Case:
 
     def ours(x, bf16):
         detector = Detector(networks(How(x.here.device, bf16))["ssd_ext"], names, bf16=bf16)
-        return detector([PictureFile(path) for path in x.paths])
+        return [(found.boxes, found.labels, found.scores) for found in detector(x.paths)]
 
     @torch.inference_mode()
     def theirs(x, bf16):

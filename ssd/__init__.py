@@ -5,12 +5,16 @@ from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.weights import load_weights
 
-__all__ = ["SSD300", "MultiBoxLoss", "accelerate", "detect", "load_weights"]
+__all__ = ["SSD300", "Detector", "MultiBoxLoss", "accelerate", "detect", "load_weights"]
 
 
-def __getattr__(name: str):
-    if name == "accelerate":  # takes torchvision's models, which take a second to import
+def __getattr__(name: str):  # these take torchvision, and a second or two to import
+    if name == "accelerate":
         from ssd.acceleration import accelerate
 
         return accelerate
+    if name == "Detector":
+        from ssd.detector import Detector
+
+        return Detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,10 +14,11 @@ from torch.utils.data import Dataset, Subset
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
+from ssd.detector import SHOWN
 from ssd.draw import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluate import EvalResult, detect_all, score
 from ssd.model import SSD300
-from ssd.settings import DRAWN, Settings
+from ssd.settings import Settings
 from ssd.splits import Sets
 from ssd.voc_metrics import best_object
 
@@ -54,7 +55,7 @@ def report(model: SSD300, sets: Sets, settings: Settings, out: Path, *, workers:
         val = score(found, truth, sets.classes)
         mistakes = sorted(find_mistakes(found, truth), key=lambda m: -(m.missed + m.wrong))
         if drawn := _draw(sets, found, truth, mistakes, out / SHEET):
-            lines.append(f"{out / SHEET}: the {drawn} pictures of {len(truth)} held out with most mistakes")
+            lines.append(f"{out / SHEET}: the {drawn} worst of {len(truth)} pictures held out, beside the truth")
         seen = score(*detect_all(model, _unaugmented(sets.train, len(truth)), **how), sets.classes)
         lines.append(advice(seen.mAP, val.mAP))
     if sets.test is not None:
@@ -86,7 +87,7 @@ def find_mistakes(
         detections, targets: see `ssd.evaluate.score`; difficult objects count neither way.
     """
     for index, ((boxes, labels, scores), truth) in enumerate(zip(detections, targets, strict=True)):
-        shown = (scores >= DRAWN.min_score) & (labels > 0)
+        shown = (scores >= SHOWN.min_score) & (labels > 0)
         objects = truth["boxes"], truth["labels"].numpy()
         best = best_object(boxes[shown].double(), labels[shown].numpy(), objects[0].double(), objects[1], 0.5)
         difficult = truth["difficult"].numpy()
@@ -109,7 +110,7 @@ def _draw(
         data, place = (sets.val.dataset, sets.val.indices[index]) if isinstance(sets.val, Subset) else (sets.val, index)
         picture, (boxes, labels, scores) = PictureFile(data.pictures[place]), detections[index]
         pixels, edges = picture.pixels(), boxes.new_tensor([picture.width, picture.height] * 2)
-        shown = scores >= DRAWN.min_score
+        shown = scores >= SHOWN.min_score
         found = boxes[shown].clamp(0, 1) * edges, labels[shown], scores[shown]
         truth = targets[index]["boxes"] * edges, targets[index]["labels"]
         left, right = (draw_detections(pixels, *columns, classes=sets.classes) for columns in (found, truth))

@@ -128,8 +128,7 @@ def _rows(
         boxes = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, 0.0)  # a NaN would pass for any IoU
         scores = np.where(np.isnan(scores), -np.inf, scores)
         for box, label, score in zip(_xywh(boxes), labels.tolist(), scores.tolist(), strict=True):
-            if label > 0:
-                found.append({"image_id": numbers[i], "category_id": label, "bbox": box, "score": score})
+            found.append({"image_id": numbers[i], "category_id": label, "bbox": box, "score": score})
         boxes, labels, difficult = truth
         sizes = boxes[:, 2:] - boxes[:, :2]
         areas = read_column(targets[i].get("areas", sizes.prod(1)), f"targets[{i}]: areas", len(labels)).tolist()

@@ -11,6 +11,16 @@ from ssd_ext import DetectionOptions, postprocess_detections
 DEFAULTS = DetectionOptions()
 
 
+def bounded(options: DetectionOptions, n_priors: int, n_classes: int) -> DetectionOptions:
+    """Options that find the same in no more rows than there are candidates, however large top_k is.
+
+    Args:
+        options: as given.
+        n_priors, n_classes: of the network, background included.
+    """
+    return options._replace(top_k=min(options.top_k, n_priors * (n_classes - 1)))
+
+
 def detect(
     predicted_locs: Tensor,
     predicted_scores: Tensor,
@@ -39,7 +49,7 @@ def detect(
         ValueError: wrong shape, dtype, device or number.
         TypeError: an unknown option.
     """
-    chosen = DetectionOptions(min_score, max_overlap, top_k, **options)
+    chosen = bounded(DetectionOptions(min_score, max_overlap, top_k, **options), *predicted_scores.shape[-2:])
     boxes, labels, scores, counts = postprocess_detections(predicted_locs, predicted_scores, priors_cxcy, chosen)
     nothing = (boxes.new_tensor([[0, 0, 1, 1]]), labels.new_zeros(1), scores.new_zeros(1))
     images = [

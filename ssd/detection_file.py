@@ -120,7 +120,7 @@ class DetectionFile:
             taken[best[0]] = index
         if missing := set(range(len(pictures))).difference(taken):
             names = f"{pictures[min(missing)]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
-            raise ValueError(f"{self.path}: has not looked at {names}; take a split that it has")
+            raise ValueError(f"{self.path}: lacks {names} of the data; take a split whose pictures it has")
         return places
 
 

@@ -189,6 +189,8 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def is_drawing(path: str | os.PathLike[str]) -> bool:
     """Whether `save_png` wrote this file, by its header."""
     try:
+        if not os.path.isfile(path):  # of a pipe one would wait for what never comes
+            return False
         with Image.open(path, formats=["PNG"]) as picture:
             return picture.info.get("Software") == MARK
     except Exception:  # on damage, Pillow raises OSError, SyntaxError, struct.error, ...

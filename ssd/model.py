@@ -205,14 +205,9 @@ class SSD300(nn.Module):
         self.aux_convs = AuxiliaryConvolutions(width, batch_norm)
         self.pred_convs = PredictionConvolutions(n_classes, width, self.prior_spec.boxes_per_cell, head_batch_norm)
         self.rescale_factors = nn.Parameter(torch.full((1, scaled(SOURCES["conv4_3"], width), 1, 1), 20.0))
-        self.register_buffer("priors_cxcy", make_priors(self.prior_spec), persistent=False)
-        scale = shift = None
-        if (*input_mean, *input_std) != (*IMAGENET_MEAN, *IMAGENET_STD):
-            given = zip(IMAGENET_MEAN, IMAGENET_STD, input_mean, input_std, strict=True)
-            factors = [(ours / std, (mean - its) / std) for mean, ours, its, std in given]
-            scale, shift = torch.tensor(factors).T[:, :, None, None].unbind()  # (3, 1, 1) each
-        self.register_buffer("input_scale", scale, persistent=False)
-        self.register_buffer("input_shift", shift, persistent=False)
+        for name in ("priors_cxcy", "input_scale", "input_shift"):
+            self.register_buffer(name, None, persistent=False)
+        self._make_constants()
         for name, conv in self.named_modules():
             if isinstance(conv, nn.Conv2d):
                 if name.startswith("base."):  # 15 layers of ReLU: xavier would leave no signal at the end
@@ -221,6 +216,19 @@ class SSD300(nn.Module):
                     nn.init.xavier_uniform_(conv.weight)
                 if conv.bias is not None:
                     nn.init.zeros_(conv.bias)
+
+    def _make_constants(self, device: torch.device | None = None) -> None:
+        """What follows from `config` and is in no state dict."""
+        self.priors_cxcy = make_priors(self.prior_spec).to(device)
+        mean, std = self.config["input_mean"], self.config["input_std"]
+        if (*mean, *std) != (*IMAGENET_MEAN, *IMAGENET_STD):
+            given = zip(IMAGENET_MEAN, IMAGENET_STD, mean, std, strict=True)
+            factors = [
+                (our_std / its_std, (our_mean - its_mean) / its_std) for our_mean, our_std, its_mean, its_std in given
+            ]
+            self.input_scale, self.input_shift = (
+                torch.tensor(factors, device=device).T[:, :, None, None].unbind()
+            )  # (3, 1, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts offsets and class logits for all priors.
@@ -261,7 +269,11 @@ class SSD300(nn.Module):
         return (F.normalize(wide, dim=1, eps=1e-12) * self.rescale_factors).to(x.dtype)  # (B, 512, 38, 38)
 
     def _apply(self, *args, **kwargs) -> SSD300:
+        was_meta = self.priors_cxcy.is_meta
         super()._apply(*args, **kwargs)
-        if self.priors_cxcy.dtype.itemsize < 4:  # half() would move priors by up to half a pixel
-            self.priors_cxcy = make_priors(self.prior_spec).to(self.priors_cxcy.device)
+        priors = self.priors_cxcy
+        if was_meta and not priors.is_meta:  # to_empty() has left them without values, and no state dict brings these
+            self._make_constants(priors.device)
+        elif priors.dtype.itemsize < 4:  # half() would move priors by up to half a pixel
+            self.priors_cxcy = make_priors(self.prior_spec).to(priors.device)
         return self

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from ssd.atomic import replacing
-from ssd.data.reading import SUFFIXES, PictureFile
+from ssd.data.reading import SUFFIXES
 from ssd.detector import Detections
 from ssd.draw import MARK, is_drawing
 from ssd.ranks import ALONE, Ranks
@@ -23,48 +23,71 @@ from ssd.ranks import ALONE, Ranks
 JSON_NAME = "detections.json"
 
 
-def plan_drawings(paths: Iterable[str | os.PathLike[str]], out: Path, *, draw: bool = True) -> dict[Path, Path]:
+def plan_drawings(
+    paths: Iterable[str | os.PathLike[str]],
+    out: Path,
+    *,
+    draw: bool = True,
+    on_error: Callable[[OSError], None] | None = None,
+) -> dict[Path, Path]:
     """Finds the pictures and a place in the folder `out` for the drawing of each, before any work.
 
     Args:
         paths: pictures, and folders that are searched for pictures; drawings found there are passed over.
         out: folder of the results; need not exist.
         draw: whether there will be drawings; without, nothing is in their way.
+        on_error: called with the error of a folder that cannot be searched, which is left out; None: raised.
 
     Returns:
-        the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal.
+        the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal or
+        one would be the folder of another.
 
     Raises:
         FileNotFoundError: a path does not exist.
         FileExistsError: an input, or a file that is not ours, would be replaced.
-        ValueError: there is no picture at all.
+        OSError: a folder cannot be searched, without `on_error`.
+        ValueError: there is no picture at all, or a path is neither a file nor a folder.
     """
     paths = list(map(Path, paths))
-    drawings: dict[Path, Path] = {}
-    taken: set[str] = set()
+    names: dict[Path, Path] = {}  # of each picture inside of the folder of the results
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            found = [(p, p.relative_to(path)) for p in inside if not is_drawing(p)]
+            for picture in _search(path, on_error):
+                names.setdefault(picture, picture.relative_to(path))
+        elif path.is_file():
+            names.setdefault(path, Path(path.name))
         elif path.exists():
-            found = [(path, Path(path.name))]
+            raise ValueError(f"{path}: neither a file nor a folder")
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
-        for picture, name in found:
-            if picture in drawings:
-                continue
-            target, n = name.with_suffix(".png"), 1
-            while str(target).lower() in taken:  # two folders may hold pictures of one name; some disks ignore case
-                n += 1
-                target = name.with_name(f"{name.stem}_{n}.png")
-            taken.add(str(target).lower())
-            drawings[picture] = out / target
-    if not drawings:
+    if not names:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
-    inputs = {_identity(picture) for picture in drawings}
+    drawings: dict[Path, Path] = {}
+    # Two folders may hold pictures of one name, and one may have the name of a drawing; some disks ignore case.
+    taken = {str(folder).lower() for name in names.values() for folder in name.parents}
+    for picture, name in names.items():
+        target, n = name.with_suffix(".png"), 1
+        while str(target).lower() in taken:
+            n += 1
+            target = name.with_name(f"{name.stem}_{n}.png")
+        taken.add(str(target).lower())
+        drawings[picture] = out / target
+    inputs = {_identity(picture) for picture in drawings if os.path.exists(picture)}
     for target in (out / JSON_NAME, *(drawings.values() if draw else ())):
         _check_replaceable(target, inputs)
     return drawings
+
+
+def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[Path]:
+    """What a folder and those in it hold under the name of a picture, in order, but for drawings."""
+
+    def fail(error: OSError) -> None:
+        if on_error is None:
+            raise error
+        on_error(error)
+
+    found = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not is_drawing(path))
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -81,7 +104,7 @@ def _check_replaceable(target: Path, inputs: set[tuple[int, int]]) -> None:
     if target.exists() and _identity(target) in inputs:
         raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
     ours = _is_results if target.name == JSON_NAME else is_drawing
-    if not ours(target):
+    if not (target.is_file() and ours(target)):
         raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
 
 
@@ -152,7 +175,7 @@ class _Rows:
         """Adds a row with the next id, counted from 1."""
         self.file.write(",\n" if self.count else "\n")
         self.count += 1
-        self.file.write(json.dumps({"id": self.count, **row}))
+        self.file.write(json.dumps({"id": self.count, **row}, allow_nan=False))
 
 
 class CocoResults:
@@ -169,15 +192,9 @@ class CocoResults:
         for row in part["annotations"]:
             self.annotations.add(**row | {"id": self.annotations.count + 1, "image_id": before + row["image_id"]})
 
-    def add(self, picture: PictureFile, found: Detections) -> None:
+    def add(self, found: Detections) -> None:
         """Adds one picture and what was found there."""
+        picture = found.picture
         self.images.add(file_name=str(picture.path), width=picture.width, height=picture.height)
-        for (x0, y0, x1, y1), label, score in zip(*(column.tolist() for column in found), strict=True):
-            self.annotations.add(
-                image_id=self.images.count,
-                category_id=label,
-                bbox=[round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-                area=round((x1 - x0) * (y1 - y0), 2),
-                iscrowd=0,
-                score=round(score, 5),
-            )
+        for row in found.to_coco(self.images.count):
+            self.annotations.add(**row)

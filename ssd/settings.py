@@ -8,9 +8,8 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ssd.recipes import RECIPES
-from ssd_ext import DetectionOptions, LossOptions
+from ssd_ext import LossOptions
 
-DRAWN = DetectionOptions(min_score=0.2)  # what drawings show, if nothing else is said
 VARIANCES = ("center_variance", "size_variance")  # of a run always the defaults, which detection takes too
 
 

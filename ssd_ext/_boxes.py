@@ -32,6 +32,12 @@ def rounded_down(threshold: float, dtype: torch.dtype) -> float:
     return float(rounded if not rounded > exact else rounded.nextafter(rounded.new_tensor(-torch.inf)))
 
 
+def in_range(limit: float, dtype: torch.dtype) -> float:
+    """The number, or the largest or smallest one of a dtype in which it would be infinite."""
+    info = torch.finfo(dtype)
+    return min(max(limit, info.min), info.max)
+
+
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size * 0.5, centre + size * 0.5], dim=-1)

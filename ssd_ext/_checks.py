@@ -6,38 +6,56 @@ from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.autograd.forward_ad import unpack_dual
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
+def is_floating(tensor: Tensor) -> bool:
+    """Of a dtype that kernels compute with: those of 8 bits are not."""
+    return tensor.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
 def check_boxes(name: str, boxes: Tensor) -> None:
-    if boxes.dim() != 2 or boxes.shape[1] != 4 or boxes.is_complex() or boxes.dtype == torch.bool:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or not (is_floating(boxes) or is_integer(boxes)):
         raise ValueError(f"{name} must be (n, 4) numbers, got {describe(boxes)}")
 
 
 def check_predictions(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor) -> None:
     check_boxes("priors_cxcywh", priors_cxcywh)
-    if pred_logits.dim() != 3 or not pred_logits.is_floating_point() or pred_logits.shape[2] < 1:
+    if pred_logits.dim() != 3 or not is_floating(pred_logits) or pred_logits.shape[2] < 1:
         raise ValueError(f"pred_logits must be (B, P, C) floating with C >= 1, got {describe(pred_logits)}")
     expected = (*pred_logits.shape[:2], 4)
-    if tuple(pred_offsets.shape) != expected or not pred_offsets.is_floating_point():
+    if tuple(pred_offsets.shape) != expected or not is_floating(pred_offsets):
         raise ValueError(f"pred_offsets must be {expected} floating as pred_logits is, got {describe(pred_offsets)}")
     if pred_logits.shape[1] != len(priors_cxcywh):
         raise ValueError(f"pred_logits has {pred_logits.shape[1]} priors, priors_cxcywh has {len(priors_cxcywh)}")
 
 
 def check_devices(**tensors: Tensor) -> None:
+    """One device for all; and no tangent, which would get lost without a word."""
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:
             raise ValueError(f"{name} is on {tensor.device}, {first} is on {reference.device}")
+    if not torch.compiler.is_compiling():
+        for name, tensor in tensors.items():
+            if unpack_dual(tensor).tangent is not None:
+                raise RuntimeError(f"{name} has a tangent: the ops have no forward-mode derivatives")
 
 
 def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
-    """On the CPU always, elsewhere (a copy to the host) when asked; never while a graph is traced."""
-    return (tensor.device.type == "cpu" or check) and not torch.compiler.is_compiling()
+    """On the CPU always, elsewhere (a copy to the host) when asked; never of fake ones or in a traced graph."""
+    traced = torch.compiler.is_compiling() or is_fake(tensor) or get_proxy_mode() is not None
+    return (tensor.device.type == "cpu" or check) and not traced
 
 
 def check_row_splits(row_splits: Tensor, n_boxes: int, batch: int | None = None, check: bool = False) -> None:
@@ -60,6 +78,11 @@ def check_not_negative(**numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def check_log_scale(max_log_scale: float | None) -> None:
+    if max_log_scale is not None and max_log_scale != max_log_scale:
+        raise ValueError(f"max_log_scale must be a number or None, got {max_log_scale}")
 
 
 def check_variances(center_variance: float, size_variance: float) -> None:

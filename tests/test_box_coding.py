@@ -137,6 +137,20 @@ def test_max_log_scale(decode, device):
     assert_close(box, torch.tensor([[0.5, 0.5, 54.598150033, 2.718281828]], device=device))
 
 
+@DECODE
+def test_limits_that_are_hardly_numbers(decode, device):
+    offsets, priors = torch.randn(9, 4, generator=adv.generator(0)).to(device), adv.random_boxes(9).to(device)
+    unlimited = decode(offsets, priors)
+    assert torch.equal(decode(offsets, priors, max_log_scale=1e300), unlimited)
+    low = decode(offsets, priors, max_log_scale=-1e300)
+    assert torch.equal(low[:, :2], low[:, 2:])  # exp gives 0
+    with pytest.raises(ValueError, match="max_log_scale must be a number or None, got nan"):
+        ssd_ext.decode_boxes(offsets, priors, max_log_scale=float("nan"))
+    options = ssd_ext.DetectionOptions(max_log_scale=float("nan"))
+    with pytest.raises(ValueError, match="max_log_scale must be"):
+        ssd_ext.postprocess_detections(offsets[None], offsets[None, :, :3], priors, options)
+
+
 def test_gradcheck(device):
     priors = adv.to_cxcywh(adv.random_boxes(5, 1)).to(device, torch.float64)
     boxes = adv.random_boxes(10, 2).view(2, 5, 4).to(device, torch.float64).requires_grad_()

@@ -97,6 +97,18 @@ def test_gradcheck(device):
     assert torch.autograd.gradcheck(ssd_ext.box_iou, (a, b))
 
 
+def test_gradients_in_parts(monkeypatch, device):
+    boxes = [adv.random_boxes(n, n).double().to(device).requires_grad_() for n in (17, 9)]
+    weights = torch.rand(17, 9, generator=adv.generator(0), dtype=torch.float64).to(device)
+    whole = torch.autograd.grad((ssd_ext.box_iou(*boxes) * weights).sum(), boxes)
+    monkeypatch.setattr("ssd_ext.ops.box_iou.BACKWARD_PAIRS", 40)  # 4 rows
+    parts = torch.autograd.grad((ssd_ext.box_iou(*boxes) * weights).sum(), boxes)
+    assert_close(parts, whole)
+    for n, m in ((0, 3), (3, 0)):
+        none = [adv.random_boxes(k).to(device).requires_grad_() for k in (n, m)]
+        assert [g.shape for g in torch.autograd.grad(ssd_ext.box_iou(*none).sum(), none)] == [(n, 4), (m, 4)]
+
+
 def test_gradient_is_zero_where_nothing_overlaps(device):
     bad = torch.tensor([*adv.NOT_BOXES, (5.0, 5.0, 6.0, 6.0)], device=device)
     good = torch.tensor([(0.0, 0.0, 1.0, 1.0), (1.0, 0.0, 2.0, 1.0)], device=device)  # they share a side

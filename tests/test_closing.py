@@ -47,7 +47,7 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
     assert text.startswith("test, not looked at before:\n")
     assert "mAP@0.5 (area)" in text
     assert "weakest class: " in text
-    assert f"{tmp_path / 'worst.png'}: the 2 pictures of 2 held out" in text
+    assert f"{tmp_path / 'worst.png'}: the 2 worst of 2 pictures held out" in text
     assert test.n_truths == {name: sum(t["labels"].tolist().count(i) for _, t in sets.test)
                              for i, name in enumerate(sets.classes, 1)}  # fmt: skip
     with Image.open(tmp_path / "worst.png") as sheet:

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from PIL import Image
 from test_average_precision import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, found, truth
 
+from ssd.cli import main
 from ssd.coco_metrics import FIGURES, coco_average_precision
+
+COCO = pytest.importorskip("pycocotools.coco", reason="no pycocotools: pip install 'ssd-ext[dev]'").COCO
+COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
+pytest.importorskip("faster_coco_eval", reason="no faster-coco-eval: pip install 'ssd-ext[coco]'")
 
 SMALL, MEDIUM, LARGE = [0, 0, 31, 31], [40, 40, 100, 100], [150, 150, 300, 300]
 
 
-def pycocotools(truths: COCO, results: list) -> list[float]:
-    """The twelve figures by the reference; results as in a file of COCO's."""
+def pycocotools(content: dict, results: list) -> dict[str, float]:
+    """The twelve figures by the reference, from what COCO's files hold."""
     with contextlib.redirect_stdout(io.StringIO()):
+        truths = COCO()
+        truths.dataset = content
+        truths.createIndex()
         evaluation = COCOeval(truths, truths.loadRes(results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation.stats.tolist()
+    return dict(zip(FIGURES, evaluation.stats.tolist(), strict=True))
 
 
 def random_content(seed: int, n_images: int = 12):
@@ -82,12 +90,7 @@ def test_equal_to_pycocotools(seed: int) -> None:
         )
     result = coco_average_precision(detections, targets, ["1", "2", "3", "4"])
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        truths = COCO()
-        truths.dataset = content
-        truths.createIndex()
-    expected = dict(zip(FIGURES, pycocotools(truths, results), strict=True))
-    assert result.figures == pytest.approx(expected, abs=1e-12)
+    assert result.figures == pytest.approx(pycocotools(content, results), abs=1e-12)
     assert all(0 < value < 1 for value in result.figures.values())  # the data decide something
     assert result.mAP == result.figures["AP"] == pytest.approx(np.mean([result.ap[c] for c in "123"]))
     assert math.isnan(result.ap["4"])
@@ -97,6 +100,19 @@ def test_equal_to_pycocotools(seed: int) -> None:
     assert recall.tolist() == pytest.approx([i / 100 for i in range(101)])
     assert (np.diff(precision) <= 0).all()
     assert [len(values) for values in result.curves["4"]] == [0, 0]
+
+
+def test_the_command_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, results = random_content(5)
+    for image in content["images"]:
+        Image.new("RGB", (300, 300)).save(tmp_path / image["file_name"])
+    data, detections = tmp_path / "truth.json", tmp_path / "results.json"
+    data.write_text(json.dumps(content))
+    detections.write_text(json.dumps(results))
+    assert main(["eval", str(data), "--detections", str(detections), "--method", "coco"]) == 0
+    words = capsys.readouterr().out.split("\n\n")[1].split()
+    expected = pycocotools(content, results)
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {name: f"{value:.4f}" for name, value in expected.items()}
 
 
 def coco(detections, targets):
@@ -178,12 +194,6 @@ def test_nothing_there(detections, targets, expected: float) -> None:
 def test_mistakes_are_named(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         coco_average_precision(*arguments)
-
-
-def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ImportError, match=r"needs faster-coco-eval: pip install 'ssd-ext\[coco\]'"):
-        coco([GOOD], [GOOD_TARGET])
 
 
 def test_as_text() -> None:

@@ -1,6 +1,10 @@
 """`ssd detect` and the detector behind it: what is found, and what is never replaced."""
 
+import io
 import json
+import os
+import struct
+import zlib
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from ssd.cli import main
 from ssd.data import ImageReadError, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
-from ssd.detector import Detector
+from ssd.detector import Detections, Detector
 from ssd.model import SSD300
 from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions
@@ -173,9 +177,10 @@ def test_detect_again_replaces_its_drawings_and_does_not_take_them_for_pictures(
 def test_detector_gives_what_the_files_show(shapes, weights):
     detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
     paths = [str(path) for path in sorted((shapes / "JPEGImages").iterdir())]
-    found = list(detector.stream(iter(paths), batch_size=3))
-    assert [str(picture.path) for picture, _ in found] == paths
-    for picture, (boxes, labels, scores) in found:
+    every = list(detector(iter(paths), batch_size=3))
+    assert [str(found.picture.path) for found in every] == paths
+    for found in every:
+        picture, boxes, labels, scores = found.picture, found.boxes, found.labels, found.scores
         assert torch.equal(picture.pixels(), read_image(picture.path))
         assert boxes.shape == (7, 4)
         assert boxes.min() >= 0
@@ -192,7 +197,7 @@ def test_detector_gives_what_the_files_show(shapes, weights):
 def test_boxes_are_in_the_pixels_of_a_picture_that_is_no_square(weights, tmp_path):
     Image.effect_noise((600, 150), 90).save(tmp_path / "wide.png")
     detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1))
-    ((_, found),) = detector.stream([tmp_path / "wide.png"])
+    found = detector(tmp_path / "wide.png")
     assert 500 < found.boxes[:, [0, 2]].max() <= 600
     assert 120 < found.boxes[:, [1, 3]].max() <= 150
 
@@ -201,10 +206,11 @@ def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
     detector, errors = Detector(*load_weights(weights, device="cpu")), []
-    assert [picture.path for picture, _ in detector.stream(paths, 2, errors.append)] == paths[1:-1]
+    every = detector(iter(paths), batch_size=2, on_error=errors.append)
+    assert [found.picture.path for found in every] == paths[1:-1]
     assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
     with pytest.raises(ImageReadError, match=r"text\.png"):
-        list(detector.stream(paths))
+        detector(paths)
 
 
 def test_detect_without_drawings(photos, weights, capsys):
@@ -236,3 +242,123 @@ def test_detect_that_is_cut_short_leaves_the_older_results(photos, weights, monk
     monkeypatch.setattr(results.CocoResults, "add", add)
     assert detect(".", "--no-drawings", weights=weights, out="found") != 0
     assert contents(photos) == before
+
+
+def test_detect_bounds_top_k_by_the_candidates(photos, weights):
+    assert detect("b.jpg", "--top-k", "1000000000", "--no-drawings", weights=weights, out="found") == 0
+    assert len(json.loads((photos / "found" / "detections.json").read_text())["annotations"]) > 200
+
+
+def test_names_that_no_terminal_should_see(photos, weights, monkeypatch, capsys):
+    """Bytes that are no text, control characters, and what the encoding of stdout lacks: escaped where printed."""
+    names = [b"latin-\xe9.png", b"\x1b[31mred\n.png", "彩.png".encode()]
+    for name in names:
+        (photos / os.fsdecode(name)).write_bytes((photos / "a.png").read_bytes())
+    (photos / "cut-\x1b\udce9.png").write_text("not a picture")
+    assert detect(".", weights=weights, out="found") == 1
+    printed = capsys.readouterr()
+    assert "\\x1b[31mred\\n.png: " in printed.out
+    assert "latin-\\udce9.png: " in printed.out
+    assert "彩.png: " in printed.out
+    assert "skipped: cut-\\x1b\\udce9.png: cannot read" in printed.err
+    listed = json.loads((photos / "found" / "detections.json").read_text())["images"]
+    assert {os.fsencode(image["file_name"]) for image in listed} > set(names)
+    assert {os.fsencode(drawing.name) for drawing in (photos / "found").iterdir()} > set(names)
+    assert detect("gone\x1b.png", weights=weights, out="found") == 2
+    assert "gone\\x1b.png: no such file" in capsys.readouterr().err
+
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", narrow)
+    assert detect("彩.png", weights=weights, out="narrow") == 0
+    narrow.flush()
+    assert b"\\u5f69.png: " in narrow.buffer.getvalue()
+
+
+def test_a_folder_with_the_name_of_a_drawing(shapes, weights, tmp_path):
+    picture = min((shapes / "JPEGImages").iterdir()).read_bytes()
+    for name in ("z/A.png/b.jpg", "z/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture)
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert detect(tmp_path / "z", weights=weights, out=out) == 0
+        assert {str(p.relative_to(out)) for p in out.rglob("*.png") if p.is_file()} == {"a_2.png", "A.png/b.png"}
+
+
+def test_a_network_with_nan_writes_strict_json(photos, weights, tmp_path):
+    model, classes = load_weights(weights, device="cpu")
+    with torch.no_grad():
+        for name, parameter in model.pred_convs.named_parameters():
+            if name.startswith("loc_") and name.endswith("bias"):
+                parameter[2] = torch.nan  # the width of the first box of each cell
+    save_checkpoint(tmp_path / "nan.pt", model, classes)
+    assert detect(".", "--min-score", "0.1", weights=tmp_path / "nan.pt", out="found") == 0
+    text = (photos / "found" / "detections.json").read_text()
+    assert len(json.loads(text, parse_constant=pytest.fail)["annotations"]) > 0
+    with pytest.raises(ValueError, match="not JSON compliant"), results.coco_results(tmp_path, classes) as rows:
+        rows.annotations.add(score=float("nan"))
+
+
+def test_pipes_are_named_and_never_waited_for(photos, weights, capsys):
+    os.mkfifo(photos / "pipe.jpg")
+    before = contents(photos)
+    assert detect("a.png", "pipe.jpg", weights=weights, out="found") == 2
+    assert "pipe.jpg: neither a file nor a folder" in capsys.readouterr().err
+    assert contents(photos) == before
+    assert detect(".", weights=weights, out="found") == 1
+    printed = capsys.readouterr()
+    assert "skipped: pipe.jpg: cannot read the picture (not a regular file)" in printed.err
+    assert "3 pictures" in printed.out
+    (photos / "other").mkdir()
+    for name in ("a.png", "detections.json"):
+        os.mkfifo(photos / "other" / name)
+        assert detect("a.png", weights=weights, out="other") == 2
+        assert f"{name}: would be replaced" in capsys.readouterr().err
+        (photos / "other" / name).unlink()
+
+
+def test_folders_that_cannot_be_searched_are_named(photos, weights, monkeypatch, capsys):
+    scandir = os.scandir
+
+    def denied(folder):
+        if os.path.basename(folder) == "deeper":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert detect(".", weights=weights, out="found") == 1
+    printed = capsys.readouterr()
+    assert "skipped: [Errno 13] Permission denied: './deeper'" in printed.err
+    assert "2 pictures" in printed.out
+    assert detect("deeper", weights=weights, out="found") == 2
+    printed = capsys.readouterr().err
+    assert "Permission denied: 'deeper'" in printed
+    assert "no pictures" in printed
+    with pytest.raises(PermissionError):
+        results.plan_drawings(["deeper"], photos / "out")
+
+
+def test_a_picture_too_large_to_be_harmless_is_named(photos, weights, capsys):
+    """A header of 40000 x 40000 pixels, which some megabytes of zeros in zlib's format would fill."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (photos / "bomb.png").write_bytes(bomb + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+    assert detect(".", weights=weights, out="found") == 1
+    printed = capsys.readouterr()
+    assert "skipped: bomb.png: cannot read the picture (Image size (1600000000 pixels)" in printed.err
+    assert "3 pictures" in printed.out
+
+
+def test_a_picture_that_is_gone_before_it_is_drawn_is_left_out(photos, weights, monkeypatch, capsys):
+    original = Detections.draw
+
+    def draw(found):
+        if found.picture.path.name == "b.jpg":
+            found.picture.path.unlink()
+        return original(found)
+
+    monkeypatch.setattr(Detections, "draw", draw)
+    assert detect(".", weights=weights, out="found") == 1
+    assert "1 of 3 pictures could not be read" in capsys.readouterr().err
+    listed = json.loads((photos / "found" / "detections.json").read_text())["images"]
+    assert [image["file_name"] for image in listed] == ["a.png", "deeper/c.PNG"]

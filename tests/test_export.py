@@ -17,7 +17,7 @@ from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
-from ssd.detector import predict_padded
+from ssd.detector import Detector, predict_padded
 from ssd.export import FORMATS, DetectionProgram, Metadata, export, load
 from ssd.export.program import missing_rows
 from ssd.model import SSD300
@@ -78,6 +78,19 @@ def test_a_file_finds_what_the_network_finds(files, weights, pictures, format):
         assert [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in expected]
         for ours, its in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, its, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", OURS)
+def test_a_detector_from_a_file_is_that_of_the_network(files, weights, shapes, format):
+    ours = Detector.load(weights, defaults=OPTIONS, device="cpu", bf16=False)
+    its = Detector.load(files[format], top_k=50, device="cpu", bf16=False)
+    assert (its.options, its.classes) == (OPTIONS, CLASSES)
+    picture = min((shapes / "JPEGImages").iterdir())
+    torch.testing.assert_close(its(picture).boxes, ours(picture).boxes, rtol=0, atol=0.01)
+    with pytest.raises(ValueError, match="has bf16 False, not True; leave it out, or export it anew"):
+        Detector.load(files[format], bf16=True)
+    with pytest.raises(ValueError, match=r"has min_score 0\.3, not None"):
+        Detector.load(files[format], min_score=None)
 
 
 def test_a_file_that_takes_floats(weights, pictures, tmp_path):
@@ -208,11 +221,11 @@ def test_detect_and_eval_take_a_file(weights, shapes, tmp_path, capsys):
         assert main(["detect", str(shapes), "--weights", str(file), "--out", str(tmp_path / "c"), *arguments]) == 2
         return capsys.readouterr().err
 
-    assert "has top_k 20; leave out --top-k" in error("--top-k", "21")
-    assert "has min_score 0.3; leave out --min-score" in error("--min-score", "0.2")
-    assert "has clip False; leave out --clip" in error("--clip")
-    assert "has compile False; leave out --compile" in error("--compile")
-    assert "has device cpu; leave out --device" in error("--device", "meta")
+    assert "has top_k 20, not 21; leave it out" in error("--top-k", "21")
+    assert "has min_score 0.3, not 0.2; leave it out" in error("--min-score", "0.2")
+    assert "has clip False, not True; leave it out" in error("--clip")
+    assert "has compile False, not True; leave it out" in error("--compile")
+    assert "has device cpu, not meta; leave it out" in error("--device", "meta")
 
 
 def test_mistakes_are_named(weights, shapes, tmp_path, monkeypatch, capsys):

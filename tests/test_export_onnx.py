@@ -1,12 +1,14 @@
 """ONNX and OpenVINO: the detections of ssd_ext from standard operators, at full size and in every option."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from inputs import PRIORS, trained_like, untrained
 from torch import nn
 
 from ssd.checkpoint import save_checkpoint
-from ssd.detector import unpad
+from ssd.detector import Detector, unpad
 from ssd.export import FORMATS, export, load
 from ssd.export.program import missing_rows
 from ssd.model import SSD300
@@ -135,6 +137,16 @@ def exported(tmp_path_factory):
         export(folder / "best.pt", folder / f"float{FORMATS[name].suffix}", name, options)
     export(folder / "best.pt", folder / "int8.xml", "openvino", options, int8=shapes)
     return folder
+
+
+@pytest.mark.parametrize("file", ["float.onnx", "float.xml"])
+def test_threads_share_a_file(exported, file):
+    detector = Detector.load(exported / file)
+    pictures = sorted((exported / "shapes" / "JPEGImages").iterdir())
+    expected = [detector(picture).boxes for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for found, boxes in zip(pool.map(detector, pictures * 2), expected * 2, strict=True):
+            assert torch.equal(found.boxes, boxes)
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,17 @@ def test_config_rebuilds_the_network(priors: str | PriorSpec) -> None:
     again.load_state_dict(model.state_dict())
 
 
+def test_what_no_state_dict_has_survives_the_meta_device() -> None:
+    config = {"n_classes": 3, "width": NARROW, "input_std": (1, 1, 1)}
+    model = SSD300(**config)
+    with torch.device("meta"):
+        other = SSD300(**config)
+    other = other.to_empty(device="cpu")
+    other.load_state_dict(model.state_dict())
+    for name in ("priors_cxcy", "input_scale", "input_shift"):
+        assert torch.equal(getattr(other, name), getattr(model, name))
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_compile_fullgraph(images: Tensor, batch_norm: bool) -> None:
     model = SSD300(3, width=NARROW, batch_norm=batch_norm).eval()

@@ -180,6 +180,15 @@ def test_the_scale_of_a_box_can_be_limited(postprocess, device):
 
 
 @IMPLEMENTATIONS
+def test_integer_priors(postprocess, device):
+    offsets, logits = (torch.randn(1, 6, n, generator=adv.generator(n)).to(device) for n in (4, 3))
+    priors = torch.arange(1, 25, device=device).view(6, 4)
+    expected = postprocess(offsets, logits, priors.float(), DetectionOptions())
+    for ours, wanted in zip(postprocess(offsets, logits, priors, DetectionOptions()), expected, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+@IMPLEMENTATIONS
 def test_classes_do_not_suppress_each_other(postprocess, device):
     priors = adv.to_cxcywh(torch.tensor([[0.0, 0.0, 1.0, 1.0]])).expand(6, 4).to(device)
     zeros = torch.zeros(1, 6, 4, device=device)  # offsets, and logits of four classes

@@ -7,6 +7,10 @@ from compare import as_tuple
 from ops import OPS
 from own_process import printed_by
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing import assert_close
 
 import ssd_ext
@@ -170,6 +174,58 @@ def test_fake_tensors_have_the_real_shapes_and_dtypes(name):
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
     for fake, real in zip(as_tuple(function(*meta)), as_tuple(function(*args)), strict=True):
         assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_dtypes_that_no_kernel_computes_with_are_named(name, device):
+    """8-bit floats, and complex numbers, whose imaginary part would be lost."""
+    function, args = call(name, device)
+    for dtype in (torch.complex64, torch.float8_e4m3fn):
+        for i, x in enumerate(args):
+            if isinstance(x, torch.Tensor) and x.is_floating_point():
+                with pytest.raises(ValueError, match=str(dtype).removeprefix("torch.")):
+                    function(*args[:i], x.to(dtype), *args[i + 1 :])
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_tangent_is_refused_and_not_lost(name, device):
+    function, args = call(name, device)
+    for i, x in enumerate(args):
+        if isinstance(x, torch.Tensor) and x.is_floating_point():
+            with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has a tangent"):
+                function(*args[:i], forward_ad.make_dual(x, torch.ones_like(x)), *args[i + 1 :])
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_default_dtype_changes_nothing(name):
+    function, args = call(name, "cpu")
+    flat = [y for x in args for y in (x if isinstance(x, tuple) else (x,))]
+    expected = as_tuple(function(*args)), as_tuple(getattr(plain, name)(*flat))
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = as_tuple(function(*args)), as_tuple(getattr(plain, name)(*flat))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, wanted in zip(sum(results, ()), sum(expected, ()), strict=True):
+        assert ours.dtype == wanted.dtype
+        assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_fake_tensors_and_make_fx_outside_of_a_compiler(name):
+    function, args = call(name, "cpu")
+    expected = as_tuple(function(*args))
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in args]
+        results = as_tuple(function(*fakes))
+    assert [x.dtype for x in results] == [x.dtype for x in expected]
+    if not OPS[name].data_dependent:
+        assert [x.shape for x in results] == [x.shape for x in expected]
+    tensors = [x for x in args if isinstance(x, torch.Tensor)]
+    for how in ("real", "fake"):
+        graph = make_fx(lambda *some: function(*some, *args[len(tensors) :]), tracing_mode=how)(*tensors)
+        for ours, wanted in zip(as_tuple(graph(*tensors)), expected, strict=True):
+            assert torch.equal(ours, wanted)
 
 
 def test_backend_python_uses_no_kernel_and_gives_the_same_bits():

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace ssd_ext {
@@ -142,8 +143,25 @@ void force_best_priors(const Candidate<T>* candidates,  // (count,), the best pr
   }
 }
 
+// For every object the next one with the same box, or -1.
+template <typename T>
+std::vector<int32_t> next_alike(const Box<T>* boxes, int32_t count) {
+  std::vector<int32_t> order(count), next(count, -1);
+  std::iota(order.begin(), order.end(), 0);
+  const auto compare = [&](int32_t a, int32_t b) { return std::memcmp(&boxes[a], &boxes[b], sizeof(Box<T>)); };
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    const int sign = compare(a, b);
+    return sign ? sign < 0 : a < b;
+  });
+  for (int32_t i = 1; i < count; ++i) {
+    if (compare(order[i - 1], order[i]) == 0) next[order[i - 1]] = order[i];
+  }
+  return next;
+}
+
 // The best pair of all takes its prior, again and again. An object's candidate may meanwhile have been taken;
-// it is then replaced when its turn comes, which is soon enough, for its next one ranks lower.
+// it is then replaced when its turn comes, which is soon enough, for its next one ranks lower. Of objects with the
+// same box the first one left ranks highest, so the others wait for it: together they would all look for each prior.
 template <typename T>
 void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
                      const PriorTile<T>* tiles, int64_t n_priors,
@@ -157,7 +175,14 @@ void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
     heap.push_back({candidates[object].iou, object});
     std::push_heap(heap.begin(), heap.end(), below);
   };
-  for (int32_t object = 0; object < count; ++object) push(object);
+  const std::vector<int32_t> next = next_alike(boxes, count);
+  std::vector<bool> waits(count, false);
+  for (const int32_t object : next) {
+    if (object >= 0) waits[object] = true;
+  }
+  for (int32_t object = 0; object < count; ++object) {
+    if (!waits[object]) push(object);
+  }
   while (!heap.empty()) {
     const int32_t object = heap.front().index;
     std::pop_heap(heap.begin(), heap.end(), below);
@@ -165,6 +190,7 @@ void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
     int32_t& prior_match = match[candidates[object].index];
     if (!is_taken(prior_match)) {
       prior_match = taken_by(object);
+      if (next[object] >= 0) push(next[object]);
     } else {
       candidates[object] = best_free_prior(boxes[object], tiles, n_priors, match);
       push(object);

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
 from ssd.cli.detection import add_detect
 from ssd.cli.evaluation import add_eval
 from ssd.cli.information import add_info
+from ssd.cli.terminal import printable
 from ssd.cli.training import add_demo, add_train
 from ssd.cli.weights import add_convert, add_export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0 when done, 1 if some pictures failed, 2 for wrong input, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot encode is escaped, as stderr does, and ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"ssd {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"ssd {arguments.command}: error: {printable(error)}", file=sys.stderr)
         return 2
 
 

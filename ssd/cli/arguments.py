@@ -13,8 +13,7 @@ from ssd.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
 if TYPE_CHECKING:  # `ssd --help` imports none of them
-    from ssd import SSD300
-    from ssd.export import Exported
+    from ssd.detector import Detector
 
 WEIGHTS = (
     "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
@@ -120,26 +119,15 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
     add_fields(group, defaults)
 
 
-def open_weights(
-    arguments: argparse.Namespace, defaults: DetectionOptions
-) -> tuple[SSD300 | Exported, tuple[str, ...], DetectionOptions]:
-    """What detects, its classes, and the options: those on the command line, or those that --weights has fixed."""
-    from ssd import load_weights
-    from ssd.export import is_exported, load
+def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> Detector:
+    """What --weights and the options on the command line ask for."""
+    from ssd.detector import Detector
 
-    given = fields_given(arguments, DetectionOptions)
-    if not is_exported(arguments.weights):
-        model, classes = load_weights(arguments.weights, device=arguments.device)
-        if fields_given(arguments, Settings).get("compile"):
-            model.compile(dynamic=True)  # once, for a last batch of fewer pictures too
-        return model, classes, defaults._replace(**given)
-    exported = load(arguments.weights)
-    given |= {name: True for name in ("compile",) if name in arguments}
-    fixed = exported.metadata.options._asdict() | {"compile": False}
-    if arguments.device is not None:
-        given["device"], fixed["device"] = arguments.device.partition(":")[0], exported.metadata.device
-    for name, value in given.items():
-        if value != fixed[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{arguments.weights}: has {name} {fixed[name]}; leave out {flag}, or export it anew")
-    return exported, exported.metadata.classes, exported.metadata.options
+    return Detector.load(
+        arguments.weights,
+        defaults=defaults,
+        device=arguments.device,
+        bf16=getattr(arguments, "bf16", None),
+        compile=getattr(arguments, "compile", False),
+        **fields_given(arguments, DetectionOptions),
+    )

@@ -14,7 +14,7 @@ from ssd.cli.arguments import (
     add_machine_options,
     command,
     fields_given,
-    open_weights,
+    open_detector,
 )
 from ssd_ext import DetectionOptions
 
@@ -75,15 +75,13 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
     from ssd.evaluate import evaluate
 
-    model, classes, options = open_weights(arguments, DetectionOptions())
+    detector = open_detector(arguments, DetectionOptions())
     return evaluate(
-        model,
-        _open_data(arguments, arguments.weights, classes, ranks),
-        classes,
-        options,
+        detector.predict,
+        _open_data(arguments, arguments.weights, detector.classes, ranks),
+        detector.classes,
         **_metric(arguments),
         batch_size=arguments.batch_size,
-        bf16=getattr(arguments, "bf16", None),
         workers=arguments.workers,
         ranks=ranks,
     )

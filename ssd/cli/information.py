@@ -43,5 +43,5 @@ def _info(arguments: argparse.Namespace) -> int:
     print("\n".join(map(str, dataset.dropped)), end="\n" if dataset.dropped else "")
     if arguments.speed:
         print("by the CPU time of one core:")
-        print(measure_speed(dataset, AUGMENTATIONS[getattr(arguments, "augment", Settings.augment)]()))
+        print(measure_speed(dataset, AUGMENTATIONS[getattr(arguments, "augment", Settings(("",)).augment)]()))
     return 0

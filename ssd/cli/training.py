@@ -15,18 +15,19 @@ def add_train(commands) -> None:
         commands,
         _train,
         "train a detector on folders of pictures",
-        """Train SSD300 on your pictures and leave last.pt, best.pt and curve.png in the folder --out.
+        """Train SSD300 on your pictures and leave last.pt, best.pt, curve.png and worst.png in the folder --out.
 
 DATA is a folder of one of these layouts, as labelling tools export them:
   Pascal VOC  JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ...
   COCO        annotations/instances_train.json and the pictures in train/ or images/train/; or
               train/_annotations.coco.json beside its pictures; or a JSON file in place of a folder
   YOLO        images/train/*.jpg or train/images/*.jpg, the same with labels/*.txt, and data.yaml or classes.txt
-Without splits a tenth of the pictures is held out for validation. Several folders are trained on together.
+Where no list is for it, a tenth of the pictures is held out to choose best.pt on; a list named test is measured at the
+end. Several folders are trained on together.
 
 examples:
-  ssd train my_pictures --out run --weights imagenet        downloads VGG16 weights: best for few pictures
-  ssd train my_pictures --out run --batch-norm --lr 1e-2 --schedule onecycle       from scratch, offline
+  ssd train my_pictures --out run                           from random weights, offline
+  ssd train my_pictures --out run --weights imagenet        from VGG16's weights, which are downloaded
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
   ssd train --out run --resume                              go on after Ctrl-C, as if never stopped""",
     )

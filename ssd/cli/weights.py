@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from ssd.cli.arguments import add_fields, class_names, command, fields_given
-from ssd.settings import DRAWN
 from ssd_ext import DetectionOptions
 
 
 def add_export(commands) -> None:
+    from ssd.detector import SHOWN
     from ssd.export import FORMATS
 
     parser = command(
@@ -40,10 +40,11 @@ examples:
     check.add_argument("--no-check", dest="check", action="store_const", const=(), help="compare nothing")
     help = "8-bit convolutions (openvino), by the ranges they have on pictures of this folder, such as those trained on"
     parser.add_argument("--int8", metavar="DATA", help=help)
-    add_fields(parser.add_argument_group("detections"), DRAWN)
+    add_fields(parser.add_argument_group("detections"), SHOWN)
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from ssd.detector import SHOWN
     from ssd.export import FORMATS, export
 
     out = arguments.out or str(Path(arguments.source).with_suffix(FORMATS[arguments.format].suffix))
@@ -51,7 +52,7 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.source,
         out,
         arguments.format,
-        DRAWN._replace(**fields_given(arguments, DetectionOptions)),
+        SHOWN._replace(**fields_given(arguments, DetectionOptions)),
         input_dtype="float32" if arguments.input == "float" else "uint8",
         device=arguments.device,
         check=arguments.check,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -50,7 +51,10 @@ class Picture:
 
     Attributes:
         height, width: of the whole picture in pixels.
+        path: of its file; None where there is none.
     """
+
+    path: Path | None = None
 
     def __init__(self, image: Tensor) -> None:
         self.height, self.width = image.shape[-2:]
@@ -77,14 +81,57 @@ class Picture:
         pixels = F.interpolate(rows[None].permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)[0]
         return pixels, (x0 * across, y0 * down, x1 * across, y1 * down)
 
+    def pixels(self) -> Tensor:
+        """The whole picture, (3, H, W) uint8 RGB.
+
+        Raises:
+            FileNotFoundError: the file is gone.
+            ImageReadError: the file is damaged or cut short; the message names it.
+        """
+        return self._decode(1)
+
     def _decode(self, reduction: int) -> Tensor:
         """The picture upright, (3, h, w) uint8, with sides that may be smaller by this factor."""
         return self._image
 
 
-def as_picture(image: Picture | Tensor) -> Picture:
-    """The same picture, or that of an image (3, H, W) uint8 RGB."""
-    return image if isinstance(image, Picture) else Picture(image)
+AnyImage = Picture | str | PathLike[str] | Image.Image | np.ndarray | Tensor  # see `as_picture`
+
+
+def as_picture(image: AnyImage) -> Picture:
+    """The picture of whatever holds one; pixels are not copied where they need not be converted.
+
+    Args:
+        image: a `Picture`; a path; a picture of Pillow, in any mode; an array (H, W, 3) uint8 RGB or (H, W) uint8 grey;
+            or a tensor (3, H, W) uint8 RGB. The EXIF orientation of a file is applied, that of Pillow's picture is not.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageReadError: the picture cannot be read.
+        ValueError: an array or a tensor of another shape or dtype.
+        TypeError: it is something else.
+    """
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, (str, PathLike)):
+        return PictureFile(image)
+    if isinstance(image, Image.Image):
+        try:
+            image = np.array(_to_rgb(image))
+        except Exception as error:  # see PictureFile
+            raise ImageReadError(f"{image}: cannot decode the picture ({error})") from error
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
+            raise ValueError(f"an array must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
+        rows = torch.from_numpy(np.require(image, requirements="CW"))
+        image = rows.permute(2, 0, 1) if image.ndim == 3 else rows.expand(3, -1, -1)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"a picture is a path, a picture of Pillow, an array or a tensor of uint8, got {type(image).__name__}"
+        )
+    if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or image.numel() == 0:
+        raise ValueError(f"a tensor must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
+    return Picture(image.cpu())
 
 
 def _whole(low: float, high: float, end: int) -> tuple[int, int]:
@@ -104,12 +151,15 @@ class PictureFile(Picture):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageReadError: the header is unreadable; the message names the file.
+        ImageReadError: it is no regular file, its header is unreadable, or it has more pixels than Pillow takes for
+            harmless (179 million, `PIL.Image.MAX_IMAGE_PIXELS` doubled); the message names the file.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):  # of a pipe one would wait for what never comes
+                raise OSError("not a regular file")
             with Image.open(self.path) as picture:
                 self._stored = picture.height, picture.width
                 self._turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
@@ -120,15 +170,6 @@ class PictureFile(Picture):
         except Exception as error:  # on damage, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
             raise ImageReadError(f"{path}: cannot read the picture ({error})") from error
         self.height, self.width = self._stored[:: -1 if self._orientation in (5, 6, 7, 8) else 1]
-
-    def pixels(self) -> Tensor:
-        """The whole picture, (3, H, W) uint8 RGB.
-
-        Raises:
-            FileNotFoundError: the file is gone.
-            ImageReadError: the file is damaged or cut short; the message names it.
-        """
-        return self._decode(1)
 
     def _decode(self, reduction: int) -> Tensor:
         array = self._read_jpeg(reduction) if self._turbo and simplejpeg else None
@@ -151,11 +192,7 @@ class PictureFile(Picture):
             with Image.open(self.path) as picture:
                 if reduction > 1:  # has an effect on JPEG alone
                     picture.draft(None, (picture.width // reduction, picture.height // reduction))
-                if picture.mode.startswith("I"):  # 16 bits; convert() would clip instead of scale
-                    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-                if picture.mode == "P":  # by way of RGBA, as Pillow warns about transparent palettes
-                    picture = picture.convert("RGBA")
-                picture = picture.convert("RGB")
+                picture = _to_rgb(picture)
                 if reduction > 1 and picture.height == self._stored[0]:
                     picture = picture.reduce(reduction)
                 return np.array(picture)
@@ -163,6 +200,14 @@ class PictureFile(Picture):
             raise
         except Exception as error:  # see __init__
             raise ImageReadError(f"{self.path}: cannot decode the picture ({error})") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits; convert() would clip instead of scale
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode == "P":  # by way of RGBA, as Pillow warns about transparent palettes
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
 
 
 def read_image(path: str | PathLike[str]) -> Tensor:

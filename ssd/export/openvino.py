@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from copy import copy
 from io import BytesIO
@@ -72,9 +73,12 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     if metadata.precision == "float32":
         settings["INFERENCE_PRECISION_HINT"] = "f32"  # and not bfloat16 where the CPU has it
     compiled = core.compile_model(model, "CPU", settings)
+    own = threading.local()  # threads that shared a request would get the results of each other
 
     def run(images: Tensor) -> list[Tensor]:
-        results = compiled({"images": images.numpy(force=True)})
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        results = own.request.infer({"images": images.numpy(force=True)}, share_inputs=True)
         return [torch.from_numpy(results[name]) for name in OUTPUTS]
 
     return run, metadata

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ssd.detection import bounded
 from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 
@@ -82,7 +83,7 @@ class DetectionProgram(nn.Module):
     def __init__(self, model: SSD300, options: DetectionOptions = DetectionOptions()) -> None:
         super().__init__()
         self.model = model
-        self.options = options
+        self.options = bounded(options, len(model.priors_cxcy), model.n_classes)
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor([255 * value for value in values])[:, None, None])
         self.to(model.priors_cxcy.device).eval()

@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, cxcywh_to_xyxy, promote
-from ssd_ext._checks import check_boxes, check_devices, check_variances, describe
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, cxcywh_to_xyxy, in_range, promote
+from ssd_ext._checks import (
+    check_boxes,
+    check_devices,
+    check_log_scale,
+    check_variances,
+    describe,
+    is_floating,
+    is_integer,
+)
 from ssd_ext._op import op
 
 __all__ = ["decode_boxes", "encode_boxes"]
@@ -62,7 +70,7 @@ def decode_boxes(
         (..., P, 4) xyxy, not clipped to the image; float64 if an input is float64, else float32.
 
     Raises:
-        ValueError: shapes do not fit, the devices differ, or a variance is not positive.
+        ValueError: shapes or dtypes do not fit, the devices differ, a variance is not positive, or the limit is NaN.
 
     Source:
         Liu et al., SSD (2016), equation 2, solved for the box.
@@ -70,12 +78,14 @@ def decode_boxes(
     _check_per_prior("pred_offsets", pred_offsets, priors_cxcywh)
     pred_offsets, priors_cxcywh = promote(pred_offsets, priors_cxcywh)
     check_variances(center_variance, size_variance)
+    check_log_scale(max_log_scale)
     return torch.ops.ssd_ext.decode_boxes(pred_offsets, priors_cxcywh, center_variance, size_variance, max_log_scale)
 
 
 def _check_per_prior(name: str, values: Tensor, priors_cxcywh: Tensor) -> None:
     check_boxes("priors_cxcywh", priors_cxcywh)
-    if values.dim() < 2 or values.shape[-2:] != priors_cxcywh.shape:
+    fits = values.dim() >= 2 and values.shape[-2:] == priors_cxcywh.shape
+    if not fits or not (is_floating(values) or is_integer(values)):
         raise ValueError(f"{name} must be (..., {len(priors_cxcywh)}, 4), one row per prior, got {describe(values)}")
     check_devices(**{name: values}, priors_cxcywh=priors_cxcywh)
 
@@ -117,7 +127,7 @@ def _decode_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     to_shift = (to_low + to_high) * (prior_size * center_variance)
     to_scale = (to_high - to_low) * 0.5 * (log_scale.exp() * prior_size) * size_variance
     if max_log_scale is not None:
-        to_scale = torch.where(log_scale > max_log_scale, 0, to_scale)
+        to_scale = torch.where(log_scale > in_range(max_log_scale, dtype), 0, to_scale)
     return torch.cat([to_shift, to_scale], dim=-1).to(pred_offsets.dtype), None, None, None, None
 
 
@@ -134,6 +144,6 @@ def decode_boxes_plain(
     prior_centre, prior_size = priors_cxcywh.to(dtype).split(2, dim=-1)
     log_scale = log_scale * size_variance
     if max_log_scale is not None:
-        log_scale = log_scale.clamp(max=max_log_scale)
+        log_scale = log_scale.clamp(max=in_range(max_log_scale, dtype))
     centre = shift * (prior_size * center_variance) + prior_centre
     return cxcywh_to_xyxy(torch.cat([centre, log_scale.exp() * prior_size], dim=-1))

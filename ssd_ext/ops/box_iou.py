@@ -11,6 +11,7 @@ from ssd_ext._op import op
 
 __all__ = ["box_iou"]
 
+BACKWARD_PAIRS = 1 << 20  # whose gradients are computed at once
 FORMS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -60,8 +61,16 @@ def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """0 where the IoU is 0, shared equally where two sides coincide."""
+    """In parts of the first boxes: a pair takes some 20 numbers."""
     boxes1, boxes2 = ctx.saved_tensors
+    step = max(1, BACKWARD_PAIRS // max(1, len(boxes2)))
+    parts = [_backward_of(a, boxes2, g) for a, g in zip(boxes1.split(step), grad.split(step), strict=True)]
+    grads1, grads2 = zip(*parts, strict=True)
+    return torch.cat(grads1).to(boxes1.dtype), sum(grads2).to(boxes2.dtype)
+
+
+def _backward_of(boxes1: Tensor, boxes2: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """0 where the IoU is 0, shared equally where two sides coincide."""
     dtype = compute_dtype(boxes1, boxes2)
     a, b = boxes1.to(dtype)[:, None], boxes2.to(dtype)
     iou, union, width, height = overlap(a, b)
@@ -84,7 +93,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         by_width = torch.where(area != 0, area * (y1 - y0), 0)
         by_height = torch.where(area != 0, area * (x1 - x0), 0)
         from_area = torch.stack([-by_width, -by_height, by_width, by_height], dim=-1)
-        grads.append((torch.stack(columns, dim=-1) + from_area).to(boxes.dtype))
+        grads.append(torch.stack(columns, dim=-1) + from_area)
     return grads[0], grads[1]
 
 

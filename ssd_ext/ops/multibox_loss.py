@@ -17,6 +17,7 @@ from ssd_ext._checks import (
     check_row_splits,
     choices_of,
     describe,
+    is_floating,
     values_can_be_read,
 )
 from ssd_ext._op import op
@@ -90,7 +91,7 @@ def multibox_loss(
     _check_labels(labels, row_splits, len(boxes), pred_logits.shape[-1], check)
     batch = Batch(pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh)
     check_devices(**batch._asdict(), **({} if priors_xyxy is None else {"priors_xyxy": priors_xyxy}))
-    if priors_xyxy is not None and (priors_xyxy.shape != priors_cxcywh.shape or not priors_xyxy.is_floating_point()):
+    if priors_xyxy is not None and (priors_xyxy.shape != priors_cxcywh.shape or not is_floating(priors_xyxy)):
         expected = f"{tuple(priors_cxcywh.shape)} floating as priors_cxcywh is"
         raise ValueError(f"priors_xyxy must be {expected}, got {describe(priors_xyxy)}")
     check_options(options, _CHOICES, "neg_pos_ratio", "min_negatives")

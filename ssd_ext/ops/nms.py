@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssd_ext._boxes import compute_dtype, floating, overlap, rounded_down
-from ssd_ext._checks import check_boxes, check_devices, describe
+from ssd_ext._checks import check_boxes, check_devices, describe, is_floating, is_integer
 from ssd_ext._op import op
 from ssd_ext._order import best_first
 
@@ -55,7 +55,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if boxes.dim() != 2 and boxes.numel() == 0:  # no boxes, of any shape, as torchvision takes them
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_scored_boxes(boxes, scores)
-    if idxs.shape != scores.shape or idxs.is_floating_point():
+    if idxs.shape != scores.shape or not is_integer(idxs):
         raise ValueError(f"idxs must be ({len(scores)},) integer as scores is, got {describe(idxs)}")
     check_devices(boxes=boxes, idxs=idxs)
     idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels know
@@ -64,7 +64,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 def _check_scored_boxes(boxes: Tensor, scores: Tensor) -> None:
     check_boxes("boxes", boxes)
-    if scores.shape != boxes.shape[:1] or not scores.is_floating_point():
+    if scores.shape != boxes.shape[:1] or not is_floating(scores):
         raise ValueError(f"scores must be ({len(boxes)},) floating, one per box, got {describe(scores)}")
     check_devices(boxes=boxes, scores=scores)
 

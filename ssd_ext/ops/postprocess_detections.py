@@ -7,8 +7,8 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, rounded_down
-from ssd_ext._checks import check_devices, check_options, check_predictions, choices_of
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, floating, rounded_down
+from ssd_ext._checks import check_devices, check_log_scale, check_options, check_predictions, choices_of
 from ssd_ext._op import op
 from ssd_ext._order import best_first
 from ssd_ext.ops.box_coding import decode_boxes_plain
@@ -70,7 +70,8 @@ def postprocess_detections(
     check_predictions(pred_offsets, pred_logits, priors_cxcywh)
     check_devices(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=priors_cxcywh)
     check_options(options, _CHOICES, "top_k", "pre_nms_top_k")
-    return torch.ops.ssd_ext.postprocess_detections(pred_offsets, pred_logits, priors_cxcywh, *options)
+    check_log_scale(options.max_log_scale)
+    return torch.ops.ssd_ext.postprocess_detections(pred_offsets, pred_logits, floating(priors_cxcywh), *options)
 
 
 def _is_best(scores: Tensor, n: int) -> Tensor:
@@ -140,7 +141,7 @@ def postprocess_detections_plain(
     pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_images, n_priors, n_classes = pred_logits.shape
-    boxes = torch.zeros(n_images, options.top_k, 4, device=pred_logits.device)
+    boxes = torch.zeros(n_images, options.top_k, 4, dtype=torch.float32, device=pred_logits.device)
     scores = boxes.new_zeros(n_images, options.top_k)
     labels = boxes.new_zeros((n_images, options.top_k), dtype=torch.int64)
     if 0 not in (n_images, n_priors, n_classes - 1, options.top_k):

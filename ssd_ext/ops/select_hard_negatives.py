@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_ext._checks import check_devices, check_not_negative, describe
+from ssd_ext._checks import check_devices, check_not_negative, describe, is_floating
 from ssd_ext._op import op
 from ssd_ext._order import best_first
 
@@ -33,7 +33,7 @@ def select_hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3, min_
     Source:
         Liu et al., SSD (2016), section 2.2 "Hard negative mining".
     """
-    if loss.dim() != 2 or not loss.is_floating_point():
+    if loss.dim() != 2 or not is_floating(loss):
         raise ValueError(f"loss must be (B, P) floating, got {describe(loss)}")
     if positive.shape != loss.shape or positive.dtype != torch.bool:
         raise ValueError(f"positive must be {tuple(loss.shape)} bool as loss is, got {describe(positive)}")

@@ -61,6 +61,7 @@ def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, float, str]]:
             yield *few, adv.grid_boxes(70, 1, cells=5), 0.75, mode
         # Alike objects want the same priors; the next best lies anywhere.
         yield adv.random_boxes(1).repeat(20, 1), adv.pack((20,)), adv.random_boxes(600, 1), 1.0, mode
+        yield adv.random_boxes(7).repeat(6, 1), adv.pack((15, 27)), adv.random_boxes(20, 1), 0.5, mode
         for p in (63, 64, 127, 129, 255, 256, 257, 513, 1025):  # around tiles and chunks
             yield adv.grid_boxes(30, p, cells=4), adv.pack((12, 0, 18)), adv.grid_boxes(p, 1, cells=4), 0.5, mode
         for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -87,7 +88,7 @@ OPS = [
         "match_priors",
         cases,
         full_size,
-        golden="3aa33e5969b077eaf2b10580bce8e5310eef00d0c4e63e1f6e297222f5e37da0",
+        golden="73ac7feeda22460114b02a15001ae5e9d739488a0ef40841c508df35af8448db",
         sample=lambda: (adv.random_boxes(5), adv.pack((3, 2)), adv.random_boxes(40, 1), 0.5, "bipartite"),
         oracle=oracle,
     )
