@@ -10,20 +10,17 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from ssd import load_weights
-from ssd.data import PictureFile
-from ssd.detector import Detector
-from ssd_ext import DetectionOptions
+from ssd import Detector
 
 
 class Detect:
     """The detector of a worker, loaded once."""
 
     def __init__(self, weights: str) -> None:
-        self.detector = Detector(*load_weights(weights), DetectionOptions(min_score=0.2))
+        self.detector = Detector.load(weights)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self.detector([PictureFile(path) for path in batch["path"]])
+        found = self.detector(batch["path"].tolist())
         boxes, labels, scores = (np.concatenate([getattr(f, n) for f in found]) for n in ("boxes", "labels", "scores"))
         paths = np.repeat(batch["path"], [len(f.labels) for f in found])
         corners = dict(zip(("x0", "y0", "x1", "y1"), boxes.T, strict=True))
