@@ -10,7 +10,7 @@ GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-report compat gpu-check clean
+.PHONY: help demo test lint format bench bench-report wheel compat gpu-check clean
 
 help:
 	@echo "make demo          train, test and look at a small detector, no download of data or weights"
@@ -18,6 +18,7 @@ help:
 	@echo "make format        sort imports and format"
 	@echo "make bench         measure everything on this machine into benchmarks/results/"
 	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
+	@echo "make wheel         sdist, and a wheel for every Python and torch (manylinux_2_28), checked, into dist/"
 	@echo "make compat        build and test the ops with another torch: TORCH=2.11.0 (default: the newest)"
 	@echo "make gpu-check     checks that need a GPU: OUT=DIR for the reports (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
 	@echo "                   BCCD=DIR with that data set, REHEARSE=1 for what needs no GPU"
@@ -46,6 +47,18 @@ bench: .venv/built
 
 bench-report: .venv/installed
 	$(BIN)/python benchmarks/report.py
+
+# From the sdist, so that both are whole. The wheel links for an old glibc, and names the libraries of torch without
+# bringing them.
+wheel: .venv/built
+	SSD_EXT_BUILD=none $(BIN)/pip install -q --no-build-isolation -e ".[wheel]"
+	rm -rf dist build/wheel
+	$(BIN)/python -m build -q --sdist --no-isolation
+	SSD_EXT_GLIBC=2.28 SSD_EXT_BUILD=cuda $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel dist/*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_$$(uname -m) --only-plat --exclude 'libtorch*' --exclude 'libc10*' \
+		-w dist build/wheel/*.whl
+	$(BIN)/abi3audit --strict --summary dist/*.whl
+	ls -l dist
 
 # Both libraries, built with that torch and with the one of .venv, under the tests of the ops.
 compat: .venv/built

@@ -3,11 +3,13 @@
 SSD_EXT_BUILD chooses: `auto` (the default: what this machine can build), `cpu`, `cuda` (CPU and CUDA) or `none`.
 `cpu` and `cuda` fail loudly; `auto` leaves out what cannot be built and says why: the package works without.
 TORCH_CUDA_ARCH_LIST is honoured; by default all architectures the toolkit knows from sm_75 on, plus PTX of the newest.
+SSD_EXT_GLIBC=2.28 links for that glibc and newer (wants ziglang): for wheels.
 MAX_JOBS is the number of compilers at once; by default what cores and memory allow.
 """
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -131,9 +133,20 @@ def link_runtime_statically(extension):
         if (Path(folder) / "libcudart_static.a").exists():
             extension.libraries.remove("cudart")
             extension.extra_link_args += ["-l:libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
-            # Its names stay inside: they must not mix with those of the runtime that torch has loaded.
-            extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
             return
+
+
+def link_for_glibc(version, compiler, extension):
+    """Has zig link, which knows the symbols of every version of glibc: the compiler would take those of this machine.
+
+    It goes on compiling, for zig's own lacks `target_clones`; what is left of newer libraries is in old_libraries.cc.
+    """
+    target = f"{platform.machine()}-linux-gnu.{version}"
+    compiler.set_executable("linker_so", [sys.executable, "-m", "ziglang", "cc", "-target", target, "-shared"])
+    extension.language = "c"  # else the C++ compiler would link
+    extension.sources.append(str((CSRC / "core" / "old_libraries.cc").relative_to(CSRC.parent)))
+    find = [compiler.compiler_cxx[0], "-print-file-name=libstdc++.so"]
+    extension.extra_objects.append(subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def extensions(choice):
@@ -153,7 +166,9 @@ def extensions(choice):
     os.environ["MAX_JOBS"] = str(jobs)  # read by torch
 
     def extension(kind, name, sources, **flags):
-        link = ["-Wl,--as-needed"] if sys.platform.startswith("linux") else []
+        # No other name leaves: those of the CUDA runtime must not mix with those of the one that torch has loaded.
+        exports = f"-Wl,--version-script={CSRC / 'core' / 'exports.map'}"
+        link = ["-Wl,--as-needed", exports] if sys.platform.startswith("linux") else []
         paths = [str(path.relative_to(CSRC.parent)) for path in sources]  # as setuptools wants them
         return kind(name, paths, extra_compile_args=flags, extra_link_args=link, py_limited_api=True)
 
@@ -181,6 +196,8 @@ def build_command(choice):
 
     class Build(BuildExtension):
         def build_extension(self, extension):
+            if glibc := os.environ.get("SSD_EXT_GLIBC"):
+                link_for_glibc(glibc, self.compiler, extension)
             # An object file is named after its source without the suffix: box_iou.o of .cpp or of .cu.
             shared, self.build_temp = self.build_temp, str(Path(self.build_temp, extension.name))
             try:
