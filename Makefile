@@ -19,7 +19,7 @@ help:
 	@echo "make bench         measure everything on this machine into benchmarks/results/"
 	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
 	@echo "make wheel         sdist, and a wheel for every Python and torch (manylinux_2_28), checked, into dist/"
-	@echo "make compat        build and test the ops with another torch: TORCH=2.11.0 (default: the newest)"
+	@echo "make compat        the wheel under torch 2.11.0 and the newest and Python 3.10 to 3.13, or TORCH=2.11.0 PYTHON=..."
 	@echo "make gpu-check     checks that need a GPU: OUT=DIR for the reports (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
 	@echo "                   BCCD=DIR with that data set, REHEARSE=1 for what needs no GPU"
 	@echo "make clean         remove the environment and all that was built"
@@ -60,9 +60,10 @@ wheel: .venv/built
 	$(BIN)/abi3audit --strict --summary dist/*.whl
 	ls -l dist
 
-# Both libraries, built with that torch and with the one of .venv, under the tests of the ops.
-compat: .venv/built
-	TORCH_CUDA_ARCH_LIST="$(ARCHS)" $(PYTHON) tools/compat.py $(TORCH)
+# All Pythons and both ends of torch, or the cell of TORCH and PYTHON; SHARED=FOLDER: see tools/compat.py --help.
+compat:
+	test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) wheel
+	$(PYTHON) tools/compat.py $(if $(TORCH),--torch $(TORCH) --python $(PYTHON)) $(if $(SHARED),--shared $(SHARED))
 
 # With the Python that holds torch and not with .venv: a machine with a GPU may have no internet. ONLY="tests demo" names
 # steps or groups of them, BUDGET the seconds there are.

@@ -8,6 +8,7 @@ MAX_JOBS is the number of compilers at once; by default what cores and memory al
 """
 
 import contextlib
+import importlib.util
 import os
 import platform
 import re
@@ -54,16 +55,30 @@ COMPILER_BYTES = 1 << 29  # of one source for one architecture; measured with CU
 
 def why_no_cpu():
     """The reason why the CPU library cannot be built, or None."""
+    if why_no_compiler():
+        return why_no_compiler()
     try:
         import torch
     except ImportError:
-        return "torch is not installed where setup.py runs (use: pip install --no-build-isolation .)"
+        return "torch is not installed where setup.py runs"
     if tuple(int(n) for n in re.match(r"(\d+)\.(\d+)", torch.__version__).groups()) < (2, 11):
         return f"torch {torch.__version__} is older than 2.11"
+    return None
+
+
+def why_no_compiler():
+    """The reason why nothing can be compiled, or None."""
     candidates = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(shutil.which(c) for c in candidates):
         return f"no C++ compiler ({', '.join(candidates)}) on PATH"
     return None
+
+
+def needed_to_build(choice):
+    """What an isolated build has to bring, if it can compile: any new enough torch, for the library serves them all."""
+    if choice == "none" or why_no_compiler() or importlib.util.find_spec("torch"):
+        return []
+    return ["torch>=2.11", "ninja"]
 
 
 def find_cuda_home():
@@ -226,6 +241,9 @@ def main():
     choice = os.environ.get("SSD_EXT_BUILD", "auto")
     if choice not in CHOICES:
         sys.exit(f"SSD_EXT_BUILD={choice!r}: expected one of {', '.join(CHOICES)}")
+    if "egg_info" in sys.argv and (needed := needed_to_build(choice)):
+        setup(setup_requires=needed)  # asked before an isolated build, which will have them
+        return
     modules = extensions(choice)
     if not modules:
         setup()

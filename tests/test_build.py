@@ -132,6 +132,22 @@ def test_without_a_compiler_it_works_on_plain_pytorch_and_says_so_once(pure, tmp
     assert any(line.startswith("cpu library") and "not built" in line for line in info)
 
 
+def test_an_isolated_build_asks_for_torch_where_it_can_compile(tmp_path):
+    """pip installs what the hook says; the build then finds torch as any other."""
+    hook = "from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
+    absent = f"import sys; sys.modules['torch'] = None; {hook}"
+    no_compiler = {"PATH": str(tmp_path), "CXX": ""}
+    for code, variables, expected in (
+        (absent, {"SSD_EXT_BUILD": "auto"}, "['torch>=2.11', 'ninja']"),
+        (absent, {"SSD_EXT_BUILD": "cpu"}, "['torch>=2.11', 'ninja']"),
+        (absent, {"SSD_EXT_BUILD": "none"}, "[]"),
+        (absent, {"SSD_EXT_BUILD": "auto", **no_compiler}, "[]"),
+        (hook, {"SSD_EXT_BUILD": "none"}, "[]"),
+    ):
+        done = python("-c", code, cwd=ROOT, **variables)
+        assert done.stdout.splitlines()[-1] == expected, done.stdout + done.stderr
+
+
 def test_asking_for_what_cannot_be_built_fails_loudly(sdist, tmp_path):
     done = build_wheel(sdist, tmp_path, SSD_EXT_BUILD="cpu", PATH=str(tmp_path))
     assert done.returncode != 0

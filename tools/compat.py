@@ -1,8 +1,7 @@
-"""Builds and tests the ops with another version of torch or Python: `make compat TORCH=2.11.0 PYTHON=python3.12`.
+"""One wheel under every Python and torch: `make compat`; or one cell: `make compat TORCH=2.11.0 PYTHON=python3.12`.
 
-In an environment of its own, under build/compat/, both libraries are built with that torch and tested with it; then the
-libraries built with the torch of .venv are tested there too. One library has to serve every torch from 2.11 on.
-Needs a CUDA toolkit; no GPU.
+Each cell is an environment of its own under build/compat, in which the wheel of `make wheel` is installed and the ops
+are tested. Ends with a table. Needs no GPU; some gigabytes a cell while it runs, which --shared spares.
 """
 
 from __future__ import annotations
@@ -15,65 +14,88 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("torchvision", "numpy", "pillow>=10.1", "tqdm", "matplotlib", "pytest", "ninja", "setuptools>=77", "wheel")
+PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
+TORCHES = ("2.11.0", "")  # the oldest that is promised, and the newest
+VISIONS = {"2.11.0": "0.26.0"}
+NEEDED = ("numpy", "pillow>=10.1", "tqdm", "matplotlib", "pyyaml", "pytest", "simplejpeg>=1.8")
+OF_TORCH = ("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools>=77")
 OPS = sorted(path.stem for path in (ROOT / "ssd_ext" / "ops").glob("[a-z]*.py"))
-TESTS = (*OPS, "drop_in", "registry", "golden", "abi")
-NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "demo", "*.so", "*.egg-info", "__pycache__")
-VERSIONS = "import platform, torch; print(f'torch {torch.__version__}, Python {platform.python_version()}')"
+TESTS = (*OPS, "drop_in", "registry", "golden")
+VERSIONS = "import platform, torch; print(f'{torch.__version__} | {platform.python_version()}')"
 LOADED = "import ssd_ext; reasons = ssd_ext.info().missing; assert not any(reasons.values()), reasons"
 
 
+class Failed(Exception):
+    """A command failed; its output."""
+
+
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
-    """What a command prints; if it fails, all that it said, and the end."""
+    """What a command prints."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
     done = subprocess.run(
         [str(c) for c in command], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
-        sys.exit(f"{done.stdout}\n{' '.join(map(str, command))}: exit code {done.returncode}")
+        raise Failed(f"{done.stdout}\n{' '.join(map(str, command))}: exit code {done.returncode}")
     return done.stdout.strip()
 
 
-def environment(folder: Path, torch: str) -> Path:
-    """The Python of a virtual environment with this torch."""
-    python = folder / "venv" / "bin" / "python"
-    if not (folder / "ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        run(sys.executable, "-m", "venv", folder / "venv")
-        run(python, "-m", "pip", "install", "-q", f"torch{torch and '=='}{torch}", *NEEDED)
-        (folder / "ready").touch()
-    return python
+def environment(folder: Path, python: str, torch: str, shared: Path | None) -> Path:
+    """The Python of a new virtual environment with this torch."""
+    run(python, "-m", "venv", folder)
+    inside = folder / "bin" / "python"
+    install = [inside, "-m", "pip", "install", "-q", "--no-cache-dir"]
+    torch, vision = (f"{name}{version and '=='}{version}" for name, version in
+                     (("torch", torch), ("torchvision", VISIONS.get(torch, ""))))  # fmt: skip
+    if shared is None:
+        run(*install, torch, vision, *NEEDED)
+        return inside
+    run(*install, "--no-deps", torch, vision)
+    run(*install, *OF_TORCH, *NEEDED)
+    libraries = folder / "nvidia"  # alone: nothing else of that environment shall be found
+    libraries.mkdir()
+    (libraries / "nvidia").symlink_to(shared / "nvidia")
+    site = run(inside, "-c", "import site; print(site.getsitepackages()[0])")
+    Path(site, "nvidia.pth").write_text(f"{libraries}\n")
+    return inside
 
 
-def wheel(builder: Path, folder: Path) -> Path:
-    """A wheel of the working tree with both libraries, built with the torch of this Python."""
+def cell(folder: Path, python: str, torch: str, shared: Path | None, wheel: Path) -> str:
+    """A row of the table: torch, Python, the last line of the tests."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
-    options = ("--no-build-isolation", "--no-deps", "-w", folder)
-    run(builder, "-m", "pip", "wheel", "-q", *options, folder / "source", SSD_EXT_BUILD="cuda")
-    return next(folder.glob("*.whl"))
-
-
-def test(python: Path, package: Path, cwd: Path) -> str:
-    """The last line of the tests with this wheel installed."""
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", package)
-    run(python, "-W", "error", "-c", LOADED, cwd=cwd)
-    tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
-    options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
-    return run(python, "-m", "pytest", *options, *tests, cwd=cwd, SSD_EXT_REQUIRE="cpu").splitlines()[-1]
+    try:
+        inside = environment(folder, python, torch, shared)
+        run(inside, "-m", "pip", "install", "-q", "--no-deps", wheel)
+        run(inside, "-W", "error", "-c", LOADED, cwd=folder)
+        tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+        options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
+        result = run(inside, "-m", "pytest", *options, *tests, cwd=folder, SSD_EXT_REQUIRE="cpu").splitlines()[-1]
+        return f"| {run(inside, '-c', VERSIONS)} | {result.strip('= ')} |"
+    except Failed as failed:
+        print(failed, file=sys.stderr)
+        return f"| {torch or 'newest'} | {python} | FAILED |"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("torch", nargs="?", default="", help="version of torch (default: the newest)")
-    version = parser.parse_args().torch
-    folder = (
-        ROOT / "build" / "compat" / f"torch-{version or 'newest'}-py{sys.version_info.major}.{sys.version_info.minor}"
-    )
-    python = environment(folder, version)
-    here, developer = run(python, "-c", VERSIONS), ROOT / ".venv" / "bin" / "python"
-    for builder, name in ((python, "there"), (developer, f"with {run(developer, '-c', VERSIONS)}")):
-        print(f"{here}: built {name}: {test(python, wheel(builder, folder / 'wheel'), folder)}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch", nargs="*", default=TORCHES, help="versions (default: %(default)s, the newest)")
+    parser.add_argument("--python", nargs="*", default=PYTHONS, help="interpreters (default: %(default)s)")
+    parser.add_argument("--wheel", type=Path, help="default: that in dist")
+    parser.add_argument("--shared", type=Path, help="site-packages of an environment with NVIDIA's libraries for torch")
+    arguments = parser.parse_args()
+    wheel = arguments.wheel or next((ROOT / "dist").glob("*.whl"), None)
+    if wheel is None:
+        parser.error("there is no wheel in dist: make wheel")
+    rows = []
+    for torch in arguments.torch:
+        for python in arguments.python:
+            folder = ROOT / "build" / "compat" / f"torch-{torch or 'newest'}-{Path(python).name}"
+            rows.append(cell(folder, python, torch, arguments.shared, wheel.resolve()))
+            print(rows[-1], flush=True)
+    print(f"\n{wheel.name}\n\n| torch | Python | tests of the ops |\n|---|---|---|", *rows, sep="\n")
+    sys.exit(any("FAILED" in row or " failed" in row for row in rows))
 
 
 if __name__ == "__main__":
