@@ -28,8 +28,9 @@ help:
 demo: .venv/built
 	$(BIN)/ssd demo --out demo
 
+# Two processes at least share the files; those of one file stay together, for what they build.
 test: lint
-	SSD_EXT_REQUIRE=cpu $(BIN)/python -m pytest -q --durations=10
+	SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/built
 	$(BIN)/ruff check .
