@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 
@@ -82,6 +83,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
+        _check_archive(Path(path))
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # objects among the values, or no such file at all
@@ -89,3 +91,15 @@ def read(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # what is no checkpoint fails in many ways, KeyError among them
         reason = ((isinstance(error, ValueError) and str(error)) or repr(error)).splitlines()[0][:200]
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """What torch does not look at: the checksums of its archive, and whether it would grow when it is unpacked."""
+    if not is_zipfile(path):
+        return
+    with ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
+            raise ValueError("is compressed, which torch.save never does")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged: its checksum is another")

@@ -1,5 +1,7 @@
 """Checkpoints: what they keep, older ones, and what is none."""
 
+from zipfile import ZIP_DEFLATED, ZipFile
+
 import pytest
 import torch
 
@@ -86,3 +88,20 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt: holds no weights, but a list"):
         load_weights(tmp_path / "list.pt")
+
+
+def test_a_damaged_checkpoint_is_noticed(tmp_path):
+    """torch looks at no checksum: a flipped bit would be another weight."""
+    save_checkpoint(tmp_path / "a.pt", SSD300(3, width=0.01), classes=["a", "b"])
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"flipped\.pt: cannot be read as a checkpoint: .* is damaged"):
+        load_weights(tmp_path / "flipped.pt")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    with ZipFile(tmp_path / "bomb.pt", "w", ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(ValueError, match=r"bomb\.pt: cannot be read as a checkpoint: is compressed"):
+        load_weights(tmp_path / "bomb.pt")

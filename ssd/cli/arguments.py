@@ -97,8 +97,17 @@ def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    lines = Path(text).read_text(encoding="utf-8").splitlines() if Path(text).is_file() else text.split(",")
-    return tuple(name.strip() for name in lines if name.strip())
+    from ssd.data.text import read_lines
+
+    try:
+        is_file = Path(text).is_file()
+    except OSError:  # many names are too long for that of a file
+        is_file = False
+    try:
+        names = read_lines(Path(text)) if is_file else text.split(",")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def add_machine_options(

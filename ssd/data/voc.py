@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 from ssd.data.dataset import BoxDataset, Entry, Object
 from ssd.data.reading import SUFFIXES
+from ssd.data.text import read_lines, read_xml
 
 
 def _read_annotation(path: Path) -> tuple[str, list[Object]]:
     """The picture's file name and the objects of one XML file."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: broken XML ({error})") from error
+    root = read_xml(path)
     objects = []
     for index, node in enumerate(root.findall("object")):
         try:
             name = node.find("name").text.strip()
+            if not name:
+                raise ValueError
             box = tuple(float(node.find(f"bndbox/{side}").text) for side in ("xmin", "ymin", "xmax", "ymax"))
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"{path}: object {index} lacks a <name> or a <bndbox> of four numbers") from None
@@ -46,16 +45,21 @@ class _Folder:
 
     def annotations(self, split: str | None) -> list[Path]:
         if split is None:
-            return sorted((self.root / "Annotations").glob("*.xml"))
+            paths = (self.root / "Annotations").glob("*.xml")
+            return sorted(path for path in paths if not path.name.startswith("._"))  # of macOS, beside the real ones
         listed = self.root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             splits = VOCDataset.splits(self.root) or "none (None takes all annotations)"
             raise FileNotFoundError(f"{listed}: no such split; there are: {splits}")
-        lines = listed.read_text(encoding="utf-8-sig").splitlines()
-        paths = [self.root / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
-        for path in paths:
+        paths = []
+        for line in read_lines(listed):
+            # A name, which may have blanks, or a name and whether the picture has the class that the list is of.
+            path, before_blank = (self.root / "Annotations" / f"{name}.xml" for name in (line, line.split()[0]))
+            if not path.is_file() and before_blank.is_file():
+                path = before_blank
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file, yet {listed} lists it")
+            paths.append(path)
         return paths
 
     def picture(self, annotation: Path, filename: str) -> Path:

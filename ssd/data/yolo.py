@@ -9,6 +9,7 @@ import yaml
 
 from ssd.data.dataset import BoxDataset, Entry, Object
 from ssd.data.reading import SUFFIXES
+from ssd.data.text import read_lines, read_text
 
 SPLITS = ("train", "val", "valid", "test")
 
@@ -17,11 +18,11 @@ def _class_names(root: Path) -> list[str]:
     """From classes.txt, or from `names` of data.yaml, a list or numbered."""
     listed, described = root / "classes.txt", root / "data.yaml"
     if listed.is_file():
-        return [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return read_lines(listed)
     if not described.is_file():
         raise FileNotFoundError(f"{root}: neither data.yaml nor classes.txt, which name the classes")
     try:
-        content = yaml.safe_load(described.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(read_text(described))
     except yaml.YAMLError as error:
         raise ValueError(f"{described}: broken YAML ({' '.join(str(error).split())})") from error
     names = content.get("names") if isinstance(content, dict) else None
@@ -53,7 +54,7 @@ def _objects(path: Path, names: Sequence[str]) -> list[Object]:
     if not path.is_file():
         return []
     objects = []
-    for index, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()):
+    for index, line in enumerate(read_text(path).splitlines()):
         if not line.strip():
             continue
         try:
@@ -95,7 +96,9 @@ class YOLODataset(BoxDataset):
         entries = []
         for name, folder in folders.items():
             if split in (None, name):
-                pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+                pictures = sorted(
+                    path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[:2] != "._"
+                )
                 paths = [(_label_file(picture), picture) for picture in pictures]
                 entries += [Entry(path, picture, _objects(path, names)) for path, picture in paths]
         return entries
