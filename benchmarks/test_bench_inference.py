@@ -84,10 +84,10 @@ def run_compiled(x: Pictures) -> tuple[Tensor, ...]:
     return predict_padded(compiled(How(x.images.device, True, classes=CLASSES)), x.images)
 
 
-@torch.inference_mode()
 def run_torchvision(x: Pictures) -> list[tuple[Tensor, Tensor, Tensor]]:
-    how = How(x.images.device, bf16=False, classes=CLASSES)
-    found = networks(how)["torchvision"](list(x.images / 255))
+    network = networks(How(x.images.device, bf16=False, classes=CLASSES))["torchvision"]
+    with torch.inference_mode():  # not around the making of the networks, which are exported too
+        found = network(list(x.images / 255))
     return [(d["boxes"] / IMAGE_SIZE, d["labels"], d["scores"]) for d in found]
 
 
