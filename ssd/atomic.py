@@ -33,6 +33,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
+        if cause.errno is None:  # an encoder's own words, which a file name beside them would hide
+            raise OSError(f"{path}: {cause}") from None
         cause.filename = cause.filename or str(path)
         raise cause from None
     finally:

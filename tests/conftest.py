@@ -39,9 +39,9 @@ def device(request):
     return torch.device(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
-    """As in a loader's worker; on a busy machine the threads of one small op wait for each other."""
+    """For a module. As in a loader's worker; on a busy machine the threads of one small op wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

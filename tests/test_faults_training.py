@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from own_process import PATHS
 from PIL import Image
 from test_train import NARROW, run, states_equal
@@ -48,7 +49,7 @@ def settings(shapes):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(tmp_path_factory, one_thread):
     """The folder of a run of these settings, and the seconds that it took."""
     folder = tmp_path_factory.mktemp("unbroken")
     start = time.monotonic()
@@ -93,6 +94,7 @@ def error_of(capsys, *arguments):
 
 
 def _train(out, settings, begun):
+    torch.set_num_threads(1)  # as all tests here do: sums of several threads round otherwise
     begun.set()
     resume = (out / "last.pt").exists()
     train(None if resume else settings, out, resume=resume, device="cpu", quiet=True, workers=0)
