@@ -21,7 +21,7 @@ from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import bounded
 from ssd.draw import draw_detections
 from ssd.model import SSD300
-from ssd.precision import autocast, place
+from ssd.precision import autocast, compile_network, place
 from ssd.threads import in_threads
 from ssd.weights import load_weights
 from ssd_ext import DetectionOptions, postprocess_detections
@@ -157,7 +157,7 @@ class Detector:
         if not is_exported(path):
             model, classes = load_weights(path, device=device)
             if compile:
-                model.compile(dynamic=True)  # once, for a last batch of fewer pictures too
+                compile_network(model, dynamic=True)  # once, for a last batch of fewer pictures too
             return cls(model, classes, defaults._replace(**options), bf16=bf16)
         exported = load(path)
         its = exported.metadata

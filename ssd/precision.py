@@ -1,4 +1,4 @@
-"""Where and in which precision the network runs: the device, autocast, the memory layout, copies."""
+"""Where and how the network runs: the device, the precision, the memory layout, compiled or not."""
 
 from __future__ import annotations
 
@@ -51,3 +51,16 @@ def autocast(device: torch.device, enabled: bool | None = None, fp16: bool = Fal
 def place(module_or_images: nn.Module | Tensor, device: torch.device) -> nn.Module | Tensor:
     """On the device, in channels_last, the layout in which convolutions run fastest on CPU and tensor cores."""
     return module_or_images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def compile_network(network: nn.Module, **how: bool) -> None:
+    """Has a network compiled at its first call; `how` goes to `torch.compile`.
+
+    Raises:
+        ValueError: nothing can be compiled here, as for want of a C++ compiler: a negation is tried, before the long work.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=next(network.parameters()).device))
+    except Exception as error:  # of torch._inductor.exc, in which versions differ
+        raise ValueError(f"compile: {str(error).strip().splitlines()[0]}") from None
+    network.compile(**how)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+MOST_EPOCHS = 400  # of a run: fewer than twenty pictures are soon known by heart
+
 
 class Recipe(NamedTuple):
     """Settings that were measured together, for those that a run does not set by itself."""
@@ -67,4 +69,5 @@ RECIPES = {
 
 def epochs_for(recipe: str, pictures: int) -> int:
     """How many passes a run makes over so many training pictures, if it is not said."""
-    return max(RECIPES[recipe].epochs, math.ceil(RECIPES[recipe].pictures / pictures))
+    least, enough = RECIPES[recipe].epochs, math.ceil(RECIPES[recipe].pictures / pictures)
+    return max(least, min(enough, MOST_EPOCHS))

@@ -26,7 +26,7 @@ from ssd.evaluate import evaluate
 from ssd.fingerprint import difference, fingerprint
 from ssd.loss import MultiBoxLoss
 from ssd.meter import Meter, tensorboard_writer
-from ssd.precision import pick_device, place
+from ssd.precision import compile_network, pick_device, place
 from ssd.ranks import Ranks, joined
 from ssd.recipes import epochs_for
 from ssd.settings import Settings
@@ -165,7 +165,7 @@ class _Run:
         self._check_share(model)
         self.model = place(model, device)
         if settings.compile:
-            self.model.compile()
+            compile_network(self.model)
         self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
         self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict(), normalize="global")
         self.optimizer = make_optimizer(self.model, settings)

@@ -58,3 +58,17 @@ def test_compiled_detection(shapes, tmp_path, monkeypatch):
         == 0
     )
     assert len(graphs) > 1
+
+
+@pytest.mark.parametrize("command", ["train", "detect"])
+def test_without_a_compiler(shapes, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    options = {"train": [shapes, "--width", "0.01"], "detect": [f"{shapes}/JPEGImages", "--weights", tmp_path / "w.pt"]}
+    save_checkpoint(tmp_path / "w.pt", SSD300(4, width=0.01), ["circle", "square", "triangle"])
+    arguments = [command, *options[command], "--out", tmp_path / "out", "--device", "cpu", "--compile"]
+    with torch._inductor.config.patch("cpp.cxx", (None, "no-such-compiler")):
+        assert main(list(map(str, arguments))) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"ssd {command}: error: compile: ")
+    assert "no-such-compiler" in error

@@ -129,7 +129,7 @@ def test_the_cpp_example_gives_the_bits_of_python(files, pictures, tmp_path):
 
 
 def test_metadata_survives_json():
-    metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), "float32", max_candidates=400)
+    metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), "float32")
     assert Metadata.from_json(metadata.to_json()) == metadata
     for text in ("", "[]", "{}", '{"options": {"colour": 1}, "classes": []}'):
         with pytest.raises(ValueError, match="not the metadata"):

@@ -38,7 +38,6 @@ class Metadata:
         input_dtype: of the images: "uint8", or "float32" in 0..1.
         device: type of the device that the program runs on, such as "cpu".
         input_size: side of the images in pixels.
-        max_candidates: most candidates per picture that the format's detection looks at; None: all.
         precision: of the convolutions.
         version: of this package.
     """
@@ -49,7 +48,6 @@ class Metadata:
     input_dtype: InputDtype = "uint8"
     device: str = "cpu"
     input_size: int = IMAGE_SIZE
-    max_candidates: int | None = None
     precision: Precision = "float32"
     version: str = our_version()
 

@@ -1,0 +1,43 @@
+"""Which recipe a run takes, and what of it the run overrides."""
+
+import pytest
+
+from ssd.recipes import RECIPES, epochs_for
+from ssd.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("given", "recipe"),
+    [({}, "scratch"), ({"weights": "imagenet"}, "finetune"), ({"weights": "coco", "recipe": "tutorial"}, "tutorial")],
+)
+def test_a_recipe_is_chosen_by_the_weights_unless_it_is_named(given, recipe):
+    settings = Settings(("data",), **given)
+    assert settings.recipe == recipe
+    expected = RECIPES[recipe].settings
+    assert {name: getattr(settings, name) for name in expected if name != "loss"} == {
+        name: value for name, value in expected.items() if name != "loss"
+    }
+    assert expected["loss"].items() <= settings.loss._asdict().items()
+
+
+def test_what_is_given_overrides_the_recipe():
+    settings = Settings(("data",), lr=0.5, batch_norm=False, loss={"min_negatives": 3})
+    assert (settings.lr, settings.batch_norm, settings.head_batch_norm) == (0.5, False, True)
+    assert (settings.loss.min_negatives, settings.loss.loc_loss) == (3, "smooth_l1")
+    assert "recipe scratch: " in settings.summary()
+    assert "lr 0.5" in settings.summary()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pictures", "epochs"),
+    [
+        ("scratch", 1, 400),
+        ("scratch", 18, 400),
+        ("scratch", 100, 72),
+        ("scratch", 263, 28),
+        ("scratch", 10_000, 25),
+        ("tutorial", 1, 120),
+    ],
+)
+def test_epochs_by_the_number_of_pictures(recipe, pictures, epochs):
+    assert epochs_for(recipe, pictures) == epochs
