@@ -57,7 +57,7 @@ def compile_network(network: nn.Module, **how: bool) -> None:
     """Has a network compiled at its first call; `how` goes to `torch.compile`.
 
     Raises:
-        ValueError: nothing can be compiled here, as for want of a C++ compiler: a negation is tried, before the long work.
+        ValueError: nothing can be compiled here, as for want of a C++ compiler: one op is tried, before the long work.
     """
     try:
         torch.compile(torch.neg)(torch.ones(2, device=next(network.parameters()).device))
