@@ -10,7 +10,7 @@ GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-report wheel compat gpu-check clean
+.PHONY: help demo test lint format bench bench-report wheel compat install-check gpu-check clean
 
 help:
 	@echo "make demo          train, test and look at a small detector, no download of data or weights"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
 	@echo "make wheel         sdist, and a wheel for every Python and torch (manylinux_2_28), checked, into dist/"
 	@echo "make compat        the wheel under torch 2.11.0 and the newest and Python 3.10 to 3.13, or TORCH=2.11.0 PYTHON=..."
+	@echo "make install-check the wheel installed twice, torch upgraded under it, without a compiler, uninstalled"
 	@echo "make gpu-check     checks that need a GPU: OUT=DIR for the reports (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
 	@echo "                   BCCD=DIR with that data set, REHEARSE=1 for what needs no GPU"
 	@echo "make clean         remove the environment and all that was built"
@@ -65,6 +66,11 @@ wheel: .venv/built
 compat:
 	test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) wheel
 	$(PYTHON) tools/compat.py $(if $(TORCH),--torch $(TORCH) --python $(PYTHON)) $(if $(SHARED),--shared $(SHARED))
+
+# What a user does to an installation: twice, torch upgraded under it, blanks in the path, no compiler, uninstalled.
+install-check:
+	test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) wheel
+	$(PYTHON) tools/install_check.py --python $(PYTHON) $(if $(SHARED),--shared $(SHARED))
 
 # With the Python that holds torch and not with .venv: a machine with a GPU may have no internet. ONLY="tests demo" names
 # steps or groups of them, BUDGET the seconds there are.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
-TORCHES = ("2.11.0", "")  # the oldest that is promised, and the newest
+OLDEST = "2.11.0"  # that is promised
+TORCHES = (OLDEST, "")  # and the newest
 VISIONS = {"2.11.0": "0.26.0"}
 NEEDED = ("numpy", "pillow>=10.1", "tqdm", "matplotlib", "pyyaml", "pytest", "simplejpeg>=1.8")
 OF_TORCH = ("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools>=77")
@@ -40,18 +41,22 @@ def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
     return done.stdout.strip()
 
 
+def install_torch(inside: Path, torch: str, shared: Path | None) -> None:
+    """A version of torch, or the newest, in place of what is there."""
+    torch, vision = (f"{name}{version and '=='}{version}" for name, version in
+                     (("torch", torch), ("torchvision", VISIONS.get(torch, ""))))  # fmt: skip
+    alone = ["--no-deps"] if shared else []
+    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "--upgrade", *alone, torch, vision)
+
+
 def environment(folder: Path, python: str, torch: str, shared: Path | None) -> Path:
     """The Python of a new virtual environment with this torch."""
     run(python, "-m", "venv", folder)
     inside = folder / "bin" / "python"
-    install = [inside, "-m", "pip", "install", "-q", "--no-cache-dir"]
-    torch, vision = (f"{name}{version and '=='}{version}" for name, version in
-                     (("torch", torch), ("torchvision", VISIONS.get(torch, ""))))  # fmt: skip
+    install_torch(inside, torch, shared)
+    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", *(OF_TORCH if shared else ()), *NEEDED)
     if shared is None:
-        run(*install, torch, vision, *NEEDED)
         return inside
-    run(*install, "--no-deps", torch, vision)
-    run(*install, *OF_TORCH, *NEEDED)
     libraries = folder / "nvidia"  # alone: nothing else of that environment shall be found
     libraries.mkdir()
     (libraries / "nvidia").symlink_to(shared / "nvidia")
