@@ -43,7 +43,7 @@ def steps(python: str, shared: Path | None, wheel: Path, sdist: Path) -> Iterato
         run(inside, "-W", "error", "-c", LOADED, cwd=FOLDER)
         assert run(inside, "-c", USED, cwd=FOLDER) == run(inside, "-c", USED, cwd=FOLDER, SSD_EXT_BACKEND="python")
         run(FOLDER / "bin" / "ssd", "info", cwd=FOLDER)
-        return f"works under torch | Python {run(inside, '-c', VERSIONS)}".replace(" | ", ", ")
+        return f"works under torch {run(inside, '-c', VERSIONS).replace(' | ', ' and Python ')}"
 
     pip("install", "-q", "--no-deps", wheel)
     yield "wheel installed, in a venv with blanks in its path", works()
