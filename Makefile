@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*/*.* csrc/*/*/*.*)
 # Where nvcc is, CUDA is built for the GPUs of this machine, or for one architecture if there is none: a build for all
-# takes minutes (pip install does that; the tests compile every kernel for all).
+# takes minutes (pip install does that; the tests compile for four).
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
@@ -29,9 +29,9 @@ help:
 demo: .venv/built
 	$(BIN)/ssd demo --out demo
 
-# Two processes at least share the files; those of one file stay together, for what they build.
+# Processes share the files, the longest first (tests/conftest.py); those of one file stay together, for what they build.
 test: lint
-	SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 --dist loadfile
+	SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/built
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ from ssd_ext import _load
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # ops and compare.py; harness.py and report.py
 
+# A minute and more each: several processes, which share the files, begin with these.
+LONGEST = ("test_sanitizers", "test_cuda_build", "test_ranks", "test_compile", "test_train", "test_export")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -28,6 +30,10 @@ def pytest_configure(config):
             pytest.exit(f"SSD_EXT_REQUIRE={device}: no compiled kernels: {reason}", returncode=2)
         if device not in DEVICES:
             pytest.exit(f"SSD_EXT_REQUIRE={device}: torch sees no such device", returncode=2)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_report_header(config):

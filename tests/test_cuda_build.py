@@ -1,6 +1,7 @@
-"""Every CUDA source compiles for every architecture, without warnings or spills, and rounds as PyTorch does.
+"""Every CUDA source compiles without warnings or spills, and rounds as PyTorch does.
 
-All architectures that the toolkit knows, or those of TORCH_CUDA_ARCH_LIST ("9.0 12.0") where it is set.
+For the oldest and the newest architecture, the one from which on the sources take other instructions, and Hopper; or
+for those of TORCH_CUDA_ARCH_LIST ("9.0 12.0") where it is set. `make wheel` compiles for all.
 """
 
 import functools
@@ -48,7 +49,7 @@ def architectures():
     listed = subprocess.run([nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     known = {int(n) for n in re.findall(r"compute_(\d+)$", listed, re.MULTILINE)}
     chosen = {int(a + b) for a, b in re.findall(r"(\d+)\.(\d)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))}
-    return sorted(n for n in chosen or known if n >= OLDEST_ARCH)
+    return sorted(chosen or known & {OLDEST_ARCH, 80, 90, max(known)})
 
 
 def compile_for_all(source):
@@ -78,7 +79,7 @@ def compile_for_all(source):
 
 
 @pytest.mark.parametrize("source", build.CUDA_KERNELS, ids=lambda path: path.stem)
-def test_compiles_for_every_architecture_to_exact_arithmetic(source):
+def test_compiles_to_exact_arithmetic(source):
     ptx = compile_for_all(source)
     assert sorted(ptx) == architectures()
     for architecture, text in ptx.items():
