@@ -1,5 +1,6 @@
 """No bit depends on how many threads share the work, in sizes that are worth several (csrc/core/cpu/parallel.h)."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,28 @@ def test_small_work_wakes_nobody():
     counts = threads_after(small, *ops)
     assert len(set(counts)) == 1
     assert threads_after(SIZES["one-image"], "multibox_loss")[0] > counts[0]
+
+
+FORKED = """
+import os
+import sys
+import torch
+from ops import OPS
+
+torch.set_num_threads(2)
+arguments = {op: OPS[op].full_size(*eval(sys.argv[1])) for op in sys.argv[2:]}
+for op in sys.argv[2:]:
+    getattr(torch.ops.ssd_ext, op)(*arguments[op])
+if not (child := os.fork()):
+    for op in sys.argv[2:]:
+        getattr(torch.ops.ssd_ext, op)(*arguments[op])
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(sizes):
+    ops = [op for op in OPS if op != "box_iou"]
+    assert printed_by(FORKED, sizes, *ops, timeout=120) == "0\n"

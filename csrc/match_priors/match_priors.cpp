@@ -207,7 +207,7 @@ void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match)
   // A few objects are not worth several runs, and many threads none shorter than a tile.
   const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, tasks_of(nanoseconds(count))));
   std::vector<Candidate<T>> candidates(runs * count);
-  torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
+  share_out(runs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t run = begin; run < end; ++run) {
       match_run(boxes, count, tiles_.data(), run * n_tiles / runs, (run + 1) * n_tiles / runs, n_priors_,
                 threshold_, candidates.data() + run * count, match);

@@ -159,7 +159,7 @@ struct Detector {
     std::vector<int64_t> sizes(runs);
     const auto begin_of = [&](int64_t run) { return run * n_screened / runs; };
     const auto part_of = [&](int64_t run) { return list + begin_of(run) * (n_classes - 1); };
-    torch::stable::parallel_for(0, runs, 1, [&](int64_t run, int64_t last_run) {
+    share_out(runs, 1, [&](int64_t run, int64_t last_run) {
       for (; run < last_run; ++run) {
         const int32_t* const priors = screened + begin_of(run);
         const int64_t n = begin_of(run + 1) - begin_of(run);

@@ -7,6 +7,9 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#ifndef _WIN32
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -23,11 +26,29 @@ inline int64_t tasks_of(double nanoseconds) {
   return nanoseconds < kWorthWaking ? 1 : static_cast<int64_t>(nanoseconds / kWorthATask) + 1;
 }
 
+// Whether this process was forked from one that has asked this before. The threads of that one are not here, and GNU's
+// OpenMP waits for them for ever.
+inline bool threads_stayed_behind() {
+#ifdef _WIN32
+  return false;
+#else
+  static const pid_t first = getpid();
+  return getpid() != first;
+#endif
+}
+
+// Calls function(begin, end) for parts of 0..n of this size or more, on several threads where there are several.
+template <typename Function>
+void share_out(int64_t n, int64_t least, const Function& function) {
+  if (n > least && threads_stayed_behind()) return function(static_cast<int64_t>(0), n);
+  torch::stable::parallel_for(0, n, least, function);
+}
+
 // Calls function(begin, end) for parts of 0..n, each item of which takes so many nanoseconds.
 template <typename Function>
 void parallel_for(int64_t n, double nanoseconds, const Function& function) {
   const int64_t tasks = tasks_of(static_cast<double>(n) * nanoseconds);
-  torch::stable::parallel_for(0, n, (n + tasks - 1) / tasks, function);
+  share_out(n, (n + tasks - 1) / tasks, function);
 }
 
 // Calls work(next_image) on several threads at once, at most `most`; next_image() gives each image to one of them,
@@ -42,7 +63,7 @@ void parallel_over_images(int64_t n_images, int64_t most, double nanoseconds, co
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t tasks = std::min({threads, most, n_images, tasks_of(static_cast<double>(n_images) * nanoseconds)});
   if (tasks <= 1 || (tasks < threads && tasks_of(nanoseconds) > 1)) return work(next_image);
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t, int64_t) { work(next_image); });
+  share_out(tasks, 1, [&](int64_t, int64_t) { work(next_image); });
 }
 
 }  // namespace ssd_ext
