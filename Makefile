@@ -10,11 +10,12 @@ GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-report wheel compat install-check gpu-check clean
+.PHONY: help demo test fuzz lint format bench bench-report wheel compat install-check gpu-check clean
 
 help:
 	@echo "make demo          train, test and look at a small detector, no download of data or weights"
 	@echo "make test          lint and run all tests"
+	@echo "make fuzz          10,000 drawn inputs of each op, other ones each time (EXAMPLES=...)"
 	@echo "make format        sort imports and format"
 	@echo "make bench         measure everything on this machine into benchmarks/results/"
 	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
@@ -32,6 +33,11 @@ demo: .venv/built
 # Processes share the files, the longest first (tests/conftest.py); those of one file stay together, for what they build.
 test: lint
 	SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+EXAMPLES ?= 10000
+fuzz: .venv/built
+	SSD_EXT_REQUIRE=cpu SSD_FUZZ_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE \
+		$(BIN)/python -m pytest -q -n auto tests/test_fuzz.py tests/test_sanitizers.py::test_drawn_inputs_stay_in_bounds
 
 lint: .venv/built
 	$(BIN)/ruff check .

@@ -162,3 +162,8 @@ def test_forms_and_batches_as_in_torchvision(fmt, shapes, device):
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match="fmt must be one of xyxy, xywh, cxcywh, got 'cxcywhr'"):
         ssd_ext.box_iou(torch.zeros(1, 4), torch.zeros(1, 4), fmt="cxcywhr")
+
+
+def test_batches_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"boxes1 is \(2, 3, 4\) float32, boxes2 is \(5, 1, 4\) float32"):
+        ssd_ext.box_iou(torch.zeros(2, 3, 4), torch.zeros(5, 1, 4))

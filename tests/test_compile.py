@@ -18,7 +18,21 @@ def shapes(tmp_path_factory):
 
 def test_compiled_training(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    options = ["--recipe", "tutorial", "--width", "0.01", "--batch-size", "2", "--epochs", "1", "--lr", "1e-5", "--no-bf16", "--workers", "0"]
+    options = [
+        "--recipe",
+        "tutorial",
+        "--width",
+        "0.01",
+        "--batch-size",
+        "2",
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-5",
+        "--no-bf16",
+        "--workers",
+        "0",
+    ]
     for out, more in (("eager", []), ("compiled", ["--compile"])):
         command = ["train", shapes, "--split", "train", "--out", str(tmp_path / out), "--device", "cpu"]
         assert main([*command, *options, *more]) == 0

@@ -80,6 +80,25 @@ def test_kernels_are_clean(sanitizer):
     assert "done" in output
 
 
+FUZZ = """
+import torch
+from cuda_on_cpu import build
+torch.ops.load_library(build.library(build.CPU_KERNELS, "address"))  # before ssd_ext, see compare.py
+import test_fuzz
+test_fuzz.kernels = lambda: {"C++": torch.ops.ssd_ext, "CUDA": build.load("address")}
+for op in test_fuzz.ARGUMENTS:
+    test_fuzz.test_all_kernels_agree(op)
+test_fuzz.test_all_backward_kernels_agree()
+print("all done")
+"""
+
+
+def test_drawn_inputs_stay_in_bounds():
+    status, output = run("address", "-c", FUZZ)
+    assert status == 0, output
+    assert "all done" in output
+
+
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [("global_overrun", "heap-buffer-overflow"), ("shared_overrun", "use-after-poison")],

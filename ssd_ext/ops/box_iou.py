@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssd_ext._boxes import compute_dtype, cxcywh_to_xyxy, overlap, promote
-from ssd_ext._checks import check_boxes, check_choice, check_devices
+from ssd_ext._checks import check_boxes, check_choice, check_devices, describe
 from ssd_ext._op import op
 
 __all__ = ["box_iou"]
@@ -30,7 +30,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
         (..., N, M) in [0, 1]; float64 if a box tensor is float64, else float32.
 
     Raises:
-        ValueError: a shape is not (..., n, 4), fmt is unknown, or the devices differ.
+        ValueError: a shape is not (..., n, 4), batches do not fit, fmt is unknown, or the devices differ.
     """
     check_choice("fmt", fmt, FORMS)
     both = {"boxes1": boxes1, "boxes2": boxes2}
@@ -40,7 +40,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     boxes1, boxes2 = (_corners(boxes, fmt) for boxes in promote(boxes1, boxes2))
     if boxes1.dim() == boxes2.dim() == 2:
         return torch.ops.ssd_ext.box_iou(boxes1, boxes2)
-    batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    try:
+        batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+    except RuntimeError:
+        raise ValueError(f"batches do not fit: boxes1 is {describe(boxes1)}, boxes2 is {describe(boxes2)}") from None
     batches = (boxes.expand(*batch, *boxes.shape[-2:]).flatten(0, -3) for boxes in (boxes1, boxes2))
     each = [torch.ops.ssd_ext.box_iou(a, b) for a, b in zip(*batches, strict=True)]
     shape = *batch, boxes1.shape[-2], boxes2.shape[-2]
