@@ -154,10 +154,10 @@ def compare_sanitized(sanitizer: str, selftests: Iterable[str]) -> int:
     if sanitizer == "address":
         calls = compare({"CUDA": build.load(sanitizer), "CPU": torch.ops.ssd_ext})
     else:  # plain PyTorch, to compare with, would take longer than they do
-        calls = 0
-        for op in OPS:
-            for calls, arguments in enumerate(OPS[op].cases(), calls + 1):
-                getattr(build.load(sanitizer), op)(*arguments)
+        all_cases = [(op, arguments) for op in OPS for arguments in OPS[op].cases()]
+        for op, arguments in all_cases:
+            getattr(build.load(sanitizer), op)(*arguments)
+        calls = len(all_cases)
     for kernel in selftests:
         build.load_selftest(sanitizer)(torch.arange(64, dtype=torch.int32), kernel)
     return calls

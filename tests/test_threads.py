@@ -33,6 +33,57 @@ def test_threads_change_no_bit(op, sizes):
     assert same_bits(*results)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_hundred_runs_give_the_same_bits(op):
+    """On one to four threads, of which none knows what work it gets."""
+    args, function, threads = (
+        OPS[op].full_size((3, 0, 9), 8732, 3000),
+        getattr(torch.ops.ssd_ext, op),
+        torch.get_num_threads(),
+    )
+    expected = function(*args)
+    try:
+        for run in range(100):
+            torch.set_num_threads(run % 4 + 1)
+            assert same_bits(function(*args), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+MEMORY = """
+import torch
+import ssd_ext
+from compare import as_tuple
+from ops import OPS
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+torch.set_num_threads(1)
+for name, op in OPS.items():
+    if op.sample:
+        arguments = [x.requires_grad_() if i in op.differentiable else x for i, x in enumerate(op.sample())]
+        def calls(n):
+            for _ in range(n):
+                results = as_tuple(getattr(ssd_ext, name)(*arguments))
+                if op.differentiable:
+                    total = sum(x.sum() for x in results if x.requires_grad)
+                    torch.autograd.grad(total, arguments[op.differentiable[0]])
+        calls(500)
+        before = resident()
+        calls(10_000)
+        print(name, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_ten_thousand_calls_leave_no_memory_behind():
+    grown = {name: int(bytes) for name, bytes in map(str.split, printed_by(MEMORY).splitlines())}
+    assert len(grown) == sum(op.sample is not None for op in OPS.values())
+    assert max(grown.values()) < 1 << 20, grown  # 100 bytes a call
+
+
 THREADS = """
 import sys
 import torch
