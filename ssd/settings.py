@@ -137,7 +137,7 @@ class Settings:
     def summary(self) -> str:
         """The recipe, and the values that it or the run gives to what it decides."""
         decided = RECIPES[self.recipe].settings
-        values = {name: getattr(self, name) for name in decided if name != "loss"}
+        values = {name: getattr(self, name) for name in dict.fromkeys([*decided, "lr"]) if name != "loss"}
         values |= {name: getattr(self.loss, name) for name in decided["loss"]}
         said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
         return f"recipe {self.recipe}: {said}, epochs {self.epochs}"

@@ -28,7 +28,7 @@ from ssd.loss import MultiBoxLoss
 from ssd.meter import Meter, tensorboard_writer
 from ssd.precision import compile_network, pick_device, place
 from ssd.ranks import Ranks, joined
-from ssd.recipes import epochs_for
+from ssd.recipes import epochs_for, lr_for
 from ssd.settings import Settings
 from ssd.splits import open_sets
 from ssd.step import train_step
@@ -158,6 +158,8 @@ class _Run:
         else:
             shape = {name: getattr(settings, name) for name in ("width", "batch_norm", "head_batch_norm", "priors")}
             model = initial_model(len(sets.classes) + 1, settings.weights, **shape)
+            rate = settings.lr or lr_for(settings.recipe, model.config["head_batch_norm"])
+            self.settings = settings = replace(settings, lr=rate)
         if settings.sync_batch_norm and device.type != "cuda":
             raise ValueError(f"sync_batch_norm: torch has it for GPUs only, and this run is on {device}")
         if settings.sync_batch_norm and ranks.size > 1:

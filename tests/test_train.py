@@ -54,6 +54,16 @@ def states_equal(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.parametrize(("head_batch_norm", "rate"), [(False, 1e-3), (True, 1e-2)])
+def test_the_rate_of_finetuning_is_that_of_the_network(shapes, tmp_path, capsys, head_batch_norm, rate):
+    network = SSD300(4, width=0.01, batch_norm=True, head_batch_norm=head_batch_norm)
+    save_checkpoint(tmp_path / "w.pt", network, ["circle", "square", "triangle"])
+    settings = Settings((shapes,), "train", "test", weights=str(tmp_path / "w.pt"), epochs=1, batch_size=2)
+    train(settings, tmp_path / "run", device="cpu", workers=0)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["settings"]["lr"] == rate
+    assert f"lr {rate}" in capsys.readouterr().out
+
+
 def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
     history = run(Settings((shapes,), "train", "test", epochs=2, eval_every=1, **NARROW), tmp_path / "run")
     assert history["step"] == [1, 2, 3, 4, 5, 6]  # 7 pictures are 3 whole batches of 2
