@@ -37,7 +37,8 @@ test: lint
 EXAMPLES ?= 10000
 fuzz: .venv/built
 	SSD_EXT_REQUIRE=cpu SSD_FUZZ_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE \
-		$(BIN)/python -m pytest -q -n auto tests/test_fuzz.py tests/test_sanitizers.py::test_drawn_inputs_stay_in_bounds
+		$(BIN)/python -m pytest -q -n auto tests/test_fuzz.py tests/test_fuzz_files.py \
+		tests/test_sanitizers.py::test_drawn_inputs_stay_in_bounds
 
 lint: .venv/built
 	$(BIN)/ruff check .

@@ -55,19 +55,35 @@ def current(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of this package")
-    if checkpoint["format"] not in range(1, FORMAT + 1):
-        raise ValueError(f"{path}: has format {checkpoint['format']}, this version reads 1 to {FORMAT}")
+    if type(checkpoint["format"]) is not int or not 1 <= checkpoint["format"] <= FORMAT:
+        raise ValueError(f"{path}: has format {checkpoint['format']!r}, this version reads 1 to {FORMAT}")
+    parts = {"classes": list, "model": dict, **({"config": dict} if checkpoint["format"] > 1 else {})}
+    for name, kind in parts.items():
+        if not isinstance(checkpoint.get(name), kind):
+            raise ValueError(f"{path}: is no whole checkpoint, its {name!r} is a {type(checkpoint.get(name)).__name__}")
     if checkpoint["format"] == 1:  # did not keep its priors
-        known = {name: checkpoint.pop(name) for name in ("width", "batch_norm")}
+        known = {name: checkpoint.pop(name) for name in ("width", "batch_norm") if name in checkpoint}
         checkpoint["config"] = {"n_classes": len(checkpoint["classes"]) + 1, **known}
     return checkpoint
 
 
-def build_model(checkpoint: dict[str, Any]) -> SSD300:
-    """The network of what `load_checkpoint` gives, on the CPU."""
-    model = SSD300(**checkpoint["config"])
-    model.load_state_dict(checkpoint["model"])
-    return model
+def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> SSD300:
+    """The network of what `load_checkpoint` gives, on the CPU.
+
+    Raises:
+        ValueError: its parts are not those of one network; names the file, `path`.
+    """
+    try:
+        config, state, names = checkpoint["config"], checkpoint["model"], checkpoint["classes"]
+        if len(names) != config["n_classes"] - 1 or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{config['n_classes'] - 1} names are wanted, it has {str(names)[:100]}")
+        with torch.device("meta"):  # takes no memory, whatever the numbers say
+            SSD300(**config).load_state_dict(state, assign=True)
+        model = SSD300(**config)
+        model.load_state_dict(state)
+        return model
+    except Exception as error:  # what others wrote fails in many ways
+        raise ValueError(f"{path}: is not of one network: {' '.join(str(error).split())[:300]}") from error
 
 
 def read(path: str | os.PathLike[str]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd.data.coco import COCODataset, read_coco
+from ssd.data.coco import COCODataset, category_names, read_coco
 from ssd.data.dataset import BoxDataset
 
 KEYS = ("image_id", "category_id", "bbox", "score")
@@ -48,8 +48,7 @@ class DetectionFile:
         self._content = content
         if not isinstance(content, list):
             self._content = read_coco(self.path)
-            categories = sorted(self._content["categories"], key=lambda row: row["id"])
-            self.classes = tuple(str(row["name"]) for row in categories)
+            self.classes = tuple(category_names(self._content))
 
     def detections(self, dataset: BoxDataset) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What was found in each picture.
@@ -114,8 +113,6 @@ class DetectionFile:
                 raise ValueError(f"{where}, which may be {pictures[best[0]]} or {pictures[best[1]]}")
             if best[0] in taken:
                 raise ValueError(f"{where}, as is images[{taken[best[0]]}]: {pictures[best[0]]}")
-            if row["id"] in places:
-                raise ValueError(f"{self.path}: images[{index}]['id'] is {row['id']!r}, which another has")
             places[row["id"]] = best[0]
             taken[best[0]] = index
         if missing := set(range(len(pictures))).difference(taken):

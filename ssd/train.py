@@ -154,7 +154,7 @@ class _Run:
 
         torch.manual_seed(settings.seed)
         if state is not None:
-            model = build_model(state)
+            model = build_model(state, self.last)
         else:
             shape = {name: getattr(settings, name) for name in ("width", "batch_norm", "head_batch_norm", "priors")}
             model = initial_model(len(sets.classes) + 1, settings.weights, **shape)
@@ -311,7 +311,7 @@ class _Run:
 
     def close(self) -> None:
         """Measures what was kept, and says what there is to say of it."""
-        model = place(build_model(load_checkpoint(self.best)), self.device)
+        model = place(build_model(load_checkpoint(self.best), self.best), self.device)
         text, test = report(model, self.sets, self.settings, self.out, workers=self.workers)
         self.say(text)
         if test is not None:

@@ -51,9 +51,11 @@ def load_weights(
     names = tuple(checkpoint["classes"])
     if classes is not None and len(classes) != len(names):
         raise ValueError(f"{source}: has {len(names)} classes, got {len(classes)} names")
+    model = build_model(checkpoint, source)
     if bgr:
-        checkpoint["model"]["base.conv1_1.weight"] = checkpoint["model"]["base.conv1_1.weight"].flip(1)
-    model = place(build_model(checkpoint), pick_device(device)).eval()
+        first = model.base.conv1_1.weight
+        first.data = first.data.flip(1)
+    model = place(model, pick_device(device)).eval()
     return model, names if classes is None else tuple(classes)
 
 
@@ -82,7 +84,7 @@ def initial_model(n_classes: int, source: str | None = None, **config: Any) -> S
         load_vgg16_imagenet(model, None if found is None else source)
         return model
     checkpoint = _as_checkpoint(found, source)
-    network = build_model(checkpoint).config
+    network = build_model(checkpoint, source).config
     for name, value in config.items():
         if network[name] != value:
             raise ValueError(f"{source}: has {name} {network[name]}, and {value} is asked for: leave it out")

@@ -1,5 +1,6 @@
 """Checkpoints: what they keep, older ones, and what is none."""
 
+from functools import partial
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
@@ -88,6 +89,29 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt: holds no weights, but a list"):
         load_weights(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"n_classes": 9}}, r"is not of one network: 8 names are wanted, it has \['a', 'b'\]"),
+        ({"config": {"n_classes": 3, "width": 0.02}}, "is not of one network: Error.* size mismatch"),
+        ({"config": {"n_classes": 3, "width": 1e9}}, "is not of one network"),  # and no memory is asked for
+        ({"config": {"n_classes": 3, "depth": 7}}, "is not of one network: .*'depth'"),
+        ({"classes": ["a"]}, r"is not of one network: 2 names are wanted, it has \['a'\]"),
+        ({"model": {}}, "is not of one network: Error.* Missing key"),
+        ({"model": None}, "is no whole checkpoint, its 'model' is a NoneType"),
+        ({"classes": "ab"}, "is no whole checkpoint, its 'classes' is a str"),
+        ({"format": 9}, "has format 9, this version reads 1 to 2"),
+    ],
+)
+def test_parts_that_are_not_of_one_network_are_named(tmp_path, change, message):
+    model = SSD300(3, width=0.01)
+    whole = {"format": 2, "config": model.config, "model": model.state_dict(), "classes": ["a", "b"]}
+    torch.save(whole | change, tmp_path / "w.pt")
+    for load in (partial(load_weights, device="cpu"), partial(initial_model, 3)):
+        with pytest.raises(ValueError, match=rf"^\S*w\.pt: {message}"):
+            load(tmp_path / "w.pt")
 
 
 def test_a_damaged_checkpoint_is_noticed(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,12 +33,30 @@ def _read(path: Path, changed: int) -> dict[str, list[dict[str, Any]]]:
             for key in keys:
                 if not isinstance(row, dict) or key not in row:
                     raise ValueError(f"{path}: {part}[{index}] has no {key!r}")
+                if key.endswith("id") and type(row[key]) not in (int, str):
+                    raise ValueError(f"{path}: {part}[{index}][{key!r}] must be a number or a text, got {row[key]!r}")
+                if key == "file_name" and not isinstance(row[key], str):
+                    raise ValueError(f"{path}: {part}[{index}][{key!r}] must be a text, got {row[key]!r}")
+    for part in ("images", "categories"):
+        seen = set()
+        for index, row in enumerate(content[part]):
+            if row["id"] in seen:
+                raise ValueError(f"{path}: {part}[{index}]['id'] is {row['id']!r}, which another has")
+            seen.add(row["id"])
     for index, row in enumerate(content["annotations"]):
         box = row["bbox"]
         numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
         if not numbers:
             raise ValueError(f"{path}: annotations[{index}]['bbox'] must be 4 numbers, got {box!r}")
     return content
+
+
+def _float(number: float) -> float:
+    """Also of a whole number with hundreds of digits."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 def read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -50,6 +69,12 @@ def read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return _read(path, path.stat().st_mtime_ns)
+
+
+def category_names(content: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The names of the categories in the order of their ids, numbers before texts."""
+    rows = sorted(content["categories"], key=lambda row: (isinstance(row["id"], str), row["id"]))
+    return [str(row["name"]) for row in rows]
 
 
 def _files(root: Path) -> dict[str, Path]:
@@ -102,14 +127,14 @@ class COCODataset(BoxDataset):
                 for key, known in (("image_id", objects), ("category_id", names)):
                     if row[key] not in known:
                         raise ValueError(f"{path}: annotations[{index}][{key!r}] is {row[key]!r}, which is not there")
-                box = tuple(map(float, row["bbox"]))
+                box = tuple(map(_float, row["bbox"]))
                 area = row.get("area")
                 found = Object(
                     index,
                     names[row["category_id"]],
                     box,
                     crowd=bool(row.get("iscrowd", 0)),
-                    area=area if type(area) in (int, float) else None,
+                    area=_float(area) if type(area) in (int, float) and math.isfinite(_float(area)) else None,
                 )
                 objects[row["image_id"]].append(found)
             top = path.parent.parent if path.parent.name == "annotations" else path.parent
@@ -149,8 +174,7 @@ class COCODataset(BoxDataset):
         names: dict[str, None] = {}
         for root in roots:
             for _, path in cls._chosen(root, split):
-                rows = sorted(read_coco(path)["categories"], key=lambda row: row["id"])
-                names |= dict.fromkeys(str(row["name"]) for row in rows)
+                names |= dict.fromkeys(category_names(read_coco(path)))
         return list(names)
 
     @staticmethod
