@@ -20,15 +20,29 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
-        OSError: it could not be written, as where the disk is full; names `path`.
+        OSError: see `naming`.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, yet {path.name} was to be written there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of the block, in which a file is written, name it.
+
+    Raises:
+        OSError: it could not be written, as where the disk is full; names `path`, or what the error named itself.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
@@ -37,8 +51,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise OSError(f"{path}: {cause}") from None
         cause.filename = cause.filename or str(path)
         raise cause from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def discard_leftovers(path: str | os.PathLike[str]) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -277,3 +280,33 @@ def test_files_that_are_none_are_named(weights, tmp_path):
     torch.export.save(graph, tmp_path / "other.pt2")
     with pytest.raises(ValueError, match=r"other\.pt2: cannot be loaded: not the metadata"):
         load(tmp_path / "other.pt2")
+
+
+WHOLE = [name for name, format in FORMATS.items() if name != "aoti" and all(map(find_spec, format.modules))]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_damaged_files_are_named(weights, tmp_path, name):
+    path = tmp_path / f"x{FORMATS[name].suffix}"
+    export(weights, path, name, OPTIONS, check=())
+    whole, moments = path.read_bytes(), random.Random(0)
+    for _ in range(8):
+        data = bytearray(whole[: moments.randrange(len(whole))])
+        for _ in range(moments.choice((0, 3, 100))):
+            data[moments.randrange(len(data))] = moments.randrange(256)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: [^\n]+$"):
+            load(path)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_full_disk_is_named_and_nothing_left(weights, tmp_path, name):
+    resource = pytest.importorskip("resource")
+    path, limits = tmp_path / f"x{FORMATS[name].suffix}", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{re.escape(str(path))}"):
+            export(weights, path, name, OPTIONS, check=())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ssd.atomic import naming
 from ssd.checkpoint import read
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import SUFFIXES, PictureFile
@@ -154,12 +155,15 @@ def export(
         images = _pictures(source, check, Path(folder) / "shapes") if compared else None  # before the long work
         temporary = Path(folder, "export", path.name)
         temporary.parent.mkdir()
-        form.save(program, temporary, metadata)
+        with naming(path):
+            form.save(program, temporary, metadata)
         if images is not None:
             _compare(program, load(temporary), images)
         if int8 is not None:
             metadata = replace(metadata, precision="int8")
-            form.quantize(temporary, _read(_few(Path(int8), N_CALIBRATION)), metadata)
+            calibration = _read(_few(Path(int8), N_CALIBRATION))
+            with naming(path):
+                form.quantize(temporary, calibration, metadata)
             load(temporary)
         files = sorted(temporary.parent.iterdir(), key=lambda file: file == temporary)  # this one last
         if there := [name for file in files if (name := path.parent / file.name).exists()]:

@@ -59,9 +59,9 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     how.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(path, how, providers=["CPUExecutionProvider"])
+        metadata = Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA, ""))
     except Exception as error:  # of onnxruntime's own kinds
         raise ValueError(f"{path}: cannot be loaded: {str(error).splitlines()[0][:200]}") from error
-    metadata = Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA, ""))
 
     def run(images: Tensor) -> list[Tensor]:
         return [torch.from_numpy(x) for x in session.run(OUTPUTS, {"images": images.numpy(force=True)})]

@@ -65,14 +65,13 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     core = openvino.Core()
     try:
         model = core.read_model(path)
-        text = model.get_rt_info(METADATA).astype(str)
-    except RuntimeError as error:
+        metadata = Metadata.from_json(model.get_rt_info(METADATA).astype(str))
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        if metadata.precision == "float32":
+            settings["INFERENCE_PRECISION_HINT"] = "f32"  # and not bfloat16 where the CPU has it
+        compiled = core.compile_model(model, "CPU", settings)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be loaded: {str(error).strip().splitlines()[-1][:200]}") from error
-    metadata = Metadata.from_json(text)
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    if metadata.precision == "float32":
-        settings["INFERENCE_PRECISION_HINT"] = "f32"  # and not bfloat16 where the CPU has it
-    compiled = core.compile_model(model, "CPU", settings)
     own = threading.local()  # threads that shared a request would get the results of each other
 
     def run(images: Tensor) -> list[Tensor]:
@@ -88,7 +87,10 @@ def _write(model, path: Path, metadata: Metadata) -> None:
     import openvino
 
     model.set_rt_info(metadata.to_json(), METADATA)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # all that it says of a full disk
+        raise OSError(f"cannot be written: {error}") from error
 
 
 def _after_convolutions(model) -> list[str]:

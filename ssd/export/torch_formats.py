@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ def save_pt2(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
     """Writes a graph, for any number of pictures; see `torch.export.save`."""
     graph = _trace(program, metadata)
     graph.example_inputs = None  # a megabyte or two of zeros
+    content = io.BytesIO()  # written by torch, a full disk would abort the process
     with _quiet():
-        torch.export.save(graph, path, extra_files={METADATA: metadata.to_json()})
+        torch.export.save(graph, content, extra_files={METADATA: metadata.to_json()})
+    path.write_bytes(content.getbuffer())
 
 
 def save_aoti(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
@@ -47,9 +50,9 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     """
     if not is_zipfile(path):
         raise ValueError(f"{path}: not an archive of torch")
-    with ZipFile(path) as archive:
-        compiled = any("/data/aotinductor/" in name for name in archive.namelist())
     try:
+        with ZipFile(path) as archive:
+            compiled = any("/data/aotinductor/" in name for name in archive.namelist())
         if compiled:
             program = torch._inductor.aoti_load_package(str(path))
             text = program.loader.get_metadata().get(METADATA, "")
