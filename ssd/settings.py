@@ -83,7 +83,12 @@ class Settings:
         "parts of a batch, which run in turn, in less memory; batch normalisation takes its statistics from each",
         positive,
     ] = 1
-    lr: Annotated[float | None, "learning rate of SGD; biases take twice as much, as in the tutorial", positive] = None
+    lr: Annotated[
+        float | None,
+        "learning rate of SGD; biases take twice as much, as in the tutorial; that of finetune goes by the network, see "
+        "docs/recipes.md",
+        positive,
+    ] = None
     momentum: Annotated[float, "of SGD", not_negative] = 0.9
     weight_decay: Annotated[float, "of SGD", not_negative] = 5e-4
     schedule: Annotated[

@@ -186,7 +186,14 @@ def bytes_of(data):
 KINDS = {
     **{
         f"picture.{suffix}": (bytes_of(encoded(*how)), file_of(f"a.{suffix}", lambda path: PictureFile(path).pixels()))
-        for suffix, *how in (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("bmp", "BMP"))
+        for suffix, *how in (
+            ("jpg", "JPEG"),
+            ("png", "PNG"),
+            ("webp", "WEBP"),
+            ("bmp", "BMP"),
+            ("tif", "TIFF"),
+            ("gif", "GIF"),
+        )
     },
     "voc": (bytes_of(XML.encode()), in_voc),
     "coco": (lambda folder: damaged_json(COCO), in_coco),

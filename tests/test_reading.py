@@ -32,7 +32,7 @@ def smooth(width=WIDTH, height=HEIGHT):
 
 def upright(path):
     """What Pillow makes of it."""
-    with Image.open(path) as picture:
+    with open(path, "rb") as file, Image.open(file) as picture:
         pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
@@ -46,9 +46,10 @@ def save(path, picture, orientation=None):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("suffix", [".jpg", ".tiff"])
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
-def test_all_orientations_are_turned_upright(tmp_path, decoder, orientation, mode):
-    path = save(tmp_path / "a.jpg", smooth().convert(mode), orientation)
+def test_all_orientations_are_turned_upright(tmp_path, decoder, orientation, suffix, mode):
+    path = save(tmp_path / f"a{suffix}", smooth().convert(mode), orientation)
     picture, expected = PictureFile(path), upright(path)
     assert picture.pixels().shape == expected.shape == (3, picture.height, picture.width)
     assert (picture.pixels().int() - expected).abs().max() <= 1  # two versions of one decoder

@@ -1,5 +1,7 @@
 """Texts and annotations as other programs write them."""
 
+import re
+
 import pytest
 
 from ssd.cli.arguments import class_names
@@ -66,6 +68,23 @@ def test_an_empty_name_is_named(annotation, shapes):
     )
     with pytest.raises(ValueError, match=rf"{annotation.name}: object \d lacks a <name>"):
         open_dataset(shapes)
+
+
+def test_a_name_with_control_characters_is_named(annotation, shapes):
+    annotation.write_text(annotation.read_text().replace("<name>", "<name>a&#9;b"))
+    with pytest.raises(ValueError, match=r"shapes: the name of a class has a control character: 'a\\tb"):
+        open_dataset(shapes)
+
+
+def test_what_is_left_out_is_told_without_control_characters(annotation, shapes):
+    odd = annotation.with_name("\x1b[31m.xml")
+    odd.write_text(re.sub("<xmin>.*?<", "<xmin>nan<", annotation.read_text()))
+    picture = next(path for path in (shapes / "JPEGImages").iterdir() if path.stem == annotation.stem)
+    picture.rename(picture.with_stem(odd.stem))
+    annotation.unlink()
+    dropped = open_dataset(shapes).dropped
+    assert dropped
+    assert all(str(line).startswith(f"{shapes}/Annotations/\\x1b[31m.xml: object ") for line in dropped)
 
 
 def test_names_with_blanks_in_a_list(annotation, shapes):

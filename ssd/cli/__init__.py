@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from ssd.cli.detection import add_detect
 from ssd.cli.evaluation import add_eval
 from ssd.cli.information import add_info
-from ssd.cli.terminal import printable
 from ssd.cli.training import add_demo, add_train
 from ssd.cli.weights import add_convert, add_export
+from ssd.data.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_detector
-from ssd.cli.terminal import printable
+from ssd.data.text import printable
 
 if TYPE_CHECKING:
     from ssd.detector import Detections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
@@ -16,6 +17,7 @@ from torchvision import tv_tensors
 
 from ssd.data.augmentation import PictureTransform
 from ssd.data.reading import PictureFile
+from ssd.data.text import printable
 
 
 class Object(NamedTuple):
@@ -48,7 +50,7 @@ class Dropped(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: object {self.index} ({self.name}, {self.box}) left out: {self.reason}"
+        return printable(f"{self.path}: object {self.index} ({self.name}, {self.box}) left out: {self.reason}")
 
 
 class UnknownClassError(ValueError):
@@ -114,6 +116,9 @@ class BoxDataset(ABC, Dataset):
         labels = {name: label for label, name in enumerate(self.classes, start=1)}
         if len(labels) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
+        for name in self.classes:  # which tables, lists and terminals could not show
+            if any(unicodedata.category(character) == "Cc" for character in name):
+                raise ValueError(f"{roots[0]}: the name of a class has a control character: {name!r}")
         self._samples = []
         for annotation, path, objects, image_id in entries:
             picture = PictureFile(path)

@@ -19,8 +19,9 @@ try:
 except ImportError:  # no wheel for this platform: Pillow reads JPEG too
     simplejpeg = None
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
+TIFF_SIDES = (257, 256)  # TIFF 6.0, section 4: ImageLength, ImageWidth
 # By orientation, what turns the rows and columns of an array (H, W, 3) upright; 5..8 swap width and height.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -165,6 +166,10 @@ class PictureFile(Picture):
                 self._turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
                 # To look for one in a PNG, Pillow has to decode the whole picture, and cameras do not write PNG.
                 self._orientation = 1 if picture.format == "PNG" else picture.getexif().get(ORIENTATION_TAG, 1)
+                if picture.format == "TIFF":  # Pillow turns it when it loads it, and may say so in the size before
+                    sides = [picture.tag_v2[tag] for tag in TIFF_SIDES]
+                    self._stored = tuple(sides[::-1] if self._orientation in (5, 6, 7, 8) else sides)
+                    self._orientation = 1
         except FileNotFoundError:
             raise
         except Exception as error:  # on damage, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
@@ -189,7 +194,8 @@ class PictureFile(Picture):
 
     def _read_any(self, reduction: int) -> np.ndarray:
         try:
-            with Image.open(self.path) as picture:
+            # Not by name: of a file that it maps into memory, Pillow turns a TIFF wrongly.
+            with open(self.path, "rb") as file, Image.open(file) as picture:
                 if reduction > 1:  # has an effect on JPEG alone
                     picture.draft(None, (picture.width // reduction, picture.height // reduction))
                 picture = _to_rgb(picture)

@@ -1,4 +1,4 @@
-"""Text files that others wrote: lists, names of classes, labels, annotations."""
+"""Texts of others: files of lists, names of classes, labels and annotations; and what a terminal may show of them."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def read_xml(path: Path) -> ElementTree.Element:
     for node in root.iter():
         node.tag = node.tag.rpartition("}")[2]
     return root
+
+
+def printable(text: object) -> str:
+    """One line without control characters: they, and bytes of a name that are no text, are escaped as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
