@@ -133,10 +133,8 @@ def training_steps(gpu: bool, out: Path, pictures: Path | None) -> list[Step]:
         few = "import sys, ssd.cli, ssd.demo; ssd.demo.N_TRAIN = ssd.demo.N_TEST = 16; sys.exit(ssd.cli.main())"
         ssd = [PYTHON, "-c", few]
         small = ["--epochs", "1", "--width", "0.01", "--no-bf16", "--workers", "0"]
-    options = "--split trainval --val-split test --batch-norm --loc-loss smooth_l1 --lr 1e-2 --clip-grad 5"
-    options += " --schedule onecycle --epochs 25 --flips"
     begun = (run / "last.pt").exists()
-    train = ["--resume"] if begun else [str(pictures), *options.split(), *small]
+    train = ["--resume"] if begun else [str(pictures), *small]
     some = sorted(str(p) for p in pictures.glob("JPEGImages/*"))[:24] if pictures else []
     commands = {
         "demo": ["demo", "--out", str(out / "demo"), *small],

@@ -1,6 +1,6 @@
 """What the tests know of every op, in the file of its name: a slow oracle, a sample, cases, the hash of its bits.
 
-A new op needs a file here and nothing else: all generic suites go over `OPS`.
+A new op needs a file here: all generic suites go over `OPS`. What is drawn of it at random stands in test_fuzz.py.
 """
 
 from __future__ import annotations
