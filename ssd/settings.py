@@ -85,7 +85,7 @@ class Settings:
     ] = 1
     lr: Annotated[
         float | None,
-        "learning rate of SGD; biases take twice as much, as in the tutorial; in finetune by the network, docs/recipes.md",
+        "learning rate of SGD; twice that for biases, as in the tutorial; in finetune by the network, docs/recipes.md",
         positive,
     ] = None
     momentum: Annotated[float, "of SGD", not_negative] = 0.9
