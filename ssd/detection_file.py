@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from os import PathLike
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd.data.coco import COCODataset, category_names, read_coco
+from ssd.data.coco import COCODataset, category_names, is_finite, read_coco
 from ssd.data.dataset import BoxDataset
 
 KEYS = ("image_id", "category_id", "bbox", "score")
@@ -135,14 +134,10 @@ def _check(row: Any, where: str, known: Mapping[str, Mapping[Any, int]]) -> None
         if isinstance(row[key], (list, dict)) or row[key] not in values:
             raise ValueError(f"{where}[{key!r}] is {row[key]!r}, which is not there")
     box = row["bbox"]
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) >= 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box)) and min(box[2:]) >= 0):
         raise ValueError(f"{where}['bbox'] must be x, y, width and height, finite and sizes not negative, got {box!r}")
-    if not _is_finite(row["score"]):
+    if not is_finite(row["score"]):
         raise ValueError(f"{where}['score'] must be a finite number, got {row['score']!r}")
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _columns(detections: Sequence[tuple[list[float], int, float]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,21 +62,15 @@ def laid_out(draw, tensor):
 def boxes(draw, shape, dtype=None):
     """(*shape, 4), of which some are no boxes."""
     n = torch.Size(shape).numel()
-    make = draw(
-        st.sampled_from([adv.grid_boxes, adv.random_boxes, adv.hostile_boxes, lambda *a: numbers_of((n, 4), a[1])])
-    )
-    made = make(n, draw(seeds)).view(*shape, 4)
+    makers = adv.grid_boxes, adv.random_boxes, adv.hostile_boxes, lambda n, seed: adv.hostile_values((n, 4), seed)
+    made = draw(st.sampled_from(makers))(n, draw(seeds)).view(*shape, 4)
     return draw(laid_out(made.to(draw(floats) if dtype is None else dtype)))
-
-
-def numbers_of(shape, seed):
-    return adv.hostile_values(shape, seed)
 
 
 @st.composite
 def values(draw, shape, dtypes=floats):
     made = (
-        numbers_of(shape, draw(seeds))
+        adv.hostile_values(shape, draw(seeds))
         if draw(st.booleans())
         else torch.rand(shape, generator=adv.generator(draw(seeds)))
     )
@@ -292,17 +286,6 @@ def test_decoding_inverts_encoding(n, seed, center_variance, size_variance):
     torch.testing.assert_close(found, boxes, rtol=1e-11, atol=1e-11)
 
 
-FUNCTIONS = {
-    "box_iou": 2,
-    "encode_boxes": 2,
-    "decode_boxes": 2,
-    "match_priors": 3,
-    "select_hard_negatives": 2,
-    "nms": 2,
-    "batched_nms": 3,
-    "multibox_loss": 6,
-    "postprocess_detections": 3,
-}
 any_tensor = st.builds(
     lambda shape, dtype, seed: (adv.hostile_values(tuple(shape), seed) * 5).nan_to_num().to(dtype),
     st.lists(st.sampled_from([0, 1, 2, 4, 5]), max_size=4),
@@ -311,13 +294,15 @@ any_tensor = st.builds(
 )
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_any_tensors_are_taken_or_refused_by_name(name):
+    sample = OPS[name].sample()
+    n = sum(isinstance(x, torch.Tensor) for x in sample)
+
     @fuzz
-    @given(st.lists(any_tensor, min_size=FUNCTIONS[name], max_size=FUNCTIONS[name]))
+    @given(st.lists(any_tensor, min_size=n, max_size=n))
     def refused(tensors):
-        rest = (0.5,) if "nms" in name else ()
         with contextlib.suppress(ValueError):
-            getattr(ssd_ext, name)(*tensors, *rest)
+            getattr(ssd_ext, name)(*tensors, *sample[n:])
 
     refused()

@@ -1,6 +1,7 @@
 """No bit depends on how many threads share the work, in sizes that are worth several (csrc/core/cpu/parallel.h)."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,37 +18,40 @@ pytestmark = pytest.mark.skipif(ssd_ext._load.missing["cpu"] is not None, reason
 SIZES = {"one-image": ((40,), 70_000, 14_000), "five-images": ((3, 0, 40, 20, 9), 17_000, 14_000)}
 
 
+@pytest.fixture
+def set_threads():
+    """Sets the number of threads, for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def call(op, sizes):
+    """The op on arguments of these sizes."""
+    arguments = OPS[op].full_size(*sizes)
+    if op == "box_iou":  # of all boxes it would be 4 GB
+        arguments = arguments[0][:100], arguments[1]
+    return partial(getattr(torch.ops.ssd_ext, op), *arguments)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_threads_change_no_bit(op, sizes):
-    args, function, threads = OPS[op].full_size(*sizes), getattr(torch.ops.ssd_ext, op), torch.get_num_threads()
-    if op == "box_iou":  # of all boxes it would be 4 GB
-        args = args[0][:100], args[1]
-    results = []
-    try:
-        for n in (1, 4):
-            torch.set_num_threads(n)
-            results.append(function(*args))
-    finally:
-        torch.set_num_threads(threads)
+def test_threads_change_no_bit(op, sizes, set_threads):
+    run, results = call(op, sizes), []
+    for n in (1, 4):
+        set_threads(n)
+        results.append(run())
     assert same_bits(*results)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_hundred_runs_give_the_same_bits(op):
+def test_a_hundred_runs_give_the_same_bits(op, set_threads):
     """On one to four threads, of which none knows what work it gets."""
-    args, function, threads = (
-        OPS[op].full_size((3, 0, 9), 8732, 3000),
-        getattr(torch.ops.ssd_ext, op),
-        torch.get_num_threads(),
-    )
-    expected = function(*args)
-    try:
-        for run in range(100):
-            torch.set_num_threads(run % 4 + 1)
-            assert same_bits(function(*args), expected)
-    finally:
-        torch.set_num_threads(threads)
+    run = call(op, ((3, 0, 40, 20, 9), 8732, 8000))
+    expected = run()
+    for number in range(100):
+        set_threads(number % 4 + 1)
+        assert same_bits(run(), expected)
 
 
 MEMORY = """

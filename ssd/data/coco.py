@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +50,11 @@ def _read(path: Path, changed: int) -> dict[str, list[dict[str, Any]]]:
         if not numbers:
             raise ValueError(f"{path}: annotations[{index}]['bbox'] must be 4 numbers, got {box!r}")
     return content
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, of JSON, that a float holds."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _float(number: float) -> float:
@@ -134,7 +140,7 @@ class COCODataset(BoxDataset):
                     names[row["category_id"]],
                     box,
                     crowd=bool(row.get("iscrowd", 0)),
-                    area=_float(area) if type(area) in (int, float) and math.isfinite(_float(area)) else None,
+                    area=float(area) if is_finite(area) else None,
                 )
                 objects[row["image_id"]].append(found)
             top = path.parent.parent if path.parent.name == "annotations" else path.parent
