@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -18,6 +18,8 @@ from ssd.detector import SHOWN
 from ssd.draw import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluate import EvalResult, detect_all, score
 from ssd.model import SSD300
+from ssd.packed import Found
+from ssd.ranks import ALONE, Ranks
 from ssd.settings import Settings
 from ssd.splits import Sets
 from ssd.voc_metrics import best_object
@@ -36,7 +38,9 @@ class Mistakes(NamedTuple):
     wrong: int  # detections that found no object, or one that a better one had found
 
 
-def report(model: SSD300, sets: Sets, settings: Settings, out: Path, *, workers: int) -> tuple[str, EvalResult | None]:
+def report(
+    model: SSD300, sets: Sets, settings: Settings, out: Path, *, workers: int, ranks: Ranks = ALONE
+) -> tuple[str, EvalResult | None]:
     """Measures a trained network, and draws its worst pictures, those of the validation set, into the folder.
 
     Args:
@@ -44,22 +48,30 @@ def report(model: SSD300, sets: Sets, settings: Settings, out: Path, *, workers:
         sets, settings: of the run.
         out: where `worst.png` is written, if there is anything wrong to show.
         workers: processes that read pictures.
+        ranks: processes that share the pictures; the first writes, and all return the same.
 
     Returns:
         the closing lines, and the result on the test set, if there is one.
     """
-    how = {"bf16": settings.bf16, "workers": workers, "quiet": True}
-    lines, test, val = [], None, None
+    measured = {"held out": sets.val, "test": sets.test}
     if sets.val is not None:
-        found, truth = detect_all(model, sets.val, **how)
-        val = score(found, truth, sets.classes)
-        mistakes = sorted(find_mistakes(found, truth), key=lambda m: -(m.missed + m.wrong))
-        if drawn := _draw(sets, found, truth, mistakes, out / SHEET):
-            lines.append(f"{out / SHEET}: the {drawn} worst of {len(truth)} pictures held out, beside the truth")
-        seen = score(*detect_all(model, _unaugmented(sets.train, len(truth)), **how), sets.classes)
-        lines.append(advice(seen.mAP, val.mAP))
-    if sets.test is not None:
-        test = score(*detect_all(model, sets.test, **how), sets.classes)
+        measured["seen"] = _unaugmented(sets.train, len(sets.val))
+    how = {"bf16": settings.bf16, "workers": workers, "quiet": True, "ranks": ranks}
+    found = {name: detect_all(model, dataset, **how) for name, dataset in measured.items() if dataset is not None}
+    return ranks.from_first(lambda: _tell(found, sets, out))
+
+
+def _tell(found: dict[str, tuple[Any, Any]], sets: Sets, out: Path) -> tuple[str, EvalResult | None]:
+    """The closing lines, of detections and truths by the name of the set."""
+    results = {name: score(*pair, sets.classes) for name, pair in found.items()}
+    lines, test, val = [], results.get("test"), results.get("held out")
+    if val is not None:
+        detections, truths = found["held out"]
+        mistakes = sorted(find_mistakes(detections, truths), key=lambda m: -(m.missed + m.wrong))
+        if drawn := _draw(sets, detections, truths, mistakes, out / SHEET):
+            lines.append(f"{out / SHEET}: the {drawn} worst of {len(truths)} pictures held out, beside the truth")
+        lines.append(advice(results["seen"].mAP, val.mAP))
+    if test is not None:
         lines.insert(0, f"{sets.names['test_split']}, not looked at before:\n{test}")
     if weakest := _weakest(test or val):
         lines.append(weakest)
@@ -78,9 +90,7 @@ def advice(seen: float, unseen: float) -> str:
     return facts + "more epochs would change little"
 
 
-def find_mistakes(
-    detections: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Sequence[dict[str, Tensor]]
-) -> Iterator[Mistakes]:
+def find_mistakes(detections: Sequence[Found], targets: Sequence[dict[str, Tensor]]) -> Iterator[Mistakes]:
     """Counts what is missed and wrong in every picture at the scores that are drawn and an IoU of 0.5.
 
     Args:
@@ -99,7 +109,7 @@ def find_mistakes(
 
 def _draw(
     sets: Sets,
-    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    detections: Sequence[Found],
     targets: Sequence[dict[str, Tensor]],
     mistakes: Sequence[Mistakes],
     path: Path,
@@ -108,11 +118,11 @@ def _draw(
     sheets = []
     for index, missed, wrong in [m for m in mistakes[:WORST] if m.missed + m.wrong]:
         data, place = (sets.val.dataset, sets.val.indices[index]) if isinstance(sets.val, Subset) else (sets.val, index)
-        picture, (boxes, labels, scores) = PictureFile(data.pictures[place]), detections[index]
-        pixels, edges = picture.pixels(), boxes.new_tensor([picture.width, picture.height] * 2)
-        shown = scores >= SHOWN.min_score
-        found = boxes[shown].clamp(0, 1) * edges, labels[shown], scores[shown]
-        truth = targets[index]["boxes"] * edges, targets[index]["labels"]
+        picture = PictureFile(data.pictures[place])
+        pixels, size = picture.pixels(), (picture.width, picture.height)
+        shown = detections[index].scores >= SHOWN.min_score
+        found = Found(*(column[shown] for column in detections[index])).in_pixels(*size)
+        truth = targets[index]["boxes"] * torch.tensor(size * 2), targets[index]["labels"]
         left, right = (draw_detections(pixels, *columns, classes=sets.classes) for columns in (found, truth))
         sheets.append(side_by_side(left, right, (f"{picture.path.name}: {missed} missed, {wrong} wrong", "truth")))
     if sheets:
@@ -123,9 +133,7 @@ def _draw(
 def _unaugmented(train: Dataset, at_most: int) -> Dataset:
     """Some pictures of a training set, as a network sees them when it detects."""
     data, indices = (train.dataset, train.indices) if isinstance(train, Subset) else (train, range(len(train)))
-    data = copy.copy(data)
-    data.transform = EvalTransform()
-    return Subset(data, indices[:: math.ceil(len(indices) / max(1, at_most))])
+    return Subset(data.view(EvalTransform()), indices[:: math.ceil(len(indices) / max(1, at_most))])
 
 
 def _weakest(result: EvalResult | None) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +14,13 @@ from torch import Tensor
 from ssd.rows import read_column, read_images
 from ssd.voc_metrics import EvalResult, check_classes, show
 
+if TYPE_CHECKING:
+    from faster_coco_eval import COCOeval_faster
+
 __all__ = ["FIGURES", "CocoResult", "coco_average_precision"]
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+BLOCK = 300_000  # rows of some classes that are measured at once, each of which takes 2 kB meanwhile
 
 
 @dataclass(frozen=True)
@@ -82,32 +85,24 @@ def coco_average_precision(
     """
     classes = tuple(classes)
     check_metric(classes)
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    found, objects = _rows(detections, targets, len(classes) + 1)
-    truth = COCO(
-        {
-            "images": [{"id": i} for i in range(len(targets))],
-            "categories": [{"id": label} for label in range(1, len(classes) + 1)],
-            "annotations": objects,
-        }
-    )
-    evaluation = COCOeval_faster(truth, truth.loadRes(found), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
+    found, truths = _columns(detections, targets, len(classes) + 1)
+    blocks = [_evaluate(found, truths, labels) for labels in _blocks(found, truths, len(classes))]
+    evaluation = blocks[-1]
+    precision, recall = (np.concatenate([b.eval[n] for b in blocks], -3) for n in ("precision", "recall"))
+    evaluation.eval = {"precision": precision, "recall": recall}
     evaluation.summarize()
     figures = {name: _known(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
 
     # (ten IoUs, 101 recalls, classes) of all sizes and 100 detections; -1 for a class without ground truth
-    precision = evaluation.eval["precision"][..., 0, -1]
+    precision = precision[..., 0, -1]
     ap = {name: _known(precision[..., k].mean()) for k, name in enumerate(classes)}
     recall = np.asarray(evaluation.params.recThrs)
     none = np.empty(0), np.empty(0)
     return CocoResult(
         mAP=figures["AP"],
         ap=ap,
-        n_truths=_count(classes, (row["category_id"] for row in objects if not row["iscrowd"])),
-        n_detections=_count(classes, (row["category_id"] for row in found)),
+        n_truths=_count(classes, truths.labels[~truths.crowd]),
+        n_detections=_count(classes, found.labels),
         iou_threshold=0.5,
         method="coco",
         curves={name: none if np.isnan(ap[name]) else (recall, precision[0, :, k]) for k, name in enumerate(classes)},
@@ -115,39 +110,82 @@ def coco_average_precision(
     )
 
 
-def _rows(
+class _Columns(NamedTuple):
+    """Detections, or objects, of all images: R rows in the order of the images."""
+
+    images: np.ndarray  # numbers, in the order of the images' ids
+    labels: np.ndarray
+    boxes: np.ndarray  # (R, 4) x, y, width, height
+    areas: np.ndarray
+    scores: np.ndarray  # of detections
+    crowd: np.ndarray  # of objects
+
+
+def _columns(
     detections: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Sequence[Mapping[str, Tensor]], n_classes: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The detections and the objects as COCO's annotations; images are numbered in the order of their ids."""
-    found: list[dict[str, Any]] = []
-    objects: list[dict[str, Any]] = []
+) -> tuple[_Columns, _Columns]:
+    """All detections and all objects."""
     by_id = sorted(range(len(targets)), key=lambda i: targets[i].get("image_id", i))
-    numbers = {i: number for number, i in enumerate(by_id)}
+    numbers = np.empty(len(targets), np.int64)
+    numbers[by_id] = np.arange(len(targets))
+    found: list[tuple[np.ndarray, ...]] = []
+    objects: list[tuple[np.ndarray, ...]] = []
     for i, (detection, truth) in enumerate(read_images(detections, targets, n_classes)):
         boxes, labels, scores = detection
         boxes = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, 0.0)  # a NaN would pass for any IoU
+        xywh = _xywh(boxes)
         scores = np.where(np.isnan(scores), -np.inf, scores)
-        for box, label, score in zip(_xywh(boxes), labels.tolist(), scores.tolist(), strict=True):
-            found.append({"image_id": numbers[i], "category_id": label, "bbox": box, "score": score})
+        found.append((labels, xywh, xywh[:, 2] * xywh[:, 3], scores, np.zeros(len(labels), bool)))
         boxes, labels, difficult = truth
-        sizes = boxes[:, 2:] - boxes[:, :2]
-        areas = read_column(targets[i].get("areas", sizes.prod(1)), f"targets[{i}]: areas", len(labels)).tolist()
-        for box, label, crowd, area in zip(_xywh(boxes), labels.tolist(), difficult.tolist(), areas, strict=True):
-            objects.append(
-                {
-                    "id": len(objects) + 1,  # 0 would stand for no object
-                    "image_id": numbers[i],
-                    "category_id": label,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-            )
-    return found, objects
+        areas = targets[i].get("areas", (boxes[:, 2:] - boxes[:, :2]).prod(1))
+        areas = read_column(areas, f"targets[{i}]: areas", len(labels)).numpy()
+        objects.append((labels, _xywh(boxes), areas, np.zeros(len(labels)), difficult))
+    none = np.empty(0, np.int64), np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0, bool)
+
+    def joined(images: list[tuple[np.ndarray, ...]]) -> _Columns:
+        counts = [len(labels) for labels, *_ in images]
+        columns = (np.concatenate(each) for each in zip(none, *images, strict=True))
+        return _Columns(numbers.repeat(counts), *columns)
+
+    return joined(found), joined(objects)
 
 
-def _xywh(boxes: Tensor) -> list[list[float]]:
-    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+def _blocks(found: _Columns, truths: _Columns, n_classes: int) -> Iterator[range]:
+    """The labels, in blocks whose rows are a little more than `BLOCK` at most."""
+    rows = np.bincount(np.concatenate([found.labels, truths.labels]), minlength=n_classes + 1)
+    start, total = 1, 0
+    for label in range(1, n_classes + 1):
+        total += rows[label]
+        if total >= BLOCK or label == n_classes:
+            yield range(start, label + 1)
+            start, total = label + 1, 0
+
+
+def _evaluate(found: _Columns, truths: _Columns, labels: range) -> COCOeval_faster:
+    """The evaluation of some classes, which do not depend on the others."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    found, truths = (
+        _Columns(*(column[(rows.labels >= labels.start) & (rows.labels < labels.stop)] for column in rows))
+        for rows in (found, truths)
+    )
+    images = [{"id": i} for i in np.union1d(found.images, truths.images).tolist()]
+    head = {"images": images, "categories": [{"id": label} for label in labels]}
+    evaluation = COCOeval_faster(*(COCO(head | {"annotations": _rows(rows)}) for rows in (truths, found)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
+def _rows(columns: _Columns) -> list[dict[str, Any]]:
+    """As COCO's annotations."""
+    names = "image_id", "category_id", "bbox", "area", "score", "iscrowd"
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [{"id": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]  # 0 is no object
+
+
+def _xywh(boxes: Tensor) -> np.ndarray:
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).numpy()
 
 
 def _known(value: float) -> float:
@@ -155,9 +193,8 @@ def _known(value: float) -> float:
     return float(value) if value >= 0 else float("nan")
 
 
-def _count(classes: Sequence[str], labels: Iterable[int]) -> dict[str, int]:
-    counts = Counter(labels)
-    return {name: counts[label] for label, name in enumerate(classes, start=1)}
+def _count(classes: Sequence[str], labels: np.ndarray) -> dict[str, int]:
+    return dict(zip(classes, np.bincount(labels, minlength=len(classes) + 1)[1:].tolist(), strict=True))
 
 
 def check_metric(classes: tuple[str, ...]) -> None:

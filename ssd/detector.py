@@ -21,6 +21,7 @@ from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import bounded
 from ssd.draw import draw_detections
 from ssd.model import SSD300
+from ssd.packed import Found, Packed, splits_of
 from ssd.precision import autocast, compile_network, place
 from ssd.threads import in_threads
 from ssd.weights import load_weights
@@ -243,9 +244,8 @@ class Detector:
     def _detect(self, batch: Sequence[tuple[Picture, Tensor]]) -> list[Detections]:
         padded = self.predict(torch.stack([pixels for _, pixels in batch]))
         results = []
-        for (picture, _), (boxes, labels, scores) in zip(batch, unpad(*padded), strict=True):
-            size = boxes.new_tensor([picture.width, picture.height] * 2)
-            results.append(Detections(picture, boxes.clamp(0, 1) * size, labels, scores, self.classes))
+        for (picture, _), found in zip(batch, unpad(padded), strict=True):
+            results.append(Detections(picture, *found.in_pixels(picture.width, picture.height), self.classes))
         return results
 
 
@@ -286,9 +286,13 @@ def predict_padded(
     return postprocess_detections(offsets, logits, model.priors_cxcy, bounded(options, *logits.shape[1:]))
 
 
-def unpad(boxes: Tensor, labels: Tensor, scores: Tensor, counts: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The boxes (k, 4), labels (k,) and scores (k,) of each image, k >= 0, on the host, without boxes that are NaN."""
-    boxes, labels, scores = boxes.cpu(), labels.cpu(), scores.cpu()
-    real = torch.arange(boxes.shape[1]) < counts.cpu()[:, None]
+def unpad(padded: tuple[Tensor, Tensor, Tensor, Tensor]) -> Packed[Found]:
+    """What was found in each image, on the host, without boxes that are NaN.
+
+    Args:
+        padded: boxes, labels, scores and counts, as `predict_padded` gives them.
+    """
+    boxes, labels, scores, counts = (column.cpu() for column in padded)
+    real = torch.arange(boxes.shape[1]) < counts[:, None]
     real &= ~boxes.isnan().any(dim=2)
-    return [(b[keep], k[keep], s[keep]) for b, k, s, keep in zip(boxes, labels, scores, real, strict=True)]
+    return Packed(Found(boxes[real], labels[real], scores[real]), splits_of(real.sum(1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
 from ssd.detector import Predict, predictor, unpad
 from ssd.model import SSD300
+from ssd.packed import Found, Packed
 from ssd.ranks import ALONE, Ranks
 from ssd.voc_metrics import EvalResult
 from ssd_ext import DetectionOptions
@@ -69,13 +69,16 @@ def evaluate(
     detections, targets = detect_all(
         model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
     )
-    if method == "coco":
-        detections = [
-            (boxes.clamp(0, 1) * torch.tensor(size * 2), labels, scores)
-            for (boxes, labels, scores), size in zip(detections, dataset.sizes, strict=True)
-        ]
-        targets = dataset.truths
-    return score(detections, targets, classes, iou_threshold, method)
+
+    def measure() -> EvalResult:
+        found, truth = detections, targets
+        if method == "coco":
+            width, height = dataset.sizes.repeat_interleave(found.counts, 0).T
+            found = Packed(found.columns.in_pixels(width, height), found.row_splits)
+            truth = dataset.truths
+        return score(found, truth, classes, iou_threshold, method)
+
+    return ranks.from_first(measure)
 
 
 def detect_all(
@@ -88,34 +91,41 @@ def detect_all(
     workers: int | None = None,
     quiet: bool = False,
     ranks: Ranks = ALONE,
-) -> tuple[Sequence[tuple[Tensor, Tensor, Tensor]], Sequence[dict[str, Tensor]]]:
+) -> tuple[Packed[Found] | tuple[()], Packed[dict[str, Tensor]] | tuple[()]]:
     """Runs a network over a dataset.
 
     Args:
         see `evaluate`.
 
     Returns:
-        what it finds in every picture, and what there is, in fractions of the picture: as `score` takes them.
+        what it finds in every picture, and what there is, in fractions of the picture: as `score` takes them. Of
+        several processes the first has all of it, and the others nothing.
     """
     predict = predictor(model, options, bf16=bf16)
     loader = eval_loader(Subset(dataset, ranks.every(range(len(dataset)))), batch_size, workers)
-    detections, targets, waiting = [], [], []
+    waiting: list[tuple[Tensor, ...]] = []
+    detections: list[Packed[Found]] = []
+    targets: list[Packed[dict[str, Tensor]]] = []
 
     def read() -> None:
-        for padded in waiting:
-            detections.extend(unpad(*padded))
+        detections.extend(map(unpad, waiting))
         waiting.clear()
 
     for batch in tqdm(loader, unit="batch", disable=True if quiet or not ranks.first else None):
         waiting.append(predict(batch.images))
-        targets += batch.targets()
+        targets.append(batch.targets())
         if len(waiting) == READ_EVERY:
             read()
     read()
-    images: list[Any] = [None] * len(dataset)
-    for rank, part in enumerate(ranks.gather(list(zip(detections, targets, strict=True)))):
-        images[rank :: ranks.size] = part
-    return tuple(zip(*images, strict=True)) if images else ((), ())
+    mine = (Packed.join(detections), Packed.join(targets)) if targets else None
+    parts = [part for part in ranks.to_first(mine) if part is not None]
+    if len(parts) < 2:
+        return parts[0] if parts else ((), ())
+    place = torch.arange(len(dataset))  # a picture is that of number place // size of process place % size
+    before = torch.tensor([0, *(len(found) for found, _ in parts)]).cumsum(0)
+    order = before[place % ranks.size] + place // ranks.size
+    found, truth = (Packed.join(each).take(order) for each in zip(*parts, strict=True))
+    return found, truth
 
 
 def score(

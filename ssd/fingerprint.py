@@ -27,11 +27,13 @@ def fingerprint(dataset: Dataset | None) -> Fingerprint:
         indices = range(len(dataset))
     files, objects, n = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8), 0
     if indices:
-        paths, boxes, labels = dataset.pictures, dataset.boxes, dataset.labels
+        packed = dataset.objects
+        rows = torch.cat([packed.columns["boxes"], packed.columns["labels"][:, None]], dim=1).numpy()
+        ends = packed.row_splits.tolist()
     for i in indices:
-        files.update(f"{paths[i].name}\n".encode())
-        objects.update(torch.cat([boxes[i], labels[i][:, None]], dim=1).numpy().tobytes() + b"\n")
-        n += len(labels[i])
+        files.update(f"{dataset.pictures[i].name}\n".encode("utf-8", "surrogateescape"))
+        objects.update(rows[ends[i] : ends[i + 1]].tobytes() + b"\n")
+        n += ends[i + 1] - ends[i]
     return {"pictures": len(indices), "files": files.hexdigest(), "objects": n, "boxes": objects.hexdigest()}
 
 

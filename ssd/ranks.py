@@ -6,16 +6,18 @@ Without torchrun there is one, which waits for nobody.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 Item = TypeVar("Item")
+HEARTBEAT = 1.0  # seconds between two collective calls of processes that wait for the first
 LOST = "Connection closed", "Connection reset", "Broken pipe", "remote process exited"  # of gloo and NCCL
 
 
@@ -55,6 +57,38 @@ class Ranks:
         total = values.clone()
         dist.all_reduce(total)
         return total / self.size
+
+    def to_first(self, value: Item) -> list[Item]:
+        """What each process has, in the order of their ranks, in the first; an empty list in the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def from_first(self, function: Callable[[], Item]) -> Item:
+        """What the function gives, or raises, in the first process: for all. The others wait as long as it takes."""
+        if self.size == 1:
+            return function()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(function) if self.first else None
+            done = False
+            while not done:  # the collective calls of all meet often, whose time to wait has an end
+                done = self.any(future and wait([future], HEARTBEAT).done)
+            answer: list[Any] = [None]
+            if future:
+                answer = [(future.exception(), None if future.exception() else future.result())]
+            dist.broadcast_object_list(answer)
+        error, value = answer[0]
+        if error is not None:
+            raise error
+        return value
+
+    def synchronise(self, module: nn.Module) -> None:
+        """Gives the buffers of the first process, such as statistics of batch normalisation, to the module of each."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def gather(self, value: Item) -> list[Item]:
         """What each process has, in the order of their ranks."""

@@ -48,7 +48,7 @@ def open_sets(settings: Settings) -> Sets:
     elif settings.held_out and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n = min(max(1, round(settings.held_out * len(order))), len(order) - 1)
-        val = Subset(unaugmented(settings.data, split), sorted(order[:n]))
+        val = Subset(whole.view(EvalTransform(), keep_crowds=True), sorted(order[:n]))
         train = Subset(whole, sorted(order[n:]))
     test = None
     if test_split:

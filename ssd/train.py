@@ -23,14 +23,14 @@ from ssd.closing import SHEET, report
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.draw import plot_curves
 from ssd.evaluate import evaluate
-from ssd.fingerprint import difference, fingerprint
+from ssd.fingerprint import Fingerprint, difference, fingerprint
 from ssd.loss import MultiBoxLoss
 from ssd.meter import Meter, tensorboard_writer
 from ssd.precision import compile_network, pick_device, place
 from ssd.ranks import Ranks, joined
 from ssd.recipes import epochs_for, lr_for
 from ssd.settings import Settings
-from ssd.splits import open_sets
+from ssd.splits import Sets, open_sets
 from ssd.step import train_step
 from ssd.weights import initial_model
 
@@ -138,13 +138,12 @@ class _Run:
         self.workers = worker_count(workers)
         self.quiet = quiet
 
-        self.sets = sets = open_sets(settings)
-        self.train_set, self.val_set = sets.train, sets.val
+        sets, self.fingerprints = ranks.from_first(lambda: _open(settings))
+        self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
         epochs = settings.epochs or epochs_for(settings.recipe, len(sets.train))
         self.settings = settings = replace(settings, classes=sets.classes, epochs=epochs, **sets.names)
         for note in sets.notes:
             self.say(note)
-        self.fingerprints = {"training": fingerprint(self.train_set), "validation": fingerprint(self.val_set)}
         for name, before in state.get("fingerprints", {}).items() if state else ():
             if change := difference(before, self.fingerprints[name]):
                 raise ValueError(
@@ -236,8 +235,7 @@ class _Run:
         self.say(meter.summary())
         if self.val_set is None:
             self.save(self.best)
-        if self.ranks.first:
-            self.close()
+        self.close()
 
     def epoch(self, batches: Iterator[Batch], meter: Meter, stopping: list[int | Exception]) -> bool:
         """Trains to the end of the epoch, or until `stopping` is no longer empty in any process.
@@ -288,6 +286,7 @@ class _Run:
     def validate(self, epoch: int) -> None:
         """Measures the mAP, and keeps the network as best.pt where no earlier one was better."""
         settings = self.settings
+        self.ranks.synchronise(self.model)
         result = evaluate(
             self.model,
             self.val_set,
@@ -311,8 +310,9 @@ class _Run:
 
     def close(self) -> None:
         """Measures what was kept, and says what there is to say of it."""
-        model = place(build_model(load_checkpoint(self.best), self.best), self.device)
-        text, test = report(model, self.sets, self.settings, self.out, workers=self.workers)
+        best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # others may not see the file
+        model = place(build_model(best, self.best), self.device)
+        text, test = report(model, self.sets, self.settings, self.out, workers=self.workers, ranks=self.ranks)
         self.say(text)
         if test is not None:
             self.history["test_mAP"] = [test.mAP]
@@ -338,6 +338,12 @@ def _resumable(path: Path) -> dict[str, Any]:
             f"A new run can start from it, with --weights {path}"
         )
     return state
+
+
+def _open(settings: Settings) -> tuple[Sets, dict[str, Fingerprint]]:
+    """The pictures of a run, and what to know them by when it is resumed."""
+    sets = open_sets(settings)
+    return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}
 
 
 def _absolute(folders: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from ssd.data import ImageReadError, VOCDataset, list_splits, open_dataset, read_image
+from ssd.data import ImageReadError, VOCDataset, dataset, list_splits, open_dataset, read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -320,3 +323,41 @@ def test_an_orientation_in_a_png_is_ignored_in_header_and_pixels_alike(tmp_path)
     image, target = VOCDataset(tmp_path, classes=("x",))[0]
     assert image.shape == (3, 40, 60)
     assert target["boxes"].canvas_size == (40, 60)
+
+
+def test_pictures_are_no_python_objects(tmp_path):
+    """A loader's workers would each get a copy of them, page by page, and the collector of garbage walk them all."""
+    for i in range(100):
+        add_picture(tmp_path, f"{i}", [("dog", 3, 2, 30, 20), ("cat", 1, 1, 9, 9)])
+    gc.collect()
+    before = len(gc.get_objects())
+    opened = open_dataset(tmp_path)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
+    assert len(opened) == 100
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.0])
+def test_threads_read_where_the_disk_is_slow(tmp_path, monkeypatch, seconds):
+    names = [f"{i:03}" for i in range(100)]
+    for name in names:
+        add_picture(tmp_path, name, [("dog", 3, 2, 30, 20)])
+    readers, read_header = set(), dataset.read_header
+
+    def slow(path):
+        time.sleep(seconds)
+        readers.add(threading.get_ident())
+        return read_header(path)
+
+    monkeypatch.setattr(dataset, "read_header", slow)
+    assert [path.stem for path in open_dataset(tmp_path).pictures] == names
+    assert (len(readers) > 1) == (seconds > 0)
+
+
+def test_a_view_shares_what_was_read(tmp_path):
+    add_picture(tmp_path, "a", [("dog", 3, 2, 30, 20)])
+    whole = open_dataset(tmp_path)
+    view = whole.view(lambda image, target: (image, len(target["labels"])))
+    assert view[0][1] == 1
+    assert whole[0][1]["labels"].tolist() == [1]
+    assert view._all is whole._all

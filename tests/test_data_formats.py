@@ -131,9 +131,11 @@ def test_crowds_are_for_evaluation_alone(voc, tmp_path):
     content["annotations"].append(content["annotations"][0] | {"bbox": [0, 0, 10, 10], "iscrowd": 1})
     file.write_text(json.dumps(content))
     assert len(open_dataset(tmp_path, "val")[0][1]["labels"]) == 1
-    target = open_dataset(tmp_path, "val", keep_crowds=True)[0][1]
-    assert target["difficult"].tolist() == [False, True]
-    assert target["boxes"][1].tolist() == [0, 0, 10, 10]
+    opened = open_dataset(tmp_path, "val", keep_crowds=True), open_dataset(tmp_path, "val").view(None, keep_crowds=True)
+    for dataset in opened:
+        target = dataset[0][1]
+        assert target["difficult"].tolist() == [False, True]
+        assert target["boxes"][1].tolist() == [0, 0, 10, 10]
 
 
 def test_unusable_boxes_are_dropped(voc, tmp_path):
@@ -262,3 +264,8 @@ def test_the_fit_of_a_data_set(voc):
     assert f"  apple tree: {side:.0f}, {side:.0f} to {side:.0f}" in lines
     assert sum(line.startswith("  tutorial: ") for line in lines) == 1
     assert not any("bird" in line for line in lines)
+
+
+def test_many_objects_are_a_sample(voc, monkeypatch):
+    monkeypatch.setattr(fit, "SAMPLE", 3)
+    assert next(iter(fit.describe_fit(VOCDataset(voc)))).startswith("of 3 objects, drawn from ")

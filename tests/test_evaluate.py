@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_process import printed_by
 from test_average_precision import CAT, CLASSES, DOG, truth
 from test_data import add_picture
 from torch.nn.utils.rnn import pad_sequence
@@ -212,10 +213,14 @@ def test_processes_that_share_the_pictures_return_the_result_of_all(shapes: Path
     barrier, parts = threading.Barrier(2, timeout=60), [None, None]
 
     class Process(Ranks):
-        def gather(self, value):
+        def to_first(self, value):
             parts[self.rank] = value
             barrier.wait()
-            return list(parts)
+            return [] if self.rank else list(parts)
+
+        def from_first(self, function):
+            self.to_first(None if self.rank else function())
+            return parts[0]
 
     def run(rank: int) -> EvalResult:
         model = partly_right(dataset, range(rank, 5, 2))
@@ -224,6 +229,24 @@ def test_processes_that_share_the_pictures_return_the_result_of_all(shapes: Path
     with ThreadPoolExecutor(2) as threads:
         assert list(map(repr, threads.map(run, range(2)))) == [repr(expected)] * 2
     assert 0 < expected.mAP <= 1
+
+
+FEW_FILES = """
+import resource, sys, torch
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+from ssd.evaluate import detect_all
+truth = {"boxes": torch.rand(3, 4), "labels": torch.tensor([1, 2, 1])}
+samples = [(torch.zeros(3, 4, 4, dtype=torch.uint8), truth)] * 300
+labels = torch.zeros(1, 1, dtype=torch.int64)
+nothing = torch.zeros(1, 1, 4), labels, torch.zeros(1, 1), labels[0]
+detections, truths = detect_all(lambda images: nothing, samples, batch_size=1, workers=1, quiet=True)
+assert len(detections) == len(truths) == 300
+assert all(torch.equal(t["boxes"], truth["boxes"]) for t in truths)
+"""
+
+
+def test_no_files_are_kept_open_for_the_batches_of_workers() -> None:
+    printed_by(FEW_FILES)
 
 
 def test_classes_that_are_not_those_of_the_data_are_named(

@@ -60,7 +60,7 @@ def assert_same(found, expected, options):
     """Equal counts, and equal detections where scores are not tied."""
     assert torch.equal(found[3], expected[3])
     assert [(t.dtype, t.shape) for t in found] == [(t.dtype, t.shape) for t in expected]
-    for its, ours in zip(unpad(*found), unpad(*expected), strict=True):
+    for its, ours in zip(unpad(found), unpad(expected), strict=True):
         assert not missing_rows(ours, its, options)
         assert not missing_rows(its, ours, options)
     beyond = torch.arange(options.top_k) >= expected[3][:, None]

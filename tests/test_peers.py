@@ -155,7 +155,7 @@ def test_peers_in_their_own_networks(peer, picture):
     expected = postprocess_detections(offsets, logits, make_priors(priors), options)
     rows = []
     for padded in (found, expected):
-        ((boxes, labels, scores),) = unpad(*padded)
+        ((boxes, labels, scores),) = unpad(padded)
         assert len(labels) == 50
         order = (10 * labels + boxes[:, 0]).argsort()  # scores may be so close that rounding swaps them
         rows.append(torch.column_stack([labels, boxes, scores])[order])

@@ -164,3 +164,38 @@ def test_shares_are_the_whole(n):
     assert [x for part in parts for x in part.block(items)] == items
     assert max(len(p.block(items)) for p in parts) - min(len(p.block(items)) for p in parts) <= 1
     assert ALONE.every(items) == ALONE.block(items) == items
+
+
+WAITS = """
+import sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from ssd import ranks
+
+init = dist.init_process_group
+dist.init_process_group = lambda backend: init(backend, timeout=timedelta(seconds=2))
+ranks.HEARTBEAT = 0.2
+
+def slow():
+    time.sleep(5)
+    return ["done"]
+
+def wrong():
+    raise FileNotFoundError(2, "No such file", "gone")
+
+with ranks.joined() as its:
+    assert its.from_first(slow) == ["done"]
+    try:
+        its.from_first(wrong)
+    except FileNotFoundError as error:
+        assert error.filename == "gone"
+        assert its.to_first(its.rank) == ([0, 1] if its.first else [])
+        print("told", flush=True)
+"""
+
+
+def test_the_first_may_take_longer_than_a_collective_call_may(tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    command = [sys.executable, "-m", *TORCHRUN[:-1], str(tmp_path / "waits.py")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": PATHS}, capture_output=True, text=True, timeout=200)
+    assert done.stdout.count("told") == 2, done.stdout + done.stderr

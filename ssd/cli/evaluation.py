@@ -64,7 +64,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.curves and not Path(arguments.curves).parent.is_dir():
         raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
     with joined() as ranks:
-        result = (_of_weights if arguments.weights else _of_file)(arguments, ranks)
+        result = _of_weights(arguments, ranks) if arguments.weights else ranks.from_first(lambda: _of_file(arguments))
         if ranks.first:
             print(result)
             if arguments.curves:
@@ -87,15 +87,16 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
     )
 
 
-def _of_file(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
+def _of_file(arguments: argparse.Namespace) -> EvalResult:
     from ssd.detection_file import DetectionFile
     from ssd.evaluate import score
+    from ssd.ranks import ALONE
 
     if given := fields_given(arguments, DetectionOptions):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{arguments.detections}: has its detections; leave out {flags}")
     file = DetectionFile(arguments.detections)
-    dataset = _open_data(arguments, arguments.detections, file.classes, ranks)
+    dataset = _open_data(arguments, arguments.detections, file.classes, ALONE)
     return score(file.detections(dataset), dataset.truths, dataset.classes, **_metric(arguments))
 
 
@@ -109,7 +110,9 @@ def _open_data(arguments: argparse.Namespace, source: str, classes: Sequence[str
     from ssd.data.augmentation import EvalTransform
 
     try:
-        dataset = open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
+        dataset = ranks.from_first(
+            lambda: open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
+        )
     except UnknownClassError as error:
         raise ValueError(f"{source}: its classes are not those of the data: {error}") from error
     for drop in dataset.dropped if ranks.first else ():

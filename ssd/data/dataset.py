@@ -1,23 +1,41 @@
-"""What the data sets of all formats have in common: checks, what is left out, samples."""
+"""What the data sets of all formats have in common: checks, what is left out, samples.
+
+Nothing is kept as a Python object for each picture: hundreds of thousands of them would take gigabytes, and a loader's
+workers, which look at them, would each get a copy of their own.
+"""
 
 from __future__ import annotations
 
-import math
+import copy
+import time
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from tqdm import tqdm
 
 from ssd.data.augmentation import PictureTransform
-from ssd.data.reading import PictureFile
+from ssd.data.reading import TURNED, Header, PictureFile, read_header
 from ssd.data.text import printable
+from ssd.packed import Packed, Texts
+from ssd.threads import in_threads
+
+# Threads read annotations and headers where a disk lets one wait longer than half a second in all, and twice as long as
+# the reading itself takes; elsewhere they would only be in each other's way. CHUNK pictures are read at a time.
+READERS, CHUNK, WAITED, SHARE = 16, 32, 0.5, 2
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+PATIENCE = 3  # seconds until a bar shows how far the opening is
 
 
 class Object(NamedTuple):
@@ -57,14 +75,92 @@ class UnknownClassError(ValueError):
     """An annotation has a class that is not among those given."""
 
 
-class _Sample(NamedTuple):
-    annotation: Path
-    image_id: Any
-    picture: PictureFile
-    boxes: Tensor  # (n, 4)
-    labels: Tensor  # (n,)
-    difficult: Tensor  # (n,)
-    areas: Tensor  # (n,)
+class Annotations(NamedTuple):
+    """What the files of a data set say of N pictures and their R objects."""
+
+    files: Texts[Path]  # N, of the annotation of each picture
+    pictures: Texts[Path]  # N
+    image_ids: Sequence[Any]  # N
+    headers: np.ndarray  # (N, 4) int32, `Header`s
+    row_splits: np.ndarray  # (N + 1,) int64, objects of each picture
+    names: tuple[str, ...]  # of the classes, as they come
+    # The R objects, see `Object`:
+    indices: np.ndarray  # int64
+    labels: np.ndarray  # int32, which of the names
+    boxes: np.ndarray  # (R, 4) float64
+    difficult: np.ndarray  # bool
+    crowd: np.ndarray  # bool
+    areas: np.ndarray  # float64, NaN where the file has none
+
+
+def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
+    """Reads annotations and the headers of their pictures, in threads; of each the function that reads it."""
+    waiting = iter(readers)
+    chunks = iter(lambda: list(islice(waiting, CHUNK)), [])
+
+    def read(chunk: list[Callable[[], Entry]]) -> list[tuple[Entry, Header]]:
+        entries = [reader() for reader in chunk]
+        return [(entry, read_header(entry.picture)) for entry in entries]
+
+    files, pictures, image_ids, names = [], [], [], {}
+    headers, indices, labels, row_splits = array("i"), array("q"), array("i"), array("q", [0])
+    boxes, areas, difficult, crowd = array("d"), array("d"), bytearray(), bytearray()
+    bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
+    with bar:
+        for chunk in _in_threads_if_slow(read, chunks):
+            for entry, header in chunk:
+                files.append(str(entry.annotation))
+                pictures.append(str(entry.picture))
+                image_ids.append(entry.image_id)
+                headers.extend(header)
+                for index, name, box, is_difficult, is_crowd, area in entry.objects:
+                    indices.append(index)
+                    labels.append(names.setdefault(name, len(names)))
+                    boxes.extend(box)
+                    difficult.append(is_difficult)
+                    crowd.append(is_crowd)
+                    areas.append(np.nan if area is None else area)
+                row_splits.append(len(indices))
+            bar.update(len(chunk))
+    return Annotations(
+        files=Texts(files, Path),
+        pictures=Texts(pictures, Path),
+        image_ids=_packed(image_ids),
+        headers=np.array(headers, np.int32).reshape(-1, 4),
+        row_splits=np.array(row_splits),
+        names=tuple(names),
+        indices=np.array(indices),
+        labels=np.array(labels),
+        boxes=np.array(boxes).reshape(-1, 4),
+        difficult=np.array(difficult, bool),
+        crowd=np.array(crowd, bool),
+        areas=np.array(areas),
+    )
+
+
+def _in_threads_if_slow(read: Callable[[Item], Result], chunks: Iterator[Item]) -> Iterator[Result]:
+    """What is read of each chunk, in order."""
+    since, spent = time.perf_counter(), time.thread_time()
+    for chunk in chunks:
+        yield read(chunk)
+        used = time.thread_time() - spent
+        if time.perf_counter() - since - used > max(WAITED, SHARE * used):
+            break
+    yield from in_threads(read, chunks, READERS, ahead=2 * READERS)
+
+
+def _packed(image_ids: list[Any]) -> Sequence[Any]:
+    """Whole numbers as an array, and others as they are."""
+    try:
+        return array("q", image_ids)
+    except (TypeError, OverflowError):
+        return image_ids
+
+
+def _upright(headers: np.ndarray) -> np.ndarray:
+    """Height and width (N, 2) of pictures as they are shown, of `Header`s (N, 4)."""
+    turned = np.isin(headers[:, 2], TURNED)
+    return np.where(turned[:, None], headers[:, 1::-1], headers[:, :2])
 
 
 class BoxDataset(ABC, Dataset):
@@ -87,7 +183,7 @@ class BoxDataset(ABC, Dataset):
 
     Attributes:
         classes: tuple of names, without the background.
-        pictures: list with the path of each picture.
+        pictures: sequence with the path of each picture.
         counts: dict with the number of objects of each class.
         dropped: list of `Dropped`.
 
@@ -107,47 +203,78 @@ class BoxDataset(ABC, Dataset):
         keep_crowds: bool = False,
     ):
         roots = [Path(root) for root in ([roots] if isinstance(roots, (str, PathLike)) else roots)]
-        entries = [entry for root in roots for entry in self._entries(root, split)]
-        if not entries:
+        read = read_annotations(reader for root in roots for reader in self._readers(root, split))
+        if not len(read.pictures):
             raise ValueError(f"no annotations in {[str(root) for root in roots]}, split {split!r}")
-        self.classes = tuple(self._names(roots, split, entries) if classes is None else classes)
-        self.transform = transform
-        self.dropped: list[Dropped] = []
-        labels = {name: label for label, name in enumerate(self.classes, start=1)}
-        if len(labels) != len(self.classes):
+        self.classes = tuple(self._names(read.names) if classes is None else classes)
+        if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:  # which tables, lists and terminals could not show
             if any(unicodedata.category(character) == "Cc" for character in name):
                 raise ValueError(f"{roots[0]}: the name of a class has a control character: {name!r}")
-        self._samples = []
-        for annotation, path, objects, image_id in entries:
-            picture = PictureFile(path)
-            height, width = picture.height, picture.width
-            kept = []
-            for index, name, box, difficult, crowd, area in objects:
-                if name not in labels:
-                    raise UnknownClassError(f"{annotation}: unknown class {name!r}; the classes are {self.classes}")
-                fault = self._fault(box, height, width) if all(map(math.isfinite, box)) else "not finite"
-                if fault:
-                    self.dropped.append(Dropped(annotation, index, name, box, fault))
-                elif keep_crowds if crowd else keep_difficult or not difficult:
-                    x0, y0, x1, y1 = self._edges(box, height, width)
-                    edges = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-                    if area is None:
-                        area = (edges[2] - edges[0]) * (edges[3] - edges[1])
-                    kept.append((edges, labels[name], difficult or crowd, area))
-            edges, its_labels, difficult, areas = zip(*kept, strict=True) if kept else ((),) * 4
-            self._samples.append(
-                _Sample(
-                    annotation=annotation,
-                    image_id=image_id,
-                    picture=picture,
-                    boxes=torch.tensor(edges, dtype=torch.float32).reshape(-1, 4),
-                    labels=torch.tensor(its_labels, dtype=torch.int64),
-                    difficult=torch.tensor(difficult, dtype=torch.bool),
-                    areas=torch.tensor(areas, dtype=torch.float64),
+        self.transform = transform
+        self.dropped: list[Dropped] = []
+        self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
+        self._all = self._usable(read)
+        self._keep_difficult = keep_difficult
+        self._objects = self._wanted(keep_crowds)
+
+    def _usable(self, read: Annotations) -> Packed[dict[str, Tensor]]:
+        """All objects but those that are dropped, clipped to their pictures; with the columns of a target, and more."""
+        label_of = {name: label for label, name in enumerate(self.classes, start=1)}
+        labels = np.array([label_of.get(name, 0) for name in read.names], np.int64)[read.labels]
+        picture_of = np.arange(len(read.pictures)).repeat(np.diff(read.row_splits))
+        for row in np.flatnonzero(labels == 0)[:1]:
+            name = read.names[read.labels[row]]
+            raise UnknownClassError(
+                f"{read.files[picture_of[row]]}: unknown class {name!r}; the classes are {self.classes}"
+            )
+        height, width = _upright(self._headers).T[:, picture_of].astype(np.float64)
+        finite = np.isfinite(read.boxes).all(1)
+        written = np.where(finite[:, None], read.boxes, 0.0).T
+        edges = np.stack(self._edges(written, height, width))  # (4, R)
+        extended, inside = self._sound(written, edges, height, width)
+        for row in np.flatnonzero(~(finite & extended & inside)):
+            reason = f"outside the picture of {width[row]:.0f} x {height[row]:.0f}"
+            reason = reason if extended[row] else "no width or height"
+            self.dropped.append(
+                Dropped(
+                    path=read.files[picture_of[row]],
+                    index=int(read.indices[row]),
+                    name=read.names[read.labels[row]],
+                    box=tuple(read.boxes[row].tolist()),
+                    reason=reason if finite[row] else "not finite",
                 )
             )
+        x0, y0, x1, y1 = np.clip(edges, 0, np.stack([width, height] * 2))
+        columns = {
+            "boxes": np.stack([x0, y0, x1, y1], 1).astype(np.float32),
+            "labels": labels,
+            "difficult": read.difficult | read.crowd,
+            "areas": np.where(np.isnan(read.areas), (x1 - x0) * (y1 - y0), read.areas),
+            "crowd": read.crowd,
+        }
+        packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
+        return packed.where(torch.from_numpy(finite & extended & inside))
+
+    def _wanted(self, keep_crowds: bool) -> Packed[dict[str, Tensor]]:
+        """The objects that targets include."""
+        columns = self._all.columns
+        kept = torch.where(columns["crowd"], keep_crowds, ~columns["difficult"] | self._keep_difficult)
+        wanted = self._all.where(kept)
+        return Packed({name: c for name, c in wanted.columns.items() if name != "crowd"}, wanted.row_splits)
+
+    def view(self, transform: Callable[..., Any] | None, keep_crowds: bool | None = None) -> BoxDataset:
+        """The same pictures and annotations, of which nothing is copied, with another transform.
+
+        Args:
+            transform, keep_crowds: see the class; None keeps the crowds of this one.
+        """
+        view = copy.copy(self)
+        view.transform = transform
+        if keep_crowds is not None:
+            view._objects = self._wanted(keep_crowds)
+        return view
 
     @staticmethod
     @abstractmethod
@@ -159,71 +286,62 @@ class BoxDataset(ABC, Dataset):
     def splits(folder: Path) -> list[str]:
         """Sorted names of its parts, such as "train" and "val"; empty if it has none."""
 
+    @abstractmethod
+    def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
+        """For each picture of a folder, or of one of its splits, what reads its annotation; called in any thread."""
+
     @staticmethod
     @abstractmethod
-    def _entries(root: Path, split: str | None) -> list[Entry]:
-        """All pictures of a folder, or of one of its splits."""
+    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Left, top, right and bottom edges (R,) of boxes as written (4, R), in pixels; may lie outside of the picture.
+
+        Args:
+            height, width: (R,) of their pictures.
+        """
 
     @staticmethod
-    @abstractmethod
-    def _edges(box: Sequence[float], height: int, width: int) -> tuple[float, ...]:
-        """Left, top, right and bottom edge of a box as written, in pixels; may lie outside of the picture."""
+    def _sound(
+        written: np.ndarray, edges: np.ndarray, height: np.ndarray, width: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which boxes, as written (4, R) and with these edges (4, R), have a width and a height, and which reach into
+        their pictures: (R,) bool each."""
+        x0, y0, x1, y1 = edges
+        return (x1 > x0) & (y1 > y0), (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
 
-    @classmethod
-    def _fault(cls, box: Sequence[float], height: int, width: int) -> str | None:
-        """Why a box of finite numbers as written in a file is unusable, or None."""
-        x0, y0, x1, y1 = cls._edges(box, height, width)
-        if x1 <= x0 or y1 <= y0:
-            return "no width or height"
-        if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-            return f"outside the picture of {width} x {height}"
-        return None
-
-    @classmethod
-    def _names(cls, roots: Sequence[Path], split: str | None, entries: Sequence[Entry]) -> Sequence[str]:
+    def _names(self, found: Sequence[str]) -> Sequence[str]:
         """The names of the classes where none are given: those found, sorted."""
-        return sorted({obj.name for entry in entries for obj in entry.objects})
-
-    @property
-    def pictures(self) -> list[Path]:
-        return [sample.picture.path for sample in self._samples]
+        return sorted(found)
 
     @property
     def counts(self) -> dict[str, int]:
         """The number of objects of each class."""
-        labels = torch.cat(self.labels)
-        return dict(zip(self.classes, labels.bincount(minlength=len(self.classes) + 1)[1:].tolist(), strict=True))
+        counts = self._objects.columns["labels"].bincount(minlength=len(self.classes) + 1)[1:]
+        return dict(zip(self.classes, counts.tolist(), strict=True))
 
     @property
-    def boxes(self) -> list[Tensor]:
-        """The boxes (n, 4) xyxy of each picture, in fractions of it."""
-        return [s.boxes / torch.tensor([s.picture.width, s.picture.height] * 2) for s in self._samples]
+    def objects(self) -> Packed[dict[str, Tensor]]:
+        """Of each picture "boxes" (n, 4) float32 xyxy in fractions of it, and "labels" (n,) int64."""
+        columns, sizes = self._objects.columns, self.sizes.float().repeat(1, 2)
+        boxes = columns["boxes"] / sizes.repeat_interleave(self._objects.counts, 0)
+        return Packed({"boxes": boxes, "labels": columns["labels"]}, self._objects.row_splits)
 
     @property
-    def labels(self) -> list[Tensor]:
-        """The labels (n,) of the objects of each picture."""
-        return [sample.labels for sample in self._samples]
+    def sizes(self) -> Tensor:
+        """Width and height of each picture in pixels, (N, 2) int64."""
+        return torch.from_numpy(_upright(self._headers)[:, ::-1].astype(np.int64))
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of each picture in pixels."""
-        return [(sample.picture.width, sample.picture.height) for sample in self._samples]
-
-    @property
-    def truths(self) -> list[dict[str, Any]]:
+    def truths(self) -> Packed[dict[str, Any]]:
         """What evaluation needs to know of each picture, which is not read for it.
 
         "boxes" (n, 4) float32 xyxy in pixels, "labels" (n,) int64, "difficult" (n,) bool, "areas" (n,) float64 in
-        square pixels, as the file has them, or else those of the boxes; and "image_id", if the file has whole numbers.
+        square pixels, as the file has them, or else those of the boxes; and "image_id", if all are whole numbers.
         """
-        truths = []
-        for sample in self._samples:
-            truth = {name: getattr(sample, name) for name in ("boxes", "labels", "difficult", "areas")}
-            truths.append(truth | ({"image_id": sample.image_id} if isinstance(sample.image_id, int) else {}))
-        return truths
+        of_images = {"image_id": self._image_ids} if isinstance(self._image_ids, array) else {}
+        return Packed(self._objects.columns, self._objects.row_splits, of_images)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Tensor]]:
         """One picture and its objects, through `transform` if there is one.
@@ -236,9 +354,10 @@ class BoxDataset(ABC, Dataset):
         Raises:
             ImageReadError: the picture is damaged or cut short; the message names it.
         """
-        sample = self._samples[index]
-        picture = sample.picture
-        target = {name: getattr(sample, name).clone() for name in ("boxes", "labels", "difficult")}
+        index = range(len(self))[index]
+        objects = self._objects[index]
+        picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()))
+        target = {name: objects[name].clone() for name in ("boxes", "labels", "difficult")}
         if isinstance(self.transform, PictureTransform):
             return self.transform(picture, target)
         size = picture.height, picture.width

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ssd.loss import pack_targets
+from ssd.packed import Packed
 from ssd.ranks import ALONE, Ranks
 
 
@@ -34,11 +35,13 @@ class Batch(NamedTuple):
         """On the device, by copies that the host does not wait for where memory is pinned, as that of a loader is."""
         return Batch(*(None if column is None else column.to(device, non_blocking=True) for column in self))
 
-    def targets(self) -> list[dict[str, Tensor]]:
-        """The objects image by image: "boxes", "labels" and "difficult"."""
-        columns = {name: getattr(self, name) for name in ("boxes", "labels", "difficult")}
-        rows = self.row_splits.tolist()
-        return [{name: column[start:end] for name, column in columns.items()} for start, end in pairwise(rows)]
+    def targets(self) -> Packed[dict[str, Tensor]]:
+        """A copy of the objects of each image: "boxes", "labels" and "difficult".
+
+        A view would keep the memory that a worker shares, and its open files, as long as the targets are kept.
+        """
+        columns = {name: getattr(self, name).clone() for name in ("boxes", "labels", "difficult")}
+        return Packed(columns, self.row_splits.long())
 
     def parts(self, n: int) -> list[Batch]:
         """The batch in n parts of neighbouring samples, in numbers that differ by 1 at most."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import stat
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ except ImportError:  # no wheel for this platform: Pillow reads JPEG too
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
 TIFF_SIDES = (257, 256)  # TIFF 6.0, section 4: ImageLength, ImageWidth
-# By orientation, what turns the rows and columns of an array (H, W, 3) upright; 5..8 swap width and height.
+# By orientation, what turns the rows and columns of an array (H, W, 3) upright.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -32,6 +34,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
+TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 REDUCTIONS = (8, 4, 2)  # of the sides, which a JPEG decoder takes from its blocks of 8 x 8
 MARGIN = (
     2  # a decoded part is at least so much larger than the result; with 1, AP of small objects falls (docs/input.md)
@@ -119,7 +122,7 @@ def as_picture(image: AnyImage) -> Picture:
     if isinstance(image, Image.Image):
         try:
             image = np.array(_to_rgb(image))
-        except Exception as error:  # see PictureFile
+        except Exception as error:  # see read_header
             raise ImageReadError(f"{image}: cannot decode the picture ({error})") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
@@ -141,6 +144,48 @@ def _whole(low: float, high: float, end: int) -> tuple[int, int]:
     return first, max(round(high), first + 1)
 
 
+class Header(NamedTuple):
+    """What the head of a picture file says."""
+
+    height: int  # as stored
+    width: int
+    orientation: int  # of EXIF, 1..8; what is already turned when it is decoded has 1
+    turbo: bool  # whether simplejpeg may decode it
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width as they are shown."""
+        return (self.width, self.height) if self.orientation in TURNED else (self.height, self.width)
+
+
+def read_header(path: Path) -> Header:
+    """The header of a picture file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageReadError: it is no regular file, its header is unreadable, or it has more pixels than Pillow takes for
+            harmless (179 million, `PIL.Image.MAX_IMAGE_PIXELS` doubled); the message names the file.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # of a pipe one would wait for what never comes
+            raise OSError("not a regular file")
+        with Image.open(path) as picture:
+            height, width = picture.height, picture.width
+            # To look for one in a PNG, Pillow has to decode the whole picture, and cameras do not write PNG.
+            orientation = 1 if picture.format == "PNG" else picture.getexif().get(ORIENTATION_TAG, 1)
+            if picture.format == "TIFF":  # Pillow turns it when it loads it, and may say so in the size before
+                height, width = (picture.tag_v2[tag] for tag in TIFF_SIDES)
+                if orientation in TURNED:
+                    height, width = width, height
+                orientation = 1
+            turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
+            return Header(height, width, orientation if orientation in TURNS else 1, turbo)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # on damage, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
+        raise ImageReadError(f"{path}: cannot read the picture ({error})") from error
+
+
 class PictureFile(Picture):
     """A picture of any format that Pillow knows; the header is read at once, the pixels when they are wanted.
 
@@ -149,44 +194,28 @@ class PictureFile(Picture):
 
     Args:
         path: the file.
+        header: of the file, where it has been read before.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImageReadError: it is no regular file, its header is unreadable, or it has more pixels than Pillow takes for
-            harmless (179 million, `PIL.Image.MAX_IMAGE_PIXELS` doubled); the message names the file.
+        FileNotFoundError, ImageReadError: see `read_header`.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], header: Header | None = None) -> None:
         self.path = Path(path)
-        try:
-            if not stat.S_ISREG(self.path.stat().st_mode):  # of a pipe one would wait for what never comes
-                raise OSError("not a regular file")
-            with Image.open(self.path) as picture:
-                self._stored = picture.height, picture.width
-                self._turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
-                # To look for one in a PNG, Pillow has to decode the whole picture, and cameras do not write PNG.
-                self._orientation = 1 if picture.format == "PNG" else picture.getexif().get(ORIENTATION_TAG, 1)
-                if picture.format == "TIFF":  # Pillow turns it when it loads it, and may say so in the size before
-                    sides = [picture.tag_v2[tag] for tag in TIFF_SIDES]
-                    self._stored = tuple(sides[::-1] if self._orientation in (5, 6, 7, 8) else sides)
-                    self._orientation = 1
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # on damage, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-            raise ImageReadError(f"{path}: cannot read the picture ({error})") from error
-        self.height, self.width = self._stored[:: -1 if self._orientation in (5, 6, 7, 8) else 1]
+        self._header = read_header(self.path) if header is None else header
+        self.height, self.width = self._header.upright
 
     def _decode(self, reduction: int) -> Tensor:
-        array = self._read_jpeg(reduction) if self._turbo and simplejpeg else None
+        array = self._read_jpeg(reduction) if self._header.turbo and simplejpeg else None
         if array is None:
             array = self._read_any(reduction)
-        turned = TURNS.get(self._orientation, lambda a: a)(array)
+        turned = TURNS.get(self._header.orientation, lambda a: a)(array)
         return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1)
 
     def _read_jpeg(self, reduction: int) -> np.ndarray | None:
         """None for what is odd or damaged, of which Pillow reads more, and says better what is wrong."""
         data = self.path.read_bytes()
-        height, width = (math.ceil(side / reduction) for side in self._stored)
+        height, width = (math.ceil(side / reduction) for side in self._header[:2])
         try:
             return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=reduction)
         except ValueError:
@@ -199,12 +228,12 @@ class PictureFile(Picture):
                 if reduction > 1:  # has an effect on JPEG alone
                     picture.draft(None, (picture.width // reduction, picture.height // reduction))
                 picture = _to_rgb(picture)
-                if reduction > 1 and picture.height == self._stored[0]:
+                if reduction > 1 and picture.height == self._header.height:
                     picture = picture.reduce(reduction)
                 return np.array(picture)
         except FileNotFoundError:
             raise
-        except Exception as error:  # see __init__
+        except Exception as error:  # see read_header
             raise ImageReadError(f"{self.path}: cannot decode the picture ({error})") from error
 
 

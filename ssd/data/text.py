@@ -47,7 +47,8 @@ def read_xml(path: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, LookupError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: broken XML ({error})") from error
     for node in root.iter():
-        node.tag = node.tag.rpartition("}")[2]
+        if "}" in node.tag:
+            node.tag = node.tag.rpartition("}")[2]
     return root
 
 

@@ -7,8 +7,11 @@ does, boxes reach one pixel further to the left and to the top than drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from ssd.data.dataset import BoxDataset, Entry, Object
 from ssd.data.reading import SUFFIXES
@@ -24,7 +27,8 @@ def _read_annotation(path: Path) -> tuple[str, list[Object]]:
             name = node.find("name").text.strip()
             if not name:
                 raise ValueError
-            box = tuple(float(node.find(f"bndbox/{side}").text) for side in ("xmin", "ymin", "xmax", "ymax"))
+            edges = node.find("bndbox")
+            box = tuple([float(edges.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")])
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"{path}: object {index} lacks a <name> or a <bndbox> of four numbers") from None
         objects.append(Object(index, name, box, node.findtext("difficult", "0").strip() == "1"))
@@ -62,6 +66,10 @@ class _Folder:
             paths.append(path)
         return paths
 
+    def entry(self, path: Path) -> Entry:
+        filename, objects = _read_annotation(path)
+        return Entry(path, self.picture(path, filename), objects)
+
     def picture(self, annotation: Path, filename: str) -> Path:
         filename = filename.replace("\\", "/").rpartition("/")[2]  # some tools write a path
         for name in (filename, *(annotation.stem + suffix for suffix in SUFFIXES)):
@@ -83,24 +91,19 @@ class VOCDataset(BoxDataset):
     def splits(folder: Path) -> list[str]:
         return sorted(path.stem for path in (folder / "ImageSets" / "Main").glob("*.txt"))
 
-    @staticmethod
-    def _entries(root: Path, split: str | None) -> list[Entry]:
-        folder, entries = _Folder(root), []
-        for path in folder.annotations(split):
-            filename, objects = _read_annotation(path)
-            entries.append(Entry(path, folder.picture(path, filename), objects))
-        return entries
+    def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
+        folder = _Folder(root)
+        return (partial(folder.entry, path) for path in folder.annotations(split))
 
     @staticmethod
-    def _edges(box: Sequence[float], height: int, width: int) -> tuple[float, ...]:
-        xmin, ymin, xmax, ymax = box
+    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
+        xmin, ymin, xmax, ymax = written
         return xmin - 1, ymin - 1, xmax, ymax
 
-    @classmethod
-    def _fault(cls, box: Sequence[float], height: int, width: int) -> str | None:
-        xmin, ymin, xmax, ymax = box
-        if xmax <= xmin or ymax <= ymin:  # one pixel, for VOC: in practice a slip of the mouse
-            return "no width or height"
-        if xmin > width or ymin > height or xmax < 1 or ymax < 1:
-            return f"outside the picture of {width} x {height}"
-        return None
+    @staticmethod
+    def _sound(
+        written: np.ndarray, edges: np.ndarray, height: np.ndarray, width: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        xmin, ymin, xmax, ymax = written
+        # One pixel has an extent, for VOC: in practice it is a slip of the mouse.
+        return (xmax > xmin) & (ymax > ymin), (xmin <= width) & (ymin <= height) & (xmax >= 1) & (ymax >= 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import yaml
 
 from ssd.data.dataset import BoxDataset, Entry, Object
@@ -74,10 +77,19 @@ def _objects(path: Path, names: Sequence[str]) -> list[Object]:
     return objects
 
 
+def _entry(picture: Path, names: Sequence[str]) -> Entry:
+    path = _label_file(picture)
+    return Entry(path, picture, _objects(path, names))
+
+
 class YOLODataset(BoxDataset):
     """YOLO's folders, see `BoxDataset`: `images/<split>/` or `<split>/images/` (or `images/`), `labels` in its place,
     and the names of the classes in data.yaml or classes.txt. A picture without a text file has no objects.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._all_names: list[str] = []
+        super().__init__(*args, **options)
 
     @staticmethod
     def holds(folder: Path) -> bool:
@@ -88,26 +100,21 @@ class YOLODataset(BoxDataset):
     def splits(folder: Path) -> list[str]:
         return sorted(name for name in _folders(folder) if name)
 
-    @classmethod
-    def _entries(cls, root: Path, split: str | None) -> list[Entry]:
+    def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
         names, folders = _class_names(root), _folders(root)
         if split is not None and split not in folders:
-            raise FileNotFoundError(f"{root}: no such split {split!r}; there are: {cls.splits(root) or 'none'}")
-        entries = []
+            raise FileNotFoundError(f"{root}: no such split {split!r}; there are: {self.splits(root) or 'none'}")
+        self._all_names += names
         for name, folder in folders.items():
             if split in (None, name):
-                pictures = sorted(
-                    path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[:2] != "._"
-                )
-                paths = [(_label_file(picture), picture) for picture in pictures]
-                entries += [Entry(path, picture, _objects(path, names)) for path, picture in paths]
-        return entries
+                pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[:2] != "._")
+                for picture in sorted(pictures):
+                    yield partial(_entry, picture, names)
 
-    @classmethod
-    def _names(cls, roots: Sequence[Path], split: str | None, entries: Sequence[Entry]) -> Sequence[str]:
-        return list(dict.fromkeys(name for root in roots for name in _class_names(root)))
+    def _names(self, found: Sequence[str]) -> Sequence[str]:
+        return list(dict.fromkeys(self._all_names))
 
     @staticmethod
-    def _edges(box: Sequence[float], height: int, width: int) -> tuple[float, ...]:
-        cx, cy, w, h = box
+    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
+        cx, cy, w, h = written
         return (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height

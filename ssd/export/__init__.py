@@ -216,8 +216,8 @@ def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> N
     for batch in images.split([1, len(images) - 1]):
         with torch.no_grad():
             here = batch.to(program.mean.device)
-            expected, choices = unpad(*program(here)), unpad(*everything(here))
-        found = unpad(*exported(batch))
+            expected, choices = unpad(program(here)), unpad(everything(here))
+        found = unpad(exported(batch))
         for i, (ours, its, all_of) in enumerate(zip(expected, found, choices, strict=True), first):
             genuine = is_among(its, all_of).any(dim=1)
             missing = missing_rows(ours, its, options, genuine)
