@@ -33,12 +33,14 @@ class KeptBoxes {
 
   int64_t size() const { return count_; }
 
-  // Whether a kept box from number `first` on, or from a few before, suppresses this box.
-  bool suppress(const Box<T>& box, T threshold, int64_t first = 0) const {
-    if (threshold < 0) return count_ > 0;  // every IoU is greater
-    const int64_t skipped = first / kKeptBlock;
-    return is_suppressed(blocks_.data() + skipped, static_cast<int64_t>(blocks_.size()) - skipped, box, threshold);
+  // Whether a kept box suppresses this box: one from number `first` to before `last`, or a few beside them.
+  bool suppress(const Box<T>& box, T threshold, int64_t first, int64_t last) const {
+    if (threshold < 0) return last > first;  // every IoU is greater
+    const int64_t begin = first / kKeptBlock, end = (last + kKeptBlock - 1) / kKeptBlock;
+    return is_suppressed(blocks_.data() + begin, end - begin, box, threshold);
   }
+
+  bool suppress(const Box<T>& box, T threshold) const { return suppress(box, threshold, 0, count_); }
 
  private:
   std::vector<KeptBlock<T>> blocks_;
