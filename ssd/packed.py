@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +120,19 @@ class Texts(Sequence[Text]):
         for text in texts:
             data += text.encode("utf-8", "surrogateescape")
             ends.append(len(data))
-        self._data, self._ends, self._kind = bytes(data), ends, kind
+        self._data, self._ends, self._kind = bytes(data), np.array(ends), kind
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes of all texts, and where each ends, behind a 0."""
+        return np.frombuffer(self._data, np.uint8), self._ends
+
+    @classmethod
+    def of(cls, data: np.ndarray, ends: np.ndarray, kind: Callable[[str], Text] = str) -> Texts[Text]:
+        """The texts of such `arrays`."""
+        texts = cls((), kind)
+        texts._data, texts._ends = data.tobytes(), ends
+        return texts
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -258,13 +258,13 @@ class COCODataset(BoxDataset):
         return [(name, path) for name, path in found.items() if split in (None, name)]
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._categories: dict[Path, dict[Any, str]] = {}  # of each file, by their ids, in their order
+        self._declared: dict[str, list[tuple[Any, str]]] = {}  # of each file its categories, by their ids
         super().__init__(*args, **options)
 
     def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
         for split_name, path in self._chosen(root, split):
             file = CocoFile(path)
-            self._categories[path] = file.categories
+            self._declared[str(path)] = list(file.categories.items())
             rows = file.rows
             names, where = list(file.categories.values()), f"{path}: annotations"
             images = rows.numbers("image_id", {id: i for i, id in enumerate(file.images)}, where)
@@ -298,14 +298,14 @@ class COCODataset(BoxDataset):
             ValueError: two files have one id for two names.
         """
         names: dict[Any, str] = {}
-        for path, categories in self._categories.items():
-            for id, name in categories.items():
+        for path, categories in self._declared.items():
+            for id, name in categories:
                 if names.setdefault(id, name) != name:
                     raise ValueError(f"{path}: category {id!r} is {name!r}, elsewhere {names[id]!r}")
         return names
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        return list(dict.fromkeys(name for categories in self._categories.values() for name in categories.values()))
+        return list(dict.fromkeys(name for categories in self._declared.values() for _, name in categories))
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -7,15 +7,16 @@ workers, which look at them, would each get a copy of their own.
 from __future__ import annotations
 
 import copy
-import time
+import json
+import math
+import os
 import unicodedata
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,16 +26,12 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from ssd.data.augmentation import PictureTransform
+from ssd.data.cache import cached
 from ssd.data.reading import TURNED, Header, PictureFile, read_header
 from ssd.data.text import printable
 from ssd.packed import Packed, Texts
-from ssd.threads import in_threads
+from ssd.threads import in_threads_if_slow
 
-# Threads read annotations and headers where a disk lets one wait longer than half a second in all, and twice as long as
-# the reading itself takes; elsewhere they would only be in each other's way. CHUNK pictures are read at a time.
-READERS, CHUNK, WAITED, SHARE = 16, 32, 0.5, 2
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 PATIENCE = 3  # seconds until a bar shows how far the opening is
 
 
@@ -92,36 +89,52 @@ class Annotations(NamedTuple):
     crowd: np.ndarray  # bool
     areas: np.ndarray  # float64, NaN where the file has none
 
+    def to_arrays(self, declared: Any) -> dict[str, np.ndarray]:
+        """All of it, and plain values of the format's own, in arrays without objects."""
+        fields = self._asdict()
+        arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+        for name in ("files", "pictures"):
+            arrays[f"{name}_bytes"], arrays[f"{name}_ends"] = fields[name].arrays
+        plain = {"image_ids": list(self.image_ids), "names": self.names, "declared": declared}
+        return arrays | {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> tuple[Annotations, Any]:
+        """What `to_arrays` was given."""
+        plain = json.loads(arrays["plain"].tobytes())
+        fields = {name: arrays[name] for name in cls._fields if name in arrays}
+        for name in ("files", "pictures"):
+            fields[name] = Texts.of(arrays[f"{name}_bytes"], arrays[f"{name}_ends"], Path)
+        image_ids, names = _packed(plain["image_ids"]), tuple(plain["names"])
+        return cls(**fields, image_ids=image_ids, names=names), plain["declared"]
+
 
 def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
-    """Reads annotations and the headers of their pictures, in threads; of each the function that reads it."""
-    waiting = iter(readers)
-    chunks = iter(lambda: list(islice(waiting, CHUNK)), [])
+    """Reads annotations and the headers of their pictures; of each the function that reads it, in any thread."""
 
-    def read(chunk: list[Callable[[], Entry]]) -> list[tuple[Entry, Header]]:
-        entries = [reader() for reader in chunk]
-        return [(entry, read_header(entry.picture)) for entry in entries]
+    def read(reader: Callable[[], Entry]) -> tuple[Entry, Header]:
+        entry = reader()
+        return entry, read_header(entry.picture)
 
     files, pictures, image_ids, names = [], [], [], {}
     headers, indices, labels, row_splits = array("i"), array("q"), array("i"), array("q", [0])
     boxes, areas, difficult, crowd = array("d"), array("d"), bytearray(), bytearray()
     bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
     with bar:
-        for chunk in _in_threads_if_slow(read, chunks):
-            for entry, header in chunk:
-                files.append(str(entry.annotation))
-                pictures.append(str(entry.picture))
-                image_ids.append(entry.image_id)
-                headers.extend(header)
-                for index, name, box, is_difficult, is_crowd, area in entry.objects:
-                    indices.append(index)
-                    labels.append(names.setdefault(name, len(names)))
-                    boxes.extend(box)
-                    difficult.append(is_difficult)
-                    crowd.append(is_crowd)
-                    areas.append(np.nan if area is None else area)
-                row_splits.append(len(indices))
-            bar.update(len(chunk))
+        for entry, header in in_threads_if_slow(read, readers):
+            files.append(str(entry.annotation))
+            pictures.append(str(entry.picture))
+            image_ids.append(entry.image_id)
+            headers.extend(header)
+            for index, name, box, is_difficult, is_crowd, area in entry.objects:
+                indices.append(index)
+                labels.append(names.setdefault(name, len(names)))
+                boxes.extend(box)
+                difficult.append(is_difficult)
+                crowd.append(is_crowd)
+                areas.append(math.nan if area is None else area)
+            row_splits.append(len(indices))
+            bar.update()
     return Annotations(
         files=Texts(files, Path),
         pictures=Texts(pictures, Path),
@@ -136,17 +149,6 @@ def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
         crowd=np.array(crowd, bool),
         areas=np.array(areas),
     )
-
-
-def _in_threads_if_slow(read: Callable[[Item], Result], chunks: Iterator[Item]) -> Iterator[Result]:
-    """What is read of each chunk, in order."""
-    since, spent = time.perf_counter(), time.thread_time()
-    for chunk in chunks:
-        yield read(chunk)
-        used = time.thread_time() - spent
-        if time.perf_counter() - since - used > max(WAITED, SHARE * used):
-            break
-    yield from in_threads(read, chunks, READERS, ahead=2 * READERS)
 
 
 def _packed(image_ids: list[Any]) -> Sequence[Any]:
@@ -166,7 +168,8 @@ def _upright(headers: np.ndarray) -> np.ndarray:
 class BoxDataset(ABC, Dataset):
     """Pictures with boxes, from folders of one format.
 
-    All annotations are read and checked at construction, and the size of a picture is taken from the picture.
+    All annotations are read and checked at construction, and the size of a picture is taken from the picture. What took
+    long to read is kept for the next time (`ssd.data.cache`).
     Boxes are clipped to it; objects whose box has no width or height, is not finite or lies outside of it are
     left out and listed in `dropped`. Pictures without objects are kept.
 
@@ -193,6 +196,8 @@ class BoxDataset(ABC, Dataset):
         ValueError: an annotation is broken or has a class that is not in `classes`, or there are none.
     """
 
+    _declared: Any = None  # what a format reads besides, of values that JSON knows
+
     def __init__(
         self,
         roots: str | PathLike | Iterable[str | PathLike],
@@ -203,7 +208,7 @@ class BoxDataset(ABC, Dataset):
         keep_crowds: bool = False,
     ):
         roots = [Path(root) for root in ([roots] if isinstance(roots, (str, PathLike)) else roots)]
-        read = read_annotations(reader for root in roots for reader in self._readers(root, split))
+        read = self._read(roots, split)
         if not len(read.pictures):
             raise ValueError(f"no annotations in {[str(root) for root in roots]}, split {split!r}")
         self.classes = tuple(self._names(read.names) if classes is None else classes)
@@ -218,6 +223,30 @@ class BoxDataset(ABC, Dataset):
         self._all = self._usable(read)
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
+
+    def _read(self, roots: Sequence[Path], split: str | None) -> Annotations:
+        """What the files say, or said when they were read before and were what they are."""
+        tops = [Path(os.path.abspath(root)) for root in roots]
+
+        def read() -> dict[str, np.ndarray]:
+            annotations = read_annotations(reader for root in roots for reader in self._readers(root, split))
+            return annotations.to_arrays(self._declared)
+
+        def sources(arrays: dict[str, np.ndarray]) -> Iterator[str]:
+            annotations, _ = Annotations.from_arrays(arrays)
+            folders: set[Path] = set()
+            for path in (*annotations.files, *annotations.pictures):
+                yield str(path)
+                if path.parent not in folders:
+                    inside = (f for f in path.parents if any(f.is_relative_to(root) for root in roots))
+                    folders |= {path.parent, *inside}
+            yield from map(str, folders)
+            for root in roots:
+                yield from map(str, self._lists(root, split))
+
+        key = type(self).__name__, *map(str, roots), *map(str, tops), split
+        annotations, self._declared = Annotations.from_arrays(cached(key, read, sources))
+        return annotations
 
     def _usable(self, read: Annotations) -> Packed[dict[str, Tensor]]:
         """All objects but those that are dropped, clipped to their pictures; with the columns of a target, and more."""
@@ -289,6 +318,10 @@ class BoxDataset(ABC, Dataset):
     @abstractmethod
     def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
         """For each picture of a folder, or of one of its splits, what reads its annotation; called in any thread."""
+
+    def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
+        """The files beside annotations and pictures that decide what is read."""
+        return ()
 
     @staticmethod
     @abstractmethod

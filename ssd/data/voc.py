@@ -7,7 +7,7 @@ does, boxes reach one pixel further to the left and to the top than drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -94,6 +94,9 @@ class VOCDataset(BoxDataset):
     def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
         folder = _Folder(root)
         return (partial(folder.entry, path) for path in folder.annotations(split))
+
+    def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
+        return () if split is None else (root / "ImageSets" / "Main" / f"{split}.txt",)
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:

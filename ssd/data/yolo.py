@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class YOLODataset(BoxDataset):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._all_names: list[str] = []
+        self._declared: list[str] = []  # the names of the classes
         super().__init__(*args, **options)
 
     @staticmethod
@@ -104,15 +104,18 @@ class YOLODataset(BoxDataset):
         names, folders = _class_names(root), _folders(root)
         if split is not None and split not in folders:
             raise FileNotFoundError(f"{root}: no such split {split!r}; there are: {self.splits(root) or 'none'}")
-        self._all_names += names
+        self._declared += names
         for name, folder in folders.items():
             if split in (None, name):
                 pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[:2] != "._")
                 for picture in sorted(pictures):
                     yield partial(_entry, picture, names)
 
+    def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
+        return root / "data.yaml", root / "classes.txt"
+
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        return list(dict.fromkeys(self._all_names))
+        return list(dict.fromkeys(self._declared))
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
