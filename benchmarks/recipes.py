@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
-from ssd.evaluate import average_precision, evaluate
+from ssd.evaluate import evaluate
 from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
 from ssd.precision import autocast, pick_device
 from ssd.recipes import epochs_for
 from ssd.settings import Settings
 from ssd.splits import Sets, open_sets
 from ssd.train import BEST, LAST, lr_factor, train
+from ssd.voc_metrics import average_precision
 from ssd.weights import load_weights
 
 TORCHVISION = "torchvision"

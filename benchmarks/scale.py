@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/scale.py [--pictures 118000] [--formats coco voc yolo] [--work open workers eval fit]
 
 Prints CPU and wall seconds, and the memory beyond the imports in MB. Each piece of work runs in a process of its own:
-open: the data set, the first time and from the cache. workers: two of them read batches; the memory that each has for itself.
+open: the data set, the first time and from the cache. workers: two of them read batches; the memory of their own.
 eval: detections in a file of COCO's results, 100 a picture, by Pascal VOC's metric and COCO's. fit: `ssd info`.
 """
 

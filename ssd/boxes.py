@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from ssd.weights import decimate
 from ssd_ext import box_iou
+from ssd_ext._boxes import cxcywh_to_xyxy
 
 __all__ = [
     "cxcy_to_gcxgcy",
@@ -26,12 +26,13 @@ __all__ = [
 
 def xy_to_cxcy(xy: Tensor) -> Tensor:
     """Converts (..., 4) xyxy to (..., 4) cxcywh."""
-    return box_convert(xy, "xyxy", "cxcywh")
+    low, high = xy.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def cxcy_to_xy(cxcy: Tensor) -> Tensor:
     """Converts (..., 4) cxcywh to (..., 4) xyxy."""
-    return box_convert(cxcy, "cxcywh", "xyxy")
+    return cxcywh_to_xyxy(cxcy)
 
 
 def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:

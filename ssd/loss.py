@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
 from ssd_ext import LossOptions, match_priors, multibox_loss
+from ssd_ext._boxes import cxcywh_to_xyxy
 
 DEFAULTS = LossOptions()
 
@@ -109,7 +109,7 @@ class MultiBoxLoss(nn.Module):
     def divisor(self, boxes: Tensor, row_splits: Tensor) -> Tensor:
         """What the loss of packed targets is divided by, 0-d: their positives, or with "global" the mean of these over
         all processes, and at least 1 positive."""
-        priors = box_convert(self.priors_cxcy, "cxcywh", "xyxy")
+        priors = cxcywh_to_xyxy(self.priors_cxcy)
         mode = self.options.get("matching", DEFAULTS.matching)
         n_pos = (match_priors(boxes, row_splits, priors, self.threshold, mode) >= 0).sum()
         return _mean_over_processes(n_pos) if self._joined() else n_pos.clamp(min=1)

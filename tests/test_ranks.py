@@ -169,6 +169,7 @@ def test_shares_are_the_whole(n):
 WAITS = """
 import sys, time
 from datetime import timedelta
+import torch
 import torch.distributed as dist
 from ssd import ranks
 
@@ -185,6 +186,10 @@ def wrong():
 
 with ranks.joined() as its:
     assert its.from_first(slow) == ["done"]
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean += its.rank
+    its.synchronise(norm)
+    assert norm.running_mean.tolist() == [0, 0]
     try:
         its.from_first(wrong)
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ hand gives other bits than a plain one.
 
 from __future__ import annotations
 
+import argparse
 import re
 import runpy
 import subprocess
@@ -189,6 +190,7 @@ def check_all_floats() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     mp.mp.dps = 40
     check_header()
     check_all_floats()

@@ -1,0 +1,46 @@
+"""What is imported for what, and that every script can be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from own_process import PATHS, printed_by
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(
+    path
+    for folder in ("benchmarks", "tools")
+    for path in (ROOT / folder).glob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+WITHOUT_TORCHVISION = """
+import sys
+sys.modules["torchvision"] = None  # as where its import fails
+import torch
+import ssd
+model = ssd.SSD300(3, width=0.05).eval()
+offsets, logits = model(torch.rand(2, 3, 300, 300))
+boxes, labels = [torch.tensor([[0.1, 0.1, 0.5, 0.6]])] * 2, [torch.tensor([1])] * 2
+loss = ssd.MultiBoxLoss(model.priors_cxcy)(offsets, logits, boxes, labels)
+assert loss.isfinite()
+loss.backward()
+found = ssd.detect(offsets, logits, model.priors_cxcy, 0.01, 0.45, 200)
+assert len(found[0]) == 2
+print("works")
+"""
+
+
+def test_the_loss_detection_and_network_need_no_torchvision():
+    assert printed_by(WITHOUT_TORCHVISION) == "works\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_tell_their_use_and_do_nothing(script, tmp_path):
+    tree = {path: path.read_bytes() for path in (ROOT / "docs").rglob("*") if path.is_file()}
+    environment = {"PYTHONPATH": PATHS, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, str(script), "--help"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert {path: path.read_bytes() for path in (ROOT / "docs").rglob("*") if path.is_file()} == tree
