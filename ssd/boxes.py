@@ -6,10 +6,11 @@ Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ssd.weights import decimate
 from ssd_ext import box_iou
 from ssd_ext._boxes import cxcywh_to_xyxy
 
@@ -67,3 +68,23 @@ def find_intersection(set_1: Tensor, set_2: Tensor) -> Tensor:
 def find_jaccard_overlap(set_1: Tensor, set_2: Tensor) -> Tensor:
     """`ssd_ext.box_iou`: (N, M) in 0..1; 0 for a box without area, where the tutorial has NaN."""
     return box_iou(set_1, set_2)
+
+
+def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
+    """Keeps every m[d]-th entry of dimension d, starting with the first.
+
+    Args:
+        tensor: any shape and dtype.
+        m: one step of at least 1 per dimension; None keeps all entries.
+
+    Returns:
+        The smaller tensor, contiguous.
+
+    Raises:
+        ValueError: m has not one step per dimension, or a step below 1.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.
+    """
+    if len(m) != tensor.ndim or any(step is not None and step < 1 for step in m):
+        raise ValueError(f"m must hold one step >= 1 (or None) for each of {tensor.ndim} dimensions, got {m}")
+    return tensor[tuple(slice(None, None, step) for step in m)].contiguous()

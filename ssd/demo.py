@@ -11,8 +11,9 @@ from ssd.data import open_dataset
 from ssd.detector import Detector
 from ssd.draw import draw_detections, save_png, side_by_side
 from ssd.precision import pick_device
+from ssd.settings import Settings
 from ssd.shapes import write_shapes
-from ssd.train import BEST, Settings, train
+from ssd.train import BEST, train
 from ssd_ext import DetectionOptions
 
 N_TRAIN, N_TEST = 400, 100

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ssd.packed import Found, Packed, splits_of
 from ssd_ext import DetectionOptions, postprocess_detections
 
 DEFAULTS = DetectionOptions()
@@ -58,3 +60,15 @@ def detect(
     ]
     all_boxes, all_labels, all_scores = ([image[j] for image in images] for j in range(3))
     return all_boxes, all_labels, all_scores
+
+
+def unpad(padded: tuple[Tensor, Tensor, Tensor, Tensor]) -> Packed[Found]:
+    """What was found in each image, on the host, without boxes that are NaN.
+
+    Args:
+        padded: boxes, labels, scores and counts, as `ssd_ext.postprocess_detections` gives them.
+    """
+    boxes, labels, scores, counts = (column.cpu() for column in padded)
+    real = torch.arange(boxes.shape[1]) < counts[:, None]
+    real &= ~boxes.isnan().any(dim=2)
+    return Packed(Found(boxes[real], labels[real], scores[real]), splits_of(real.sum(1)))

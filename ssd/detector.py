@@ -18,10 +18,9 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
-from ssd.detection import bounded
+from ssd.detection import bounded, unpad
 from ssd.draw import draw_detections
 from ssd.model import SSD300
-from ssd.packed import Found, Packed, splits_of
 from ssd.precision import autocast, compile_network, place
 from ssd.threads import in_threads
 from ssd.weights import load_weights
@@ -284,15 +283,3 @@ def predict_padded(
     with autocast(device, bf16):
         offsets, logits = model(place(images, device))
     return postprocess_detections(offsets, logits, model.priors_cxcy, bounded(options, *logits.shape[1:]))
-
-
-def unpad(padded: tuple[Tensor, Tensor, Tensor, Tensor]) -> Packed[Found]:
-    """What was found in each image, on the host, without boxes that are NaN.
-
-    Args:
-        padded: boxes, labels, scores and counts, as `predict_padded` gives them.
-    """
-    boxes, labels, scores, counts = (column.cpu() for column in padded)
-    real = torch.arange(boxes.shape[1]) < counts[:, None]
-    real &= ~boxes.isnan().any(dim=2)
-    return Packed(Found(boxes[real], labels[real], scores[real]), splits_of(real.sum(1)))

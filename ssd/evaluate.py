@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ssd import coco_metrics, voc_metrics
 from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
-from ssd.detector import Predict, predictor, unpad
+from ssd.detection import unpad
+from ssd.detector import Predict, predictor
 from ssd.model import SSD300
 from ssd.packed import Found, Packed
 from ssd.ranks import ALONE, Ranks

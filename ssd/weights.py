@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd.boxes import decimate
 from ssd.checkpoint import build_model, current, read
 from ssd.model import CONV7_CHANNELS, SSD300, VGG_BLOCKS
 from ssd.peers import as_checkpoint
@@ -126,26 +127,6 @@ def _download(weights: Any) -> dict[str, Tensor]:
         raise OSError(
             f"{file}: cannot be downloaded or read ({reason}); download {weights.url} elsewhere and put it there"
         ) from error
-
-
-def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
-    """Keeps every m[d]-th entry of dimension d, starting with the first.
-
-    Args:
-        tensor: any shape and dtype.
-        m: one step of at least 1 per dimension; None keeps all entries.
-
-    Returns:
-        The smaller tensor, contiguous.
-
-    Raises:
-        ValueError: m has not one step per dimension, or a step below 1.
-
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.
-    """
-    if len(m) != tensor.ndim or any(step is not None and step < 1 for step in m):
-        raise ValueError(f"m must hold one step >= 1 (or None) for each of {tensor.ndim} dimensions, got {m}")
-    return tensor[tuple(slice(None, None, step) for step in m)].contiguous()
 
 
 def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import torch
 import ssd_ext
 from ssd import boxes
 from ssd.priors import make_priors
-from ssd.weights import decimate
 
 
 def random_boxes(n: int, seed: int = 0) -> torch.Tensor:
@@ -72,7 +71,3 @@ def test_empty_sets() -> None:
     assert boxes.gcxgcy_to_cxcy(none, none).shape == (0, 4)
     assert boxes.find_intersection(none, some).shape == (0, 3)
     assert boxes.find_jaccard_overlap(some, none).shape == (3, 0)
-
-
-def test_decimate_is_here_too() -> None:
-    assert boxes.decimate is decimate

@@ -8,7 +8,8 @@ from inputs import PRIORS, trained_like, untrained
 from torch import nn
 
 from ssd.checkpoint import save_checkpoint
-from ssd.detector import Detector, unpad
+from ssd.detection import unpad
+from ssd.detector import Detector
 from ssd.export import FORMATS, export, load
 from ssd.export.program import missing_rows
 from ssd.model import SSD300

@@ -17,7 +17,8 @@ from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16
 from ssd import load_weights
 from ssd.cli import main
 from ssd.data.colour import to_input
-from ssd.detector import predict_padded, unpad
+from ssd.detection import unpad
+from ssd.detector import predict_padded
 from ssd.model import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd.peers import VOC_CLASSES
 from ssd.priors import make_priors

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from ssd.data.dataset import BoxDataset, Entry, Object
-from ssd.data.reading import SUFFIXES
+from ssd.data.reading import is_picture
 from ssd.data.text import read_lines, read_text
 
 SPLITS = ("train", "val", "valid", "test")
@@ -107,8 +107,7 @@ class YOLODataset(BoxDataset):
         self._declared += names
         for name, folder in folders.items():
             if split in (None, name):
-                pictures = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[:2] != "._")
-                for picture in sorted(pictures):
+                for picture in sorted(filter(is_picture, folder.rglob("*"))):
                     yield partial(_entry, picture, names)
 
     def _lists(self, root: Path, split: str | None) -> Iterable[Path]:

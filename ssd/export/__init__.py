@@ -16,8 +16,8 @@ from torch import Tensor
 from ssd.atomic import naming
 from ssd.checkpoint import read
 from ssd.data.augmentation import EvalTransform
-from ssd.data.reading import SUFFIXES, PictureFile
-from ssd.detector import unpad
+from ssd.data.reading import SUFFIXES, PictureFile, is_picture
+from ssd.detection import unpad
 from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
 from ssd.shapes import write_shapes
@@ -202,7 +202,7 @@ def _read(paths: Sequence[Path]) -> Tensor:
 def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = sorted(filter(is_picture, path.rglob("*")))
     if not found:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {path}")
     return found[:: -(-len(found) // n)]
