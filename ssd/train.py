@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ssd.precision import compile_network, pick_device, place
 from ssd.ranks import Ranks, joined
 from ssd.recipes import epochs_for, lr_for
 from ssd.settings import Settings
+from ssd.signals import stop_signals
 from ssd.splits import Sets, open_sets
 from ssd.step import train_step
 from ssd.weights import initial_model
@@ -105,7 +105,7 @@ def train(
         for name in (LAST, BEST, CURVE, SHEET) if ranks.first else ():
             discard_leftovers(Path(out) / name)
         run = _Run(settings, Path(out), resume, on, workers, quiet or not ranks.first, ranks)
-        with run.writer or nullcontext(), _stop_after_step() as stopping:
+        with run.writer or nullcontext(), stop_signals() as stopping:
             run.to_the_end(stopping)
     return run.history
 
@@ -348,30 +348,3 @@ def _open(settings: Settings) -> tuple[Sets, dict[str, Fingerprint]]:
 
 def _absolute(folders: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return folders and tuple(map(os.path.abspath, folders))
-
-
-@contextmanager
-def _stop_after_step() -> Iterator[list[int | Exception]]:
-    """A list that is empty until Ctrl-C or SIGTERM, a scheduler's notice; a second Ctrl-C interrupts at once.
-
-    torchrun passes Ctrl-C on as SIGTERM, beside the one that the terminal sends.
-    """
-    received: list[int | Exception] = []
-
-    def handler(signum: int, frame: Any) -> None:
-        if signum == signal.SIGINT and signum in received:
-            raise KeyboardInterrupt
-        received.append(signum)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handler)
-    except ValueError:  # not in the main thread, where Python allows no handler
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
