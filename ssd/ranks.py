@@ -6,10 +6,12 @@ Without torchrun there is one, which waits for nobody.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 Item = TypeVar("Item")
 HEARTBEAT = 1.0  # seconds between two collective calls of processes that wait for the first
 LOST = "Connection closed", "Connection reset", "Broken pipe", "remote process exited"  # of gloo and NCCL
+LATE = "Timed out", "timed out", "timeout"  # of both, too
+UNLIMITED = timedelta(days=365)  # to wait for a process that lives; one that dies is noticed at once
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run; all must make the same calls of `any`, `mean` and `gather`, in the same order."""
+    """The processes of a run; all must make the same calls of `any`, `mean`, `gather` and `wait`, in the same order."""
 
     rank: int = 0
     size: int = 1
@@ -98,16 +102,34 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def wait(self, stopping: Sequence[Any]) -> bool:
+        """Waits for all processes, under the limit of `joined`, or until `stopping` is no longer empty.
+
+        Returns:
+            whether all have come here.
+        """
+        if self.size == 1:
+            return True
+        work = dist.all_reduce(torch.zeros(1), async_op=True)
+        while not (stopping or work.is_completed()):  # a call that blocks would hold up Ctrl-C
+            time.sleep(0.1)
+        if not stopping:
+            work.wait()
+        return not stopping
+
 
 ALONE = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
     """Joins the processes that torchrun started, or is alone; leaves them when the block ends.
 
+    Args:
+        limit: how long one may wait for another; by default as long as torch has it, 10 minutes on GPUs, else 30.
+
     Raises:
-        ConnectionError: another of them has died.
+        ConnectionError: another of them has died, or let this one wait for longer than the limit.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -117,17 +139,22 @@ def joined() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
-    rank = dist.get_rank()
     try:
-        yield Ranks(rank, size)
+        dist.init_process_group(backend, timeout=limit)
+        yield Ranks(dist.get_rank(), size)
     except RuntimeError as error:  # of gloo, or DistBackendError of NCCL, which is one too
-        if not any(sign in str(error) for sign in LOST):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ConnectionError(f"process {rank} lost another, whose end torchrun reports ({reason})") from None
+        me, reason = f"process {os.environ.get('RANK', '?')}", str(error).splitlines()[0]
+        if any(sign in str(error) for sign in LOST):
+            raise ConnectionError(f"{me} lost another, whose end torchrun reports ({reason})") from None
+        if any(sign in reason for sign in LATE):
+            raise ConnectionError(
+                f"{me} timed out waiting for another process ({reason}), which hangs or is too slow, as on a slow disk "
+                "or an overloaded machine; mend that and run the command again, with --resume where it has that option"
+            ) from None
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def local_rank() -> int:
