@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,11 +52,13 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise cause from None
 
 
-def discard_leftovers(path: str | os.PathLike[str]) -> None:
-    """Removes what processes that were killed in `replacing(path)` have left; no other may be writing it."""
-    path = Path(path)
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+def discard_leftovers(*paths: str | os.PathLike[str]) -> None:
+    """Removes what processes that were killed in `replacing(path)` have left; no other may be writing one of them."""
+    wanted = set(map(os.fspath, paths))
+    for folder in set(map(os.path.dirname, wanted)):
+        for temporary in Path(folder).glob(".*.tmp"):
+            if os.path.join(folder, temporary.name[1:].rsplit(".", 2)[0]) in wanted:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager

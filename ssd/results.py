@@ -1,26 +1,36 @@
 """What `ssd detect` leaves in a folder: a drawing of each picture, and detections.json.
 
-It replaces only what it wrote itself before: drawings and detections.json carry its mark.
+While it runs, a line for each picture is in detections.RANK.jsonl, from which a run that was stopped goes on. It
+replaces only what it wrote itself before: drawings, detections.json and its parts carry its mark.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from io import FileIO
+from itertools import compress, groupby
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-from ssd.atomic import replacing
+from ssd.atomic import discard_leftovers, locked, naming, replacing
 from ssd.data.reading import SUFFIXES
 from ssd.detector import Detections
 from ssd.draw import MARK, is_drawing
 from ssd.ranks import ALONE, Ranks
+from ssd_ext import DetectionOptions
 
 JSON_NAME = "detections.json"
+INFO, IMAGE = '{"info": ', b'{"image": '  # how detections.json and its parts begin, and how a line of a picture does
+LONGEST_INFO = 1 << 16
+DECODER = json.JSONDecoder()
+
+Line = dict[str, Any]  # "image": the row of a picture; "annotations": those of its objects; without ids
 
 
 def plan_drawings(
@@ -49,13 +59,13 @@ def plan_drawings(
         ValueError: there is no picture at all, or a path is neither a file nor a folder.
     """
     paths = list(map(Path, paths))
-    names: dict[Path, Path] = {}  # of each picture inside of the folder of the results
+    names: dict[str, str] = {}  # of each picture inside of the folder of the results
     for path in paths:
         if path.is_dir():
-            for picture in _search(path, on_error):
-                names.setdefault(picture, picture.relative_to(path))
+            for name in _search(path, on_error):
+                names.setdefault(name if str(path) == "." else os.path.join(path, name), name)
         elif path.is_file():
-            names.setdefault(path, Path(path.name))
+            names.setdefault(str(path), path.name)
         elif path.exists():
             raise ValueError(f"{path}: neither a file nor a folder")
         else:
@@ -64,30 +74,39 @@ def plan_drawings(
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
     drawings: dict[Path, Path] = {}
     # Two folders may hold pictures of one name, and one may have the name of a drawing; some disks ignore case.
-    taken = {str(folder).lower() for name in names.values() for folder in name.parents}
+    folders = set(map(Path, set(map(os.path.dirname, names.values()))))
+    taken = {str(above).lower() for folder in folders for above in (folder, *folder.parents)}
     for picture, name in names.items():
-        target, n = name.with_suffix(".png"), 1
-        while str(target).lower() in taken:
+        stem, n = os.path.splitext(name)[0], 1
+        target = f"{stem}.png"
+        while target.lower() in taken:
             n += 1
-            target = name.with_name(f"{name.stem}_{n}.png")
-        taken.add(str(target).lower())
-        drawings[picture] = out / target
-    inputs = {_identity(picture) for picture in drawings if os.path.exists(picture)}
-    for target in (out / JSON_NAME, *(drawings.values() if draw else ())):
-        _check_replaceable(target, inputs)
+            target = f"{stem}_{n}.png"
+        taken.add(target.lower())
+        drawings[Path(picture)] = out / target
+    _check_replaceable([out / JSON_NAME, *_parts(out), *(drawings.values() if draw else ())], drawings)
     return drawings
 
 
-def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[Path]:
-    """What a folder and those in it hold under the name of a picture, in order, but for drawings."""
+def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[str]:
+    """What a folder and those in it hold under the name of a picture, in order, but for drawings: paths inside of it.
+
+    Of text, as a `Path` for each of a hundred thousand takes seconds.
+    """
 
     def fail(error: OSError) -> None:
         if on_error is None:
             raise error
         on_error(error)
 
-    found = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=fail) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not is_drawing(path))
+    found = []
+    for parent, _, names in os.walk(folder, onerror=fail):
+        inside = os.path.relpath(parent, folder)
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES and not (suffix == ".png" and is_drawing(os.path.join(parent, name))):
+                found.append(name if inside == "." else os.path.join(inside, name))
+    return sorted(found, key=lambda name: name.split(os.sep))
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -95,43 +114,39 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _check_replaceable(target: Path, inputs: set[tuple[int, int]]) -> None:
-    for folder in target.parents:
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder}: is a file, where {target} needs a folder; choose another --out")
-    if not os.path.lexists(target):
-        return
-    if target.exists() and _identity(target) in inputs:
-        raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
-    ours = _is_results if target.name == JSON_NAME else is_drawing
-    if not (target.is_file() and ours(target)):
-        raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
-
-
-def _is_results(path: Path) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["info"]["description"] == MARK
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+def _check_replaceable(targets: Iterable[Path], pictures: Iterable[Path]) -> None:
+    """Raises FileExistsError where a target would replace a picture, or a file that is not ours."""
+    needed_by = {target.parent: target for target in reversed(list(targets))}
+    for parent, target in needed_by.items():
+        for folder in (parent, *parent.parents):
+            if folder.exists() and not folder.is_dir():
+                raise FileExistsError(f"{folder}: is a file, where {target} needs a folder; choose another --out")
+    inputs: set[tuple[int, int]] | None = None
+    for target in filter(os.path.lexists, targets):
+        if inputs is None:
+            inputs = {_identity(picture) for picture in pictures if picture.exists()}
+        if target.exists() and _identity(target) in inputs:
+            raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
+        if not (target.is_file() and (is_drawing(target) if target.suffix == ".png" else _info(target))):
+            raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
 
 
 @contextmanager
-def coco_results(out: Path, classes: Sequence[str]) -> Iterator[CocoResults]:
+def coco_results(out: Path, classes: Sequence[str], info: Mapping[str, Any] = {}) -> Iterator[CocoResults]:
     """Detections in COCO's format, written to detections.json as they come; the file is there when the block has ended.
 
     Args:
         out: folder of the file, made where missing.
         classes: names without background; the category of `classes[i - 1]` is i.
+        info: what made them, see `made_by`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
     with (
         replacing(out / JSON_NAME) as temporary,
         open(temporary, "w", encoding="utf-8") as file,
         TemporaryFile("w+", encoding="utf-8", dir=out) as images,
     ):
-        file.write(f'{{"info": {json.dumps({"description": MARK})},\n"categories": {json.dumps(categories)},\n')
-        file.write('"annotations": [')
+        file.write(_head(classes, info) + ',\n"annotations": [')
         yield CocoResults(_Rows(file), _Rows(images))
         file.write('\n],\n"images": [')
         images.seek(0)
@@ -139,30 +154,21 @@ def coco_results(out: Path, classes: Sequence[str]) -> Iterator[CocoResults]:
         file.write("\n]}\n")
 
 
-@contextmanager
-def shared_results(out: Path, classes: Sequence[str], ranks: Ranks = ALONE) -> Iterator[CocoResults]:
-    """`coco_results` of several processes: each writes its part, of which the first one makes the whole.
+def _head(classes: Sequence[str], info: Mapping[str, Any]) -> str:
+    """What detections.json and its parts begin with."""
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return f'{INFO}{json.dumps({"description": MARK, **info})},\n"categories": {json.dumps(categories)}'
 
-    Args:
-        out, classes: see `coco_results`.
-        ranks: the processes; the pictures of each follow those of the one before.
-    """
-    if ranks.size == 1:
-        with coco_results(out, classes) as results:
-            yield results
-        return
-    parts = [out / f".part_{rank}" for rank in range(ranks.size)]
+
+def _info(path: Path) -> dict[str, Any]:
+    """What made a detections.json or a part of one; empty where the file is not of `ssd detect`."""
     try:
-        with coco_results(parts[ranks.rank], classes) as results:
-            yield results
-        ranks.gather(None)  # all parts are there
-        if ranks.first:
-            with coco_results(out, classes) as whole:
-                for part in parts:
-                    whole.extend(json.loads((part / JSON_NAME).read_text(encoding="utf-8")))
-        ranks.gather(None)
-    finally:
-        shutil.rmtree(parts[ranks.rank], ignore_errors=True)
+        with open(path, encoding="utf-8") as file:
+            head = file.read(LONGEST_INFO)
+        info, _ = DECODER.raw_decode(head, len(INFO))
+        return info if head.startswith(INFO) and info["description"] == MARK else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 class _Rows:
@@ -184,17 +190,267 @@ class CocoResults:
     def __init__(self, annotations: _Rows, images: _Rows) -> None:
         self.annotations, self.images = annotations, images
 
-    def extend(self, part: dict[str, Any]) -> None:
-        """Adds the pictures and objects of another such file, behind those that are there."""
-        before = self.images.count
-        for row in part["images"]:
-            self.images.add(**row | {"id": self.images.count + 1})
-        for row in part["annotations"]:
-            self.annotations.add(**row | {"id": self.annotations.count + 1, "image_id": before + row["image_id"]})
+    def add(self, line: Line) -> None:
+        """Adds one picture and what was found there."""
+        self.images.add(**line["image"])
+        for row in line["annotations"]:
+            self.annotations.add(image_id=self.images.count, **row)
+
+
+def as_line(found: Detections, drawing: str | None = None) -> Line:
+    """The rows of one picture and of its objects, without ids.
+
+    Args:
+        found: in a picture with a path.
+        drawing: name of its drawing inside the folder of the results; None: it has none.
+    """
+    picture = found.picture
+    image = {"file_name": str(picture.path), "width": picture.width, "height": picture.height}
+    if drawing is not None:
+        image["drawing"] = drawing
+    objects = found.to_coco()
+    for row in objects:
+        del row["image_id"]
+    return {"image": image, "annotations": objects}
+
+
+def made_by(weights: str, options: DetectionOptions) -> dict[str, Any]:
+    """What decides over detections: results of one file are all made by the same.
+
+    Args:
+        weights: a file, of which the content counts, or "coco".
+        options: see `ssd_ext.DetectionOptions`.
+    """
+    name, path = weights, Path(weights)
+    if path.is_file():
+        digest = hashlib.blake2b(digest_size=8)
+        for file in filter(Path.is_file, (path, path.with_suffix(".bin"))):  # OpenVINO has weights beside its .xml
+            with open(file, "rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+        name = f"{path.name} ({digest.hexdigest()})"
+    return {"weights": name, **options._asdict()}
+
+
+@contextmanager
+def open_results(
+    out: Path,
+    drawings: Mapping[Path, Path],
+    classes: Sequence[str],
+    info: Mapping[str, Any],
+    *,
+    draw: bool = True,
+    resume: bool = False,
+    ranks: Ranks = ALONE,
+    say: Callable[[str], None] = print,
+) -> Iterator[Results]:
+    """The results of a run in its folder, which no other run may have meanwhile.
+
+    Args:
+        out: the folder, made where missing.
+        drawings: pictures and their drawings, see `plan_drawings`.
+        classes, info: see `coco_results`.
+        draw: whether there are drawings.
+        resume: go on from what a run that was stopped, or one of fewer pictures, has left; begin where there is none.
+        ranks: the processes of the run; each has a part of its own.
+        say: what tells of pictures that are no longer there.
+
+    Raises:
+        ValueError: without `resume`, a run that was stopped has left results; with it, they were made by something
+            else, or are of pictures that are not in `drawings`; or another run has the folder.
+    """
+    part, head = _part(out, ranks.rank), _head(classes, info)
+    folder = f"{out}{os.sep}"
+    plan = {str(p): str(target).removeprefix(folder) if draw else None for p, target in drawings.items()}
+    with locked(out) if ranks.first else nullcontext():
+        left = b""
+        if ranks.first:
+            parts = (_part(out, rank) for rank in range(ranks.size))
+            discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()))
+            _begin(out, plan, head, info, resume, say)
+            done = _index(_parts(out), plan)
+            left = bytes(name not in done or (draw and done[name].drawing != drawing) for name, drawing in plan.items())
+        left = ranks.gather(left)[0]  # and all parts are as the first process wants them
+        if len(left) != len(plan):
+            raise ValueError(f"process {ranks.rank} finds {len(plan)} pictures where the first one finds {len(left)}")
+        if not part.exists():
+            _write_part(part, head)
+        with open(part, "rb") as file:
+            whole = sum(len(line) for line in file if line.endswith(b"\n"))
+        os.truncate(part, whole)  # what a kill has cut
+        with open(part, "ab", buffering=0) as file:
+            yield Results(out, plan, list(compress(plan, left)), classes, info, ranks.size, file)
+
+
+def _part(out: Path, rank: int) -> Path:
+    return out / f"detections.{rank}.jsonl"
+
+
+def _parts(out: Path) -> list[Path]:
+    """The parts that are there, of whatever number of processes."""
+    return sorted(path for path in out.glob("detections.*.jsonl") if path.name.split(".")[1].isdigit())
+
+
+def _begin(
+    out: Path,
+    plan: Container[str],
+    head: str,
+    info: Mapping[str, Any],
+    resume: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Makes sure that there is a part, and that all parts are of this run, see `open_results`."""
+    parts, before = _parts(out), out / JSON_NAME
+    if not resume:
+        if done := len(_index(parts)):
+            raise ValueError(
+                f"{out}: holds unfinished results of {done} pictures; continue with --resume, or delete "
+                f"{', '.join(map(str, parts))} to start over"
+            )
+        for empty in parts:
+            empty.unlink()
+        _write_part(_part(out, 0), head)
+        return
+    earlier = [] if parts or not before.exists() else [before]
+    for path in parts or earlier:
+        made = _info(path)
+        for name, value in info.items():
+            if made.get(name) != value:
+                raise ValueError(
+                    f"{path}: was made with {name} {made.get(name)}, and this run has {value}; resume with the same "
+                    f"value, or {'delete the file' if parts else 'leave out --resume'} to start over"
+                )
+    done = _index(parts) if parts else [line["image"]["file_name"] for path in earlier for line in _unfold(path)]
+    _check_named(out, done, plan, say)
+    if not parts:
+        _write_part(_part(out, 0), head, (line for path in earlier for line in _unfold(path)))
+
+
+def _write_part(part: Path, head: str, lines: Iterable[Line] = ()) -> None:
+    with replacing(part) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(head.replace("\n", " ") + "}\n")
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _check_named(out: Path, done: Collection[str], plan: Container[str], say: Callable[[str], None]) -> None:
+    """Raises ValueError where results would be lost, as their pictures are there and not named."""
+    unnamed = [name for name in done if name not in plan]
+    lost = next((name for name in unnamed if os.path.exists(name)), None)
+    if unnamed and (lost is not None or len(unnamed) == len(done)):
+        raise ValueError(
+            f"{out}: holds results of {len(unnamed)} pictures that this run does not name, such as "
+            f"{lost or unnamed[0]}; name them as before, from the same working folder, or choose another --out"
+        )
+    if unnamed:
+        say(f"results left out, as their pictures no longer exist: {len(unnamed)}, such as {unnamed[0]}")
+
+
+class _Place(NamedTuple):
+    """Where the line of a picture is."""
+
+    part: Path
+    offset: int
+    drawing: str | None
+
+
+def _index(parts: Iterable[Path], plan: Mapping[str, str | None] = {}) -> dict[str, _Place]:
+    """Of each picture in the parts a line, by its name: the one with the drawing that is planned, or else the last.
+
+    A line that was cut, and what is none, is passed over.
+    """
+    places: dict[str, _Place] = {}
+    for part in parts:
+        with open(part, "rb") as file:
+            offset = 0
+            for line in file:
+                if line.startswith(IMAGE) and line.endswith(b"}\n"):
+                    with suppress(ValueError, LookupError, TypeError):
+                        image, _ = DECODER.raw_decode(line.decode(), len(IMAGE))
+                        name, place = image["file_name"], _Place(part, offset, image.get("drawing"))
+                        if name not in places or places[name].drawing != plan.get(name):
+                            places[name] = place
+                offset += len(line)
+    return places
+
+
+def _unfold(path: Path) -> Iterator[Line]:
+    """The lines that a detections.json was made of; takes what it was written by, a row a line."""
+
+    def rows(file: TextIO, name: str) -> Iterator[dict[str, Any]]:
+        for line in file:
+            if line.startswith(f'"{name}": ['):
+                break
+        for line in file:
+            if line.startswith("]"):
+                break
+            yield json.loads(line.rstrip(",\n"))
+
+    with open(path, encoding="utf-8") as images, open(path, encoding="utf-8") as annotations:
+        groups = groupby(rows(annotations, "annotations"), key=lambda row: row["image_id"])
+        image_id, objects = next(groups, (None, ()))
+        for image in rows(images, "images"):
+            found = []
+            if image["id"] == image_id:
+                found = [{key: row[key] for key in row if key not in ("id", "image_id")} for row in objects]
+                image_id, objects = next(groups, (None, ()))
+            del image["id"]
+            yield {"image": image, "annotations": found}
+
+
+class Results:
+    """What a run has found: each process adds lines to its part, detections.RANK.jsonl, and the first one makes
+    detections.json of them.
+
+    Attributes:
+        left: pictures without a line, in order.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        plan: Mapping[str, str | None],
+        left: Sequence[str],
+        classes: Sequence[str],
+        info: Mapping[str, Any],
+        processes: int,
+        file: FileIO,
+    ) -> None:
+        self.out, self.left = out, left
+        self._plan, self._head, self._file = plan, (classes, info), file
+        self._own = [_part(out, rank) for rank in range(processes)]
 
     def add(self, found: Detections) -> None:
-        """Adds one picture and what was found there."""
-        picture = found.picture
-        self.images.add(file_name=str(picture.path), width=picture.width, height=picture.height)
-        for row in found.to_coco(self.images.count):
-            self.annotations.add(**row)
+        """Adds one picture, which is drawn already; after that a kill does not lose it."""
+        line = json.dumps(as_line(found, self._plan[str(found.picture.path)]), allow_nan=False).encode() + b"\n"
+        with naming(self._file.name):
+            while line:  # of a full disk, the first call tells by writing less
+                line = line[self._file.write(line) :]
+
+    def close(self) -> None:
+        """Ends the part of this process, so that others see all of it, on other machines too."""
+        self._file.close()
+
+    def done(self) -> int:
+        """How many pictures all processes have added by now."""
+        return len(_index(_parts(self.out)))
+
+    def finish(self) -> tuple[int, int]:
+        """Makes detections.json of all parts and removes them; no process may add anything more.
+
+        Returns:
+            how many pictures and objects it has.
+
+        Raises:
+            FileNotFoundError: the part of a process is not there, as where the machines do not share the folder.
+        """
+        parts = sorted({*self._own, *_parts(self.out)})
+        places = _index(parts, self._plan)
+        with ExitStack() as stack, coco_results(self.out, *self._head) as whole:
+            files = {part: stack.enter_context(open(part, "rb")) for part in parts}
+            for picture in self._plan:
+                if place := places.get(picture):
+                    files[place.part].seek(place.offset)
+                    whole.add(json.loads(files[place.part].readline()))
+        for part in parts:
+            part.unlink()
+        return whole.images.count, whole.annotations.count

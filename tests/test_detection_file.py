@@ -15,7 +15,7 @@ from ssd.data import open_dataset
 from ssd.data.reading import PictureFile
 from ssd.detection_file import DetectionFile
 from ssd.detector import Detections
-from ssd.results import coco_results
+from ssd.results import as_line, coco_results
 
 IDS = {"a": 30, "b": 10, "c": 20}
 TRUTHS = {"a": [(7, [0, 0, 20, 20])], "b": [(2, [5, 5, 30, 10]), (7, [30, 20, 25, 15])], "c": []}
@@ -78,7 +78,7 @@ def write_own(out: Path, pictures: list[Path]) -> Path:
             boxes = torch.tensor([[x, y, x + w, y + h] for _, (x, y, w, h) in rows], dtype=torch.float32)
             labels = torch.tensor([{7: 1, 2: 3}[c] for c, _ in rows], dtype=torch.int64)
             scores = torch.full((len(rows),), 0.5)
-            file.add(Detections(PictureFile(path), boxes.reshape(-1, 4), labels, scores, classes))
+            file.add(as_line(Detections(PictureFile(path), boxes.reshape(-1, 4), labels, scores, classes)))
     return out / "detections.json"
 
 

@@ -15,7 +15,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.detector import SHOWN, Detections
 from ssd.draw import draw_detections
 from ssd.model import SSD300
-from ssd.results import JSON_NAME, coco_results
+from ssd.results import JSON_NAME, as_line, coco_results
 from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")
@@ -138,7 +138,7 @@ def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
     every = detector(files[:2])
     with coco_results(tmp_path, CLASSES) as results:
         for found in every:
-            results.add(found)
+            results.add(as_line(found))
     rows = json.loads((tmp_path / JSON_NAME).read_text())["annotations"]
     ours = [row for i, found in enumerate(every, 1) for row in found.to_coco(i)]
     assert [{"id": i, **row} for i, row in enumerate(ours, 1)] == rows

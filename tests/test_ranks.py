@@ -14,6 +14,7 @@ import torch
 from own_process import PATHS
 
 from ssd.checkpoint import load_checkpoint
+from ssd.cli import main
 from ssd.data.loader import epoch_batches
 from ssd.ranks import ALONE, Ranks
 from ssd.shapes import write_shapes
@@ -132,6 +133,53 @@ def test_detection_in_two_processes_leaves_the_files_of_one(shapes, alone, tmp_p
         assert a["bbox"] == pytest.approx(b["bbox"], abs=0.02)
     files = [sorted(path.name for path in (tmp_path / out).iterdir()) for out in ("1", "2")]
     assert files[0] == files[1]
+
+
+def test_what_two_processes_have_left_of_which_one_was_killed_is_resumed_by_one(shapes, alone, tmp_path, capsys):
+    arguments = "detect", shapes / "JPEGImages", "--weights", alone / "last.pt", "--no-drawings", "--batch-size", 1
+    arguments = *arguments, "--out", tmp_path / "found"
+    process = start(2, *arguments)
+    part, pids = tmp_path / "found" / "detections.1.jsonl", Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not pids.exists():
+        pytest.skip("the processes of torchrun are found in /proc, as Linux has it")
+    deadline = time.monotonic() + 100
+    while not (part.exists() and part.read_bytes().count(b"\n") > 1):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(int(pids.read_text().split()[1]), signal.SIGKILL)
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "stopped after " in printed or "ssd detect: error: process 0 lost" in errors
+    parts = (tmp_path / "found").glob("detections.*.jsonl")
+    done = {json.loads(line)["image"]["file_name"] for path in parts for line in path.read_text().splitlines()[1:]}
+    assert main([*map(str, arguments), "--resume"]) == 0
+    announced = {line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()[:-1]}
+    pictures = sorted(map(str, (shapes / "JPEGImages").iterdir()))
+    assert announced == set(pictures) - done
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == pictures
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"detections.json", ".lock"}
+
+
+LATE = """
+import time
+from datetime import timedelta
+from ssd.ranks import joined
+
+with joined(timedelta(seconds=1)) as ranks:
+    time.sleep(3 * ranks.rank)
+    ranks.wait([])
+"""
+
+
+def test_a_process_that_comes_too_late_is_told_of(tmp_path):
+    (tmp_path / "late.py").write_text(LATE)
+    command = [sys.executable, "-m", *TORCHRUN[:-1], str(tmp_path / "late.py")]
+    env = {**os.environ, "PYTHONPATH": PATHS, "CUDA_VISIBLE_DEVICES": ""}
+    errors = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100).stderr
+    assert "ConnectionError: process 0 timed out waiting for another process" in errors
+    assert "Timed out waiting 1000ms" in errors
 
 
 def test_a_picture_that_the_second_process_cannot_read(shapes, training, tmp_path):
