@@ -19,7 +19,7 @@ from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TextIO
 
 from ssd.atomic import discard_leftovers, locked, naming, replacing
-from ssd.data.reading import SUFFIXES
+from ssd.data.reading import SUFFIXES, is_picture
 from ssd.detector import Detections
 from ssd.draw import MARK, is_drawing
 from ssd.ranks import ALONE, Ranks
@@ -103,8 +103,8 @@ def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[st
     for parent, _, names in os.walk(folder, onerror=fail):
         inside = os.path.relpath(parent, folder)
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES and not (suffix == ".png" and is_drawing(os.path.join(parent, name))):
+            drawn = name.lower().endswith(".png") and is_drawing(os.path.join(parent, name))
+            if is_picture(name) and not drawn:
                 found.append(name if inside == "." else os.path.join(inside, name))
     return sorted(found, key=lambda name: name.split(os.sep))
 

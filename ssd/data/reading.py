@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from os import PathLike
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +43,10 @@ MARGIN = (
 Box = Sequence[float]  # the edges x0, y0, x1, y1 in pixels
 
 
-def is_picture(path: PurePath) -> bool:
+def is_picture(path: str | PathLike[str]) -> bool:
     """Whether a file is a picture by its name; what macOS leaves beside files ("._a.jpg") is none."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
 
 
 class ImageReadError(ValueError):
