@@ -22,8 +22,8 @@ help:
 	@echo "make wheel         sdist, and a wheel for every Python and torch (manylinux_2_28), checked, into dist/"
 	@echo "make compat        the wheel under torch 2.11.0 and the newest and Python 3.10 to 3.13, or TORCH=2.11.0 PYTHON=..."
 	@echo "make install-check the wheel installed twice, torch upgraded under it, without a compiler, uninstalled"
-	@echo "make gpu-check     checks that need a GPU: OUT=DIR for the reports (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
-	@echo "                   BCCD=DIR with that data set, REHEARSE=1 for what needs no GPU"
+	@echo "make gpu-check     ten minutes on a GPU: OUT=DIR for the report (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
+	@echo "                   REHEARSE=1 for what needs no GPU"
 	@echo "make clean         remove the environment and all that was built"
 	@echo "PYTHON=python3.12 chooses the interpreter of the environment, of compat and of gpu-check (default: python3)"
 
@@ -79,12 +79,12 @@ install-check:
 	test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) wheel
 	$(PYTHON) tools/install_check.py --python $(PYTHON) $(if $(SHARED),--shared $(SHARED))
 
-# With the Python that holds torch and not with .venv: a machine with a GPU may have no internet. ONLY="tests demo" names
-# steps or groups of them, BUDGET the seconds there are.
+# With the Python that holds torch and not with .venv: a machine with a GPU may have no internet. ONLY="kernels network"
+# names steps, BUDGET the seconds there are.
 OUT ?= build/gpu-check
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET)) \
-		$(if $(BCCD),--bccd $(BCCD)) $(if $(REHEARSE),--rehearse)
+	$(PYTHON) tools/gpu_check.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET)) \
+		$(if $(REHEARSE),--rehearse)
 
 # The package without kernels first: it brings torch, which the build then needs.
 .venv/installed: pyproject.toml

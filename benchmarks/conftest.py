@@ -36,6 +36,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["left_out"] = config.stash[SESSION].left_out
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)  # every round: a result has the median and the spread of them
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -221,7 +221,7 @@ class Session:
             _, seconds, benchmark.extra_info["peak_mb"] = _observe(call, device)
         calls, step = 1, call
         if device == "cuda":
-            calls, step = _rotating(function, inputs, graph=place.graph, quick=place.graph or seconds < QUICK)
+            calls, step = rotating(function, inputs, graph=place.graph, quick=place.graph or seconds < QUICK)
         benchmark.extra_info["calls"] = calls
         benchmark.pedantic(step, rounds=_rounds(seconds * calls), warmup_rounds=int(seconds < SLOW))
         peer = case.contenders.get({OURS: case.baseline, case.baseline: OURS}.get(contender, ""))
@@ -265,7 +265,7 @@ def _rounds(seconds: float) -> int:
     return min(200, max(5, int(BUDGET / max(seconds, 1e-6))))
 
 
-def _timed(call: Callable) -> tuple[Any, float]:
+def timed(call: Callable) -> tuple[Any, float]:
     started = time.perf_counter()
     return call(), time.perf_counter() - started
 
@@ -275,7 +275,7 @@ def _in_turn(call: Callable, peer: Callable) -> float:
     times = []
     for _ in range(IN_TURN_ROUNDS):
         peer()
-        times.append(_timed(call)[1])
+        times.append(timed(call)[1])
     return statistics.median(times) * 1e3
 
 
@@ -299,8 +299,8 @@ def _observe(call: Callable, device: str) -> tuple[Any, float, float | None]:
             Path("/proc/self/clear_refs").write_text("5")
             start = _resident("VmRSS")
         except (OSError, AttributeError):
-            return *_timed(call), None
-    result, seconds = _timed(call)
+            return *timed(call), None
+    result, seconds = timed(call)
     end = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
     return result, seconds, max(0, end - start) / 1e6
 
@@ -314,7 +314,7 @@ def _resident(field: str) -> int:
 # -------------------------------------------------------------------------------------------------------- GPU
 
 
-def _rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> tuple[int, Callable]:
+def rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> tuple[int, Callable]:
     """How many calls, and a function that makes them in a row and waits for the last one.
 
     Quick ones rotate through buffers that together exceed twice the L2 cache, so that no call finds its own there; at
@@ -329,7 +329,7 @@ def _rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> t
         for i in range(calls):
             function(sets[i % copies])
 
-    play = _captured(run) if graph else run
+    play = captured(run) if graph else run
 
     def step(buffers: list = sets) -> None:  # which a graph uses and does not own
         play()
@@ -339,7 +339,7 @@ def _rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> t
     return calls, step
 
 
-def _captured(run: Callable) -> Callable:
+def captured(run: Callable) -> Callable:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # warm up where nothing is captured
@@ -357,5 +357,5 @@ def _copy_ms(n_bytes: int) -> float:
     Negation, since a plain copy in a graph is left to the copy engine, which has a fifth of the bandwidth.
     """
     halves = torch.zeros(2, max(1, n_bytes // 8), device="cuda")
-    calls, step = _rotating(lambda pair: torch.neg(pair[0], out=pair[1]), halves, graph=True, quick=True)
-    return statistics.median(_timed(step)[1] for _ in range(20)) / calls * 1e3
+    calls, step = rotating(lambda pair: torch.neg(pair[0], out=pair[1]), halves, graph=True, quick=True)
+    return statistics.median(timed(step)[1] for _ in range(20)) / calls * 1e3

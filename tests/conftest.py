@@ -15,7 +15,8 @@ import ssd_ext
 from ssd_ext import _load
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # ops and compare.py; harness.py and report.py
+# ops and compare.py; harness.py and report.py; gpu_check.py
+sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("benchmarks", "tools"))]
 
 # A minute and more each: several processes, which share the files, begin with these.
 LONGEST = ("test_sanitizers", "test_cuda_build", "test_ranks", "test_compile", "test_train", "test_export")

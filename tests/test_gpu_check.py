@@ -1,183 +1,304 @@
-"""benchmarks/gpu_check.py with steps of the tests' own: what it leaves behind, whatever becomes of a step or of it."""
+"""tools/gpu_check.py with steps of the tests' own: what it leaves behind, whatever becomes of a step or of it."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import gpu_check
+import gpu_report
+import gpu_steps
 import pytest
+from test_bench_report import bench
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-# gpu_check with other steps; the machine is not looked at, which would take torch.
+ROOT = gpu_check.ROOT
+# gpu_check with other steps, no patience, and a report written all the time. A step's program gets the path of its
+# result file, without the suffix.
 PROGRAM = f"""
 import sys
-sys.path.insert(0, {str(BENCHMARKS)!r})
+sys.path.insert(0, {str(ROOT / "tools")!r})
 import gpu_check
-gpu_check.GRACE = tuple((number, 1) for number, _ in gpu_check.GRACE)
-gpu_check.MACHINE = "import json; print(json.dumps(dict.fromkeys(['gpu', 'capability', 'torch', 'cuda', 'python'])))"
-gpu_check.all_steps = lambda out, pictures, machine: [
-    gpu_check.Step(group, name, [gpu_check.PYTHON, "-c", code], needs=tuple(needs))
-    for group, name, code, *needs in STEPS
-]
+gpu_check.GRACE = tuple((number, 0.5) for number, _ in gpu_check.GRACE)
+gpu_check.RESERVE, gpu_check.LEAST, gpu_check.REFRESH = 1, 0.1, 0
+def step(folder, name, code, limit=60, needs=()):
+    return gpu_check.Step(name, limit, [gpu_check.PYTHON, "-c", code, str(folder / name)], needs=tuple(needs))
+gpu_check.look_step = lambda folder: step(folder, "info", LOOK)
+gpu_check.build_step = lambda gpu, capability: step(gpu_check.Path(BUILT), "build", BUILD)
+gpu_check.all_steps = lambda folder, gpu: [step(folder, *described) for described in STEPS]
 sys.exit(gpu_check.main())
 """
-GOOD = "print('well done')"
+LOOK = """
+import json, os, sys
+json.dump({"gpu": None, "capability": "9.0", "missing": {"cpu": None if os.path.exists(BUILT) else "broken"}},
+          open(sys.argv[1] + ".json", "w"))
+"""
+GOOD = "import sys; open(sys.argv[1] + '.json', 'w').write('{\"number\": 7}'); print('well done')"
 BAD = "print('a mistake'); raise SystemExit(3)"
-# Writes the time into a file for ever, in a process that a process has started, and that heeds no Ctrl-C.
+# Says that it has begun; then writes the time into a file for ever, in a process that it has started, which heeds no
+# signal but SIGKILL.
 BEATS = """
-import os, signal, subprocess, sys, time
+import signal, subprocess, sys, time
 beat = '''
-import signal, time
+import os, signal, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 while True:
     with open({file!r}, "w") as f:
         f.write(str(time.time()))
-    time.sleep(0.05)
+    time.sleep(0.02)
 '''
-subprocess.Popen([sys.executable, "-c", beat])
 print("begun", flush=True)
+subprocess.Popen([sys.executable, "-c", beat])
 time.sleep(600)
 """
 
 
 @pytest.fixture
 def check(tmp_path):
-    """Starts gpu_check with (group, name, code, modules needed) and options; its process, and its folder."""
+    """Starts gpu_check with (name, code, limit, modules needed) and options; its process, and its folder."""
     out = tmp_path / "out"
 
-    def start(steps, *options):
-        program = f"STEPS = {steps!r}\n{PROGRAM}"
+    def start(steps, *options, built=__file__, build=BAD):
+        values = {"STEPS": steps, "BUILT": str(built), "BUILD": build, "LOOK": f"BUILT = {str(built)!r}\n{LOOK}"}
+        program = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + PROGRAM
         command = [sys.executable, "-c", program, "--out", str(out), "--rehearse", *map(str, options)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start, out
 
 
-def outcomes(out):
-    return {step["name"]: step["outcome"] for step in json.loads((out / "gpu_check.json").read_text())["steps"]}
+def reported(out):
+    """The files of the report, and the outcome of each step but the first."""
+    files = gpu_report.read(out / "gpu_check.tar.gz")
+    return files, {name: record["outcome"] for name, record in files["steps.json"].items() if name != "info"}
 
 
 def until(condition):
-    for _ in range(600):
+    for _ in range(1200):
         if condition():
             return
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError("waited for a minute")
 
 
-def test_steps_follow_a_failure_and_each_has_log_and_record(check):
+def has_stopped(beat):
+    last = beat.read_text()
+    time.sleep(0.5)
+    return beat.read_text() == last
+
+
+def test_steps_follow_a_failure_and_all_is_in_one_file(check):
     start, out = check
-    process = start([("a", "one", BAD), ("a", "two", GOOD), ("b", "three", GOOD, "no_such_module")])
+    process = start([("one", BAD), ("two", GOOD), ("three", GOOD, 60, ["no_such_module"])])
     printed = process.communicate()[0]
     assert process.returncode == 1, printed
+    files, outcomes = reported(out)
     reason = "not tried: no module no_such_module"
-    assert outcomes(out) == {"one": "failed with exit code 3", "two": "passed", "three": reason}
-    assert (out / "one.log").read_text() == "a mistake\n"
-    assert json.loads((out / "two.json").read_text())["outcome"] == "passed"
-    text = (out / "gpu_check.txt").read_text()
-    assert all(part in text for part in ("a mistake", "well done", reason))
+    assert outcomes == {"one": "failed with exit code 3", "two": "passed", "three": reason}
+    assert (files["one.log"], files["two.log"], files["two.json"]) == ("a mistake\n", "well done\n", {"number": 7})
+    assert sorted(path.name for path in out.iterdir()) == ["gpu_check.tar.gz", "gpu_check.txt"]
+    assert reason in (out / "gpu_check.txt").read_text()
+    assert "* number: 7" in printed
+    assert "a mistake" in printed
 
 
-def test_a_failed_build_leaves_out_the_rest(check):
+def test_only_the_steps_that_are_named(check):
     start, out = check
-    process = start([("build", "build", BAD), ("a", "two", GOOD)])
-    process.communicate()
-    assert process.returncode == 1
-    assert outcomes(out) == {"build": "failed with exit code 3", "two": "not tried: the build failed"}
+    assert start([("one", GOOD), ("two", BAD), ("three", GOOD)], "--only", "one", "three").wait() == 0
+    assert reported(out)[1] == {"one": "passed", "three": "passed"}
+    process = start([("one", GOOD), ("two", GOOD)], "--only", "tow")
+    assert "invalid choice: 'tow' (choose from" in process.communicate()[0]
+    assert process.returncode == 2
 
 
-def test_calls_add_up_to_one_report(check):
-    start, out = check
-    steps = [("a", "one", GOOD), ("b", "two", GOOD), ("b", "three", BAD), ("c", "four", GOOD)]
-    assert start(steps, "--only", "one").wait() == 0
-    assert outcomes(out) == {"one": "passed"}
-    assert start(steps, "--only", "b").wait() == 1
-    assert outcomes(out) == {"one": "passed", "two": "passed", "three": "failed with exit code 3"}
-    assert "four                         not asked for yet" in (out / "gpu_check.txt").read_text()
-
-
-def test_a_step_that_runs_out_is_ended_with_its_grandchildren(check, tmp_path):
+def test_the_budget_is_kept_and_grandchildren_end(check, tmp_path):
     start, out = check
     beat = tmp_path / "beat"
-    process = start([("a", "long", BEATS.format(file=str(beat))), ("a", "next", GOOD)], "--limit", 8)
+    steps = [("one", GOOD), ("limited", BEATS.format(file=str(beat)), 1), ("long", "import time; time.sleep(600)")]
+    started = time.monotonic()
+    process = start([*steps, ("late", GOOD)], "--budget", 6)
     process.communicate()
     assert process.returncode == 1
-    assert outcomes(out) == {"long": "timed out", "next": "passed"}
-    assert (out / "long.log").read_text().startswith("begun\n")
-    last = beat.read_text()
-    time.sleep(2)
-    assert beat.read_text() == last
-
-
-def test_budget(check):
-    start, out = check
-    steps = [("a", "one", GOOD), ("a", "two", "import time; time.sleep(600)"), ("a", "three", GOOD)]
-    process = start(steps, "--budget", 12)
-    process.communicate()
-    assert process.returncode == 1
-    assert outcomes(out) == {"one": "passed", "two": "timed out", "three": "not tried: budget used up"}
-    # What was found out in an earlier call is not lost to one that had no time for it.
-    assert start(steps, "--only", "one", "three", "--budget", 0).wait() == 0
-    assert outcomes(out) == {"one": "passed", "two": "timed out", "three": "not tried: budget used up"}
+    assert 5 <= time.monotonic() - started < 60  # not 600
+    files, outcomes = reported(out)
+    expected = {"one": "passed", "limited": "timed out", "long": "timed out", "late": "not tried: budget used up"}
+    assert outcomes == expected
+    assert files["limited.log"].startswith("begun\n")
+    assert has_stopped(beat)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_leaves_the_report(check, tmp_path, number):
     start, out = check
     beat = tmp_path / "beat"
-    steps = [("a", "one", GOOD), ("a", "long", BEATS.format(file=str(beat))), ("a", "never", GOOD)]
-    process = start(steps)
+    process = start([("one", GOOD), ("long", BEATS.format(file=str(beat))), ("never", GOOD)])
     until(beat.exists)
     process.send_signal(number)
     process.communicate()
     assert process.returncode == 128 + number
-    assert outcomes(out) == {"one": "passed", "long": "cut off"}
-    assert json.loads((out / "long.json").read_text())["outcome"] == "cut off"
-    assert "begun" in (out / "gpu_check.txt").read_text()
-    last = beat.read_text()
-    time.sleep(2)
-    assert beat.read_text() == last
+    files, outcomes = reported(out)
+    assert outcomes == {"one": "passed", "long": "cut off"}
+    assert files["long.log"].startswith("begun\n")
+    assert has_stopped(beat)
 
 
-def test_a_killed_gpu_check_says_which_step_was_cut(check):
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_a_killed_one_leaves_what_had_ended(check, tmp_path, moment):
     start, out = check
-    steps = [("a", "one", GOOD), ("a", "long", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")]
-    process = start(steps)
-    until(lambda: (out / "long.log").exists() and (out / "long.log").read_text().endswith("\n"))
+    names, marker = ["one", "two", "three"], tmp_path / "marker"
+    wait = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    process = start([(name, f"{GOOD}\n{wait if i == moment else ''}") for i, name in enumerate(names)])
+    until(lambda: marker.exists() and marker.read_text())
+    time.sleep(0.3)  # the report is written again and again
     process.kill()
     process.communicate()
-    os.kill(int((out / "long.log").read_text()), signal.SIGKILL)
-    assert outcomes(out) == {"one": "passed", "long": "running"}
-    assert start(steps, "--only", "one").wait() == 0
-    assert outcomes(out) == {"one": "passed", "long": "cut off: gpu_check was killed"}
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    files, outcomes = reported(out)
+    assert outcomes == dict.fromkeys(names[:moment], "passed") | {names[moment]: "running"}
+    assert all(files[f"{name}.json"] == {"number": 7} for name in names[: moment + 1])
+    assert len(list(out.glob("[!.]*"))) == 2
 
 
-def test_unknown_step_is_named_beside_the_known(check):
+@pytest.mark.parametrize("works", [True, False])
+def test_libraries_are_built_where_they_do_not_load(check, tmp_path, works):
     start, out = check
-    process = start([("a", "one", GOOD), ("b", "two", GOOD)], "--only", "one", "tow")
-    printed = process.communicate()[0]
-    assert process.returncode == 2
-    assert "unknown step tow" in printed
-    assert all(name in printed for name in ("a: one", "b: two"))
-    assert not out.exists()
+    built = tmp_path / "built"
+    build = f"open({str(built)!r}, 'w')" if works else BAD
+    process = start([("one", GOOD)], built=built, build=build)
+    assert process.wait() == (0 if works else 1)
+    assert reported(out)[1] == {
+        "build": "passed" if works else "failed with exit code 3",
+        "one": "passed" if works else "not tried: no library for cpu",
+    }
 
 
 def test_the_real_steps(tmp_path):
-    """Every file of tests for the GPU and no test that needs none; a name is that of one step only."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import gpu_check
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    steps = gpu_check.all_steps(tmp_path, None, {"gpu": "some GPU", "capability": "9.0"})
-    names = [step.name for step in steps]
-    assert len(set(names)) == len(names)
-    assert {"test_gpu", "test_golden", "test_nms", "test_registry", "bench_loss"} <= set(names)
-    unwanted = "sanitizers", "cuda_on_cpu", "cuda_build", "build", "cli", "abi", "gpu_check", "bench_report"
-    assert not {f"test_{name}" for name in unwanted} & set(names)
-    for step in steps:
-        assert all((gpu_check.ROOT / part).exists() for part in step.command if part.endswith(".py"))
+    """Each names files and programs that are there, and has a name of its own."""
+    for gpu in (True, False):
+        steps = [gpu_check.look_step(tmp_path), *gpu_check.all_steps(tmp_path, gpu)]
+        names = [step.name for step in steps]
+        assert len(set(names)) == len(names)
+        for step in steps:
+            files = [part.partition("::")[0] for part in step.command if part.partition("::")[0].endswith(".py")]
+            assert files
+            assert all((ROOT / file).exists() for file in files)
+            if "tools/gpu_steps.py" in files:
+                assert step.command[step.command.index("tools/gpu_steps.py") + 1] in gpu_steps.PROGRAMS
+    for prediction in gpu_report.PREDICTIONS:
+        assert prediction.seen[0] in names
+        assert prediction.seen[0] != "kernels" or prediction.seen[1] in gpu_steps.cases(small=False)
+    made = shlex.split((ROOT / "Makefile").read_text().partition("\ngpu-check:\n")[2].partition("\n\n")[0])
+    assert {"tools/gpu_check.py", "--out", "--only", "--budget", "--rehearse)"} <= {
+        part.split(",")[-1] for part in made
+    }
+
+
+def test_what_fails_or_has_no_time_is_named_and_the_rest_measured(tmp_path, monkeypatch):
+    results = gpu_steps.Results(tmp_path / "r.json")
+    results.measure("wrong", lambda: 1 / 0)
+    results.measure("right", lambda: {"us": 3})
+    monkeypatch.setattr(gpu_steps, "ENDS", time.time() + 4)
+    results.measure("late", lambda: 1)
+    failed = "failed: ZeroDivisionError: division by zero"
+    expected = {"wrong": failed, "right": {"us": 3}, "late": "not measured: no time was left"}
+    assert json.loads((tmp_path / "r.json").read_text()) == expected
+
+
+def test_variants_are_found_in_the_library_and_run_in_turn(tmp_path, monkeypatch):
+    import ssd_ext
+
+    monkeypatch.setattr(ssd_ext, "__file__", str(tmp_path / "__init__.py"))
+    results = gpu_steps.Results(tmp_path / "variants.json")
+    gpu_steps.variants(results, small=True)
+    assert results.values == {"variants": "no variants in this library"}
+
+    def run(command, check, env):
+        Path(command[command.index("--out") + 1]).write_text(json.dumps(env["SSD_EXT_VARIANT"]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (tmp_path / "_cuda.abi3.so").write_bytes(b"\0SSD_EXT_VARIANT=wide\0SSD_EXT_VARIANT=\0SSD_EXT_VARIANT=wide\0")
+    results = gpu_steps.Results(tmp_path / "variants.json")
+    gpu_steps.variants(results, small=True)
+    turns = {f"{name or 'without'}, turn {turn}": name for turn in (1, 2) for name in ("", "wide")}
+    assert list(results.values.items()) == list(turns.items())
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report as of a GPU, with numbers that an H200 gave, and the one of another version beside it."""
+    table = [
+        {"name": "void ssd_ext::(anonymous namespace)::best_pairs_kernel<float>(...)", "launches": 1.0, "us": 6.5},
+        {"name": "void ssd_ext::(anonymous namespace)::force_best_priors_kernel<float>()", "launches": 1.0, "us": 3.0},
+        {"name": "void ssd_ext::(anonymous namespace)::cross_entropies_kernel<float>()", "launches": 1.0, "us": 11.4},
+    ]
+    versions = {"python": "3.12.3", "torch": "2.11.0+cu130", "torchvision": "0.26.0+cu130"}
+    here = {"cores": 16, "threads": 16, "instructions": "AVX512", "gpu": "NVIDIA H200", "versions": versions}
+    sizes = {"images": 32, "classes": 21}
+
+    def run(*rows):
+        return {
+            "machine_info": {"cpu": {"brand_raw": "Some Xeon"}, "machine": "x86_64", "ssd_ext": here},
+            "commit_info": {"id": None, "dirty": False},
+            "datetime": "2026-12-31T00:00:00",
+            "benchmarks": [bench("loss", "forward and backward", sizes, *row, device="cuda") for row in rows],
+            "left_out": [],
+        }
+
+    files = {
+        "steps.json": {
+            "info": {"outcome": "passed", "seconds": 9.1},
+            "kernels": {"outcome": "passed", "seconds": 21.5},
+            "memcheck": {"outcome": "failed with exit code 9", "seconds": 30},
+        },
+        "info.json": {"gpu": "NVIDIA H200", "versions": versions},
+        "kernels.json": {
+            "loss 32x21": {"eager_us": 441.0, "graph_us": 81.2, "kernels": table},
+            "nms 20000": "failed: RuntimeError: out of memory",
+        },
+        "network.json": {"training 32 bf16": {"ms": [24.6, 24.35], "loss": 45.8}},
+        "memcheck.log": "Invalid __global__ read of size 4 bytes",
+        "benchmarks.run.json": run(("ssd_ext", 0.441)),
+    }
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with tarfile.open(tmp_path / "report.tar.gz", "w:gz") as tar:
+        tar.add(folder, "gpu_check")
+    return tmp_path / "report.tar.gz", run
+
+
+def test_the_page_has_what_was_seen_beside_what_was_predicted(report):
+    text = gpu_report.page(report[0])
+    assert text.startswith("# Seen on NVIDIA H200\n")
+    for line in (
+        "| memcheck | failed with exit code 9 | 30 |",
+        "| loss 32x21, in a graph | 81 | 81.2 | 13 | 40 | 40 | 2.03x |",
+        "| training 32 bf16 | 24.4 | 24.4 | 15 | - | 18 | 1.35x |",
+        "| nms 20000 | 631 | - | - | 170 | 170 | - |",
+        "| best_pairs + force_best | 6 | - | 9.6 | 9.5 | 25 | - |",
+        "| gaps: the graph less its kernels | 14 | - | 14 | 60.3 | 14 | - |",
+        "* nms 20000: failed: RuntimeError: out of memory",
+        "Invalid __global__ read of size 4 bytes",
+    ):
+        assert line in text.splitlines()
+
+
+def test_results_keep_what_others_took_with_the_same_versions(report, tmp_path, monkeypatch):
+    tar, run = report
+    import compact
+
+    old = compact.compact([run(("ssd_ext", 0.9), ("torchvision", 31.1), ("plain_pytorch", 8.0))])
+    (out,) = (tmp_path / f"{compact.machine_name(old)}.json",)
+    for versions, contenders in ((old["versions"], ["ssd_ext", "torchvision"]), ({"torch": "2.12"}, ["ssd_ext"])):
+        out.write_text(compact.dumps(old | {"versions": versions}))
+        assert str(out) in gpu_report.write_results(tar, "0123456789abcdef", tmp_path)
+        result = json.loads(out.read_text())
+        assert [row["contender"] for row in result["results"]] == contenders
+        assert result["results"][0]["median_ms"] == 0.441
+        assert result["commit"] == "0123456789abcdef"

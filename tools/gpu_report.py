@@ -1,0 +1,216 @@
+"""What a report of gpu_check.py says: what was seen beside what was predicted, and a result file of its benchmarks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OTHERS = ("torchvision", "tutorial")  # contenders whose code is not ours
+
+
+class Prediction(NamedTuple):
+    """What is expected of a piece of work; microseconds, of a training step and of inference milliseconds.
+
+    Attributes:
+        work: what is done.
+        seen: where it is measured: the step, the name there, and the number of that.
+        measured: on an H200 in 2026-11, at commit 5db016da.
+        floor: the least by the bytes that it moves at 4.3 TB/s, or by 60 % of the tensor cores' peak.
+        predicted: of the next version, by a model that gives the measured numbers within 20 %.
+        aim: of the next version.
+    """
+
+    work: str
+    seen: tuple[str, str, str]
+    measured: float | None
+    floor: float | None = None
+    predicted: float | None = None
+    aim: float | None = None
+
+
+def graph(case: str, *numbers: float | None) -> Prediction:
+    return Prediction(f"{case}, in a graph", ("kernels", case, "graph_us"), *numbers)
+
+
+def network(case: str, *numbers: float | None) -> Prediction:
+    return Prediction(case, ("network", case, "ms"), *numbers)
+
+
+PREDICTIONS = [
+    graph("loss 8x21", 51),
+    graph("loss 32x21", 81, 13, 40, 40),
+    graph("loss 8x81", 78),
+    graph("loss 32x81", 162, None, 130),
+    graph("loss 128x21", 177),
+    graph("loss 128x81", 461, 90, 345, 290),
+    Prediction("loss 32x21, called from Python", ("kernels", "loss 32x21", "eager_us"), 441, None, 220, 150),
+    graph("detection 8x21", 65),
+    graph("detection 32x21", 79, 6, 35, 35),
+    Prediction("nms 5000", ("kernels", "nms 5000", "eager_us"), 277),
+    Prediction("nms 20000", ("kernels", "nms 20000", "eager_us"), 631, None, 170, 170),
+    network("training 8 float32", 13.7),
+    network("training 8 bf16", 14.5, 3.8, None, 7),
+    network("training 32 float32", 43.2),
+    network("training 32 bf16", 24.4, 15, None, 18),
+    network("inference 8 bf16", 2.85),
+    network("inference 32 bf16", 8.7, 4.8, None, 7),
+]
+# Microseconds of the loss's kernels by the model of the SASS, of 8x21, 32x21 and 128x81.
+LOSS = ("loss 8x21", "loss 32x21", "loss 128x81")
+MODEL = {
+    ("best_pairs", "force_best"): (6, 9.6, 25),
+    ("cross_entropies",): (4, 11, 232),
+    ("add_up_image",): (11.5, 11.5, 11.5),
+    ("add_up_batch",): (2.3, 2.3, 2.3),
+    ("at::native",): (8, 8, 8),
+    ("gradients",): (6, 10, 94),
+}
+GAPS = (14, 14, 14)  # between the launches of a graph
+
+
+def read(tar: Path) -> dict[str, Any]:
+    """File name -> content, of JSON files what they hold."""
+    files: dict[str, Any] = {}
+    with tarfile.open(tar) as packed:
+        for entry in packed.getmembers():
+            if not entry.isfile():
+                continue
+            text, name = packed.extractfile(entry).read().decode(errors="replace"), Path(entry.name).name
+            try:
+                files[name] = json.loads(text) if name.endswith(".json") else text
+            except json.JSONDecodeError:  # cut off while it was written
+                files[f"{name}.damaged"] = text
+    return files
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([number(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def number(x: Any) -> str:
+    if isinstance(x, float | int) and not isinstance(x, bool):
+        return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+    return "-" if x is None else str(x)
+
+
+def seen(files: dict[str, Any], where: tuple[str, str, str]) -> float | None:
+    """The number that a step measured, of two the smaller one."""
+    step, name, key = where
+    value = files.get(f"{step}.json", {}).get(name)
+    found = value.get(key) if isinstance(value, dict) else None
+    return min(found) if isinstance(found, list) else found
+
+
+def predicted(files: dict[str, Any]) -> str:
+    rows = []
+    for p in PREDICTIONS:
+        now, expected = seen(files, p.seen), p.predicted or p.aim
+        ratio = f"{now / expected:.2f}x" if now and expected else None
+        rows.append([p.work, p.measured, now, p.floor, p.predicted, p.aim, ratio])
+    head = ["work (us, network: ms)", "2026-11", "seen", "floor", "predicted", "aim", "seen / predicted or aim"]
+    return markdown(head, rows)
+
+
+def modelled(files: dict[str, Any]) -> str:
+    """The kernels of the loss beside the model of them."""
+    tables = [files.get("kernels.json", {}).get(case) for case in LOSS]
+    tables = [table if isinstance(table, dict) else {} for table in tables]
+    rows = []
+    for parts, model in MODEL.items():
+        cells: list[Any] = [" + ".join(parts)]
+        for table, expected in zip(tables, model, strict=True):
+            times = [k["us"] for k in table.get("kernels", []) if any(part in k["name"] for part in parts)]
+            cells += [expected, sum(times) if times else None]
+        rows.append(cells)
+    cells = ["gaps: the graph less its kernels"]
+    for table, expected in zip(tables, GAPS, strict=True):
+        whole, kernels = table.get("graph_us"), sum(k["us"] for k in table.get("kernels", []))
+        cells += [expected, None if whole is None else whole - kernels]
+    head = [f"{case} {what}" for case in LOSS for what in ("model", "seen")]
+    return markdown(["us", *head], [*rows, cells])
+
+
+def measured(values: dict[str, Any]) -> str:
+    """What a step measured, a line each, kernels in tables."""
+    lines = []
+    for name, value in values.items():
+        value = dict(value) if isinstance(value, dict) else value
+        kernels = value.pop("kernels", []) if isinstance(value, dict) else []
+        lines.append(f"* {name}: {value if isinstance(value, str) else json.dumps(value)}")
+        if kernels:
+            rows = [[k["name"].replace("|", " "), k["launches"], k["us"]] for k in kernels]
+            lines += ["", markdown(["kernel", "launches", "us"], rows), ""]
+    return "\n".join(lines)
+
+
+def page(tar: Path) -> str:
+    """Markdown: outcomes, predictions, what each step measured, the end of the logs of what did not pass."""
+    files = read(tar)
+    steps, machine = files.get("steps.json", {}), files.get("info.json", {})
+    text = [f"# Seen on {machine.get('gpu') or 'a machine without a GPU'}", json.dumps(machine.get("versions", {}))]
+    rows = [[name, r["outcome"], r["seconds"]] for name, r in steps.items()]
+    text += ["## Steps", markdown(["step", "outcome", "s"], rows)]
+    text += ["## Predicted and seen", predicted(files), "Kernels of the loss:", modelled(files)]
+    for name, record in steps.items():
+        values = files.get(f"{name}.json")
+        failed = not record["outcome"].startswith(("passed", "not tried"))
+        log = files.get(f"{name}.log", "")
+        if values and name != "info":
+            text += [f"## {name}", measured(values)]
+        if failed or (log and name == "counters"):
+            text += [f"### End of the log of {name}", "```", "\n".join(log.splitlines()[-40:]), "```"]
+    return "\n\n".join(text) + "\n"
+
+
+def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) -> str:
+    """Writes <machine>.json of the report's benchmarks into a folder of results; says what was done.
+
+    Rows of others' code that were not measured again stay, beside rows of ours that were, if they are of the same
+    versions: to measure them takes most of the time, and tells nothing new.
+
+    Args:
+        tar: the report.
+        commit: what was checked, where the report does not know: a copied tree has no history.
+        folder: of the result files.
+    """
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    import compact
+
+    from ssd.atomic import replacing
+
+    files = read(tar)
+    runs = [files[name] for name in sorted(files) if name.endswith(".run.json")]
+    if not runs:
+        return "no benchmarks in this report: no result file"
+    if not files["info.json"]["gpu"]:
+        return "a rehearsal: no result file"
+    result = compact.compact(runs)
+    if result["commit"] == "unknown" and commit:
+        result["commit"] = commit
+    rows = {row_key(row): row for row in result["results"]}
+    out = folder / f"{compact.machine_name(result)}.json"
+    old = json.loads(out.read_text()) if out.exists() else {"versions": None, "results": []}
+    ours = {case_key(row) for row in rows.values()}
+    for row in old["results"] if old["versions"] == result["versions"] else []:
+        if row["contender"].startswith(OTHERS) and case_key(row) in ours:
+            rows.setdefault(row_key(row), row)
+    result["results"] = list(rows.values())
+    with replacing(out) as temporary:
+        temporary.write_text(compact.dumps(result))
+    return f"{len(rows)} measurements: {out}; next: make bench-report"
+
+
+def case_key(row: dict[str, Any]) -> tuple:
+    return row["suite"], row["op"], str(row["sizes"]), row["device"]
+
+
+def row_key(row: dict[str, Any]) -> tuple:
+    return *case_key(row), row["contender"], row["threads"], row["graph"]

@@ -1,0 +1,509 @@
+"""What gpu_check.py measures by programs of its own: `python tools/gpu_steps.py NAME --out FILE.json [--small]`.
+
+Each writes the file anew after every measurement, so that what cuts it off loses one at most, and begins none for
+which no time is left. --small: on a CPU, to see that it runs. The libraries of the tests and benchmarks say what is
+measured and how; a program imports what it needs itself, so that none fails for the want of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+ENDS = float(os.environ.get("GPU_CHECK_ENDS", "inf"))  # time.time() at which this program is ended
+VARIANT = "SSD_EXT_VARIANT"
+
+
+class Results:
+    """What was measured so far, in a JSON file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.values = file, {}
+
+    def add(self, name: str, value: Any) -> None:
+        self.values[name] = value
+        temporary = self.file.with_name(f".{self.file.name}")
+        temporary.write_text(json.dumps(self.values, indent=1))
+        os.replace(temporary, self.file)
+        print(f"{name}: {value}", flush=True)
+
+    def measure(self, name: str, measured: Callable[[], Any], seconds: float = 5) -> None:
+        """Adds what a function returns, or the error that it raises; nothing if less than so many seconds are left."""
+        if ENDS - time.time() < seconds:
+            self.add(name, "not measured: no time was left")
+            return
+        try:
+            self.add(name, measured())
+        except Exception as error:  # the others are still of use
+            self.add(name, f"failed: {type(error).__name__}: {str(error)[:500]}")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# ---------------------------------------------------------------------------------------------------- machine
+
+
+def info(results: Results, small: bool) -> None:
+    """The machine, and why a library of ours does not load."""
+    gpu = torch.cuda.is_available()
+    results.add("gpu", torch.cuda.get_device_name() if gpu else None)
+    results.add("capability", "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else "9.0")
+    results.add("versions", {"torch": torch.__version__, "python": sys.version.split()[0], "cuda": torch.version.cuda})
+    try:
+        import ssd_ext
+
+        results.add("missing", ssd_ext.info().missing)
+        print(ssd_ext.info())
+    except ImportError as error:  # a CPU library of another machine
+        results.add("missing", {"cpu": str(error), "cuda": str(error)})
+
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+def cases(small: bool) -> dict[str, Any]:
+    """The benchmarks' cases of the kernels that count: the loss with its gradients, detection, nms."""
+    from test_bench_detection import detection
+    from test_bench_loss import loss_case
+    from test_bench_nms import nms
+
+    losses = [(1, 3)] if small else [(images, classes) for images in (8, 32, 128) for classes in (21, 81)]
+    found = {f"loss {images}x{classes}": loss_case(images, classes, backward=True) for images, classes in losses}
+    found |= {f"detection {images}x21": detection("trained", images, 21) for images in ((1,) if small else (1, 8, 32))}
+    return found | {f"nms {n}": nms(n) for n in ((200,) if small else (1000, 5000, 20000))}
+
+
+def microseconds(calls: int, step: Callable) -> float:
+    """Of one call, the median of ten steps that make so many calls and wait for the device."""
+    from harness import timed
+
+    return round(statistics.median(timed(step)[1] for _ in range(10)) / calls * 1e6, 2)
+
+
+def kernel_times(case, tables: bool = True) -> dict[str, Any]:
+    """Microseconds of a call, called from Python and in a CUDA graph; with `tables` also those of each kernel."""
+    from harness import OURS, copied, rotating
+
+    function, inputs = case.contenders[OURS], copied(case.inputs(), device())
+    if device().type == "cuda":
+        how = partial(rotating, function, inputs, quick=True)
+        calls, step = how(graph=False)
+        found = {"eager_us": microseconds(calls, step)}
+        if OURS in case.graphs:
+            found["graph_us"] = microseconds(*how(graph=True))
+    else:
+        calls, step = 1, partial(function, inputs)
+        found = {"eager_us": microseconds(calls, step)}
+    return found | ({"kernels": kernel_table(calls, step)} if tables else {})
+
+
+def kernel_table(calls: int, step: Callable) -> list[dict[str, Any]]:
+    """Name, launches and microseconds of each kernel in a call, by torch's profiler; on a CPU, of each operator."""
+    from torch.profiler import profile
+
+    step()
+    with profile() as profiler:
+        step()
+    on_gpu = device().type == "cuda"
+    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    events = [e for e in profiler.key_averages() if not on_gpu or str(e.device_type).endswith("CUDA")]
+    events.sort(key=lambda e: -getattr(e, attribute))
+    return [
+        {"name": e.key[:120], "launches": e.count / calls, "us": round(getattr(e, attribute) / calls, 2)}
+        for e in events[:20]
+    ]
+
+
+def kernels(results: Results, small: bool) -> None:
+    for name, case in cases(small).items():
+        results.measure(name, partial(kernel_times, case))
+
+
+def graph_times(results: Results, small: bool) -> None:
+    for name, case in cases(small).items():
+        results.measure(name, partial(kernel_times, case, tables=False))
+
+
+def variants(results: Results, small: bool) -> None:
+    """Times of each variant of the library's kernels, in turn and twice, each in a process of its own.
+
+    A library that was built with variants reads SSD_EXT_VARIANT once and has the text SSD_EXT_VARIANT=name for each.
+    """
+    import ssd_ext
+
+    libraries = Path(ssd_ext.__file__).parent.glob("_cuda*.so")
+    names = sorted(
+        {name.decode() for path in libraries for name in re.findall(rb"SSD_EXT_VARIANT=(\w+)", path.read_bytes())}
+    )
+    if not names:
+        return results.add("variants", "no variants in this library")
+    for turn in (1, 2):
+        for name in ("", *names):
+
+            def times(name: str = name) -> dict[str, Any]:
+                out = results.file.with_name(f".{name}.json")
+                command = [sys.executable, __file__, "graph_times", "--out", str(out), *(["--small"] if small else [])]
+                subprocess.run(command, check=True, env={**os.environ, VARIANT: name})
+                return json.loads(out.read_text())
+
+            results.measure(f"{name or 'without'}, turn {turn}", times, seconds=8)
+
+
+def counted(results: Results, small: bool) -> None:
+    """One call each of the loss at 81 classes and of detection, for a program that counts what their kernels do."""
+    from harness import OURS, copied
+    from test_bench_detection import detection
+    from test_bench_loss import loss_case
+
+    images = 1 if small else 32
+    for case in (loss_case(images, 81, backward=True), detection("trained", images, 21)):
+        case.contenders[OURS](copied(case.inputs(), device()))
+        synchronize()
+        results.add(case.name, "called")
+
+
+def every_case(results: Results, small: bool) -> None:
+    """Every kernel on every case of the tests, one of each in turn, for a program that looks on."""
+    from compare import OnGPU
+    from ops import OPS
+
+    namespace = OnGPU() if device().type == "cuda" else torch.ops.ssd_ext
+    calls = {op: list(OPS[op].cases()) for op in OPS}
+    total, done = sum(map(len, calls.values())), 0
+    turns = chain.from_iterable(zip_longest(*([(op, case) for case in found] for op, found in calls.items())))
+    for call in filter(None, turns):
+        if ENDS - time.time() < 5:
+            break
+        op, arguments = call
+        getattr(namespace, op)(*arguments)
+        done += 1
+        if done % 100 == 0:
+            print(f"{done} of {total} calls", flush=True)
+    synchronize()
+    results.add("calls", f"{done} of {total}")
+
+
+def options(results: Results, small: bool) -> None:
+    """What other steps do not call on a GPU: options, corners of the priors, and accelerated models of torchvision."""
+    import compare
+    from harness import OURS, copied
+    from inputs import PRIORS, PRIORS_XYXY, trained_like
+    from test_bench_accelerate import CASES
+    from test_bench_loss import loss_case
+
+    from ssd_ext import DetectionOptions, LossOptions
+
+    namespaces = {"CPU": torch.ops.ssd_ext} | ({"GPU": compare.OnGPU()} if device().type == "cuda" else {})
+    images = 1 if small else 8
+
+    def same(op: str, *arguments: Any) -> str:
+        compare.check(op, arguments, namespaces, one_library=False)
+        return "the same bits in " + " and ".join(namespaces)
+
+    predictions = trained_like(images, 21)
+    # Sigmoids of logits around 0 are candidates by the thousand: 0.9 leaves as many as a trained network has.
+    for changed in (
+        {"score": "sigmoid", "min_score": 0.9},
+        {"clip": True},
+        {"max_log_scale": 0.1},
+        {"pre_nms_top_k": 3},
+    ):
+        chosen = DetectionOptions(**changed)
+        results.measure(f"detection {changed}", partial(same, "postprocess_detections", *predictions, PRIORS, *chosen))
+    x = loss_case(images, 21, backward=False).inputs()
+    targets = x.boxes, x.labels, x.row_splits
+    arguments = *predictions, *targets, PRIORS, *LossOptions(), PRIORS_XYXY
+    results.measure("loss with priors_xyxy", partial(same, "multibox_loss", *arguments))
+
+    def accelerated(case) -> str:
+        inputs = copied(case.inputs(), device())
+        theirs, ours = (case.contenders[name](inputs) for name in ("torchvision", OURS))
+        case.check("torchvision", theirs, ours)
+        return "as torchvision's"
+
+    for case in CASES:
+        if case.sizes["images"] == 1 or not small:
+            results.measure(f"accelerate: {case.name}", partial(accelerated, case))
+
+
+# ---------------------------------------------------------------------------------------------------- network
+
+
+@cache
+def built(width: float, **layers: bool) -> torch.nn.Module:
+    """A network with weights that are the same in every run."""
+    from ssd.model import SSD300
+
+    torch.manual_seed(0)
+    return SSD300(21, width=width, **layers)
+
+
+class Training:
+    """Steps of `ssd train` on made batches, the same ones in every run.
+
+    Args:
+        width: of the network.
+        images: in a batch.
+        bf16: whether autocast is on.
+        recipe: the layers and settings of `ssd train`; else the plain SSD300 and next to no learning rate, as in the
+            benchmark of a training step.
+    """
+
+    def __init__(self, width: float, images: int, bf16: bool, recipe: bool) -> None:
+        from ssd.loss import MultiBoxLoss
+        from ssd.precision import place
+        from ssd.settings import Settings
+        from ssd.train import make_optimizer
+
+        self.images = images
+        self.settings = Settings(("made",), bf16=bf16, **({} if recipe else {"lr": 1e-30}))
+        layers = {name: getattr(self.settings, name) for name in ("batch_norm", "head_batch_norm")} if recipe else {}
+        self.model = place(copy.deepcopy(built(width, **layers)), device()).train()
+        self.network: torch.nn.Module = self.model  # or what wraps it
+        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **self.settings.loss._asdict(), normalize="global")
+        self.optimizer = make_optimizer(self.model, self.settings)
+
+    def batch(self, index: int):
+        """Bytes and objects as a loader gives them, on the CPU."""
+        from inputs import generator, objects
+
+        from ssd.data.loader import Batch
+
+        images = torch.randint(256, (self.images, 300, 300, 3), dtype=torch.uint8, generator=generator(index))
+        truth = objects(self.images, 21, 1, 8)
+        labels = 1 + (truth.labels + index) % 20
+        columns = images.permute(0, 3, 1, 2), None, truth.boxes, labels, labels < 0, truth.row_splits
+        if device().type == "cuda":
+            columns = [column if column is None else column.pin_memory() for column in columns]
+        return Batch(*columns)
+
+    def step(self, batch) -> Tensor:
+        from ssd.step import train_step
+
+        return train_step(self.network, self.criterion, self.optimizer, batch, self.settings, 1.0, device())
+
+
+def milliseconds(prepare: Callable[[], Callable], autotune: bool = False) -> dict[str, Any]:
+    """Of the step that is prepared, twice, with the loss that it gives; `autotune` is cudnn.benchmark."""
+    import training_step
+    from harness import timed
+
+    def waiting() -> None:
+        step()
+        synchronize()
+
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, autotune
+    try:
+        step = prepare()
+        loss = step()  # what happens once only
+        waiting()
+        steps = max(2, min(20, int(0.3 / timed(waiting)[1])))
+        times = [round(training_step.milliseconds(step, steps), 3) for _ in range(2)]
+        return {"ms": times} | ({"loss": float(loss)} if isinstance(loss, Tensor) else {})
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Callable:
+    """A step, with any of "fused", "graph" and "compile"."""
+    from harness import captured
+
+    from ssd.precision import compile_network
+
+    run = Training(width, images, bf16, recipe=False)
+    for group in run.optimizer.param_groups:
+        group["fused"] = "fused" in flags or None
+    if "compile" in flags:
+        compile_network(run.model)
+    batch = run.batch(0)
+    if "graph" not in flags:
+        return partial(run.step, batch)
+    there = batch.to(device())
+    losses: list[Tensor] = []
+    replay = captured(lambda: losses.append(run.step(there)))  # which takes a step first, for what happens once only
+
+    def step() -> Tensor:
+        replay()
+        return losses[-1]
+
+    return step
+
+
+def prepared_inference(width: float, images: int, bf16: bool, *flags: str) -> Callable:
+    from ssd.detector import predict_padded
+    from ssd.precision import compile_network
+
+    run = Training(width, images, bf16, recipe=False)
+    if "compile" in flags:
+        compile_network(run.model)
+    there = run.batch(0).images.to(device())
+    return partial(torch.inference_mode()(predict_padded), run.model, there, bf16=bf16)
+
+
+def network(results: Results, small: bool) -> None:
+    """Milliseconds of a training step and of inference, as they are and changed."""
+    width, batches = (0.02, (1,)) if small else (1.0, (8, 32, 128))
+    graphs = [("fused", "graph"), ("fused", "graph", "cudnn.benchmark")] if device().type == "cuda" else []
+    for bf16 in (True, False):
+        for images in batches:
+            for what, prepare, changes in (
+                ("training", prepared_training, [(), ("cudnn.benchmark",), ("fused",), *graphs]),
+                ("inference", prepared_inference, [(), ("cudnn.benchmark",)]),
+            ):
+                for flags in changes:
+                    name = ", ".join([f"{what} {images} {'bf16' if bf16 else 'float32'}", *flags])
+                    step = partial(prepare, width, images, bf16, *flags)
+                    results.measure(name, partial(milliseconds, step, "cudnn.benchmark" in flags))
+
+
+def compiled(results: Results, small: bool) -> None:
+    """The same of a compiled network, which takes its minutes first."""
+    if small:
+        return results.add("compiled", "not measured: takes minutes on a CPU")
+    for images in (8, 32):
+        for what, prepare in (("training", prepared_training), ("inference", prepared_inference)):
+            step = partial(prepare, 1.0, images, True, "fused", "compile")
+            results.measure(f"{what} {images} bf16, fused, compile", partial(milliseconds, step), seconds=15)
+
+
+def repeat(results: Results, small: bool) -> None:
+    """Whether training gives the same bits again, and when resumed; then a step of one process of several."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    width, images, steps = (0.02, 2, 2) if small else (1.0, 8, 30)
+
+    def trained(bf16: bool, steps: int, resumed: bool = False) -> tuple[list[float], dict[str, Tensor]]:
+        """The losses, and the parameters and statistics at the end."""
+        run = Training(width, images, bf16, recipe=True)
+        losses = []
+        for index in range(steps):
+            if resumed and index == steps // 2:
+                file = io.BytesIO()
+                torch.save((run.model.state_dict(), run.optimizer.state_dict()), file)
+                run = Training(width, images, bf16, recipe=True)
+                states = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+                run.model.load_state_dict(states[0])
+                run.optimizer.load_state_dict(states[1])
+            losses.append(run.step(run.batch(index)))
+        return torch.stack(losses).tolist(), run.model.state_dict()
+
+    def apart(one: tuple, other: tuple) -> str | dict[str, Any]:
+        """Where two runs differ, if they do."""
+        pairs = {name: (x, other[1][name]) for name, x in one[1].items()}
+        differ = {
+            name: float((a.double() - b.double()).norm() / a.double().norm())
+            for name, (a, b) in pairs.items()
+            if not torch.equal(a, b)
+        }
+        steps = [i for i, (a, b) in enumerate(zip(one[0], other[0], strict=True), 1) if a != b]
+        if not differ and not steps:
+            return "equal bits"
+        worst = sorted(differ, key=differ.get, reverse=True)[:8]
+        return {
+            "losses differ from step": steps[0] if steps else None,
+            "last losses": (one[0][-1], other[0][-1]),
+            "tensors that differ": f"{len(differ)} of {len(pairs)}",
+            "the worst, relative": {name: differ[name] for name in worst},
+        }
+
+    def compared(bf16: bool, deterministic: bool) -> dict[str, Any]:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        try:
+            once = trained(bf16, steps)
+            return {
+                "after one step": apart(trained(bf16, 1), trained(bf16, 1)),
+                "two runs": apart(once, trained(bf16, steps)),
+                "resumed": apart(once, trained(bf16, steps, resumed=True)),
+            }
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def shared() -> dict[str, Any]:
+        """A step under DistributedDataParallel, of a loss divided over all processes, beside a step without it."""
+        with tempfile.TemporaryDirectory() as folder:
+            backend = "nccl" if device().type == "cuda" else "gloo"
+            alone = Training(width, images, False, recipe=True)
+            losses = [alone.step(alone.batch(0))]
+            dist.init_process_group(backend, init_method=f"file://{folder}/join", rank=0, world_size=1)
+            try:
+                run = Training(width, images, False, recipe=True)
+                run.network = DistributedDataParallel(run.model)
+                losses.append(run.step(run.batch(0)))
+                synchronize()
+            finally:
+                dist.destroy_process_group()
+            states = alone.model.state_dict(), run.model.state_dict()
+            return {"backend": backend} | {
+                "alone and shared": apart(*zip([[float(x)] for x in losses], states, strict=True))
+            }
+
+    for bf16 in (True, False):
+        results.measure(f"{'bf16' if bf16 else 'float32'}", partial(compared, bf16, False))
+    results.measure("one process of several", shared)
+    for bf16 in (True, False):
+        results.measure(f"{'bf16' if bf16 else 'float32'}, deterministic", partial(compared, bf16, True))
+
+
+def demo(results: Results, small: bool) -> None:
+    """`ssd demo` at two epochs: drawing, training, evaluation."""
+    import ssd.demo
+
+    settings = {"epochs": 2}
+    if small:
+        ssd.demo.N_TRAIN = ssd.demo.N_TEST = 16
+        settings = {"epochs": 1, "width": 0.01, "bf16": False}
+    with tempfile.TemporaryDirectory() as folder:
+        results.add("mAP", ssd.demo.demo(folder, workers=0 if small else None, **settings))
+
+
+PROGRAMS = {
+    program.__name__: program
+    for program in (
+        info, kernels, graph_times, variants, counted, every_case, options, network, compiled, repeat, demo,
+    )
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=PROGRAMS, help="of the program")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for what is measured")
+    parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
+    arguments = parser.parse_args()
+    results = Results(arguments.out)
+    PROGRAMS[arguments.name](results, arguments.small)
+    wrong = [name for name, value in results.values.items() if str(value).startswith("failed: ")]
+    if wrong:
+        print("failed:", *wrong, sep="\n  ")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
