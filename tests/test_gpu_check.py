@@ -1,4 +1,4 @@
-"""tools/gpu_check.py with steps of the tests' own: what it leaves behind, whatever becomes of a step or of it."""
+"""tools/gpu_check.py with steps of the tests' own: what it leaves when a step fails, hangs or is killed with it."""
 
 import json
 import os
@@ -17,14 +17,13 @@ import pytest
 from test_bench_report import bench
 
 ROOT = gpu_check.ROOT
-# gpu_check with other steps, no patience, and a report written all the time. A step's program gets the path of its
-# result file, without the suffix.
+# gpu_check with other steps and no patience. A step's program gets the path of its result file, without the suffix.
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
 import gpu_check
 gpu_check.GRACE = tuple((number, 0.5) for number, _ in gpu_check.GRACE)
-gpu_check.RESERVE, gpu_check.LEAST, gpu_check.REFRESH = 1, 0.1, 0
+gpu_check.RESERVE, gpu_check.LEAST, gpu_check.REFRESH = 1, 0.1, REFRESH
 def step(folder, name, code, limit=60, needs=()):
     return gpu_check.Step(name, limit, [gpu_check.PYTHON, "-c", code, str(folder / name)], needs=tuple(needs))
 gpu_check.look_step = lambda folder: step(folder, "info", LOOK)
@@ -63,8 +62,9 @@ def check(tmp_path):
     """Starts gpu_check with (name, code, limit, modules needed) and options; its process, and its folder."""
     out = tmp_path / "out"
 
-    def start(steps, *options, built=__file__, build=BAD):
-        values = {"STEPS": steps, "BUILT": str(built), "BUILD": build, "LOOK": f"BUILT = {str(built)!r}\n{LOOK}"}
+    def start(steps, *options, built=__file__, build=BAD, refresh=60):
+        look = f"BUILT = {str(built)!r}\n{LOOK}"
+        values = {"STEPS": steps, "BUILT": str(built), "BUILD": build, "LOOK": look, "REFRESH": refresh}
         program = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + PROGRAM
         command = [sys.executable, "-c", program, "--out", str(out), "--rehearse", *map(str, options)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -136,10 +136,10 @@ def test_the_budget_is_kept_and_grandchildren_end(check, tmp_path):
 def test_a_signal_ends_the_step_and_leaves_the_report(check, tmp_path, number):
     start, out = check
     beat = tmp_path / "beat"
-    process = start([("one", GOOD), ("long", BEATS.format(file=str(beat))), ("never", GOOD)])
+    process = start([("one", GOOD), ("long", BEATS.format(file=str(beat)), 600), ("never", GOOD)])
     until(beat.exists)
     process.send_signal(number)
-    process.communicate()
+    process.communicate(timeout=60)
     assert process.returncode == 128 + number
     files, outcomes = reported(out)
     assert outcomes == {"one": "passed", "long": "cut off"}
@@ -147,21 +147,33 @@ def test_a_signal_ends_the_step_and_leaves_the_report(check, tmp_path, number):
     assert has_stopped(beat)
 
 
-@pytest.mark.parametrize("moment", [0, 1, 2])
-def test_a_killed_one_leaves_what_had_ended(check, tmp_path, moment):
+@pytest.mark.parametrize(("moment", "refresh"), [(0, 60), (1, 60), (2, 0)])
+def test_a_killed_one_leaves_what_had_ended(check, tmp_path, moment, refresh):
+    """In the first step, in a later one, and while the report is written again and again."""
     start, out = check
     names, marker = ["one", "two", "three"], tmp_path / "marker"
     wait = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    process = start([(name, f"{GOOD}\n{wait if i == moment else ''}") for i, name in enumerate(names)])
+    steps = [(name, f"{GOOD}\n{wait if i == moment else ''}") for i, name in enumerate(names)]
+    process = start(steps, refresh=refresh)
     until(lambda: marker.exists() and marker.read_text())
-    time.sleep(0.3)  # the report is written again and again
+    time.sleep(0.3)
     process.kill()
     process.communicate()
     os.kill(int(marker.read_text()), signal.SIGKILL)
     files, outcomes = reported(out)
     assert outcomes == dict.fromkeys(names[:moment], "passed") | {names[moment]: "running"}
-    assert all(files[f"{name}.json"] == {"number": 7} for name in names[: moment + 1])
+    ended = names[:moment] if refresh else names
+    assert all(files[f"{name}.json"] == {"number": 7} for name in ended)
     assert len(list(out.glob("[!.]*"))) == 2
+
+
+def test_a_report_is_whole_or_not_replaced(tmp_path, monkeypatch):
+    file = tmp_path / "report"
+    gpu_check.replace(file, b"before")
+    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gpu_check.replace(file, b"after")
+    assert file.read_bytes() == b"before"
 
 
 @pytest.mark.parametrize("works", [True, False])

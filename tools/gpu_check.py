@@ -1,14 +1,15 @@
-"""Ten minutes on a GPU: `make gpu-check OUT=folder BUDGET=560` takes its steps in order of what a second of each tells.
+"""Ten minutes on a GPU: `make gpu-check OUT=folder BUDGET=560`. The steps that tell most per second run first.
 
-Works with the Python that runs this file: no virtual environment, no internet. Libraries in ssd_ext/ that load are
-used; others are built. All that the steps print and measure is in one file, OUT/gpu_check.tar.gz, which is replaced
-again and again: if this program is killed, the file is whole and has every step that had ended. A step that fails does
-not stop the next one. Each ends at its limit, with all its processes, and the last one before the budget does.
+Runs under the Python that starts it; needs no virtual environment and no internet. The libraries in ssd_ext/ are used
+if they load, and built if they do not. All output and all measurements go into one file, OUT/gpu_check.tar.gz, which is
+replaced after every step and every few seconds: if this program is killed, that file is whole and holds every step that
+had ended. A failed step does not stop the next one. Each step is ended at its limit, with all its processes, and the
+last one before the budget is used up.
 
     python tools/gpu_check.py --read OUT/gpu_check.tar.gz      # on any machine
 
 writes benchmarks/results/<machine>.json and prints what was seen beside what was predicted. The exit code is 0 if every
-step passed or could not be tried for a reason that is named. --rehearse does, in small, what needs no GPU.
+step passed, or could not be tried for a reason that is named. --rehearse runs small versions of them without a GPU.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ import gpu_report
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 PYTHONPATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-# Of a step's CPU work, a quarter of the cores: as many as there are would keep what launches kernels waiting.
+# For the CPU work of a step. With a thread per core, the thread that launches kernels would have to wait for a core.
 THREADS = str(max(1, (os.cpu_count() or 1) // 4))
-SSD = ("pytest", "torchvision", "PIL", "numpy", "tqdm")  # what the tests of ssd and the benchmarks import
+SSD = ("pytest", "torchvision", "PIL", "numpy", "tqdm")  # imported by the tests of ssd and by the benchmarks
 GRACE = ((signal.SIGINT, 6), (signal.SIGTERM, 2))  # pytest saves what it has on Ctrl-C; then SIGKILL
-RESERVE = 10  # seconds of the budget in which the last step is ended and the report written
-LEAST = 3  # seconds with which a step is begun
+RESERVE = 10  # seconds of the budget for ending the last step and writing the report
+LEAST = 3  # seconds without which no step is started
 REFRESH = 10  # seconds between two reports while a step runs
-LARGEST = 2 << 20  # bytes at the end of a file that the report keeps
+LARGEST = 2 << 20  # bytes: of a longer file the report keeps the end
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Step:
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()  # modules
-    not_tried: str = ""  # why not, where that is known beforehand
+    not_tried: str = ""  # the reason, if it is known beforehand
 
     def why_not(self) -> str:
         """The reason why the step cannot be tried, or an empty string."""
@@ -66,6 +67,7 @@ class Step:
 def pytest(*arguments: str) -> list[str]:
     """A run of pytest that names each test before it begins, and shows where Python stands if a kernel hangs."""
     options = "-v -p no:cacheprovider --tb=short --maxfail=20 --durations=5 -o faulthandler_timeout=60"
+    options += " --continue-on-collection-errors"  # a missing module costs one file
     return [PYTHON, "-m", "pytest", *options.split(), *arguments]
 
 
@@ -91,13 +93,13 @@ def build_step(gpu: bool, capability: str) -> Step:
 
 
 def all_steps(folder: Path, gpu: bool) -> list[Step]:
-    """The steps once the libraries load, in their order; without a GPU, what of each can be rehearsed.
+    """The steps after the first, in their order; without a GPU, what can be rehearsed of each.
 
-    The limits of those before the benchmarks add up to more than ten minutes; most need far less.
+    The limits of the steps before the benchmarks add up to 565 s, but most steps need far less than their limit.
     """
     needs_gpu = "" if gpu else "needs a GPU"
     required = {"SSD_EXT_REQUIRE": "cpu,cuda" if gpu else "cpu"}
-    all_threads = {"OMP_NUM_THREADS": ""}  # as a user's run has them: the result file says how many
+    all_threads = {"OMP_NUM_THREADS": ""}  # as in a user's run; the result file tells how many
 
     def measure(name: str, limit: float, measured: str = "", under: list[str] | None = None, **more) -> Step:
         small = () if gpu else ("--small",)
@@ -115,7 +117,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     def sanitize(tool: str) -> Step:
         path = program("compute-sanitizer")
         reason = "" if path or not gpu else "no compute-sanitizer here"
-        # An array out of torch's cache would have room behind it, and old contents, that no tool objects to.
+        # In torch's cache an array has old contents, and memory behind it that belongs to the cache: both hide errors.
         uncached = {} if tool == "synccheck" else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         under = [path, f"--tool={tool}", "--error-exitcode=9"] if gpu else None
         return measure(tool, 30, "every_case", under, environment=uncached, not_tried=reason)
@@ -128,7 +130,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     rooms = sorted(path.name for path in (ROOT / "csrc").iterdir())
     names = [f"tests/test_{name}.py" for name in (*rooms, "loss", "gpu_math", "gpu_sizes", "registry")]
     on_both = [name for name in names if (ROOT / name).exists()]
-    # What the README quotes comes first, in case the time runs out.
+    # The README quotes these: they come first, in case the time runs out.
     quoted = [f"benchmarks/test_bench_{name}.py" for name in ("loss", "detection", "nms")]
     benches = sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("test_bench_*.py"))
     benches = [*quoted, *(name for name in benches if name not in quoted)]
@@ -159,7 +161,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
 
 
 class Report:
-    """What is known so far: in a working folder what steps write, in `out` one tar of it and a line for each step."""
+    """The results so far: steps write into a working folder; `out` gets one tar of it, and one line per step."""
 
     def __init__(self, out: Path, folder: Path) -> None:
         self.out, self.folder = out, folder
@@ -198,13 +200,13 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def run(step: Step, limit: float, report: Report, stopped: list[int]) -> str:
-    """Runs a step in a process group of its own, straight into its log; its outcome.
+    """Runs a step in a process group of its own, which writes to the log of the step; returns the outcome.
 
-    A signal that comes into `stopped` ends it.
+    A signal in `stopped` ends it.
     """
     started = written = time.monotonic()
     report.keep(step, "running")
-    own = {"GPU_CHECK_ENDS": str(time.time() + limit)}  # so that a program can leave out what would be cut off
+    own = {"GPU_CHECK_ENDS": str(time.time() + limit)}  # a program can skip what would be cut off
     environment = {"OMP_NUM_THREADS": THREADS, **os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1", **own}
     with (report.folder / f"{step.name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -225,7 +227,7 @@ def run(step: Step, limit: float, report: Report, stopped: list[int]) -> str:
     if code:
         outcome = f"failed with exit code {code}"
     if code is None:
-        report.keep(step, outcome, time.monotonic() - started)  # before whoever stops us loses patience
+        report.keep(step, outcome, time.monotonic() - started)  # first, in case this program is killed next
     end(process)
     report.keep(step, outcome, time.monotonic() - started)
     return outcome
@@ -245,13 +247,13 @@ def end(process: subprocess.Popen) -> None:
 
 
 def check(report: Report, only: list[str], deadline: float, rehearse: bool) -> int:
-    """Looks at the machine, then runs the steps one after another, whatever becomes of one. The exit code."""
+    """Looks at the machine, then runs all steps, whether or not one fails; returns the exit code."""
     stopped: list[int] = []  # the signal that ends this call
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.append(number))
 
     def do(step: Step, reason: str = "") -> bool:
-        """Whether it passed, or was not tried."""
+        """Runs a step unless there is a reason not to; False if it failed."""
         if stopped:
             return True
         left = deadline - RESERVE - time.monotonic()
@@ -284,7 +286,9 @@ def check(report: Report, only: list[str], deadline: float, rehearse: bool) -> i
         if not only or step.name in only:
             good.append(do(step, reason))
     report.write()
-    print(gpu_report.page(report.out / "gpu_check.tar.gz"), *report.lines(), sep="\n")  # the short last, for a tail
+    print(
+        gpu_report.page(report.out / "gpu_check.tar.gz"), *report.lines(), sep="\n"
+    )  # the summary last, where a tail shows it
     return 128 + stopped[0] if stopped else int(not all(good) or bool(reason))
 
 
@@ -299,10 +303,12 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="run the steps; the folder for the report")
     what.add_argument("--read", type=Path, metavar="TAR", help="read a report")
-    parser.add_argument("--only", nargs="+", metavar="STEP", default=[], choices=names, help="of the steps, only these")
-    parser.add_argument("--budget", type=float, default=560, metavar="SECONDS", help="for all (default: %(default)s)")
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU: do, in small, what needs none")
-    parser.add_argument("--commit", help="what was checked, where the report cannot know: with --read")
+    parser.add_argument("--only", nargs="+", metavar="STEP", default=[], choices=names, help="run only these steps")
+    parser.add_argument(
+        "--budget", type=float, default=560, metavar="SECONDS", help="for all steps together (default: %(default)s)"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: small versions of the steps")
+    parser.add_argument("--commit", help="with --read: the commit that was checked, if the report does not know it")
     arguments = parser.parse_args()
     if arguments.read:
         print(gpu_report.page(arguments.read))

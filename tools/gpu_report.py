@@ -1,4 +1,4 @@
-"""What a report of gpu_check.py says: what was seen beside what was predicted, and a result file of its benchmarks."""
+"""Reads a report of gpu_check.py: a page of what was seen beside what was predicted, and a result file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-OTHERS = ("torchvision", "tutorial")  # contenders whose code is not ours
+PEERS = ("torchvision", "tutorial")  # contenders, by how their names begin, whose code is not ours
 
 
 class Prediction(NamedTuple):
-    """What is expected of a piece of work; microseconds, of a training step and of inference milliseconds.
+    """Times of a piece of work: in microseconds, for the whole network in milliseconds.
 
     Attributes:
-        work: what is done.
-        seen: where it is measured: the step, the name there, and the number of that.
-        measured: on an H200 in 2026-11, at commit 5db016da.
-        floor: the least by the bytes that it moves at 4.3 TB/s, or by 60 % of the tensor cores' peak.
-        predicted: of the next version, by a model that gives the measured numbers within 20 %.
-        aim: of the next version.
+        work: what is timed.
+        seen: where gpu_check.py measures it: the step, the name in its file, the key there.
+        measured: on an H200 in November 2026, commit 5db016da (benchmarks/results/nvidia-h200-16-cores.json).
+        floor: for kernels the bytes that must move at 4.3 TB/s, for the network the arithmetic at 60 % of the peak.
+        predicted: for the planned kernels, estimated from instructions, latencies and launches; the same estimate for
+            the present kernels is within 20 % of what was measured.
+        aim: for the planned version.
     """
 
     work: str
@@ -61,7 +62,7 @@ PREDICTIONS = [
     network("inference 8 bf16", 2.85),
     network("inference 32 bf16", 8.7, 4.8, None, 7),
 ]
-# Microseconds of the loss's kernels by the model of the SASS, of 8x21, 32x21 and 128x81.
+# Microseconds of the present kernels of the loss in the cases of LOSS, estimated from their machine code.
 LOSS = ("loss 8x21", "loss 32x21", "loss 128x81")
 MODEL = {
     ("best_pairs", "force_best"): (6, 9.6, 25),
@@ -71,11 +72,11 @@ MODEL = {
     ("at::native",): (8, 8, 8),
     ("gradients",): (6, 10, 94),
 }
-GAPS = (14, 14, 14)  # between the launches of a graph
+GAPS = (14, 14, 14)  # between the 11 launches of a graph, 1.3 us each
 
 
 def read(tar: Path) -> dict[str, Any]:
-    """File name -> content, of JSON files what they hold."""
+    """File name -> text, or for a JSON file its value."""
     files: dict[str, Any] = {}
     with tarfile.open(tar) as packed:
         for entry in packed.getmembers():
@@ -102,7 +103,7 @@ def number(x: Any) -> str:
 
 
 def seen(files: dict[str, Any], where: tuple[str, str, str]) -> float | None:
-    """The number that a step measured, of two the smaller one."""
+    """The number that a step measured; the smaller one of two."""
     step, name, key = where
     value = files.get(f"{step}.json", {}).get(name)
     found = value.get(key) if isinstance(value, dict) else None
@@ -120,7 +121,7 @@ def predicted(files: dict[str, Any]) -> str:
 
 
 def modelled(files: dict[str, Any]) -> str:
-    """The kernels of the loss beside the model of them."""
+    """The estimated and the measured times of the kernels of the loss."""
     tables = [files.get("kernels.json", {}).get(case) for case in LOSS]
     tables = [table if isinstance(table, dict) else {} for table in tables]
     rows = []
@@ -139,7 +140,7 @@ def modelled(files: dict[str, Any]) -> str:
 
 
 def measured(values: dict[str, Any]) -> str:
-    """What a step measured, a line each, kernels in tables."""
+    """The measurements of a step: a line each, and tables of kernels."""
     lines = []
     for name, value in values.items():
         value = dict(value) if isinstance(value, dict) else value
@@ -152,7 +153,7 @@ def measured(values: dict[str, Any]) -> str:
 
 
 def page(tar: Path) -> str:
-    """Markdown: outcomes, predictions, what each step measured, the end of the logs of what did not pass."""
+    """The report as Markdown: outcomes, predictions, the measurements of each step, the ends of logs of failures."""
     files = read(tar)
     steps, machine = files.get("steps.json", {}), files.get("info.json", {})
     text = [f"# Seen on {machine.get('gpu') or 'a machine without a GPU'}", json.dumps(machine.get("versions", {}))]
@@ -171,14 +172,14 @@ def page(tar: Path) -> str:
 
 
 def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) -> str:
-    """Writes <machine>.json of the report's benchmarks into a folder of results; says what was done.
+    """Writes the benchmarks of a report to <machine>.json; returns a line of text about it.
 
-    Rows of others' code that were not measured again stay, beside rows of ours that were, if they are of the same
-    versions: to measure them takes most of the time, and tells nothing new.
+    A peer's rows of an earlier file are kept if the case was measured again without the peer, and the versions of
+    torch, torchvision and Python are the same: peers take most of the time, and nothing about them has changed.
 
     Args:
         tar: the report.
-        commit: what was checked, where the report does not know: a copied tree has no history.
+        commit: the commit that was checked, if the report does not know it (a copied tree has no history).
         folder: of the result files.
     """
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -200,7 +201,7 @@ def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) 
     old = json.loads(out.read_text()) if out.exists() else {"versions": None, "results": []}
     ours = {case_key(row) for row in rows.values()}
     for row in old["results"] if old["versions"] == result["versions"] else []:
-        if row["contender"].startswith(OTHERS) and case_key(row) in ours:
+        if row["contender"].startswith(PEERS) and case_key(row) in ours:
             rows.setdefault(row_key(row), row)
     result["results"] = list(rows.values())
     with replacing(out) as temporary:

@@ -1,8 +1,8 @@
-"""What gpu_check.py measures by programs of its own: `python tools/gpu_steps.py NAME --out FILE.json [--small]`.
+"""The measuring programs of gpu_check.py: `python tools/gpu_steps.py NAME --out FILE.json [--small]`.
 
-Each writes the file anew after every measurement, so that what cuts it off loses one at most, and begins none for
-which no time is left. --small: on a CPU, to see that it runs. The libraries of the tests and benchmarks say what is
-measured and how; a program imports what it needs itself, so that none fails for the want of another.
+A program rewrites its file after every measurement and starts none for which too little time is left, so being cut off
+costs it one measurement at most. --small: small sizes, to try a program on a CPU. Cases, inputs and peers come from
+tests/ and benchmarks/. Each program imports what it needs, so that a missing module stops no other program.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VARIANT = "SSD_EXT_VARIANT"
 
 
 class Results:
-    """What was measured so far, in a JSON file."""
+    """The measurements so far, in a JSON file."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.values = file, {}
@@ -47,13 +47,13 @@ class Results:
         print(f"{name}: {value}", flush=True)
 
     def measure(self, name: str, measured: Callable[[], Any], seconds: float = 5) -> None:
-        """Adds what a function returns, or the error that it raises; nothing if less than so many seconds are left."""
+        """Adds the result of a function, or its error; does not call it if less than `seconds` are left."""
         if ENDS - time.time() < seconds:
             self.add(name, "not measured: no time was left")
             return
         try:
             self.add(name, measured())
-        except Exception as error:  # the others are still of use
+        except Exception as error:  # the other measurements are still useful
             self.add(name, f"failed: {type(error).__name__}: {str(error)[:500]}")
 
 
@@ -70,7 +70,7 @@ def synchronize() -> None:
 
 
 def info(results: Results, small: bool) -> None:
-    """The machine, and why a library of ours does not load."""
+    """The machine, and why a library of ssd_ext does not load."""
     gpu = torch.cuda.is_available()
     results.add("gpu", torch.cuda.get_device_name() if gpu else None)
     results.add("capability", "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else "9.0")
@@ -88,7 +88,7 @@ def info(results: Results, small: bool) -> None:
 
 
 def cases(small: bool) -> dict[str, Any]:
-    """The benchmarks' cases of the kernels that count: the loss with its gradients, detection, nms."""
+    """Cases of the benchmarks: the loss with its gradients, detection, nms."""
     from test_bench_detection import detection
     from test_bench_loss import loss_case
     from test_bench_nms import nms
@@ -97,18 +97,18 @@ def cases(small: bool) -> dict[str, Any]:
     losses = {f"loss {images}x{classes}": loss_case(images, classes, backward=True) for images, classes in sizes}
     found = {f"detection {images}x21": detection("trained", images, 21) for images in ((1,) if small else (1, 8, 32))}
     found |= {f"nms {n}": nms(n) for n in ((200,) if small else (1000, 5000, 20000))}
-    return dict(list(losses.items())[:4]) | found | losses  # what takes longest last
+    return dict(list(losses.items())[:4]) | found | losses  # the slowest last
 
 
 def microseconds(calls: int, step: Callable) -> float:
-    """Of one call, the median of ten steps that make so many calls and wait for the device."""
+    """Time of one call: the median of ten steps, each of which makes `calls` calls and waits for the device."""
     from harness import timed
 
     return round(statistics.median(timed(step)[1] for _ in range(10)) / calls * 1e6, 2)
 
 
 def kernel_times(case, tables: bool = True) -> dict[str, Any]:
-    """Microseconds of a call, called from Python and in a CUDA graph; with `tables` also those of each kernel."""
+    """Microseconds of a call from Python and in a CUDA graph; with `tables` also of each kernel."""
     from harness import OURS, copied, rotating
 
     function, inputs = case.contenders[OURS], copied(case.inputs(), device())
@@ -125,7 +125,7 @@ def kernel_times(case, tables: bool = True) -> dict[str, Any]:
 
 
 def kernel_table(calls: int, step: Callable) -> list[dict[str, Any]]:
-    """Name, launches and microseconds of each kernel in a call, by torch's profiler; on a CPU, of each operator."""
+    """Launches and microseconds per call of each kernel, from torch's profiler; on a CPU, of each operator."""
     from torch.profiler import profile
 
     step()
@@ -152,9 +152,10 @@ def graph_times(results: Results, small: bool) -> None:
 
 
 def variants(results: Results, small: bool) -> None:
-    """Times of each variant of the library's kernels, in turn and twice, each in a process of its own.
+    """Times the variants of the library's kernels in turn, twice, each in its own process.
 
-    A library that was built with variants reads SSD_EXT_VARIANT once and has the text SSD_EXT_VARIANT=name for each.
+    A library with variants reads the environment variable SSD_EXT_VARIANT once, and contains the text
+    "SSD_EXT_VARIANT=name" for each of them.
     """
     import ssd_ext
 
@@ -177,7 +178,7 @@ def variants(results: Results, small: bool) -> None:
 
 
 def counted(results: Results, small: bool) -> None:
-    """One call each of the loss at 81 classes and of detection, for a program that counts what their kernels do."""
+    """Calls the loss of 81 classes and detection once each, for a profiler that counts instructions."""
     from harness import OURS, copied
     from test_bench_detection import detection
     from test_bench_loss import loss_case
@@ -190,7 +191,7 @@ def counted(results: Results, small: bool) -> None:
 
 
 def every_case(results: Results, small: bool) -> None:
-    """Every kernel on every case of the tests, one of each in turn, for a program that looks on."""
+    """Calls every op on every case of the tests, for a sanitizer; all ops in turn, so that none is left for later."""
     from compare import OnGPU
     from ops import OPS
 
@@ -211,7 +212,7 @@ def every_case(results: Results, small: bool) -> None:
 
 
 def options(results: Results, small: bool) -> None:
-    """What other steps do not call on a GPU: options, corners of the priors, and accelerated models of torchvision."""
+    """Compares what no other step calls on a GPU: some options, priors_xyxy, and torchvision's models accelerated."""
     import compare
     from harness import OURS, copied
     from inputs import PRIORS, PRIORS_XYXY, trained_like
@@ -266,14 +267,14 @@ def built(width: float, **layers: bool) -> torch.nn.Module:
 
 
 class Training:
-    """Steps of `ssd train` on made batches, the same ones in every run.
+    """Steps of `ssd train` on random batches, which are the same in every run.
 
     Args:
         width: of the network.
         images: in a batch.
-        bf16: whether autocast is on.
-        recipe: the layers and settings of `ssd train`; else the plain SSD300 and next to no learning rate, as in the
-            benchmark of a training step.
+        bf16: whether to use autocast.
+        recipe: whether to take the layers and the learning rate of `ssd train`; otherwise the network is SSD300 without
+            batch norm and hardly learns, as in the benchmark of a training step.
     """
 
     def __init__(self, width: float, images: int, bf16: bool, recipe: bool) -> None:
@@ -286,12 +287,12 @@ class Training:
         self.settings = Settings(("made",), bf16=bf16, **({} if recipe else {"lr": 1e-30}))
         layers = {name: getattr(self.settings, name) for name in ("batch_norm", "head_batch_norm")} if recipe else {}
         self.model = place(copy.deepcopy(built(width, **layers)), device()).train()
-        self.network: torch.nn.Module = self.model  # or what wraps it
+        self.network: torch.nn.Module = self.model  # or a wrapper of it
         self.criterion = MultiBoxLoss(self.model.priors_cxcy, **self.settings.loss._asdict(), normalize="global")
         self.optimizer = make_optimizer(self.model, self.settings)
 
     def batch(self, index: int):
-        """Bytes and objects as a loader gives them, on the CPU."""
+        """A batch as a loader gives it: bytes and objects, on the CPU."""
         from inputs import generator, objects
 
         from ssd.data.loader import Batch
@@ -311,7 +312,7 @@ class Training:
 
 
 def milliseconds(prepare: Callable[[], Callable], autotune: bool = False) -> dict[str, Any]:
-    """Of the step that is prepared, twice, with the loss that it gives; `autotune` is cudnn.benchmark."""
+    """Times a step twice, and gives its loss; `autotune` sets cudnn.benchmark."""
     import training_step
     from harness import timed
 
@@ -322,7 +323,7 @@ def milliseconds(prepare: Callable[[], Callable], autotune: bool = False) -> dic
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, autotune
     try:
         step = prepare()
-        loss = step()  # what happens once only
+        loss = step()  # builds, compiles, allocates
         waiting()
         steps = max(2, min(20, int(0.3 / timed(waiting)[1])))
         times = [round(training_step.milliseconds(step, steps), 3) for _ in range(2)]
@@ -332,7 +333,7 @@ def milliseconds(prepare: Callable[[], Callable], autotune: bool = False) -> dic
 
 
 def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Callable:
-    """A step, with any of "fused", "graph" and "compile"."""
+    """A training step; the flags may be "fused" (SGD), "graph" (the whole step in a CUDA graph) and "compile"."""
     from harness import captured
 
     from ssd.precision import compile_network
@@ -347,7 +348,7 @@ def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Cal
         return partial(run.step, batch)
     there = batch.to(device())
     losses: list[Tensor] = []
-    replay = captured(lambda: losses.append(run.step(there)))  # which takes a step first, for what happens once only
+    replay = captured(lambda: losses.append(run.step(there)))  # takes an ordinary step first
 
     def step() -> Tensor:
         replay()
@@ -368,7 +369,7 @@ def prepared_inference(width: float, images: int, bf16: bool, *flags: str) -> Ca
 
 
 def network(results: Results, small: bool) -> None:
-    """Milliseconds of a training step and of inference, as they are and changed."""
+    """Milliseconds of a training step and of inference, unchanged and with each flag."""
     width, batches = (0.02, (1,)) if small else (1.0, (8, 32, 128))
     changes = {"training": [(), ("cudnn.benchmark",), ("fused",)], "inference": [(), ("cudnn.benchmark",)]}
     in_a_graph = {"training": [("fused", "graph"), ("fused", "graph", "cudnn.benchmark")], "inference": []}
@@ -382,7 +383,7 @@ def network(results: Results, small: bool) -> None:
 
 
 def compiled(results: Results, small: bool) -> None:
-    """The same of a compiled network, which takes its minutes first."""
+    """Milliseconds of a training step and of inference with a compiled network; compiling takes most of the time."""
     if small:
         return results.add("compiled", "not measured: takes minutes on a CPU")
     for images in (8, 32):
@@ -392,14 +393,14 @@ def compiled(results: Results, small: bool) -> None:
 
 
 def repeat(results: Results, small: bool) -> None:
-    """Whether training gives the same bits again, and when resumed; then a step of one process of several."""
+    """Whether training gives the same bits twice, and after a resume; and a step under DistributedDataParallel."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
     width, images, steps = (0.02, 2, 2) if small else (1.0, 8, 30)
 
     def trained(bf16: bool, steps: int, resumed: bool = False) -> tuple[list[float], dict[str, Tensor]]:
-        """The losses, and the parameters and statistics at the end."""
+        """The losses, and the state of the network at the end."""
         run = Training(width, images, bf16, recipe=True)
         losses = []
         for index in range(steps):
@@ -445,7 +446,7 @@ def repeat(results: Results, small: bool) -> None:
             torch.use_deterministic_algorithms(False)
 
     def shared() -> dict[str, Any]:
-        """A step under DistributedDataParallel, of a loss divided over all processes, beside a step without it."""
+        """Compares a step with DistributedDataParallel and normalize="global", in one process, with a step without."""
         with tempfile.TemporaryDirectory() as folder:
             backend = "nccl" if device().type == "cuda" else "gloo"
             alone = Training(width, images, False, recipe=True)
@@ -492,8 +493,8 @@ PROGRAMS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=PROGRAMS, help="of the program")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for what is measured")
+    parser.add_argument("name", choices=PROGRAMS, help="the program")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for the measurements")
     parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
     arguments = parser.parse_args()
     results = Results(arguments.out)
