@@ -1,6 +1,7 @@
 """tools/gpu_check.py with steps of the tests' own: what it leaves when a step fails, hangs or is killed with it."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ import gpu_check
 import gpu_report
 import gpu_steps
 import pytest
+import torch
 from test_bench_report import bench
 
 ROOT = gpu_check.ROOT
@@ -219,6 +221,19 @@ def test_what_fails_or_has_no_time_is_named_and_the_rest_measured(tmp_path, monk
     failed = "failed: ZeroDivisionError: division by zero"
     expected = {"wrong": failed, "right": {"us": 3}, "late": "not measured: no time was left"}
     assert json.loads((tmp_path / "r.json").read_text()) == expected
+
+
+def test_where_two_runs_differ():
+    state = {"weight": torch.ones(4), "bias": torch.ones(1)}
+    run = [1.0, 2.0], state
+    assert gpu_steps.apart(run, ([1.0, 2.0], {name: x.clone() for name, x in state.items()})) == "equal bits"
+    assert "not finite" in gpu_steps.apart(run, ([1.0, math.nan], state))
+    assert gpu_steps.apart(run, ([1.0, 2.5], state | {"weight": torch.tensor([1.0, 1.0, 1.0, 1.5])})) == {
+        "losses differ from step": 2,
+        "last losses": (2.0, 2.5),
+        "tensors that differ": "1 of 2",
+        "the worst, relative": {"weight": 0.25},
+    }
 
 
 def test_variants_are_found_in_the_library_and_run_in_turn(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import argparse
 import copy
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -308,7 +309,8 @@ class Training:
     def step(self, batch) -> Tensor:
         from ssd.step import train_step
 
-        return train_step(self.network, self.criterion, self.optimizer, batch, self.settings, 1.0, device())
+        factor = 0.1  # of the learning rate: there is no warm-up
+        return train_step(self.network, self.criterion, self.optimizer, batch, self.settings, factor, device())
 
 
 def milliseconds(prepare: Callable[[], Callable], autotune: bool = False) -> dict[str, Any]:
@@ -392,6 +394,31 @@ def compiled(results: Results, small: bool) -> None:
             results.measure(f"{what} {images} bf16, fused, compile", partial(milliseconds, step), seconds=15)
 
 
+Run = tuple[list[float], dict[str, Tensor]]  # losses of all steps, and the state of the network at the end
+
+
+def apart(one: Run, other: Run) -> str | dict[str, Any]:
+    """Where two runs differ, if they do."""
+    if not all(map(math.isfinite, one[0] + other[0])):
+        return f"no comparison: losses are not finite: {one[0]} and {other[0]}"
+    pairs = {name: (x, other[1][name]) for name, x in one[1].items()}
+    differ = {
+        name: float((a.double() - b.double()).norm() / a.double().norm())
+        for name, (a, b) in pairs.items()
+        if not torch.equal(a, b)
+    }
+    steps = [i for i, (a, b) in enumerate(zip(one[0], other[0], strict=True), 1) if a != b]
+    if not differ and not steps:
+        return "equal bits"
+    worst = sorted(differ, key=differ.get, reverse=True)[:8]
+    return {
+        "losses differ from step": steps[0] if steps else None,
+        "last losses": (one[0][-1], other[0][-1]),
+        "tensors that differ": f"{len(differ)} of {len(pairs)}",
+        "the worst, relative": {name: differ[name] for name in worst},
+    }
+
+
 def repeat(results: Results, small: bool) -> None:
     """Whether training gives the same bits twice, and after a resume; and a step under DistributedDataParallel."""
     import torch.distributed as dist
@@ -399,8 +426,7 @@ def repeat(results: Results, small: bool) -> None:
 
     width, images, steps = (0.02, 2, 2) if small else (1.0, 8, 30)
 
-    def trained(bf16: bool, steps: int, resumed: bool = False) -> tuple[list[float], dict[str, Tensor]]:
-        """The losses, and the state of the network at the end."""
+    def trained(bf16: bool, steps: int, resumed: bool = False) -> Run:
         run = Training(width, images, bf16, recipe=True)
         losses = []
         for index in range(steps):
@@ -413,25 +439,6 @@ def repeat(results: Results, small: bool) -> None:
                 run.optimizer.load_state_dict(states[1])
             losses.append(run.step(run.batch(index)))
         return torch.stack(losses).tolist(), run.model.state_dict()
-
-    def apart(one: tuple, other: tuple) -> str | dict[str, Any]:
-        """Where two runs differ, if they do."""
-        pairs = {name: (x, other[1][name]) for name, x in one[1].items()}
-        differ = {
-            name: float((a.double() - b.double()).norm() / a.double().norm())
-            for name, (a, b) in pairs.items()
-            if not torch.equal(a, b)
-        }
-        steps = [i for i, (a, b) in enumerate(zip(one[0], other[0], strict=True), 1) if a != b]
-        if not differ and not steps:
-            return "equal bits"
-        worst = sorted(differ, key=differ.get, reverse=True)[:8]
-        return {
-            "losses differ from step": steps[0] if steps else None,
-            "last losses": (one[0][-1], other[0][-1]),
-            "tensors that differ": f"{len(differ)} of {len(pairs)}",
-            "the worst, relative": {name: differ[name] for name in worst},
-        }
 
     def compared(bf16: bool, deterministic: bool) -> dict[str, Any]:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
