@@ -69,7 +69,8 @@ def check(tmp_path):
         values = {"STEPS": steps, "BUILT": str(built), "BUILD": build, "LOOK": look, "REFRESH": refresh}
         program = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + PROGRAM
         command = [sys.executable, "-c", program, "--out", str(out), "--rehearse", *map(str, options)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}  # of the working folder, which a kill leaves behind
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
     return start, out
 
