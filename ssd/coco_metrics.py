@@ -86,9 +86,12 @@ def coco_average_precision(
     classes = tuple(classes)
     check_metric(classes)
     found, truths = _columns(detections, targets, len(classes) + 1)
-    blocks = [_evaluate(found, truths, labels) for labels in _blocks(found, truths, len(classes))]
-    evaluation = blocks[-1]
-    precision, recall = (np.concatenate([b.eval[n] for b in blocks], -3) for n in ("precision", "recall"))
+    parts: dict[str, list[np.ndarray]] = {"precision": [], "recall": []}
+    for labels in _blocks(found, truths, len(classes)):
+        evaluation = _evaluate(found, truths, labels)  # of which nothing else is kept
+        for name, part in parts.items():
+            part.append(evaluation.eval[name])
+    precision, recall = (np.concatenate(part, -3) for part in parts.values())
     evaluation.eval = {"precision": precision, "recall": recall}
     evaluation.summarize()
     figures = {name: _known(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
