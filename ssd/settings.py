@@ -43,12 +43,18 @@ class Settings:
     """
 
     data: Annotated[tuple[str, ...], "folders of pictures with annotations, trained on together"]
-    split: Annotated[str | None, "list to train on (default: trainval or train, where there are lists)"] = None
+    split: Annotated[
+        str | None, "split to train on (default: trainval or train, or the one named like them, such as train2017)"
+    ] = None
     val_split: Annotated[
-        str | None, "list to choose best.pt on (default: val, where train is trained on; else a part is held out)"
+        str | None,
+        "split to choose best.pt on (default: the val, valid, validation or dev that goes with the training split, as "
+        "val2017 with train2017; without one, and with trainval, a part is held out)",
     ] = None
     val_data: Annotated[tuple[str, ...] | None, "folders to validate on (default: those of the data)"] = None
-    test_split: Annotated[str | None, "list to measure once, at the end (default: test, where there is one)"] = None
+    test_split: Annotated[
+        str | None, "split to measure once, at the end (default: test, or the one named like it, if there is one)"
+    ] = None
     held_out: Annotated[
         float, "share of the pictures to choose best.pt on where no list is for it; 0: none", not_negative, less_than_1
     ] = 0.1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -11,9 +13,17 @@ from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_datas
 from ssd.data.augmentation import EvalTransform
 from ssd.settings import Settings
 
-TRAIN = ("trainval", "train")  # the first that there is
-VAL = ("val", "valid")  # beside "train"
-TEST = "test"
+WORDS = {  # the kind of a split by the word that its name begins with; the first of a kind is preferred
+    "trainval": "trainval",
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 class Sets(NamedTuple):
@@ -63,18 +73,57 @@ def open_sets(settings: Settings) -> Sets:
 
 
 def _choose(settings: Settings) -> dict[str, str | None]:
-    """The lists of a run: those that it names, or those that there are."""
+    """The splits of a run: those that it names, or those that there are.
+
+    Raises:
+        ValueError: several could be meant.
+    """
     known = {name for root in settings.data for name in list_splits(root)}
     split, val_split, test_split = settings.split, settings.val_split, settings.test_split
+    splits = _by_kind(known)
     if split is None and known:
-        split = next((name for name in TRAIN if name in known), None)
-        if split is None:
-            raise ValueError(f"choose a split of {', '.join(settings.data)}: there are {', '.join(sorted(known))}")
-    if val_split is None and settings.val_data is None and split == "train":
-        val_split = next((name for name in VAL if name in known), None)
-    if test_split is None and TEST in known - {split, val_split}:
-        test_split = TEST
+        plain = [splits[kind][""] for kind in ("trainval", "train") if "" in splits[kind]]
+        names = plain[:1] or list((splits["trainval"] or splits["train"]).values())
+        if len(names) != 1:
+            raise ValueError(
+                f"choose a split of {', '.join(settings.data)} to train on, with --split: "
+                f"there are {', '.join(sorted(known))}"
+            )
+        (split,) = names
+    own = _by_kind([split or ""])
+    if val_split is None and settings.val_data is None and own["train"]:
+        names = _partners(own, splits, "val")
+        if len(names) > 1:
+            raise ValueError(f"choose a split to validate {split} on, with --val-split: there are {', '.join(names)}")
+        val_split = names[0] if names else None
+    if test_split is None:
+        names = _partners(own, _by_kind(known - {split, val_split}), "test")
+        test_split = names[0] if len(names) == 1 else None
     return {"split": split, "val_split": val_split, "test_split": test_split}
+
+
+def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The names of splits by their kind and by what follows the word for it: train2017 is {"train": {"2017": ...}}.
+
+    A name with a second such word is of no kind: "train_test" is Pascal VOC's list of the class "train" in "test".
+    """
+    found: dict[str, dict[str, str]] = {kind: {} for kind in WORDS.values()}
+    for word, kind in WORDS.items():
+        for name in sorted(names):
+            rest = name.removeprefix(word)
+            others = set(re.findall("[a-z]+", rest))
+            if name.startswith(word) and not rest[:1].isalpha() and not others & WORDS.keys():
+                found[kind].setdefault(rest, name)
+    return found
+
+
+def _partners(own: dict[str, dict[str, str]], splits: dict[str, dict[str, str]], kind: str) -> list[str]:
+    """The splits of a kind that may go with the one that is trained on, `own`: the one whose name differs only in the
+    word for the kind, as val2017 from train2017, or else those that are not the partner of another."""
+    rest = next((rest for names in own.values() for rest in names), "")
+    if rest in splits[kind]:
+        return [splits[kind][rest]]
+    return [name for other, name in splits[kind].items() if other not in splits["train"]]
 
 
 def _with_split(roots: tuple[str, ...], split: str | None) -> tuple[str, ...]:

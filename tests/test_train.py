@@ -330,6 +330,41 @@ def test_which_lists_a_run_takes(tmp_path):
         names(test_split="test")
 
 
+@pytest.mark.parametrize(
+    ("lists", "settings", "expected"),
+    [
+        ("train2017 val2017", {}, ("train2017", "val2017", None)),
+        ("train2017 val2017", {"split": "train2017"}, ("train2017", "val2017", None)),
+        ("train2017 val2017", {"split": "val2017"}, ("val2017", None, None)),
+        ("training validation testing", {}, ("training", "validation", "testing")),
+        ("train dev test-2", {}, ("train", "dev", "test-2")),
+        ("train valid validation", {}, ("train", "valid", None)),
+        ("train train2017 val2017", {}, ("train", None, None)),
+        ("trainval_a train_a val_a test_a test_b", {}, ("trainval_a", None, "test_a")),
+        ("train14 train17 val14 val17", {"split": "train17"}, ("train17", "val17", None)),
+        ("train14 train17 val14", {"split": "train17"}, ("train17", None, None)),  # val14 may be a part of it
+        ("train14 train17 val14", {}, r"to train on, with --split: there are train14, train17, val14"),
+        ("train val_a val_b", {}, r"to validate train on, with --val-split: there are val_a, val_b"),
+        ("train_test test", {}, r"to train on, with --split: there are test, train_test"),  # of VOC's class "train"
+        ("trained value", {}, r"to train on, with --split: there are trained, value"),
+    ],
+)
+def test_splits_are_known_by_their_kind(tmp_path, lists, settings, expected):
+    write_shapes(tmp_path, 2, 0)
+    folder = tmp_path / "ImageSets" / "Main"
+    text = (folder / "train.txt").read_text()
+    for file in folder.iterdir():
+        file.unlink()
+    for name in lists.split():
+        (folder / f"{name}.txt").write_text(text)
+    settings = Settings((str(tmp_path),), **settings)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            open_sets(settings)
+    else:
+        assert tuple(open_sets(settings).names.values()) == expected
+
+
 def test_images_without_any_object_train(tmp_path):
     folder = tmp_path / "empty"
     write_shapes(folder, 4, 0)

@@ -22,8 +22,9 @@ DATA is a folder of one of these layouts, as labelling tools export them:
   COCO        annotations/instances_train.json and the pictures in train/ or images/train/; or
               train/_annotations.coco.json beside its pictures; or a JSON file in place of a folder
   YOLO        images/train/*.jpg or train/images/*.jpg, the same with labels/*.txt, and data.yaml or classes.txt
-Where no list is for it, a tenth of the pictures is held out to choose best.pt on; a list named test is measured at the
-end. Several folders are trained on together.
+Splits are known by their names: train and val, training and validation, train2017 and val2017 ... Without a validation
+split, a tenth of the pictures is held out to choose best.pt on. A test split is measured at the end. Several folders
+are trained on together.
 
 examples:
   ssd train my_pictures --out run                           from random weights, offline
