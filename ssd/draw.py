@@ -42,6 +42,7 @@ PALETTE = bytes.fromhex(
 )
 LEGEND_ROWS = 25  # as many lines as fit beside the curves
 MARK = "ssd detect"  # in a PNG under "Software": who wrote it, and so may replace it
+PLOTTED = 4000  # points of a line, at most: several for each pixel of its width
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
 
 
@@ -216,9 +217,11 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     loss_axes, map_axes = figure.subplots(2, 1, sharex=True)
 
     step, loss = _pair(history, "step", "loss")
-    loss_axes.plot(step, loss, color="tab:blue", alpha=0.25, linewidth=1)
+    loss_axes.plot(*_envelope(step, loss), color="tab:blue", alpha=0.25, linewidth=1)
     # Dots while there are few points: one between two gaps has no line to be seen by.
-    loss_axes.plot(step, _running_mean(loss), color="tab:blue", linewidth=2, marker="o" if len(loss) < 50 else "")
+    every = slice(None, None, math.ceil(len(loss) / PLOTTED) or 1)
+    mean = _running_mean(loss)[every]
+    loss_axes.plot(step[every], mean, color="tab:blue", linewidth=2, marker="o" if len(loss) < 50 else "")
     loss_axes.set_ylabel("loss")
     if np.isfinite(loss).any():
         # Single high values, above all the first ones, would press the curve flat.
@@ -351,8 +354,35 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     """Mean of the finite values in a window of about a fortieth of the curve, at each point."""
     if len(values) == 0:
         return values
-    window = np.ones(2 * (len(values) // 80) + 1)
+    size = 2 * (len(values) // 80) + 1
     finite = np.isfinite(values)
-    count = np.convolve(finite, window, mode="same")
-    total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
+    count = _window_sums(finite.astype(float), size)
+    total = _window_sums(np.where(finite, values, 0.0), size)
     return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+def _window_sums(values: np.ndarray, size: int) -> np.ndarray:
+    """Sums of the values in a window of odd size around each, in a time that does not depend on the size.
+
+    A window is the end of one block of that size and the beginning of the next, whose sums are cumulative. The
+    difference of two cumulative sums of all values would lose the small ones after a large one.
+    """
+    n = len(values)
+    padded = np.zeros((n // size + 2) * size)
+    padded[size // 2 :][:n] = values
+    blocks = padded.reshape(-1, size)
+    ends = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()[:n]
+    beginnings = blocks.cumsum(axis=1).ravel()[size - 1 :][:n]
+    return np.where(np.arange(n) % size, ends + beginnings, ends)
+
+
+def _envelope(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line of at most `PLOTTED` points that looks like a longer one: the lowest and the highest of neighbours in
+    turn, of the finite ones."""
+    if len(ys) <= PLOTTED:
+        return xs, ys
+    size = math.ceil(2 * len(ys) / PLOTTED)
+    places = np.arange(0, len(ys), size)
+    ys = np.where(np.isfinite(ys), ys, np.nan)
+    lowest, highest = (extreme.reduceat(ys, places) for extreme in (np.fmin, np.fmax))
+    return np.repeat(xs[places], 2), np.stack([lowest, highest], axis=1).ravel()

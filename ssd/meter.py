@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from ssd.ranks import Ranks
 
 MIN_SCALE = torch.finfo(torch.float16).tiny  # of the loss in float16; what overflows even so will not do otherwise
+KEPT = 100_000  # losses in a history, at most: 1.4 MB of a checkpoint
 
 
 class Meter:
@@ -73,8 +75,7 @@ class Meter:
                 f"the loss became {wrong[0]} at step {wrong[1]}: try a lower learning rate, a longer warm-up "
                 f"or gradient clipping; last.pt, if there, is from before"
             )
-        self.history["step"] += self.steps
-        self.history["loss"] += losses
+        remember(self.history, self.steps, losses)
         seconds = time.perf_counter() - self.since
         rate = self.new_pictures / seconds
         self.bar.set_postfix_str(f"loss {sum(losses) / len(losses):.3f}, {rate:.1f} images/s", refresh=False)
@@ -91,6 +92,36 @@ class Meter:
     def summary(self) -> str:
         rate, share = self.pictures / max(self.seconds, 1e-9), self.waited / max(self.seconds, 1e-9)
         return f"trained on {self.pictures} pictures, {rate:.1f} a second, {share:.0%} of the time waiting for them"
+
+
+def remember(history: dict[str, list[float]], steps: Sequence[int], losses: Sequence[float]) -> None:
+    """Adds losses to a history, which then depends on all losses alone and not on how many are added at once.
+
+    A full history, of `KEPT` losses, is thinned first, to half of that or less: means over 2 steps, or 4, 8 and so on,
+    take the place of what is there. So the loss beside a step is always the mean since the step before it.
+
+    Args:
+        history: the lists "step" and "loss", which change.
+        steps, losses: one loss for each step. Of a mean only finite ones are a part, if there are any.
+    """
+    for step, loss in zip(steps, losses, strict=True):
+        if len(history["loss"]) >= KEPT:
+            _thin(history)
+        history["step"].append(step)
+        history["loss"].append(loss)
+
+
+def _thin(history: dict[str, list[float]]) -> None:
+    steps, losses = np.array(history["step"]), np.array(history["loss"])
+    width = 2
+    while steps[-1] > width * KEPT // 2:
+        width *= 2
+    starts = np.flatnonzero(np.diff((steps - 1) // width, prepend=-1))
+    finite = np.isfinite(losses)
+    weights = np.where(finite, np.diff(steps, prepend=0), 0)
+    totals, counts = (np.add.reduceat(x, starts) for x in (weights * np.where(finite, losses, 0), weights))
+    history["step"][:] = steps[np.append(starts[1:], len(steps)) - 1].tolist()
+    history["loss"][:] = np.where(counts, totals / np.maximum(counts, 1), losses[starts]).tolist()
 
 
 def tensorboard_writer(folder: Path, say: Callable[[str], None]) -> Any:

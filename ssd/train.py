@@ -87,8 +87,9 @@ def train(
         quiet: no progress bar and no text.
 
     Returns:
-        history: "step", "loss" (one per step), "eval_step", "mAP" (one per validation) and, where there is a test list,
-        "test_mAP" (one).
+        history: "step", "loss" (one per step; in a run of more than 100,000 steps means over several, so that no more
+        than that many are kept, see `ssd.meter.remember`), "eval_step", "mAP" (one per validation) and, where there is
+        a test list, "test_mAP" (one).
 
     Raises:
         ValueError: bad settings or data, data that changed before the run was resumed, or the folder already holds a

@@ -18,6 +18,7 @@ from test_draw import changed, has_color, noise, places
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+import ssd.draw
 from ssd.draw import class_color, is_drawing, plot_curves, plot_precision, save_png, side_by_side
 from ssd.voc_metrics import EvalResult, average_precision
 
@@ -230,6 +231,33 @@ def test_single_high_losses_do_not_press_the_curve_flat(tmp_path: Path) -> None:
     line = has_color(plotted({"step": list(range(200)), "loss": loss}, tmp_path), BLUE)
     # The upper half of the picture shows 0 .. 1.2: the line at 1 is near its top.
     assert line.sum(1).argmax() < line.shape[0] / 4
+
+
+@pytest.mark.parametrize("n", [1, 2, 79, 80, 81, 1000, 1001, 2400])
+def test_the_running_mean_is_that_of_a_convolution(n: int) -> None:
+    values = np.random.default_rng(n).random(n)
+    values[:: max(2, n // 7)] = [[1e30], [NAN], [INF], [-INF]][n % 4]
+    window, finite = np.ones(2 * (n // 80) + 1), np.isfinite(values)
+    count = np.convolve(finite, window, mode="same")
+    total = np.convolve(np.where(finite, values, 0), window, mode="same")
+    expected = np.where(finite, total / np.maximum(count, 1), NAN)
+    np.testing.assert_allclose(ssd.draw._running_mean(values), expected, rtol=1e-13)
+
+
+def test_a_long_curve_is_drawn_by_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, save = [], ssd.draw._save_figure
+    monkeypatch.setattr(ssd.draw, "_save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
+    loss = np.random.default_rng(0).random(100_003)
+    loss[70_001], loss[:10_000] = 1.1, NAN
+    picture = plotted({"step": range(len(loss)), "loss": loss}, tmp_path)
+    assert has_color(picture, BLUE).any()
+    raw, mean = (line.get_xydata() for line in drawn[0].axes[0].get_lines())
+    assert 1000 < len(mean) <= len(raw) <= 5000
+    x, y = raw[np.nanargmax(raw[:, 1])]
+    assert y == 1.1
+    assert abs(x - 70_001) < 100
+    np.testing.assert_array_equal(np.isnan(raw[:, 1]), raw[:, 0] + 49 < 10_000)
+    np.testing.assert_array_equal(mean[:, 1], ssd.draw._running_mean(loss)[mean[:, 0].astype(int)])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from functools import partial
+from itertools import pairwise
 from typing import get_args, get_type_hints
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch.amp import GradScaler
 from tqdm import tqdm
 
+import ssd.meter
 import ssd.train as training
 from ssd import load_weights
 from ssd.checkpoint import load_checkpoint, save_checkpoint
@@ -87,8 +89,10 @@ FP16 = {"fp16": True, "clip_grad": 5.0, "epochs": 1}
     [(signal.SIGINT, 2, {}), (signal.SIGTERM, 3, {}), (signal.SIGINT, 1, FP16)],
 )
 def test_resume_after_a_signal_is_exact(shapes, tmp_path, monkeypatch, number, stop_after, more):
+    monkeypatch.setattr(ssd.meter, "KEPT", 4)
     settings = Settings((shapes,), "train", "test", **{"epochs": 2, "eval_every": 1, **NARROW, **more})
     straight = run(settings, tmp_path / "straight")
+    assert len(straight["loss"]) <= 4
 
     step, calls, before = training.train_step, [], signal.getsignal(number)
 
@@ -268,6 +272,28 @@ def test_an_infinite_loss_in_float16_is_no_error_while_the_scale_falls():
     meter.add(2, torch.tensor(7.0), 2)
     with pytest.raises(FloatingPointError, match="inf at step 2"):
         meter.flush()
+
+
+def test_an_old_history_is_thinned_by_means(monkeypatch):
+    """Evenly over the run, and however many losses come at once."""
+    monkeypatch.setattr(ssd.meter, "KEPT", 8)
+    losses = [float(i) for i in range(1, 1001)]
+    losses[100], losses[101], losses[999] = math.inf, math.nan, math.inf
+    histories = []
+    for at_once in (1, 10, 13, 1000):
+        histories.append(history := {"step": [], "loss": []})
+        for start in range(0, 1000, at_once):
+            ssd.meter.remember(history, range(1, 1001)[start : start + at_once], losses[start : start + at_once])
+            assert len(history["loss"]) == len(history["step"]) <= 8
+    assert all(history == histories[0] for history in histories)
+    assert history["step"] == [256, 512, 768, 999, 1000]
+    assert history["loss"][-1] == math.inf
+    for loss, (start, end) in zip(history["loss"][:-1], pairwise([0, *history["step"]]), strict=False):
+        finite = [loss for loss in losses[start:end] if math.isfinite(loss)]
+        assert loss == pytest.approx(sum(finite) / len(finite), rel=0.01)  # a mean of means, where some are not finite
+    history = {"step": [*range(1, 101)], "loss": [2.0] * 100}  # of a run of an older version
+    ssd.meter.remember(history, [101], [5.0])
+    assert history == {"step": [32, 64, 96, 100, 101], "loss": [2, 2, 2, 2, 5]}
 
 
 def test_one_of_bf16_and_fp16():
