@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -140,8 +141,10 @@ def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank())
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=limit)
-        yield Ranks(dist.get_rank(), size)
+        store, rank, _ = next(dist.rendezvous("env://", **({"timeout": limit} if limit else {})))
+        own = _own_store(store, rank, size)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
+        yield Ranks(rank, size)
     except RuntimeError as error:  # of gloo, or DistBackendError of NCCL, which is one too
         me, reason = f"process {os.environ.get('RANK', '?')}", str(error).splitlines()[0]
         if any(sign in str(error) for sign in LOST):
@@ -155,6 +158,30 @@ def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _own_store(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The part of a store that only the processes started together share.
+
+    After a restart by `torchrun --max-restarts` the store still has what the processes before it wrote, such as
+    addresses where nobody answers (torch 2.14). So the first process draws a name for this start, and gives it to each
+    other that asks under a name that is as new.
+    """
+    if rank:
+        asks = uuid4().hex
+        store.set(f"asks {rank}", asks)
+        name = store.get(asks).decode()
+        store.set(f"{name} {rank}", "")
+        return dist.PrefixStore(name, store)
+    name, end = uuid4().hex, time.monotonic() + store.timeout.total_seconds()
+    for other in range(1, size):
+        while not store.check([f"{name} {other}"]):
+            if time.monotonic() > end:
+                raise dist.DistStoreError(f"timed out: process {other} has not come")
+            store.wait([f"asks {other}"])
+            store.set(store.get(f"asks {other}"), name)  # maybe to one before the restart, which takes it no more
+            time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def local_rank() -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,11 +30,12 @@ from ssd.meter import Meter, tensorboard_writer
 from ssd.precision import compile_network, pick_device, place
 from ssd.ranks import Ranks, joined
 from ssd.recipes import epochs_for, lr_for
-from ssd.settings import Settings
+from ssd.settings import Settings, not_negative
 from ssd.signals import stop_signals
 from ssd.splits import Sets, open_sets
 from ssd.step import train_step
 from ssd.weights import initial_model
+from ssd_ext import LossOptions
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"
 LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
@@ -64,7 +67,9 @@ def train(
     settings: Settings | None,
     out: str | os.PathLike[str],
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
+    given: Collection[str] | None = None,
+    save_every: float = 10.0,
     device: str | None = None,
     workers: int | None = None,
     quiet: bool = False,
@@ -73,15 +78,22 @@ def train(
 
     Ctrl-C, or SIGTERM, stops after the step at hand and saves; a resumed run sees the same pictures and takes the same
     steps as one that was never stopped, to the bit on the same machine. A picture that cannot be read, or a process for
-    reading them that is killed, stops it in the same way. TensorBoard scalars are written where it is installed.
+    reading them that is killed, stops it in the same way. A run that is killed itself goes on from the last of the
+    checkpoints that it writes at the end of an epoch and every `save_every` minutes. TensorBoard scalars are written
+    where it is installed.
 
     Processes that torchrun started share each batch, so that a run of any number of them takes the steps of one: the
     loss is divided by the positives of all. The first writes the files.
 
     Args:
-        settings: of a new run; None with `resume`, which takes those of the checkpoint.
+        settings: of the run. A resumed run has those of its checkpoint: None, or settings that must agree with them.
         out: folder of the run.
-        resume: continue from `last.pt` in the folder.
+        resume: True continues from `last.pt` in the folder; "auto" continues if it is there and else starts a new run,
+            so that the same call serves each time.
+        given: the settings that must agree with those of a resumed run, as "batch_size" or "loss.matching"; by
+            default all. What is None agrees with anything.
+        save_every: minutes between two checkpoints within an epoch, at least 0; 0: only at the end of an epoch. They
+            are written at a multiple of `LOG_EVERY` steps. Changes nothing else.
         device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
         workers: processes that read pictures; by default one per core, at most 4. Changes nothing but speed.
         quiet: no progress bar and no text.
@@ -92,20 +104,29 @@ def train(
         a test list, "test_mAP" (one).
 
     Raises:
-        ValueError: bad settings or data, data that changed before the run was resumed, or the folder already holds a
-            run.
+        ValueError: bad settings or data, data or settings that changed before the run was resumed, or the folder
+            already holds a run.
         FileNotFoundError: data, or the checkpoint to resume from, is missing.
         OSError: a picture cannot be read, a file of the run not be written, or a process of it was killed.
         FloatingPointError: the loss is not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving.
     """
     on = pick_device(device)
-    if resume and not (Path(out) / LAST).exists():
-        raise FileNotFoundError(f"{Path(out) / LAST}: no checkpoint to resume from")
+    if resume not in (True, False, "auto"):
+        raise ValueError(f'resume must be True, False or "auto", got {resume!r}')
+    try:
+        not_negative(save_every)
+    except ValueError as error:
+        raise ValueError(f"save_every {error}") from None
+    last = Path(out) / LAST
+    if resume is True and not last.exists():
+        raise FileNotFoundError(f"{last}: no checkpoint to resume from")
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
         for name in (LAST, BEST, CURVE, SHEET) if ranks.first else ():
             discard_leftovers(Path(out) / name)
-        run = _Run(settings, Path(out), resume, on, workers, quiet or not ranks.first, ranks)
+        if resume == "auto":
+            resume = ranks.from_first(last.exists)  # others may not see the file
+        run = _Run(settings, Path(out), resume, given, save_every, on, workers, quiet or not ranks.first, ranks)
         with run.writer or nullcontext(), stop_signals() as stopping:
             run.to_the_end(stopping)
     return run.history
@@ -119,6 +140,8 @@ class _Run:
         settings: Settings | None,
         out: Path,
         resume: bool,
+        given: Collection[str] | None,
+        save_every: float,
         device: torch.device,
         workers: int | None,
         quiet: bool,
@@ -128,13 +151,17 @@ class _Run:
         state: dict[str, Any] | None = None
         if resume:
             state = _resumable(self.last)
-            settings = Settings.from_dict(state["settings"])
+            asked, settings = settings, Settings.from_dict(state["settings"])
+            if asked is not None:
+                _check_same(asked, settings, given, out)
         elif self.last.exists():
             raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
         elif self.best.exists():
             raise ValueError(f"{self.best} would be replaced, and no {LAST} is there to resume: choose another folder")
+        elif settings is None:
+            raise ValueError(f"{self.last} is not there to resume, and a new run needs settings")
         else:  # the run may be resumed from another working directory
-            settings = replace(settings, data=_absolute(settings.data), val_data=_absolute(settings.val_data))
+            settings = _absolute(settings)
         self.device, self.ranks = device, ranks
         self.workers = worker_count(workers)
         self.quiet = quiet
@@ -184,6 +211,7 @@ class _Run:
         self.total = settings.epochs * self.steps_per_epoch
         self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
+        self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
 
     def _check_share(self, model: nn.Module) -> None:
         """Raises ValueError where a process has too few pictures at once."""
@@ -266,6 +294,9 @@ class _Run:
             meter.add(self.step, loss, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 meter.flush()
+                if 0 < self.save_every <= time.monotonic() - self.saved:
+                    self.save_last()
+                    meter.start()
         meter.flush()
         return stopped
 
@@ -322,6 +353,7 @@ class _Run:
         """What a resumed run needs."""
         states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         self.save(self.last, **states, history=self.history, fingerprints=self.fingerprints)
+        self.saved = time.monotonic()
 
     def save(self, path: Path, **extra: Any) -> None:
         if not self.ranks.first:
@@ -347,5 +379,28 @@ def _open(settings: Settings) -> tuple[Sets, dict[str, Fingerprint]]:
     return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}
 
 
-def _absolute(folders: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    return folders and tuple(map(os.path.abspath, folders))
+def _check_same(asked: Settings, run: Settings, given: Collection[str] | None, out: Path) -> None:
+    """Raises ValueError where settings differ from those of the run that is to be resumed."""
+    asked, changes = _absolute(asked), []
+    if given is None:
+        own = [field.name for field in fields(Settings) if field.name != "loss"]
+        given = own + [f"loss.{name}" for name in LossOptions._fields]
+    for name in given:
+        wanted, has = attrgetter(name)(asked), attrgetter(name)(run)
+        if wanted is not None and wanted != has:
+            changes.append(f"{name} is {_shown(has)} in the run, and {_shown(wanted)} was asked for")
+    if changes:
+        raise ValueError(
+            f"{out} holds a run with other settings: {'; '.join(changes)}. To go on with it, give the settings of the "
+            f"run, or leave them out; for a new run, choose another folder"
+        )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The same with folders that do not depend on the working directory."""
+    folders = {name: getattr(settings, name) for name in ("data", "val_data")}
+    return replace(settings, **{name: of and tuple(map(os.path.abspath, of)) for name, of in folders.items()})

@@ -93,21 +93,51 @@ def error_of(capsys, *arguments):
     return errors[0]
 
 
-def _train(out, settings, begun):
+def _train(out, settings, save_every, begun=None, last_step=None):
     torch.set_num_threads(1)  # as all tests here do: sums of several threads round otherwise
-    begun.set()
-    resume = (out / "last.pt").exists()
-    train(None if resume else settings, out, resume=resume, device="cpu", quiet=True, workers=0)
+    training.LOG_EVERY = 1
+    step, calls = training.train_step, []
+
+    def one_step(*args):
+        calls.append(1)
+        if len(calls) == last_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args)
+
+    training.train_step = one_step
+    if begun:
+        begun.set()
+    train(settings, out, resume="auto", save_every=save_every, device="cpu", quiet=True, workers=0)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
-def test_a_run_killed_again_and_again_ends_like_one_that_was_not(settings, tmp_path, unbroken):
+@pytest.fixture
+def context():
+    if sys.platform == "win32":
+        pytest.skip("Windows has no fork server")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["matplotlib.figure", "ssd.train"])
+    return context
+
+
+@pytest.mark.parametrize(("save_every", "saved"), [(1e-5, 1), (0, None)])
+def test_a_run_killed_in_its_first_epoch_goes_on_from_its_last_checkpoint(
+    context, settings, tmp_path, unbroken, save_every, saved
+):
+    process = context.Process(target=_train, args=(tmp_path / "run", settings, save_every, None, 2))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    last = tmp_path / "run" / "last.pt"
+    assert (load_checkpoint(last)["step"] if last.exists() else None) == saved
+    run(settings, tmp_path / "run", resume="auto", save_every=save_every)
+    ends_like(tmp_path / "run", unbroken[0])
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(context, settings, tmp_path, unbroken):
     moments, out, kills = random.Random(KILLS), tmp_path / "0", 0
     while True:
         begun = context.Event()
-        process = context.Process(target=_train, args=(out, settings, begun))
+        process = context.Process(target=_train, args=(out, settings, 1e-5, begun))
         process.start()
         begun.wait()
         process.join(moments.uniform(0, unbroken[1]) if kills < KILLS else None)

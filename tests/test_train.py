@@ -19,6 +19,7 @@ import ssd.meter
 import ssd.train as training
 from ssd import load_weights
 from ssd.checkpoint import load_checkpoint, save_checkpoint
+from ssd.cli import main
 from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.colour import to_input
 from ssd.data.loader import train_loader
@@ -174,6 +175,40 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
             run(None, tmp_path / folder, resume=True)
     assert (tmp_path / "run" / "best.pt").read_bytes() == best
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, capsys):
+    out, given = tmp_path / "run", {"epochs": 1, **NARROW, "loss": {"neg_pos_ratio": 2.0}}
+    with pytest.raises(ValueError, match=r"run/last\.pt is not there to resume, and a new run needs settings"):
+        run(None, out, resume="auto")
+    settings = Settings((shapes,), "train", "test", **given)
+    history = run(settings, out, resume="auto")
+    monkeypatch.setattr(training, "train_step", None)
+    monkeypatch.chdir(tmp_path)
+    assert run(Settings((os.path.relpath(shapes),), **given), out, resume="auto") == history
+    with pytest.raises(ValueError, match=r"run holds a run with other settings: seed is 0 in the run, and 7 was") as e:
+        run(Settings((shapes,), seed=7, **given), out, resume="auto")
+    assert "give the settings of the run, or leave them out; for a new run, choose another folder" in str(e.value)
+    assert str(e.value).count(" was asked for") == 1
+    with pytest.raises(ValueError, match="resume must be True, False or \"auto\", got 'Auto'"):
+        run(settings, out, resume="Auto")
+
+    line = ["train", "--out", str(out), "--resume", "auto", "--workers", "0", "--device", "cpu", shapes]
+    assert main([*line, "--width", "0.01", "--neg-pos-ratio", "2"]) == 0
+    for flags, says in (
+        ([str(tmp_path)], f"data is {shapes} in the run, and {shapes}, {tmp_path} was asked for"),
+        (["--seed", "0", "--batch-size", "8"], "settings: batch_size is 2 in the run, and 8 was asked for. To go on"),
+        (["--neg-pos-ratio", "1"], "loss.neg_pos_ratio is 2.0 in the run, and 1.0 was asked for"),
+        (["--classes", "a,b"], "classes is circle, square, triangle in the run, and a, b was asked for"),
+    ):
+        assert main([*line, *flags]) == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", [-1.0, math.nan])
+def test_the_time_between_checkpoints_is_checked(tmp_path, minutes):
+    with pytest.raises(ValueError, match=f"save_every must be >= 0, got {minutes}"):
+        run(Settings(("x",)), tmp_path / "run", save_every=minutes)
 
 
 def test_one_run_at_a_time_in_a_folder(shapes, tmp_path):

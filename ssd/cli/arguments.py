@@ -112,13 +112,14 @@ def class_names(text: str) -> tuple[str, ...]:
 
 def add_machine_options(
     parser: argparse.ArgumentParser, *, workers: str = "processes that read pictures", bf16: bool = True
-) -> None:
+) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
     default = "(default: one per core, at most 4)"
     group.add_argument("--workers", type=checked(int, not_negative), help=f"{workers} {default}")
     if bf16:
         add_fields(group, Settings, only=["bf16", "compile"])
+    return group
 
 
 def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:

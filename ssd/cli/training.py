@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import add_fields, add_machine_options, command, fields_given
-from ssd.settings import Settings
+from ssd.cli.arguments import add_fields, add_machine_options, checked, command, fields_given
+from ssd.settings import Settings, not_negative
 from ssd_ext import LossOptions
 
 
@@ -30,13 +30,31 @@ examples:
   ssd train my_pictures --out run                           from random weights, offline
   ssd train my_pictures --out run --weights imagenet        from VGG16's weights, which are downloaded
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
-  ssd train --out run --resume                              go on after Ctrl-C, as if never stopped""",
+  ssd train --out run --resume                              go on after Ctrl-C, as if never stopped
+  ssd train my_pictures --out run --resume auto             start, or go on: for schedulers that restart jobs""",
     )
     parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out with its own settings")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        choices=["auto"],
+        const=True,
+        default=False,
+        metavar="auto",
+        help="continue the run in --out with its own settings; auto: start the run if --out holds none, else continue "
+        "it: DATA and settings are given each time, and must agree with those of the run",
+    )
     add_fields(parser.add_argument_group("settings of the run"), Settings)
-    add_machine_options(parser, bf16=False)  # which is a setting of the run
+    machine = add_machine_options(parser, bf16=False)  # which is a setting of the run
+    machine.add_argument(
+        "--save-every",
+        type=checked(float, not_negative),
+        default=10.0,
+        metavar="MINUTES",
+        help="time between two checkpoints within an epoch, which a killed run goes on from; 0: only at the end of an "
+        "epoch (default: %(default)g)",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -44,7 +62,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     loss = fields_given(arguments, LossOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}
-    if arguments.resume:
+    if arguments.resume is True:
         if arguments.data or given or loss:
             extra = ["DATA"] * bool(arguments.data) + [f"--{name.replace('_', '-')}" for name in {**given, **loss}]
             raise ValueError(f"--resume continues with the settings of the run; leave out {', '.join(extra)}")
@@ -53,7 +71,15 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError("name at least one DATA folder (or --resume a run)")
     else:
         settings = Settings(tuple(arguments.data), **given, loss=loss)
-    train(settings, arguments.out, resume=arguments.resume, device=arguments.device, workers=arguments.workers)
+    train(
+        settings,
+        arguments.out,
+        resume=arguments.resume,
+        given=["data", *given, *(f"loss.{name}" for name in loss)],
+        save_every=arguments.save_every,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
     print(f"wrote {Path(arguments.out) / BEST}, {LAST} and curve.png")
     return 0
 
