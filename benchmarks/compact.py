@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from ssd.atomic import replacing
+from ssd.runtime.files import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

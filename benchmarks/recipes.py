@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
 from ssd.evaluate import evaluate
 from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
-from ssd.precision import autocast, pick_device
 from ssd.recipes import epochs_for
+from ssd.runtime.device import autocast, pick_device
 from ssd.settings import Settings
 from ssd.splits import Sets, open_sets
 from ssd.train import BEST, LAST, lr_factor, train

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from compact import case_name, selector, slug, units
 
-from ssd.atomic import replacing
+from ssd.runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 # Contender -> heading and colour, in the order of columns; others follow under their own names.

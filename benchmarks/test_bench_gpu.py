@@ -13,7 +13,7 @@ from test_bench_detection import detection
 from test_bench_loss import loss_case
 from test_bench_network import inference, training_step
 
-from ssd.precision import autocast
+from ssd.runtime.device import autocast
 
 BATCHES = (1, 8, 32, 128)
 CLASSES = (21, 81)

@@ -30,7 +30,7 @@ from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.loader import train_loader, worker_count
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
-from ssd.precision import pick_device, place
+from ssd.runtime.device import pick_device, place
 from ssd.settings import Settings
 from ssd.train import LOG_EVERY, make_optimizer, train_step
 

@@ -10,9 +10,9 @@ from zipfile import ZipFile, is_zipfile
 
 import torch
 
-from ssd.atomic import replacing
 from ssd.inert import read_parameters
 from ssd.model import SSD300
+from ssd.runtime.files import replacing
 
 FORMAT = 2
 

@@ -18,8 +18,8 @@ from ssd.detector import SHOWN
 from ssd.draw import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluate import EvalResult, detect_all, score
 from ssd.model import SSD300
-from ssd.packed import Found
-from ssd.ranks import ALONE, Ranks
+from ssd.runtime.packed import Found
+from ssd.runtime.processes import ALONE, Ranks
 from ssd.settings import Settings
 from ssd.splits import Sets
 from ssd.voc_metrics import best_object

@@ -10,7 +10,7 @@ from typing import Any
 from ssd.data import open_dataset
 from ssd.detector import Detector
 from ssd.draw import draw_detections, save_png, side_by_side
-from ssd.precision import pick_device
+from ssd.runtime.device import pick_device
 from ssd.settings import Settings
 from ssd.shapes import write_shapes
 from ssd.train import BEST, train

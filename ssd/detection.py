@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd.packed import Found, Packed, splits_of
+from ssd.runtime.packed import Found, Packed, splits_of
 from ssd_ext import DetectionOptions, postprocess_detections
 
 DEFAULTS = DetectionOptions()

@@ -13,7 +13,7 @@ import torch
 
 from ssd.data.coco import COCODataset, CocoFile
 from ssd.data.dataset import BoxDataset
-from ssd.packed import Found, Packed, splits_of
+from ssd.runtime.packed import Found, Packed, splits_of
 
 
 class DetectionFile:

@@ -21,8 +21,8 @@ from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import bounded, unpad
 from ssd.draw import draw_detections
 from ssd.model import SSD300
-from ssd.precision import autocast, compile_network, place
-from ssd.threads import in_threads
+from ssd.runtime.device import autocast, compile_network, place
+from ssd.runtime.threads import in_threads
 from ssd.weights import load_weights
 from ssd_ext import DetectionOptions, postprocess_detections
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ssd.atomic import replacing
 from ssd.rows import read_boxes, read_column
+from ssd.runtime.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,8 @@ from ssd.data.loader import eval_loader
 from ssd.detection import unpad
 from ssd.detector import Predict, predictor
 from ssd.model import SSD300
-from ssd.packed import Found, Packed
-from ssd.ranks import ALONE, Ranks
+from ssd.runtime.packed import Found, Packed
+from ssd.runtime.processes import ALONE, Ranks
 from ssd.voc_metrics import EvalResult
 from ssd_ext import DetectionOptions
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-from ssd.ranks import Ranks
+from ssd.runtime.processes import Ranks
 
 MIN_SCALE = torch.finfo(torch.float16).tiny  # of the loss in float16; what overflows even so will not do otherwise
 KEPT = 100_000  # losses in a history, at most: 1.4 MB of a checkpoint

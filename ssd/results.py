@@ -18,11 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TextIO
 
-from ssd.atomic import discard_leftovers, locked, naming, replacing
 from ssd.data.reading import SUFFIXES, is_picture
 from ssd.detector import Detections
 from ssd.draw import MARK, is_drawing
-from ssd.ranks import ALONE, Ranks
+from ssd.runtime.files import discard_leftovers, locked, naming, replacing
+from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
 
 JSON_NAME = "detections.json"

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssd.data.colour import to_input
 from ssd.data.loader import Batch
 from ssd.loss import MultiBoxLoss
-from ssd.precision import autocast, place
+from ssd.runtime.device import autocast, place
 from ssd.settings import Settings
 
 UNSCALED = GradScaler("cpu", enabled=False)

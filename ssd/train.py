@@ -18,7 +18,6 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ssd.atomic import discard_leftovers, locked
 from ssd.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ssd.closing import SHEET, report
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
@@ -27,11 +26,12 @@ from ssd.evaluate import evaluate
 from ssd.fingerprint import Fingerprint, difference, fingerprint
 from ssd.loss import MultiBoxLoss
 from ssd.meter import Meter, tensorboard_writer
-from ssd.precision import compile_network, pick_device, place
-from ssd.ranks import Ranks, joined
 from ssd.recipes import epochs_for, lr_for
+from ssd.runtime.device import compile_network, pick_device, place
+from ssd.runtime.files import discard_leftovers, locked
+from ssd.runtime.processes import Ranks, joined
+from ssd.runtime.signals import stop_signals
 from ssd.settings import Settings, not_negative
-from ssd.signals import stop_signals
 from ssd.splits import Sets, open_sets
 from ssd.step import train_step
 from ssd.weights import initial_model

@@ -15,7 +15,7 @@ from ssd.boxes import decimate
 from ssd.checkpoint import build_model, current, read
 from ssd.model import CONV7_CHANNELS, SSD300, VGG_BLOCKS
 from ssd.peers import as_checkpoint
-from ssd.precision import pick_device, place
+from ssd.runtime.device import pick_device, place
 
 FC_CHANNELS = 4096
 FC_STEP = FC_CHANNELS // CONV7_CHANNELS  # 4

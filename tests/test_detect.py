@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from ssd import load_weights, results
-from ssd.atomic import locked
 from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.data import ImageReadError, read_image
@@ -20,6 +19,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.detector import Detections, Detector
 from ssd.model import SSD300
+from ssd.runtime.files import locked
 from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions
 

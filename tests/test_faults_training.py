@@ -19,11 +19,11 @@ from PIL import Image
 from test_train import NARROW, run, states_equal
 
 import ssd.train as training
-from ssd.atomic import locked
 from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
 from ssd.data.reading import ImageReadError
 from ssd.model import SSD300
+from ssd.runtime.files import locked
 from ssd.settings import Settings
 from ssd.shapes import write_shapes
 from ssd.train import train
@@ -191,7 +191,7 @@ def test_leftovers_of_a_killed_run_are_removed(settings, tmp_path):
 def test_a_folder_is_free_as_soon_as_its_run_is_killed(tmp_path):
     """While its loader's workers, forked from it, live on."""
     code = (
-        "import os, sys, time; from ssd.atomic import locked\n"
+        "import os, sys, time; from ssd.runtime.files import locked\n"
         "with locked(sys.argv[1]):\n"
         "    if child := os.fork(): print(child, flush=True)\n"
         "    time.sleep(60)"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ssd.threads import in_threads
+from ssd.runtime.threads import in_threads
 
 
 def test_results_come_in_the_order_of_the_items():

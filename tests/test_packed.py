@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd.packed import Found, Packed, Texts, splits_of
+from ssd.runtime.packed import Found, Packed, Texts, splits_of
 
 
 def packed(*counts):

@@ -19,7 +19,7 @@ from test_train import states_equal
 from ssd.checkpoint import load_checkpoint
 from ssd.cli import main
 from ssd.data.loader import epoch_batches
-from ssd.ranks import ALONE, Ranks, _own_store
+from ssd.runtime.processes import ALONE, Ranks, _own_store
 from ssd.shapes import write_shapes
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -200,7 +200,7 @@ def test_what_two_processes_have_left_of_which_one_was_killed_is_resumed_by_one(
 LATE = """
 import time
 from datetime import timedelta
-from ssd.ranks import joined
+from ssd.runtime.processes import joined
 
 with joined(timedelta(seconds=1)) as ranks:
     time.sleep(3 * ranks.rank)
@@ -269,7 +269,7 @@ WAITS = """
 import sys, time
 from datetime import timedelta
 import torch
-from ssd import ranks
+from ssd.runtime import processes as ranks
 
 ranks.HEARTBEAT = 0.2
 

@@ -27,7 +27,7 @@ from ssd.loss import MultiBoxLoss
 from ssd.meter import MIN_SCALE, Meter
 from ssd.model import SSD300
 from ssd.priors import make_priors
-from ssd.ranks import ALONE
+from ssd.runtime.processes import ALONE
 from ssd.settings import Settings
 from ssd.shapes import write_shapes
 from ssd.splits import open_sets
@@ -213,9 +213,7 @@ def test_the_time_between_checkpoints_is_checked(tmp_path, minutes):
 
 def test_one_run_at_a_time_in_a_folder(shapes, tmp_path):
     """Also where the other run was killed, which leaves its lock file but not its lock."""
-    code = (
-        "import sys, time; from ssd.atomic import locked\nwith locked(sys.argv[1]): print(flush=True); time.sleep(99)"
-    )
+    code = "import sys, time; from ssd.runtime.files import locked\nwith locked(sys.argv[1]): print(flush=True); time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(ValueError, match=f"{tmp_path}: another run is writing there"):

@@ -185,7 +185,7 @@ def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) 
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     import compact
 
-    from ssd.atomic import replacing
+    from ssd.runtime.files import replacing
 
     files = read(tar)
     runs = [files[name] for name in sorted(files) if name.endswith(".run.json")]

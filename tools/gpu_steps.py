@@ -280,7 +280,7 @@ class Training:
 
     def __init__(self, width: float, images: int, bf16: bool, recipe: bool) -> None:
         from ssd.loss import MultiBoxLoss
-        from ssd.precision import place
+        from ssd.runtime.device import place
         from ssd.settings import Settings
         from ssd.train import make_optimizer
 
@@ -338,7 +338,7 @@ def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Cal
     """A training step; the flags may be "fused" (SGD), "graph" (the whole step in a CUDA graph) and "compile"."""
     from harness import captured
 
-    from ssd.precision import compile_network
+    from ssd.runtime.device import compile_network
 
     run = Training(width, images, bf16, recipe=False)
     for group in run.optimizer.param_groups:
@@ -361,7 +361,7 @@ def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Cal
 
 def prepared_inference(width: float, images: int, bf16: bool, *flags: str) -> Callable:
     from ssd.detector import predict_padded
-    from ssd.precision import compile_network
+    from ssd.runtime.device import compile_network
 
     run = Training(width, images, bf16, recipe=False)
     if "compile" in flags:

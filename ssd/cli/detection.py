@@ -12,7 +12,7 @@ from ssd.data.text import printable
 
 if TYPE_CHECKING:
     from ssd.detector import Detections
-    from ssd.ranks import Ranks
+    from ssd.runtime.processes import Ranks
 
 
 def add_detect(commands) -> None:
@@ -53,7 +53,7 @@ examples:
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from ssd.ranks import UNLIMITED, joined
+    from ssd.runtime.processes import UNLIMITED, joined
 
     with joined(UNLIMITED) as ranks:  # one may have slower pictures than another, hours of them
         return _detect_share(arguments, ranks)
@@ -67,8 +67,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.detector import SHOWN
     from ssd.draw import save_png
     from ssd.results import JSON_NAME, made_by, open_results, plan_drawings
-    from ssd.signals import stop_signals
-    from ssd.threads import in_threads
+    from ssd.runtime.signals import stop_signals
+    from ssd.runtime.threads import in_threads
 
     unread: list[OSError] = []
 

@@ -21,7 +21,7 @@ from ssd_ext import DetectionOptions
 if TYPE_CHECKING:
     from ssd.data import BoxDataset
     from ssd.evaluate import EvalResult
-    from ssd.ranks import Ranks
+    from ssd.runtime.processes import Ranks
 
 
 def add_eval(commands) -> None:
@@ -57,7 +57,7 @@ examples:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from ssd.draw import plot_precision
-    from ssd.ranks import joined
+    from ssd.runtime.processes import joined
 
     if arguments.method == "coco" and arguments.iou is not None:
         raise ValueError("--iou is not for --method coco, which averages over 0.5, 0.55 .. 0.95")
@@ -90,7 +90,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
 def _of_file(arguments: argparse.Namespace) -> EvalResult:
     from ssd.detection_file import DetectionFile
     from ssd.evaluate import score
-    from ssd.ranks import ALONE
+    from ssd.runtime.processes import ALONE
 
     if given := fields_given(arguments, DetectionOptions):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)

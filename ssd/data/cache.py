@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd.atomic import replacing
-from ssd.packed import Texts
-from ssd.threads import in_threads_if_slow
+from ssd.runtime.files import replacing
+from ssd.runtime.packed import Texts
+from ssd.runtime.threads import in_threads_if_slow
 
 Arrays = dict[str, np.ndarray]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ssd.loss import pack_targets
-from ssd.packed import Packed
-from ssd.ranks import ALONE, Ranks
+from ssd.runtime.packed import Packed
+from ssd.runtime.processes import ALONE, Ranks
 
 
 class Batch(NamedTuple):

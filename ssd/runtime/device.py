@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssd.ranks import local_rank
+from ssd.runtime.processes import local_rank
 
 
 def pick_device(name: str | None = None) -> torch.device:

@@ -1,0 +1,1 @@
+"""What everything else stands on: files, processes, threads, devices, packed rows."""
