@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssd.boxes import cxcy_to_xy
 from ssd.loss import pack_targets
-from ssd.priors import make_priors
+from ssd.networks.priors import make_priors
 from ssd_ext import LossOptions
 from ssd_ext._op import plain
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
 from ssd.evaluate import evaluate
-from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
 from ssd.recipes import epochs_for
 from ssd.runtime.device import autocast, pick_device
 from ssd.settings import Settings

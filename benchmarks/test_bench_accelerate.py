@@ -17,7 +17,7 @@ from test_bench_loss import with_gradients
 
 from ssd import accelerate
 from ssd.boxes import cxcy_to_xy
-from ssd.priors import make_priors
+from ssd.networks.priors import make_priors
 
 PRIORS = make_priors("torchvision")
 ANCHORS = cxcy_to_xy(PRIORS) * peers.SIDE

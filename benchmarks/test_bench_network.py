@@ -28,7 +28,7 @@ from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
 from ssd.data.loader import Batch
 from ssd.detector import Detector, predict_padded
 from ssd.loss import MultiBoxLoss
-from ssd.model import IMAGE_SIZE, SSD300
+from ssd.networks.ssd300 import IMAGE_SIZE, SSD300
 from ssd.runtime.device import autocast, has_fast_bfloat16, pick_device, place
 from ssd.train import Settings, make_optimizer, train_step
 

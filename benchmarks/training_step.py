@@ -29,7 +29,7 @@ from torch.utils.benchmark import Timer
 from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.loader import train_loader, worker_count
 from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import pick_device, place
 from ssd.settings import Settings
 from ssd.train import LOG_EVERY, make_optimizer, train_step

@@ -2,7 +2,7 @@
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.weights import load_weights
 
 __all__ = ["SSD300", "Detector", "MultiBoxLoss", "accelerate", "detect", "load_weights"]

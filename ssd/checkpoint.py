@@ -11,7 +11,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 
 from ssd.inert import read_parameters
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import replacing
 
 FORMAT = 2

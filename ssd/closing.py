@@ -17,7 +17,7 @@ from ssd.data.reading import PictureFile
 from ssd.detector import SHOWN
 from ssd.draw import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluate import EvalResult, detect_all, score
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.packed import Found
 from ssd.runtime.processes import ALONE, Ranks
 from ssd.settings import Settings

@@ -20,7 +20,7 @@ from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import bounded, unpad
 from ssd.draw import draw_detections
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, compile_network, place
 from ssd.runtime.threads import in_threads
 from ssd.weights import load_weights

@@ -14,7 +14,7 @@ from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
 from ssd.detection import unpad
 from ssd.detector import Predict, predictor
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.packed import Found, Packed
 from ssd.runtime.processes import ALONE, Ranks
 from ssd.voc_metrics import EvalResult

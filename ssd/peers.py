@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd.model import EXTRAS, IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300, VGG_BLOCKS
+from ssd.networks.ssd300 import EXTRAS, IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300, VGG_BLOCKS
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -24,7 +24,7 @@ class Peer(NamedTuple):
         title: how to name it in an error.
         factors: name of the factors of conv4_3.
         convs: names of the convolutions in our order: base, extras, heads of the offsets, heads of the classes.
-        priors: name of a preset of `ssd.priors`.
+        priors: name of a preset of `ssd.networks.priors`.
         mean, std: of its input, RGB in 0..1.
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssd.boxes import decimate
 from ssd.checkpoint import build_model, current, read
-from ssd.model import CONV7_CHANNELS, SSD300, VGG_BLOCKS
+from ssd.networks.ssd300 import CONV7_CHANNELS, SSD300, VGG_BLOCKS
 from ssd.peers import as_checkpoint
 from ssd.runtime.device import pick_device, place
 

@@ -18,7 +18,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
 from ssd import accelerate
-from ssd.priors import PRESETS, make_priors
+from ssd.networks.priors import PRESETS, make_priors
 
 RATIOS, STEPS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]], [8, 16, 32, 64, 100, 300]
 SCALES = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05]

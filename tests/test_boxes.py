@@ -5,7 +5,7 @@ import torch
 
 import ssd_ext
 from ssd import boxes
-from ssd.priors import make_priors
+from ssd.networks.priors import make_priors
 
 
 def random_boxes(n: int, seed: int = 0) -> torch.Tensor:

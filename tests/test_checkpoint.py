@@ -8,7 +8,7 @@ import torch
 
 from ssd import load_weights
 from ssd.checkpoint import save_checkpoint
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.weights import initial_model
 
 

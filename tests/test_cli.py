@@ -13,7 +13,7 @@ import pytest
 from ssd.checkpoint import load_checkpoint
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, speed
-from ssd.priors import PRESETS
+from ssd.networks.priors import PRESETS
 from ssd.settings import VARIANCES, Settings
 from ssd.shapes import SHAPE_CLASSES, write_shapes
 from ssd_ext import DetectionOptions, LossOptions

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ssd.closing import advice, find_mistakes, report
 from ssd.draw import contact_sheet
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.settings import Settings
 from ssd.shapes import write_shapes
 from ssd.splits import open_sets

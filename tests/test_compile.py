@@ -7,7 +7,7 @@ import torch
 
 from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
 
 

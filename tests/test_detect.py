@@ -18,7 +18,7 @@ from ssd.data import ImageReadError, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.detector import Detections, Detector
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
 from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions

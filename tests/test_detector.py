@@ -14,7 +14,7 @@ from ssd.data import ImageReadError, PictureFile, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.detector import SHOWN, Detections
 from ssd.draw import draw_detections
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.results import JSON_NAME, as_line, coco_results
 from ssd_ext import DetectionOptions
 

@@ -28,7 +28,7 @@ from ssd.data import BoxDataset, open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.detector import Predict
 from ssd.evaluate import METHODS, EvalResult, evaluate
-from ssd.priors import make_priors
+from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
 from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions

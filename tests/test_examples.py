@@ -15,7 +15,7 @@ from own_process import PATHS
 
 from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
 
 RAY_DETECT = Path(__file__).parents[1] / "examples" / "ray_detect.py"

@@ -23,7 +23,7 @@ from ssd.data.reading import PictureFile
 from ssd.detector import Detector, predict_padded
 from ssd.export import FORMATS, DetectionProgram, Metadata, export, load
 from ssd.export.program import missing_rows
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions
 

@@ -12,7 +12,7 @@ from ssd.detection import unpad
 from ssd.detector import Detector
 from ssd.export import FORMATS, export, load
 from ssd.export.program import missing_rows
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
 from ssd_ext import DetectionOptions, postprocess_detections
 

@@ -22,7 +22,7 @@ import ssd.train as training
 from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
 from ssd.data.reading import ImageReadError
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
 from ssd.settings import Settings
 from ssd.shapes import write_shapes

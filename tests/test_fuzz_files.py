@@ -22,7 +22,7 @@ from ssd.data.dataset import UnknownClassError
 from ssd.data.reading import PictureFile
 from ssd.data.text import read_lines
 from ssd.detection_file import DetectionFile
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.weights import initial_model, load_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ from ssd import load_weights
 from ssd.checkpoint import save_checkpoint
 from ssd.detector import predict_padded
 from ssd.export import export, load
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd_ext import DetectionOptions
 
 pytestmark = needs_gpu

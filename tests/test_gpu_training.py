@@ -13,7 +13,7 @@ from ssd.data.colour import colour_matrix
 from ssd.data.loader import Batch, collate
 from ssd.detector import predict_padded
 from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.train import Settings, make_optimizer, train_step
 
 pytestmark = needs_gpu

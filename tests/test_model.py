@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss, pack_targets
-from ssd.model import IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300
-from ssd.priors import PRESETS, PriorSpec, make_priors
+from ssd.networks.priors import PRESETS, PriorSpec, make_priors
+from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300
 from ssd_ext import DetectionOptions, postprocess_detections
 
 NARROW = 1 / 8

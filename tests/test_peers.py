@@ -19,9 +19,9 @@ from ssd.cli import main
 from ssd.data.colour import to_input
 from ssd.detection import unpad
 from ssd.detector import predict_padded
-from ssd.model import IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.networks.priors import make_priors
+from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd.peers import VOC_CLASSES
-from ssd.priors import make_priors
 from ssd.weights import initial_model
 from ssd_ext import DetectionOptions, decode_boxes, postprocess_detections
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
-from ssd.priors import PRESETS, PriorSpec, find_spec, make_priors
+from ssd.networks.priors import PRESETS, PriorSpec, find_spec, make_priors
 
 MAPS = (38, 19, 10, 5, 3, 1)
 COUNTS = (5776, 2166, 600, 150, 36, 4)

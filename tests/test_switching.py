@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ops.nms import batched_oracle
 
 import ssd_ext
-from ssd.priors import make_priors
+from ssd.networks.priors import make_priors
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "switching.md").read_text()
 CLASSES, VARIANCES = 6, (0.1, 0.2)

@@ -25,8 +25,8 @@ from ssd.data.colour import to_input
 from ssd.data.loader import train_loader
 from ssd.loss import MultiBoxLoss
 from ssd.meter import MIN_SCALE, Meter
-from ssd.model import SSD300
-from ssd.priors import make_priors
+from ssd.networks.priors import make_priors
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.processes import ALONE
 from ssd.settings import Settings
 from ssd.shapes import write_shapes

@@ -261,7 +261,7 @@ def options(results: Results, small: bool) -> None:
 @cache
 def built(width: float, **layers: bool) -> torch.nn.Module:
     """A network with weights that are the same in every run."""
-    from ssd.model import SSD300
+    from ssd.networks.ssd300 import SSD300
 
     torch.manual_seed(0)
     return SSD300(21, width=width, **layers)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd.model import IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD
 
 # Red, green and blue to brightness and two of colour (Y, I and Q of NTSC, as in Python's colorsys), and back.
 TO_YIQ = np.array([[0.30, 0.59, 0.11], [0.5990, -0.2773, -0.3217], [0.2130, -0.5251, 0.3121]])

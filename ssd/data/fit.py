@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ssd.boxes import cxcy_to_xy
 from ssd.data.dataset import BoxDataset
-from ssd.model import IMAGE_SIZE
-from ssd.priors import PRESETS, make_priors
+from ssd.networks.priors import PRESETS, make_priors
+from ssd.networks.ssd300 import IMAGE_SIZE
 from ssd_ext import LossOptions, box_iou
 
 CHUNK = 1000  # boxes whose IoUs are held at once

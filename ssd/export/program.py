@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd.detection import bounded
-from ssd.model import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 
 InputDtype = Literal["uint8", "float32"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssd.detection import detect
-from ssd.priors import PriorSpec, find_spec, make_priors
+from ssd.networks.priors import PriorSpec, find_spec, make_priors
 
 IMAGE_SIZE = 300
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -152,7 +152,7 @@ class SSD300(nn.Module):
         width: factor on all numbers of channels, which become multiples of 8; more than 0.
         batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
         head_batch_norm: adds batch norm after the convolutions that predict, too.
-        priors: name of a preset of `ssd.priors`, or a layout of your own (a `PriorSpec`, or its fields as a dict)
+        priors: name of a preset of `ssd.networks.priors`, or a layout of your own (a `PriorSpec`, or its fields as a dict)
             for the maps 38, 19, 10, 5, 3, 1.
         input_mean, input_std: of red, green and blue in 0..1, by which the input was normalised when the weights were
             trained elsewhere. `forward` takes images normalised as for ImageNet all the same, and normalises them anew.

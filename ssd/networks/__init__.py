@@ -1,0 +1,1 @@
+"""Networks, one file each, and the priors that they predict from."""
