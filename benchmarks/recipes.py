@@ -33,7 +33,7 @@ from ssd.settings import Settings
 from ssd.splits import Sets, open_sets
 from ssd.train import BEST, LAST, lr_factor, train
 from ssd.voc_metrics import average_precision
-from ssd.weights import load_weights
+from ssd.weights.loading import load_weights
 
 TORCHVISION = "torchvision"
 

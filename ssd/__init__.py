@@ -3,7 +3,7 @@
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import SSD300
-from ssd.weights import load_weights
+from ssd.weights.loading import load_weights
 
 __all__ = ["SSD300", "Detector", "MultiBoxLoss", "accelerate", "detect", "load_weights"]
 

@@ -23,7 +23,7 @@ from ssd.draw import draw_detections
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, compile_network, place
 from ssd.runtime.threads import in_threads
-from ssd.weights import load_weights
+from ssd.weights.loading import load_weights
 from ssd_ext import DetectionOptions, postprocess_detections
 
 SHOWN = DetectionOptions(min_score=0.2)  # of detections that are to be looked at, not measured

@@ -18,7 +18,6 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ssd.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ssd.closing import SHEET, report
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.draw import plot_curves
@@ -34,7 +33,8 @@ from ssd.runtime.signals import stop_signals
 from ssd.settings import Settings, not_negative
 from ssd.splits import Sets, open_sets
 from ssd.step import train_step
-from ssd.weights import initial_model
+from ssd.weights.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ssd.weights.loading import initial_model
 from ssd_ext import LossOptions
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"

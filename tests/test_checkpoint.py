@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ssd import load_weights
-from ssd.checkpoint import save_checkpoint
 from ssd.networks.ssd300 import SSD300
-from ssd.weights import initial_model
+from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.loading import initial_model
 
 
 def test_weights_of_a_checkpoint_with_other_classes(tmp_path):

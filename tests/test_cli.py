@@ -10,12 +10,12 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from ssd.checkpoint import load_checkpoint
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, speed
 from ssd.networks.priors import PRESETS
 from ssd.settings import VARIANCES, Settings
 from ssd.shapes import SHAPE_CLASSES, write_shapes
+from ssd.weights.checkpoint import load_checkpoint
 from ssd_ext import DetectionOptions, LossOptions
 
 MACHINE = ["--device", "cpu", "--workers", "0"]

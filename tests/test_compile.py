@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
 from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
+from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

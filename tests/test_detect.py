@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from ssd import load_weights, results
-from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.data import ImageReadError, read_image
 from ssd.data.augmentation import EvalTransform
@@ -21,6 +20,7 @@ from ssd.detector import Detections, Detector
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
 from ssd.shapes import write_shapes
+from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 

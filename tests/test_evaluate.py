@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 import ssd_ext
 from ssd import SSD300, coco_metrics
 from ssd.boxes import cxcy_to_xy
-from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.coco_metrics import CocoResult
 from ssd.data import BoxDataset, open_dataset
@@ -31,6 +30,7 @@ from ssd.evaluate import METHODS, EvalResult, evaluate
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
 from ssd.shapes import write_shapes
+from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 needs_coco = pytest.mark.skipif(

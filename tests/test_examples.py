@@ -13,10 +13,10 @@ import pytest
 import torch
 from own_process import PATHS
 
-from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
+from ssd.weights.checkpoint import save_checkpoint
 
 RAY_DETECT = Path(__file__).parents[1] / "examples" / "ray_detect.py"
 

@@ -16,7 +16,6 @@ import torch
 import ssd.export as exporting
 import ssd_ext
 from ssd import load_weights
-from ssd.checkpoint import save_checkpoint
 from ssd.cli import main
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
@@ -25,6 +24,7 @@ from ssd.export import FORMATS, DetectionProgram, Metadata, export, load
 from ssd.export.program import missing_rows
 from ssd.networks.ssd300 import SSD300
 from ssd.shapes import write_shapes
+from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")

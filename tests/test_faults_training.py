@@ -19,7 +19,6 @@ from PIL import Image
 from test_train import NARROW, run, states_equal
 
 import ssd.train as training
-from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
 from ssd.data.reading import ImageReadError
 from ssd.networks.ssd300 import SSD300
@@ -27,6 +26,7 @@ from ssd.runtime.files import locked
 from ssd.settings import Settings
 from ssd.shapes import write_shapes
 from ssd.train import train
+from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 KILLS = int(os.environ.get("SSD_TEST_KILLS", "2"))  # 20 take three minutes
 EPOCHS, STEPS = 3, 9

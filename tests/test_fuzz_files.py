@@ -16,14 +16,14 @@ from PIL import Image
 from test_data import add_picture
 from test_fuzz import fuzz
 
-from ssd.checkpoint import save_checkpoint
 from ssd.data import COCODataset, VOCDataset, YOLODataset
 from ssd.data.dataset import UnknownClassError
 from ssd.data.reading import PictureFile
 from ssd.data.text import read_lines
 from ssd.detection_file import DetectionFile
 from ssd.networks.ssd300 import SSD300
-from ssd.weights import initial_model, load_weights
+from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.loading import initial_model, load_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,10 +6,10 @@ from compare import needs_gpu
 
 pytest.importorskip("torchvision")
 from ssd import load_weights
-from ssd.checkpoint import save_checkpoint
 from ssd.detector import predict_padded
 from ssd.export import export, load
 from ssd.networks.ssd300 import SSD300
+from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 pytestmark = needs_gpu

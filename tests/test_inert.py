@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ssd import load_weights
-from ssd.inert import LEGACY_HEAD, read_parameters
+from ssd.weights.pickles import LEGACY_HEAD, read_parameters
 
 VALUES = torch.arange(6.0)
 

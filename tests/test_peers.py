@@ -21,8 +21,8 @@ from ssd.detection import unpad
 from ssd.detector import predict_padded
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
-from ssd.peers import VOC_CLASSES
-from ssd.weights import initial_model
+from ssd.weights.loading import initial_model
+from ssd.weights.peers import VOC_CLASSES
 from ssd_ext import DetectionOptions, decode_boxes, postprocess_detections
 
 MEAN = torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)  # of Caffe's VGG16, red first

@@ -16,11 +16,11 @@ import torch.distributed as dist
 from own_process import PATHS
 from test_train import states_equal
 
-from ssd.checkpoint import load_checkpoint
 from ssd.cli import main
 from ssd.data.loader import epoch_batches
 from ssd.runtime.processes import ALONE, Ranks, _own_store
 from ssd.shapes import write_shapes
+from ssd.weights.checkpoint import load_checkpoint
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 EPOCHS, PICTURES, BATCH = 5, 44, 4  # 55 steps; the losses are read after the 10th of the 11 of an epoch

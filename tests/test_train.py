@@ -18,7 +18,6 @@ from tqdm import tqdm
 import ssd.meter
 import ssd.train as training
 from ssd import load_weights
-from ssd.checkpoint import load_checkpoint, save_checkpoint
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.colour import to_input
@@ -33,6 +32,7 @@ from ssd.shapes import write_shapes
 from ssd.splits import open_sets
 from ssd.step import UNSCALED
 from ssd.train import lr_factor, make_optimizer, train
+from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from ssd_ext import LossOptions
 
 NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}

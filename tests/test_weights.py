@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models._api import WeightsEnum
 
 from ssd.networks.ssd300 import SSD300
-from ssd.weights import decimate, load_vgg16_imagenet, vgg16_to_ssd
+from ssd.weights.loading import decimate, load_vgg16_imagenet, vgg16_to_ssd
 
 NETWORKS = {False: torchvision.models.vgg16, True: torchvision.models.vgg16_bn}
 

@@ -89,7 +89,7 @@ examples:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from ssd import load_weights
-    from ssd.checkpoint import save_checkpoint
+    from ssd.weights.checkpoint import save_checkpoint
 
     if arguments.target.exists():
         raise FileExistsError(f"{arguments.target}: exists; choose another name")

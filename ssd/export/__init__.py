@@ -13,7 +13,6 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ssd.checkpoint import read
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import SUFFIXES, PictureFile, is_picture
 from ssd.detection import unpad
@@ -21,7 +20,8 @@ from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
 from ssd.runtime.files import naming
 from ssd.shapes import write_shapes
-from ssd.weights import load_weights
+from ssd.weights.checkpoint import read
+from ssd.weights.loading import load_weights
 from ssd_ext import DetectionOptions
 
 __all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]

@@ -145,7 +145,7 @@ class SSD300(nn.Module):
     """SSD for images of 300 x 300 pixels.
 
     Without `batch_norm` and at `width` 1, its state dict has the names and shapes of tutorial checkpoints.
-    Nothing is downloaded here; `ssd.weights.load_vgg16_imagenet` fills the base.
+    Nothing is downloaded here; `ssd.weights.loading.load_vgg16_imagenet` fills the base.
 
     Args:
         n_classes: number of classes, background 0 included, at least 2.

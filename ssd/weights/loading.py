@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ssd.boxes import decimate
-from ssd.checkpoint import build_model, current, read
 from ssd.networks.ssd300 import CONV7_CHANNELS, SSD300, VGG_BLOCKS
-from ssd.peers import as_checkpoint
 from ssd.runtime.device import pick_device, place
+from ssd.weights.checkpoint import build_model, current, read
+from ssd.weights.peers import as_checkpoint
 
 FC_CHANNELS = 4096
 FC_STEP = FC_CHANNELS // CONV7_CHANNELS  # 4

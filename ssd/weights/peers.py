@@ -84,7 +84,7 @@ PEERS = (
 
 
 def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns the state dict of one of `PEERS` into what `ssd.checkpoint.load_checkpoint` gives.
+    """Turns the state dict of one of `PEERS` into what `ssd.weights.checkpoint.load_checkpoint` gives.
 
     Args:
         state: tensors by name, as the project names them or with "module." in front, as `DataParallel` does.

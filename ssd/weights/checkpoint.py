@@ -10,9 +10,9 @@ from zipfile import ZipFile, is_zipfile
 
 import torch
 
-from ssd.inert import read_parameters
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import replacing
+from ssd.weights.pickles import read_parameters
 
 FORMAT = 2
 
