@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
-from ssd.evaluate import evaluate
+from ssd.evaluation.evaluate import evaluate
+from ssd.evaluation.voc import average_precision
 from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
 from ssd.recipes import epochs_for
 from ssd.runtime.device import autocast, pick_device
 from ssd.settings import Settings
 from ssd.splits import Sets, open_sets
 from ssd.train import BEST, LAST, lr_factor, train
-from ssd.voc_metrics import average_precision
 from ssd.weights.loading import load_weights
 
 TORCHVISION = "torchvision"

@@ -125,7 +125,7 @@ def measured(name: str):
 def work(kind: str, layout: str, folder: Path) -> None:
     """In a process of its own."""
     import ssd.cli
-    import ssd.evaluate
+    import ssd.evaluation.evaluate
     import ssd.train
     from ssd.data import AUGMENTATIONS, open_dataset
     from ssd.data.loader import train_loader
@@ -147,8 +147,8 @@ def work(kind: str, layout: str, folder: Path) -> None:
         text = " -> ".join(", ".join(f"{mb:.0f}" for mb in sorted(each)[-2:]) for each in own)
         print(f"{layout}, memory of the two workers' own at the first and after {BATCHES} batches: {text} MB")
     elif kind == "eval":
-        from ssd.detection_file import DetectionFile
-        from ssd.evaluate import score
+        from ssd.evaluation.detection_file import DetectionFile
+        from ssd.evaluation.evaluate import score
 
         for method in ("area", "coco"):
             with measured(f"{layout}, eval --method {method}"):

@@ -16,13 +16,13 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
 from ssd.detector import SHOWN
 from ssd.draw import contact_sheet, draw_detections, save_png, side_by_side
-from ssd.evaluate import EvalResult, detect_all, score
+from ssd.evaluation.evaluate import EvalResult, detect_all, score
+from ssd.evaluation.voc import best_object
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.packed import Found
 from ssd.runtime.processes import ALONE, Ranks
 from ssd.settings import Settings
 from ssd.splits import Sets
-from ssd.voc_metrics import best_object
 
 SHEET = "worst.png"
 WORST = 6  # pictures on the sheet
@@ -94,7 +94,7 @@ def find_mistakes(detections: Sequence[Found], targets: Sequence[dict[str, Tenso
     """Counts what is missed and wrong in every picture at the scores that are drawn and an IoU of 0.5.
 
     Args:
-        detections, targets: see `ssd.evaluate.score`; difficult objects count neither way.
+        detections, targets: see `ssd.evaluation.evaluate.score`; difficult objects count neither way.
     """
     for index, ((boxes, labels, scores), truth) in enumerate(zip(detections, targets, strict=True)):
         shown = (scores >= SHOWN.min_score) & (labels > 0)

@@ -107,7 +107,7 @@ class Detector:
         classes: the C-1 names without background; label i is `classes[i - 1]`.
 
     Attributes:
-        predict: from prepared pictures to padded detections, as `ssd.evaluate.evaluate` takes it.
+        predict: from prepared pictures to padded detections, as `ssd.evaluation.evaluate.evaluate` takes it.
     """
 
     def __init__(

@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ssd.rows import read_boxes, read_column
+from ssd.evaluation.checks import read_boxes, read_column
 from ssd.runtime.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ssd.voc_metrics import EvalResult
+    from ssd.evaluation.voc import EvalResult
 
 __all__ = [
     "class_color",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssd.voc_metrics import average_precision
+from ssd.evaluation.voc import average_precision
 
 CLASSES = ("cat", "dog")
 CAT, DOG = 1, 2

@@ -15,7 +15,7 @@ from PIL import Image
 from test_average_precision import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, found, truth
 
 from ssd.cli import main
-from ssd.coco_metrics import FIGURES, coco_average_precision
+from ssd.evaluation.coco import FIGURES, coco_average_precision
 
 COCO = pytest.importorskip("pycocotools.coco", reason="no pycocotools: pip install 'ssd-ext[dev]'").COCO
 COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval

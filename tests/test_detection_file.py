@@ -13,8 +13,8 @@ from test_evaluate import all_methods
 from ssd.cli import main
 from ssd.data import open_dataset
 from ssd.data.reading import PictureFile
-from ssd.detection_file import DetectionFile
 from ssd.detector import Detections
+from ssd.evaluation.detection_file import DetectionFile
 from ssd.results import as_line, coco_results
 
 IDS = {"a": 30, "b": 10, "c": 20}

@@ -19,14 +19,15 @@ from test_data import add_picture
 from torch.nn.utils.rnn import pad_sequence
 
 import ssd_ext
-from ssd import SSD300, coco_metrics
+from ssd import SSD300
 from ssd.boxes import cxcy_to_xy
 from ssd.cli import main
-from ssd.coco_metrics import CocoResult
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.detector import Predict
-from ssd.evaluate import METHODS, EvalResult, evaluate
+from ssd.evaluation import coco as coco_metrics
+from ssd.evaluation.coco import CocoResult
+from ssd.evaluation.evaluate import METHODS, EvalResult, evaluate
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
 from ssd.shapes import write_shapes
@@ -234,7 +235,7 @@ def test_processes_that_share_the_pictures_return_the_result_of_all(shapes: Path
 FEW_FILES = """
 import resource, sys, torch
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-from ssd.evaluate import detect_all
+from ssd.evaluation.evaluate import detect_all
 truth = {"boxes": torch.rand(3, 4), "labels": torch.tensor([1, 2, 1])}
 samples = [(torch.zeros(3, 4, 4, dtype=torch.uint8), truth)] * 300
 labels = torch.zeros(1, 1, dtype=torch.int64)

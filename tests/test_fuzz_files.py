@@ -20,7 +20,7 @@ from ssd.data import COCODataset, VOCDataset, YOLODataset
 from ssd.data.dataset import UnknownClassError
 from ssd.data.reading import PictureFile
 from ssd.data.text import read_lines
-from ssd.detection_file import DetectionFile
+from ssd.evaluation.detection_file import DetectionFile
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 from ssd.weights.loading import initial_model, load_weights

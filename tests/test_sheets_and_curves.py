@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 import ssd.draw
 from ssd.draw import class_color, is_drawing, plot_curves, plot_precision, save_png, side_by_side
-from ssd.voc_metrics import EvalResult, average_precision
+from ssd.evaluation.voc import EvalResult, average_precision
 
 NAN, INF = math.nan, math.inf
 

@@ -20,12 +20,12 @@ from ssd_ext import DetectionOptions
 
 if TYPE_CHECKING:
     from ssd.data import BoxDataset
-    from ssd.evaluate import EvalResult
+    from ssd.evaluation.evaluate import EvalResult
     from ssd.runtime.processes import Ranks
 
 
 def add_eval(commands) -> None:
-    from ssd.evaluate import METHODS
+    from ssd.evaluation.evaluate import METHODS
 
     parser = command(
         commands,
@@ -73,7 +73,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
-    from ssd.evaluate import evaluate
+    from ssd.evaluation.evaluate import evaluate
 
     detector = open_detector(arguments, DetectionOptions())
     return evaluate(
@@ -88,8 +88,8 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
 
 
 def _of_file(arguments: argparse.Namespace) -> EvalResult:
-    from ssd.detection_file import DetectionFile
-    from ssd.evaluate import score
+    from ssd.evaluation.detection_file import DetectionFile
+    from ssd.evaluation.evaluate import score
     from ssd.runtime.processes import ALONE
 
     if given := fields_given(arguments, DetectionOptions):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ssd.rows import read_images
+from ssd.evaluation.checks import read_images
 from ssd_ext import box_iou
 
 __all__ = ["EvalResult", "average_precision"]

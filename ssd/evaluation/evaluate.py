@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from ssd import coco_metrics, voc_metrics
 from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
 from ssd.detection import unpad
 from ssd.detector import Predict, predictor
+from ssd.evaluation import coco as coco_metrics
+from ssd.evaluation import voc as voc_metrics
+from ssd.evaluation.voc import EvalResult
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.packed import Found, Packed
 from ssd.runtime.processes import ALONE, Ranks
-from ssd.voc_metrics import EvalResult
 from ssd_ext import DetectionOptions
 
 __all__ = ["METHODS", "EvalResult", "detect_all", "evaluate", "score"]
@@ -139,8 +140,8 @@ def score(
     """Average precision of detections, by one of `METHODS`.
 
     Args:
-        detections, targets, classes: see `ssd.voc_metrics.average_precision`; for "coco" boxes in pixels, see
-            `ssd.coco_metrics.coco_average_precision`.
+        detections, targets, classes: see `ssd.evaluation.voc.average_precision`; for "coco" boxes in pixels, see
+            `ssd.evaluation.coco.coco_average_precision`.
         iou_threshold: smallest IoU that counts as found; of no effect on "coco", which averages over ten.
         method: "area" or "11point" of Pascal VOC, or "coco".
 

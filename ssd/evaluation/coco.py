@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd.rows import read_column, read_images
-from ssd.voc_metrics import EvalResult, check_classes, show
+from ssd.evaluation.checks import read_column, read_images
+from ssd.evaluation.voc import EvalResult, check_classes, show
 
 if TYPE_CHECKING:
     from faster_coco_eval import COCOeval_faster
