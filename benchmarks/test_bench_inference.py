@@ -19,8 +19,8 @@ from test_bench_detection import check as same_but_for_rounding
 from test_bench_network import CLASSES, FOLDER, IMAGE_SIZE, How, as_lists, networks, smooth_images, ten_best_differ
 from torch import Tensor
 
-from ssd.detector import predict_padded
 from ssd.export import FORMATS, DetectionProgram, Metadata
+from ssd.inference.detector import predict_padded
 from ssd_ext import DetectionOptions
 
 N_CALIBRATION = 16  # pictures: enough for speed

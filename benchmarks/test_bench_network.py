@@ -26,7 +26,7 @@ from torchvision.models.detection import ssd300_vgg16
 
 from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
 from ssd.data.loader import Batch
-from ssd.detector import Detector, predict_padded
+from ssd.inference.detector import Detector, predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import IMAGE_SIZE, SSD300
 from ssd.runtime.device import autocast, has_fast_bfloat16, pick_device, place

@@ -14,7 +14,7 @@ def __getattr__(name: str):  # these take torchvision, and a second or two to im
 
         return accelerate
     if name == "Detector":
-        from ssd.detector import Detector
+        from ssd.inference.detector import Detector
 
         return Detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

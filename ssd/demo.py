@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd.data import open_dataset
-from ssd.detector import Detector
 from ssd.draw import draw_detections, save_png, side_by_side
+from ssd.inference.detector import Detector
 from ssd.runtime.device import pick_device
 from ssd.settings import Settings
 from ssd.shapes import write_shapes

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ssd import load_weights, results
+from ssd import load_weights
 from ssd.cli import main
 from ssd.data import ImageReadError, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
-from ssd.detector import Detections, Detector
+from ssd.inference import results
+from ssd.inference.detector import Detections, Detector
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
 from ssd.shapes import write_shapes

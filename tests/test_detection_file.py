@@ -13,9 +13,9 @@ from test_evaluate import all_methods
 from ssd.cli import main
 from ssd.data import open_dataset
 from ssd.data.reading import PictureFile
-from ssd.detector import Detections
 from ssd.evaluation.detection_file import DetectionFile
-from ssd.results import as_line, coco_results
+from ssd.inference.detector import Detections
+from ssd.inference.results import as_line, coco_results
 
 IDS = {"a": 30, "b": 10, "c": 20}
 TRUTHS = {"a": [(7, [0, 0, 20, 20])], "b": [(2, [5, 5, 30, 10]), (7, [30, 20, 25, 15])], "c": []}

@@ -6,8 +6,8 @@ from compare import needs_gpu
 
 pytest.importorskip("torchvision")
 from ssd import load_weights
-from ssd.detector import predict_padded
 from ssd.export import export, load
+from ssd.inference.detector import predict_padded
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions

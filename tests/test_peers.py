@@ -18,7 +18,7 @@ from ssd import load_weights
 from ssd.cli import main
 from ssd.data.colour import to_input
 from ssd.detection import unpad
-from ssd.detector import predict_padded
+from ssd.inference.detector import predict_padded
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd.weights.loading import initial_model

@@ -13,7 +13,7 @@ from ssd.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
 if TYPE_CHECKING:  # `ssd --help` imports none of them
-    from ssd.detector import Detector
+    from ssd.inference.detector import Detector
 
 WEIGHTS = (
     "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
@@ -131,7 +131,7 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
 
 def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> Detector:
     """What --weights and the options on the command line ask for."""
-    from ssd.detector import Detector
+    from ssd.inference.detector import Detector
 
     return Detector.load(
         arguments.weights,

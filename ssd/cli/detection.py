@@ -11,12 +11,12 @@ from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_option
 from ssd.data.text import printable
 
 if TYPE_CHECKING:
-    from ssd.detector import Detections
+    from ssd.inference.detector import Detections
     from ssd.runtime.processes import Ranks
 
 
 def add_detect(commands) -> None:
-    from ssd.detector import SHOWN
+    from ssd.inference.detector import SHOWN
 
     parser = command(
         commands,
@@ -64,9 +64,9 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
 
     from ssd.data.loader import worker_count
     from ssd.data.reading import ImageReadError
-    from ssd.detector import SHOWN
     from ssd.draw import save_png
-    from ssd.results import JSON_NAME, made_by, open_results, plan_drawings
+    from ssd.inference.detector import SHOWN
+    from ssd.inference.results import JSON_NAME, made_by, open_results, plan_drawings
     from ssd.runtime.signals import stop_signals
     from ssd.runtime.threads import in_threads
 

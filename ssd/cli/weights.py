@@ -10,8 +10,8 @@ from ssd_ext import DetectionOptions
 
 
 def add_export(commands) -> None:
-    from ssd.detector import SHOWN
     from ssd.export import FORMATS
+    from ssd.inference.detector import SHOWN
 
     parser = command(
         commands,
@@ -44,8 +44,8 @@ examples:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from ssd.detector import SHOWN
     from ssd.export import FORMATS, export
+    from ssd.inference.detector import SHOWN
 
     out = arguments.out or str(Path(arguments.source).with_suffix(FORMATS[arguments.format].suffix))
     metadata = export(

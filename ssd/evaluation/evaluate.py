@@ -12,10 +12,10 @@ from tqdm import tqdm
 from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
 from ssd.detection import unpad
-from ssd.detector import Predict, predictor
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
 from ssd.evaluation.voc import EvalResult
+from ssd.inference.detector import Predict, predictor
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.packed import Found, Packed
 from ssd.runtime.processes import ALONE, Ranks
@@ -45,7 +45,7 @@ def evaluate(
 
     Args:
         model: the network, run on the device of its parameters and left in evaluation mode, or what
-            `ssd.detector.predictor` takes in its place.
+            `ssd.inference.detector.predictor` takes in its place.
         dataset: gives (image, target) as `ssd.data.open_dataset` with `EvalTransform` does.
         classes: the C-1 names without background.
         options: see `ssd_ext.DetectionOptions`.
