@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ssd.shapes import write_shapes
+from ssd.data.shapes import write_shapes
 
 REPOSITORY = Path(__file__).parents[1]
 

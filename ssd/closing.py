@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
-from ssd.draw import contact_sheet, draw_detections, save_png, side_by_side
+from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
 from ssd.evaluation.voc import best_object
 from ssd.inference.detector import SHOWN

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ssd.data import open_dataset
-from ssd.draw import draw_detections, save_png, side_by_side
+from ssd.data.shapes import write_shapes
+from ssd.drawing import draw_detections, save_png, side_by_side
 from ssd.inference.detector import Detector
 from ssd.runtime.device import pick_device
 from ssd.settings import Settings
-from ssd.shapes import write_shapes
 from ssd.train import BEST, train
 from ssd_ext import DetectionOptions
 

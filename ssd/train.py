@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ssd.closing import SHEET, report
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
-from ssd.draw import plot_curves
+from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.fingerprint import Fingerprint, difference, fingerprint
 from ssd.loss import MultiBoxLoss

@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 
 from ssd.closing import advice, find_mistakes, report
-from ssd.draw import contact_sheet
+from ssd.data.shapes import write_shapes
+from ssd.drawing import contact_sheet
 from ssd.networks.ssd300 import SSD300
 from ssd.settings import Settings
-from ssd.shapes import write_shapes
 from ssd.splits import open_sets
 
 NOTHING = torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(0)

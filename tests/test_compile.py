@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ssd.cli import main
+from ssd.data.shapes import write_shapes
 from ssd.networks.ssd300 import SSD300
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_data import add_picture, add_split
 
-from ssd.data import COCODataset, VOCDataset, YOLODataset, fit, list_splits, open_dataset
+from ssd.data import COCODataset, VOCDataset, YOLODataset, list_splits, open_dataset
+from ssd.data import prior_fit as fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,11 +16,11 @@ from ssd.cli import main
 from ssd.data import ImageReadError, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
+from ssd.data.shapes import write_shapes
 from ssd.inference import results
 from ssd.inference.detector import Detections, Detector
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 

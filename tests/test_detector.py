@@ -11,7 +11,7 @@ from PIL import Image
 import ssd
 from ssd.data import ImageReadError, PictureFile, read_image
 from ssd.data.augmentation import EvalTransform
-from ssd.draw import draw_detections
+from ssd.drawing import draw_detections
 from ssd.inference.detector import SHOWN, Detections
 from ssd.inference.results import JSON_NAME, as_line, coco_results
 from ssd.networks.ssd300 import SSD300

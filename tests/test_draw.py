@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ssd.draw import class_color, draw_detections
+from ssd.drawing import class_color, draw_detections
 
 CLASSES = ("cat", "dog", "bird")
 CAT, DOG, BIRD = 1, 2, 3

@@ -24,13 +24,13 @@ from ssd.boxes import cxcy_to_xy
 from ssd.cli import main
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.augmentation import EvalTransform
+from ssd.data.shapes import write_shapes
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation.coco import CocoResult
 from ssd.evaluation.evaluate import METHODS, EvalResult, evaluate
 from ssd.inference.detector import Predict
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 

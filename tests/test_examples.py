@@ -14,8 +14,8 @@ import torch
 from own_process import PATHS
 
 from ssd.cli import main
+from ssd.data.shapes import write_shapes
 from ssd.networks.ssd300 import SSD300
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import save_checkpoint
 
 RAY_DETECT = Path(__file__).parents[1] / "examples" / "ray_detect.py"

@@ -19,11 +19,11 @@ from ssd import load_weights
 from ssd.cli import main
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
+from ssd.data.shapes import write_shapes
 from ssd.export import FORMATS, DetectionProgram, Metadata, export, load
 from ssd.export.program import missing_rows
 from ssd.inference.detector import Detector, predict_padded
 from ssd.networks.ssd300 import SSD300
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 

@@ -7,12 +7,12 @@ import torch
 from inputs import PRIORS, trained_like, untrained
 from torch import nn
 
+from ssd.data.shapes import write_shapes
 from ssd.detection import unpad
 from ssd.export import FORMATS, export, load
 from ssd.export.program import missing_rows
 from ssd.inference.detector import Detector
 from ssd.networks.ssd300 import SSD300
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions, postprocess_detections
 

@@ -21,10 +21,10 @@ from test_train import NARROW, run, states_equal
 import ssd.train as training
 from ssd.cli import main
 from ssd.data.reading import ImageReadError
+from ssd.data.shapes import write_shapes
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
 from ssd.settings import Settings
-from ssd.shapes import write_shapes
 from ssd.train import train
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 

@@ -18,8 +18,8 @@ from test_train import states_equal
 
 from ssd.cli import main
 from ssd.data.loader import epoch_batches
+from ssd.data.shapes import write_shapes
 from ssd.runtime.processes import ALONE, Ranks, _own_store
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import load_checkpoint
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

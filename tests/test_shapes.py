@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-import ssd.shapes
+import ssd.data.shapes
 from ssd.data import VOCDataset
-from ssd.shapes import SHAPE_CLASSES, write_shapes
+from ssd.data.shapes import SHAPE_CLASSES, write_shapes
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def test_objects_are_of_all_sizes_and_barely_overlap(folder):
 
 
 def test_boxes_are_tight(monkeypatch):
-    monkeypatch.setattr(ssd.shapes, "_background", lambda rng, w, h: Image.new("RGB", (2 * w, 2 * h), "white"))
+    monkeypatch.setattr(ssd.data.shapes, "_background", lambda rng, w, h: Image.new("RGB", (2 * w, 2 * h), "white"))
     seen = 0
     for seed in range(60):
-        image, objects = ssd.shapes._picture(np.random.default_rng(seed), 160, 120)
+        image, objects = ssd.data.shapes._picture(np.random.default_rng(seed), 160, 120)
         if len(objects) == 1:
             seen += 1
             # saturated fill and dark outline stand out from white even where an edge covers half a pixel
@@ -66,10 +66,10 @@ def test_boxes_are_tight(monkeypatch):
 
 def test_shapes_look_like_their_names(monkeypatch):
     """The share of the box that a shape covers tells a triangle, a circle and a square apart."""
-    monkeypatch.setattr(ssd.shapes, "_background", lambda rng, w, h: Image.new("RGB", (2 * w, 2 * h), "white"))
+    monkeypatch.setattr(ssd.data.shapes, "_background", lambda rng, w, h: Image.new("RGB", (2 * w, 2 * h), "white"))
     covered = {name: [] for name in SHAPE_CLASSES}
     for seed in range(150):
-        image, objects = ssd.shapes._picture(np.random.default_rng(seed), 160, 160)
+        image, objects = ssd.data.shapes._picture(np.random.default_rng(seed), 160, 160)
         if len(objects) == 1:
             ((name, (x0, y0, x1, y1)),) = objects
             covered[name].append((np.asarray(image, dtype=int).min(2) < 200)[y0:y1, x0:x1].mean())
@@ -116,14 +116,14 @@ def test_refuses_numbers_out_of_range(tmp_path, wrong):
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
-    pictures = itertools.chain([ssd.shapes._picture(np.random.default_rng(0), 64, 64)], [KeyboardInterrupt()])
+    pictures = itertools.chain([ssd.data.shapes._picture(np.random.default_rng(0), 64, 64)], [KeyboardInterrupt()])
 
     def fail(*_):
         if isinstance(result := next(pictures), BaseException):
             raise result
         return result
 
-    monkeypatch.setattr(ssd.shapes, "_picture", fail)
+    monkeypatch.setattr(ssd.data.shapes, "_picture", fail)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(tmp_path / "set", 2, 0)
     assert not list(tmp_path.iterdir())

@@ -18,8 +18,8 @@ from test_draw import changed, has_color, noise, places
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-import ssd.draw
-from ssd.draw import class_color, is_drawing, plot_curves, plot_precision, save_png, side_by_side
+import ssd.drawing
+from ssd.drawing import class_color, is_drawing, plot_curves, plot_precision, save_png, side_by_side
 from ssd.evaluation.voc import EvalResult, average_precision
 
 NAN, INF = math.nan, math.inf
@@ -241,12 +241,12 @@ def test_the_running_mean_is_that_of_a_convolution(n: int) -> None:
     count = np.convolve(finite, window, mode="same")
     total = np.convolve(np.where(finite, values, 0), window, mode="same")
     expected = np.where(finite, total / np.maximum(count, 1), NAN)
-    np.testing.assert_allclose(ssd.draw._running_mean(values), expected, rtol=1e-13)
+    np.testing.assert_allclose(ssd.drawing._running_mean(values), expected, rtol=1e-13)
 
 
 def test_a_long_curve_is_drawn_by_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, save = [], ssd.draw._save_figure
-    monkeypatch.setattr(ssd.draw, "_save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
+    drawn, save = [], ssd.drawing._save_figure
+    monkeypatch.setattr(ssd.drawing, "_save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
     loss = np.random.default_rng(0).random(100_003)
     loss[70_001], loss[:10_000] = 1.1, NAN
     picture = plotted({"step": range(len(loss)), "loss": loss}, tmp_path)
@@ -257,7 +257,7 @@ def test_a_long_curve_is_drawn_by_few_points(tmp_path: Path, monkeypatch: pytest
     assert y == 1.1
     assert abs(x - 70_001) < 100
     np.testing.assert_array_equal(np.isnan(raw[:, 1]), raw[:, 0] + 49 < 10_000)
-    np.testing.assert_array_equal(mean[:, 1], ssd.draw._running_mean(loss)[mean[:, 0].astype(int)])
+    np.testing.assert_array_equal(mean[:, 1], ssd.drawing._running_mean(loss)[mean[:, 0].astype(int)])
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from ssd.cli import main
 from ssd.data import AUGMENTATIONS, open_dataset
 from ssd.data.colour import to_input
 from ssd.data.loader import train_loader
+from ssd.data.shapes import write_shapes
 from ssd.loss import MultiBoxLoss
 from ssd.meter import MIN_SCALE, Meter
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.processes import ALONE
 from ssd.settings import Settings
-from ssd.shapes import write_shapes
 from ssd.splits import open_sets
 from ssd.step import UNSCALED
 from ssd.train import lr_factor, make_optimizer, train

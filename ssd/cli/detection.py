@@ -64,7 +64,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
 
     from ssd.data.loader import worker_count
     from ssd.data.reading import ImageReadError
-    from ssd.draw import save_png
+    from ssd.drawing import save_png
     from ssd.inference.detector import SHOWN
     from ssd.inference.results import JSON_NAME, made_by, open_results, plan_drawings
     from ssd.runtime.signals import stop_signals

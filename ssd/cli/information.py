@@ -34,7 +34,7 @@ def _info(arguments: argparse.Namespace) -> int:
         print(ssd_ext.info())
         return 0
     from ssd.data import AUGMENTATIONS, open_dataset
-    from ssd.data.fit import describe_fit
+    from ssd.data.prior_fit import describe_fit
     from ssd.data.speed import measure_speed
 
     dataset = open_dataset(arguments.data)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import SUFFIXES, PictureFile, is_picture
+from ssd.data.shapes import write_shapes
 from ssd.detection import unpad
 from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
 from ssd.runtime.files import naming
-from ssd.shapes import write_shapes
 from ssd.weights.checkpoint import read
 from ssd.weights.loading import load_weights
 from ssd_ext import DetectionOptions

@@ -19,7 +19,7 @@ from ssd.data.colour import to_input
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import bounded, unpad
-from ssd.draw import draw_detections
+from ssd.drawing import draw_detections
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, compile_network, place
 from ssd.runtime.threads import in_threads
@@ -76,7 +76,7 @@ class Detections:
         return f"<Detections in {picture.path or 'a picture'} ({picture.width} x {picture.height}): {self}>"
 
     def draw(self) -> Image.Image:
-        """The picture with boxes, names and scores, see `ssd.draw.draw_detections`; a file is read once more.
+        """The picture with boxes, names and scores, see `ssd.drawing.draw_detections`; a file is read once more.
 
         Raises:
             FileNotFoundError, ImageReadError: the file is gone or damaged.

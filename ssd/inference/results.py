@@ -19,7 +19,7 @@ from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TextIO
 
 from ssd.data.reading import SUFFIXES, is_picture
-from ssd.draw import MARK, is_drawing
+from ssd.drawing import MARK, is_drawing
 from ssd.inference.detector import Detections
 from ssd.runtime.files import discard_leftovers, locked, naming, replacing
 from ssd.runtime.processes import ALONE, Ranks
