@@ -28,11 +28,11 @@ from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_c
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.voc import average_precision
 from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
-from ssd.recipes import epochs_for
 from ssd.runtime.device import autocast, pick_device
-from ssd.settings import Settings
-from ssd.splits import Sets, open_sets
-from ssd.train import BEST, LAST, lr_factor, train
+from ssd.training.recipes import epochs_for
+from ssd.training.run import BEST, LAST, lr_factor, train
+from ssd.training.settings import Settings
+from ssd.training.splits import Sets, open_sets
 from ssd.weights.loading import load_weights
 
 TORCHVISION = "torchvision"

@@ -126,7 +126,7 @@ def work(kind: str, layout: str, folder: Path) -> None:
     """In a process of its own."""
     import ssd.cli
     import ssd.evaluation.evaluate
-    import ssd.train
+    import ssd.training.run
     from ssd.data import AUGMENTATIONS, open_dataset
     from ssd.data.loader import train_loader
 

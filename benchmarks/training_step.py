@@ -31,8 +31,8 @@ from ssd.data.loader import train_loader, worker_count
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import pick_device, place
-from ssd.settings import Settings
-from ssd.train import LOG_EVERY, make_optimizer, train_step
+from ssd.training.run import LOG_EVERY, make_optimizer, train_step
+from ssd.training.settings import Settings
 
 WARM_UP = LOG_EVERY  # steps
 

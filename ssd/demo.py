@@ -12,8 +12,8 @@ from ssd.data.shapes import write_shapes
 from ssd.drawing import draw_detections, save_png, side_by_side
 from ssd.inference.detector import Detector
 from ssd.runtime.device import pick_device
-from ssd.settings import Settings
-from ssd.train import BEST, train
+from ssd.training.run import BEST, train
+from ssd.training.settings import Settings
 from ssd_ext import DetectionOptions
 
 N_TRAIN, N_TEST = 400, 100
@@ -34,7 +34,7 @@ def demo(
 
     Args:
         out: folder for the pictures (`shapes`), the run (`run_<n>`) and the drawings of held-out pictures (`held_out`).
-        device, workers: see `ssd.train.train`.
+        device, workers: see `ssd.training.run.train`.
         settings: fields of `Settings` other than in `SETTINGS`; width is by default 0.25 on a CPU and 1 on a GPU.
 
     Returns:

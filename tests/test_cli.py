@@ -14,7 +14,7 @@ from ssd.cli import main
 from ssd.data import AUGMENTATIONS, speed
 from ssd.data.shapes import SHAPE_CLASSES, write_shapes
 from ssd.networks.priors import PRESETS
-from ssd.settings import VARIANCES, Settings
+from ssd.training.settings import VARIANCES, Settings
 from ssd.weights.checkpoint import load_checkpoint
 from ssd_ext import DetectionOptions, LossOptions
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ssd.closing import advice, find_mistakes, report
 from ssd.data.shapes import write_shapes
 from ssd.drawing import contact_sheet
 from ssd.networks.ssd300 import SSD300
-from ssd.settings import Settings
-from ssd.splits import open_sets
+from ssd.training.settings import Settings
+from ssd.training.splits import open_sets
+from ssd.training.summary import advice, find_mistakes, report
 
 NOTHING = torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(0)
 

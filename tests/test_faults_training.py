@@ -18,14 +18,14 @@ from own_process import PATHS
 from PIL import Image
 from test_train import NARROW, run, states_equal
 
-import ssd.train as training
+import ssd.training.run as training
 from ssd.cli import main
 from ssd.data.reading import ImageReadError
 from ssd.data.shapes import write_shapes
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
-from ssd.settings import Settings
-from ssd.train import train
+from ssd.training.run import train
+from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 KILLS = int(os.environ.get("SSD_TEST_KILLS", "2"))  # 20 take three minutes
@@ -115,7 +115,7 @@ def context():
     if sys.platform == "win32":
         pytest.skip("Windows has no fork server")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["matplotlib.figure", "ssd.train"])
+    context.set_forkserver_preload(["matplotlib.figure", "ssd.training.run"])
     return context
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ssd.recipes import RECIPES, epochs_for
-from ssd.settings import Settings
+from ssd.training.recipes import RECIPES, epochs_for
+from ssd.training.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-import ssd.meter
-import ssd.train as training
+import ssd.training.progress
+import ssd.training.run as training
 from ssd import load_weights
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, open_dataset
@@ -24,14 +24,14 @@ from ssd.data.colour import to_input
 from ssd.data.loader import train_loader
 from ssd.data.shapes import write_shapes
 from ssd.loss import MultiBoxLoss
-from ssd.meter import MIN_SCALE, Meter
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.processes import ALONE
-from ssd.settings import Settings
-from ssd.splits import open_sets
-from ssd.step import UNSCALED
-from ssd.train import lr_factor, make_optimizer, train
+from ssd.training.progress import MIN_SCALE, Meter
+from ssd.training.run import lr_factor, make_optimizer, train
+from ssd.training.settings import Settings
+from ssd.training.splits import open_sets
+from ssd.training.step import UNSCALED
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from ssd_ext import LossOptions
 
@@ -90,7 +90,7 @@ FP16 = {"fp16": True, "clip_grad": 5.0, "epochs": 1}
     [(signal.SIGINT, 2, {}), (signal.SIGTERM, 3, {}), (signal.SIGINT, 1, FP16)],
 )
 def test_resume_after_a_signal_is_exact(shapes, tmp_path, monkeypatch, number, stop_after, more):
-    monkeypatch.setattr(ssd.meter, "KEPT", 4)
+    monkeypatch.setattr(ssd.training.progress, "KEPT", 4)
     settings = Settings((shapes,), "train", "test", **{"epochs": 2, "eval_every": 1, **NARROW, **more})
     straight = run(settings, tmp_path / "straight")
     assert len(straight["loss"]) <= 4
@@ -309,14 +309,16 @@ def test_an_infinite_loss_in_float16_is_no_error_while_the_scale_falls():
 
 def test_an_old_history_is_thinned_by_means(monkeypatch):
     """Evenly over the run, and however many losses come at once."""
-    monkeypatch.setattr(ssd.meter, "KEPT", 8)
+    monkeypatch.setattr(ssd.training.progress, "KEPT", 8)
     losses = [float(i) for i in range(1, 1001)]
     losses[100], losses[101], losses[999] = math.inf, math.nan, math.inf
     histories = []
     for at_once in (1, 10, 13, 1000):
         histories.append(history := {"step": [], "loss": []})
         for start in range(0, 1000, at_once):
-            ssd.meter.remember(history, range(1, 1001)[start : start + at_once], losses[start : start + at_once])
+            ssd.training.progress.remember(
+                history, range(1, 1001)[start : start + at_once], losses[start : start + at_once]
+            )
             assert len(history["loss"]) == len(history["step"]) <= 8
     assert all(history == histories[0] for history in histories)
     assert history["step"] == [256, 512, 768, 999, 1000]
@@ -325,7 +327,7 @@ def test_an_old_history_is_thinned_by_means(monkeypatch):
         finite = [loss for loss in losses[start:end] if math.isfinite(loss)]
         assert loss == pytest.approx(sum(finite) / len(finite), rel=0.01)  # a mean of means, where some are not finite
     history = {"step": [*range(1, 101)], "loss": [2.0] * 100}  # of a run of an older version
-    ssd.meter.remember(history, [101], [5.0])
+    ssd.training.progress.remember(history, [101], [5.0])
     assert history == {"step": [32, 64, 96, 100, 101], "loss": [2, 2, 2, 2, 5]}
 
 

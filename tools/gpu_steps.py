@@ -281,8 +281,8 @@ class Training:
     def __init__(self, width: float, images: int, bf16: bool, recipe: bool) -> None:
         from ssd.loss import MultiBoxLoss
         from ssd.runtime.device import place
-        from ssd.settings import Settings
-        from ssd.train import make_optimizer
+        from ssd.training.run import make_optimizer
+        from ssd.training.settings import Settings
 
         self.images = images
         self.settings = Settings(("made",), bf16=bf16, **({} if recipe else {"lr": 1e-30}))
@@ -307,7 +307,7 @@ class Training:
         return Batch(*columns)
 
     def step(self, batch) -> Tensor:
-        from ssd.step import train_step
+        from ssd.training.step import train_step
 
         factor = 0.1  # of the learning rate: there is no warm-up
         return train_step(self.network, self.criterion, self.optimizer, batch, self.settings, factor, device())

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from ssd.recipes import RECIPES
-from ssd.settings import VARIANCES, Settings, not_negative, positive
+from ssd.training.recipes import RECIPES
+from ssd.training.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
 if TYPE_CHECKING:  # `ssd --help` imports none of them

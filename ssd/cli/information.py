@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssd.cli.arguments import add_fields, command
-from ssd.settings import Settings
+from ssd.training.settings import Settings
 
 
 def add_info(commands) -> None:

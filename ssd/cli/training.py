@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssd.cli.arguments import add_fields, add_machine_options, checked, command, fields_given
-from ssd.settings import Settings, not_negative
+from ssd.training.settings import Settings, not_negative
 from ssd_ext import LossOptions
 
 
@@ -58,7 +58,7 @@ examples:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ssd.train import BEST, LAST, train
+    from ssd.training.run import BEST, LAST, train
 
     loss = fields_given(arguments, LossOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}

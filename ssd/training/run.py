@@ -18,21 +18,21 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ssd.closing import SHEET, report
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
-from ssd.fingerprint import Fingerprint, difference, fingerprint
 from ssd.loss import MultiBoxLoss
-from ssd.meter import Meter, tensorboard_writer
-from ssd.recipes import epochs_for, lr_for
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
-from ssd.settings import Settings, not_negative
-from ssd.splits import Sets, open_sets
-from ssd.step import train_step
+from ssd.training.fingerprint import Fingerprint, difference, fingerprint
+from ssd.training.progress import Meter, tensorboard_writer
+from ssd.training.recipes import epochs_for, lr_for
+from ssd.training.settings import Settings, not_negative
+from ssd.training.splits import Sets, open_sets
+from ssd.training.step import train_step
+from ssd.training.summary import SHEET, report
 from ssd.weights.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ssd.weights.loading import initial_model
 from ssd_ext import LossOptions
@@ -100,7 +100,7 @@ def train(
 
     Returns:
         history: "step", "loss" (one per step; in a run of more than 100,000 steps means over several, so that no more
-        than that many are kept, see `ssd.meter.remember`), "eval_step", "mAP" (one per validation) and, where there is
+        than that many are kept, see `ssd.training.progress.remember`), "eval_step", "mAP" (one per validation) and, where there is
         a test list, "test_mAP" (one).
 
     Raises:

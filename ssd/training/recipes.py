@@ -12,7 +12,7 @@ class Recipe(NamedTuple):
     """Settings that were measured together, for those that a run does not set by itself."""
 
     what: str  # it is for
-    settings: dict[str, Any]  # fields of `ssd.settings.Settings`; those of "loss" are fields of `LossOptions`
+    settings: dict[str, Any]  # fields of `ssd.training.settings.Settings`; those of "loss" are fields of `LossOptions`
     source: str
     pictures: int  # seen in a run, at least
     epochs: int  # of a run, at least

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from ssd.recipes import RECIPES
+from ssd.training.recipes import RECIPES
 from ssd_ext import LossOptions
 
 VARIANCES = ("center_variance", "size_variance")  # of a run always the defaults, which detection takes too
@@ -35,7 +35,7 @@ def less_than_1(value: float) -> None:
 class Settings:
     """All that decides a run besides the machine; kept in its checkpoints, and the flags of `ssd train`.
 
-    What is None takes its value from the recipe, if it is there (`ssd.recipes`); `loss` may be a dict of the options
+    What is None takes its value from the recipe, if it is there (`ssd.training.recipes`); `loss` may be a dict of the options
     that differ from the recipe's.
 
     Raises:

@@ -13,7 +13,7 @@ from ssd.data.colour import to_input
 from ssd.data.loader import Batch
 from ssd.loss import MultiBoxLoss
 from ssd.runtime.device import autocast, place
-from ssd.settings import Settings
+from ssd.training.settings import Settings
 
 UNSCALED = GradScaler("cpu", enabled=False)
 

@@ -21,8 +21,8 @@ from ssd.inference.detector import SHOWN
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.packed import Found
 from ssd.runtime.processes import ALONE, Ranks
-from ssd.settings import Settings
-from ssd.splits import Sets
+from ssd.training.settings import Settings
+from ssd.training.splits import Sets
 
 SHEET = "worst.png"
 WORST = 6  # pictures on the sheet

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
-from ssd.settings import Settings
+from ssd.training.settings import Settings
 
 WORDS = {  # the kind of a split by the word that its name begins with; the first of a kind is preferred
     "trainval": "trainval",
