@@ -1,13 +1,14 @@
-"""Box arithmetic under the names of the tutorial; boxes are (..., 4), in fractions of the image.
+"""Box arithmetic under the names of the tutorial, and boxes of callers, checked; boxes are (..., 4).
 
-`xy` is (x0, y0, x1, y1), `cxcy` centre and size. `gcxgcy` are offsets from a prior with the variances 0.1 and 0.2:
-Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
+`xy` is (x0, y0, x1, y1), `cxcy` centre and size, in fractions of the image. `gcxgcy` are offsets from a prior with the
+variances 0.1 and 0.2: Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ __all__ = [
     "find_intersection",
     "find_jaccard_overlap",
     "gcxgcy_to_cxcy",
+    "read_boxes",
+    "read_column",
     "xy_to_cxcy",
 ]
 
@@ -88,3 +91,27 @@ def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
     if len(m) != tensor.ndim or any(step is not None and step < 1 for step in m):
         raise ValueError(f"m must hold one step >= 1 (or None) for each of {tensor.ndim} dimensions, got {m}")
     return tensor[tuple(slice(None, None, step) for step in m)].contiguous()
+
+
+def read_boxes(boxes: Tensor, labels: Tensor, allowed: range, of: str = "") -> tuple[Tensor, np.ndarray]:
+    """Boxes (k,4) in float64, so that no IoU below a threshold is rounded up to it, and labels (k,) int64.
+
+    A shape that does not fit and a label that is not allowed are a ValueError, whose message begins with `of`.
+    """
+    boxes = torch.as_tensor(boxes).detach().cpu().double()
+    if boxes.numel() == 0:
+        boxes = boxes.reshape(0, 4)  # an empty list has shape (0,)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{of}boxes must have shape (k, 4), got {tuple(boxes.shape)}")
+    labels = read_column(labels, f"{of}labels", len(boxes)).long().numpy()
+    for wrong in labels[(labels < allowed.start) | (labels >= allowed.stop)]:
+        raise ValueError(f"{of}labels must be in {allowed.start}..{allowed.stop - 1}, got {wrong}")
+    return boxes, labels
+
+
+def read_column(values: Tensor, name: str, n_boxes: int) -> Tensor:
+    """One value for each box; more or fewer are a ValueError."""
+    values = torch.as_tensor(values).detach().cpu()
+    if values.shape != (n_boxes,):
+        raise ValueError(f"{name} must have shape ({n_boxes},), one for each box, got {tuple(values.shape)}")
+    return values

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssd.runtime.packed import Found, Packed, splits_of
+from ssd.runtime.packed import Packed, splits_of
 from ssd_ext import DetectionOptions, postprocess_detections
 
 DEFAULTS = DetectionOptions()
+
+
+class Found(NamedTuple):
+    """What was found in an image, or in many, whose rows then follow each other."""
+
+    boxes: Tensor  # (k, 4) xyxy
+    labels: Tensor  # (k,) int64
+    scores: Tensor  # (k,)
+
+    def in_pixels(self, width: Tensor | float, height: Tensor | float) -> Found:
+        """Boxes in fractions of the image as boxes in pixels, cut at the edges of the image.
+
+        Args:
+            width, height: of the image in pixels; or (k,), of the image of each row.
+        """
+        size = torch.stack([torch.as_tensor(side).to(self.boxes) for side in (width, height) * 2], dim=-1)
+        return self._replace(boxes=self.boxes.clamp(0, 1) * size)
 
 
 def bounded(options: DetectionOptions, n_priors: int, n_classes: int) -> DetectionOptions:

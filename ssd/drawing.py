@@ -14,13 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ssd.evaluation.checks import read_boxes, read_column
+from ssd.boxes import read_boxes, read_column
 from ssd.runtime.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ssd.evaluation.voc import EvalResult
 
 __all__ = [
     "class_color",
@@ -28,7 +27,7 @@ __all__ = [
     "draw_detections",
     "is_drawing",
     "plot_curves",
-    "plot_precision",
+    "save_figure",
     "save_png",
     "side_by_side",
 ]
@@ -40,7 +39,6 @@ PALETTE = bytes.fromhex(
     "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
-LEGEND_ROWS = 25  # as many lines as fit beside the curves
 MARK = "ssd detect"  # in a PNG under "Software": who wrote it, and so may replace it
 PLOTTED = 4000  # points of a line, at most: several for each pixel of its width
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
@@ -235,36 +233,11 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     map_axes.set(ylabel="mAP", xlabel="step", ylim=(0, 1.02))
     map_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
-    """Draw the precision of every class that has ground truth over its recall, into one PNG file.
-
-    Args:
-        result: its curves are drawn, in the colours of `class_color`; the legend has its average precisions.
-        path: file to write, in an existing folder.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-    """
-    from matplotlib.figure import Figure
-
-    columns = math.ceil(len(result.ap) / LEGEND_ROWS)
-    figure = Figure(figsize=(6 + 2 * columns, 6), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for label, (name, ap) in enumerate(result.ap.items(), start=1):
-        if not math.isnan(ap):
-            color = tuple(channel / 255 for channel in class_color(label))
-            text = name.replace("$", r"\$")  # what begins with a $ is a formula
-            axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{ap:.3f} {text}")
-    axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
-    title = f"{result.title} {result.mAP:.3f}"
-    figure.legend(handles=axes.get_lines(), loc="outside right upper", ncols=columns, title=title, fontsize=9)
-    _save_figure(figure, path)
-
-
-def _save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure of matplotlib as PNG: whole, or not at all."""
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,9 +1,18 @@
 """No public name of a package hides one of its modules, so that `import ssd.x` gives the module x."""
 
+from pathlib import Path
+
 import pytest
 from own_process import printed_by
 
-PACKAGES = ("ssd", "ssd.data", "ssd.export", "ssd_ext", "ssd_ext.ops")
+import ssd_ext
+
+ROOT = Path(ssd_ext.__file__).parents[1]
+PACKAGES = sorted(
+    ".".join(file.parent.relative_to(ROOT).parts)
+    for package in ("ssd", "ssd_ext")
+    for file in (ROOT / package).rglob("__init__.py")
+)
 CODE = """
 import importlib, pkgutil, sys
 package = importlib.import_module(sys.argv[1])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd.runtime.packed import Found, Packed, Texts, splits_of
+from ssd.detection import Found
+from ssd.runtime.packed import Packed, Texts, splits_of
 
 
 def packed(*counts):

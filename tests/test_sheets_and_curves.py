@@ -19,7 +19,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 import ssd.drawing
-from ssd.drawing import class_color, is_drawing, plot_curves, plot_precision, save_png, side_by_side
+from ssd.drawing import class_color, is_drawing, plot_curves, save_png, side_by_side
+from ssd.evaluation.curves import plot_precision
 from ssd.evaluation.voc import EvalResult, average_precision
 
 NAN, INF = math.nan, math.inf

@@ -213,7 +213,13 @@ def test_the_time_between_checkpoints_is_checked(tmp_path, minutes):
 
 def test_one_run_at_a_time_in_a_folder(shapes, tmp_path):
     """Also where the other run was killed, which leaves its lock file but not its lock."""
-    code = "import sys, time; from ssd.runtime.files import locked\nwith locked(sys.argv[1]): print(flush=True); time.sleep(99)"
+    code = """
+import sys, time
+from ssd.runtime.files import locked
+with locked(sys.argv[1]):
+    print(flush=True)
+    time.sleep(99)
+"""
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with pytest.raises(ValueError, match=f"{tmp_path}: another run is writing there"):

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models._api import WeightsEnum
 
+from ssd.boxes import decimate
 from ssd.networks.ssd300 import SSD300
-from ssd.weights.loading import decimate, load_vgg16_imagenet, vgg16_to_ssd
+from ssd.weights.vgg16 import load_vgg16_imagenet, vgg16_to_ssd
 
 NETWORKS = {False: torchvision.models.vgg16, True: torchvision.models.vgg16_bn}
 

@@ -7,11 +7,13 @@ import io
 import sys
 from collections.abc import Sequence
 
-from ssd.cli.detection import add_detect
-from ssd.cli.evaluation import add_eval
-from ssd.cli.information import add_info
-from ssd.cli.training import add_demo, add_train
-from ssd.cli.weights import add_convert, add_export
+from ssd.cli.convert import add_convert
+from ssd.cli.demo import add_demo
+from ssd.cli.detect import add_detect
+from ssd.cli.eval import add_eval
+from ssd.cli.export import add_export
+from ssd.cli.info import add_info
+from ssd.cli.train import add_train
 from ssd.data.text import printable
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd.evaluation.checks import read_column, read_images
+from ssd.boxes import read_column
+from ssd.evaluation.checks import read_images
 from ssd.evaluation.voc import EvalResult, check_classes, show
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import torch
 
 from ssd.data.coco import COCODataset, CocoFile
 from ssd.data.dataset import BoxDataset
-from ssd.runtime.packed import Found, Packed, splits_of
+from ssd.detection import Found
+from ssd.runtime.packed import Packed, splits_of
 
 
 class DetectionFile:

@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from ssd.data.dataset import BoxDataset
 from ssd.data.loader import eval_loader
-from ssd.detection import unpad
+from ssd.detection import Found, unpad
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
 from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Predict, predictor
 from ssd.networks.ssd300 import SSD300
-from ssd.runtime.packed import Found, Packed
+from ssd.runtime.packed import Packed
 from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
 

@@ -60,7 +60,7 @@ FORMATS = {
 
 
 class Exported:
-    """A loaded file: a callable from pictures to padded detections, as `ssd.inference.detector.predict_padded` gives them."""
+    """A loaded file: from pictures to padded detections, as `ssd.inference.detector.predict_padded` gives them."""
 
     def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], metadata: Metadata) -> None:
         self.program, self.metadata = program, metadata

@@ -145,15 +145,15 @@ class SSD300(nn.Module):
     """SSD for images of 300 x 300 pixels.
 
     Without `batch_norm` and at `width` 1, its state dict has the names and shapes of tutorial checkpoints.
-    Nothing is downloaded here; `ssd.weights.loading.load_vgg16_imagenet` fills the base.
+    Nothing is downloaded here; `ssd.weights.vgg16.load_vgg16_imagenet` fills the base.
 
     Args:
         n_classes: number of classes, background 0 included, at least 2.
         width: factor on all numbers of channels, which become multiples of 8; more than 0.
         batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
         head_batch_norm: adds batch norm after the convolutions that predict, too.
-        priors: name of a preset of `ssd.networks.priors`, or a layout of your own (a `PriorSpec`, or its fields as a dict)
-            for the maps 38, 19, 10, 5, 3, 1.
+        priors: name of a preset of `ssd.networks.priors`, or a layout of your own (a `PriorSpec`, or its fields as a
+            dict) for the maps 38, 19, 10, 5, 3, 1.
         input_mean, input_std: of red, green and blue in 0..1, by which the input was normalised when the weights were
             trained elsewhere. `forward` takes images normalised as for ImageNet all the same, and normalises them anew.
 

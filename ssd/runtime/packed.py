@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
@@ -12,23 +12,6 @@ from torch import Tensor
 
 Text = TypeVar("Text")
 Columns = TypeVar("Columns", bound="dict[str, Tensor] | tuple[Tensor, ...]")
-
-
-class Found(NamedTuple):
-    """What was found in an image, or in many, whose rows then follow each other."""
-
-    boxes: Tensor  # (k, 4) xyxy
-    labels: Tensor  # (k,) int64
-    scores: Tensor  # (k,)
-
-    def in_pixels(self, width: Tensor | float, height: Tensor | float) -> Found:
-        """Boxes in fractions of the image as boxes in pixels, cut at the edges of the image.
-
-        Args:
-            width, height: of the image in pixels; or (k,), of the image of each row.
-        """
-        size = torch.stack([torch.as_tensor(side).to(self.boxes) for side in (width, height) * 2], dim=-1)
-        return self._replace(boxes=self.boxes.clamp(0, 1) * size)
 
 
 class Packed(Sequence[Columns], Generic[Columns]):

@@ -100,8 +100,8 @@ def train(
 
     Returns:
         history: "step", "loss" (one per step; in a run of more than 100,000 steps means over several, so that no more
-        than that many are kept, see `ssd.training.progress.remember`), "eval_step", "mAP" (one per validation) and, where there is
-        a test list, "test_mAP" (one).
+        than that many are kept, see `ssd.training.progress.remember`), "eval_step", "mAP" (one per validation) and,
+        where there is a test list, "test_mAP" (one).
 
     Raises:
         ValueError: bad settings or data, data or settings that changed before the run was resumed, or the folder

@@ -35,8 +35,8 @@ def less_than_1(value: float) -> None:
 class Settings:
     """All that decides a run besides the machine; kept in its checkpoints, and the flags of `ssd train`.
 
-    What is None takes its value from the recipe, if it is there (`ssd.training.recipes`); `loss` may be a dict of the options
-    that differ from the recipe's.
+    What is None takes its value from the recipe, if it is there (`ssd.training.recipes`); `loss` may be a dict of the
+    options that differ from the recipe's.
 
     Raises:
         ValueError: a value is out of its range or none of its choices.

@@ -14,12 +14,12 @@ from torch.utils.data import Dataset, Subset
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
+from ssd.detection import Found
 from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
 from ssd.evaluation.voc import best_object
 from ssd.inference.detector import SHOWN
 from ssd.networks.ssd300 import SSD300
-from ssd.runtime.packed import Found
 from ssd.runtime.processes import ALONE, Ranks
 from ssd.training.settings import Settings
 from ssd.training.splits import Sets

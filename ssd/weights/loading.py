@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ssd.boxes import decimate
-from ssd.networks.ssd300 import CONV7_CHANNELS, SSD300, VGG_BLOCKS
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import pick_device, place
 from ssd.weights.checkpoint import build_model, current, read
+from ssd.weights.downloads import download
 from ssd.weights.peers import as_checkpoint
-
-FC_CHANNELS = 4096
-FC_STEP = FC_CHANNELS // CONV7_CHANNELS  # 4
+from ssd.weights.vgg16 import load_vgg16_imagenet
 
 
 def load_weights(
@@ -100,7 +93,7 @@ def _open(source: str | PathLike[str]) -> dict[str, Any]:
     if source == "coco":
         from torchvision.models.detection import SSD300_VGG16_Weights
 
-        return _download(SSD300_VGG16_Weights.COCO_V1)
+        return download(SSD300_VGG16_Weights.COCO_V1)
     found = read(source)
     if not isinstance(found, dict):
         raise ValueError(f"{source}: holds no weights, but a {type(found).__name__}")
@@ -115,113 +108,3 @@ def _as_checkpoint(found: dict[str, Any], source: str | PathLike[str]) -> dict[s
         return as_checkpoint(state if isinstance(state, dict) else found)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-
-
-def _download(weights: Any) -> dict[str, Tensor]:
-    """The state dict of an entry of torchvision's weights, from torch's hub folder or from the internet."""
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # no internet, no room, another hash, or a file there that cannot be read
-        file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise OSError(
-            f"{file}: cannot be downloaded or read ({reason}); download {weights.url} elsewhere and put it there"
-        ) from error
-
-
-def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Converts the state dict of an ImageNet classifier to that of the base of `SSD300`.
-
-    fc6 and fc7, read as convolutions, keep every fourth channel, and fc6 every third row and column.
-    A VGG16 with batch norm fills a base with batch norm: the biases of its convolutions, which the base has
-    not, go into the running means. Its fc6 and fc7 are not normalised; their batch norms start as x + bias.
-
-    Args:
-        vgg_state: state dict of torchvision's `vgg16` or `vgg16_bn`.
-
-    Returns:
-        State dict for `SSD300(...).base` at width 1, with or without batch norm as in `vgg_state`.
-
-    Raises:
-        ValueError: an entry is missing, has another shape or is not finite.
-
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.
-    """
-    base: dict[str, Tensor] = {}
-    batch_norm = "features.1.running_mean" in vgg_state
-
-    take = partial(_take, vgg_state)
-
-    def put(name: str, weight: Tensor, bias: Tensor, norm: dict[str, Tensor]) -> None:
-        base[f"conv{name}.weight"] = weight
-        if batch_norm:
-            base.update({f"bn{name}.{key}": value for key, value in norm.items()})
-            base[f"bn{name}.num_batches_tracked"] = torch.tensor(0)
-        else:
-            base[f"conv{name}.bias"] = bias
-
-    inputs, index = 3, 0
-    for block, (convs, channels) in enumerate(VGG_BLOCKS, 1):
-        for i in range(1, convs + 1):
-            weight = take(f"features.{index}.weight", channels, inputs, 3, 3)
-            bias = take(f"features.{index}.bias", channels)
-            norm = {}
-            if batch_norm:
-                keys = ("weight", "bias", "running_mean", "running_var")
-                norm = {key: take(f"features.{index + 1}.{key}", channels) for key in keys}
-                norm["running_mean"] = norm["running_mean"] - bias
-            put(f"{block}_{i}", weight, bias, norm)
-            inputs = channels
-            index += 3 if batch_norm else 2  # convolution, batch norm, ReLU
-        index += 1  # pool
-
-    for name, fc, side, steps in (
-        ("6", "classifier.0", 7, (FC_STEP, None, 3, 3)),
-        ("7", "classifier.3", 1, (FC_STEP, FC_STEP, None, None)),  # reads the channels that are left of fc6
-    ):
-        weight = take(f"{fc}.weight", FC_CHANNELS, inputs * side * side)
-        weight = decimate(weight.reshape(-1, inputs, side, side), steps)  # (1024, 512, 3, 3), (1024, 1024, 1, 1)
-        bias = decimate(take(f"{fc}.bias", FC_CHANNELS), (FC_STEP,))  # (1024,)
-        zeros, ones = torch.zeros_like(bias), torch.ones_like(bias)
-        put(name, weight, bias, {"weight": ones, "bias": bias, "running_mean": zeros, "running_var": ones})
-        inputs = FC_CHANNELS
-    return base
-
-
-def _take(vgg_state: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
-    if name not in vgg_state:
-        raise ValueError(f"not a state dict of torchvision's VGG16: {name} is missing")
-    if vgg_state[name].shape != shape:
-        raise ValueError(f"{name} must have the shape {shape}, got {tuple(vgg_state[name].shape)}")
-    if not vgg_state[name].isfinite().all():  # torchvision's IMAGENET1K_FEATURES have no classifier
-        raise ValueError(f"{name} has values that are not finite")
-    return vgg_state[name]
-
-
-def load_vgg16_imagenet(model: SSD300, weights: str | PathLike[str] | None = None) -> None:
-    """Fills the base of a model with ImageNet weights, in place.
-
-    Args:
-        model: at width 1; with batch norm it takes the weights of `vgg16_bn`, without those of `vgg16`.
-        weights: file with the state dict of torchvision's model. None takes it from torch's hub folder, where
-            the first call downloads it (about 530 MB).
-
-    Raises:
-        ValueError: the model's width is not 1, or the file is not that of the model's VGG16.
-        FileNotFoundError: no such file.
-        OSError: the download failed.
-    """
-    width, batch_norm = model.config["width"], model.config["batch_norm"]
-    if width != 1:
-        raise ValueError(f"ImageNet weights fit a model of width 1, got width {width}")
-    if weights is not None:
-        state = read(weights)
-    else:
-        from torchvision.models import VGG16_BN_Weights, VGG16_Weights
-
-        state = _download((VGG16_BN_Weights if batch_norm else VGG16_Weights).IMAGENET1K_V1)
-    base = vgg16_to_ssd(state)
-    if ("bn1_1.weight" in base) != batch_norm:
-        expected = "vgg16_bn" if batch_norm else "vgg16"
-        raise ValueError(f"{batch_norm=} needs the weights of {expected}, got {weights}")
-    model.base.load_state_dict(base)

@@ -1,11 +1,11 @@
-"""ssd export and ssd convert."""
+"""ssd export."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import add_fields, class_names, command, fields_given
+from ssd.cli.arguments import add_fields, command, fields_given
 from ssd_ext import DetectionOptions
 
 
@@ -59,41 +59,4 @@ def _export(arguments: argparse.Namespace) -> int:
         int8=arguments.int8,
     )
     print(f"wrote {out}: {len(metadata.classes)} classes: {', '.join(metadata.classes)}")
-    return 0
-
-
-def add_convert(commands) -> None:
-    parser = command(
-        commands,
-        _convert,
-        "turn the weights of another project into a checkpoint",
-        """Write a checkpoint of this project from the weights of another, with their priors, input and class names.
-No code from the file is run. IN is one of
-  coco                        torchvision's SSD300, trained on COCO (downloads 136 MB once)
-  checkpoint_ssd300.pth.tar   of sgrvinod's tutorial: with the pickled model, or its state dict
-  ssd300_vgg16_coco-*.pth     a state dict of torchvision's ssd300_vgg16
-  ssd300_mAP_77.43_v2.pth     a state dict of amdegroot's ssd.pytorch
-  run/last.pt                 a checkpoint of this project: leaves out what only --resume needs
-All other commands take these too.
-
-examples:
-  ssd convert checkpoint_ssd300.pth.tar voc.pt
-  ssd convert ssd_300_VOC0712.pth caffe.pt --bgr        ssd.pytorch's conversion of the original Caffe weights""",
-    )
-    parser.add_argument("source", metavar="IN", help="the weights")
-    parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint, which must not exist")
-    help = "names of the classes, separated by commas, or a file of one per line (default: those of the project)"
-    parser.add_argument("--classes", type=class_names, help=help)
-    parser.add_argument("--bgr", action="store_true", help="the network takes blue first, as Caffe's do")
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    from ssd import load_weights
-    from ssd.weights.checkpoint import save_checkpoint
-
-    if arguments.target.exists():
-        raise FileExistsError(f"{arguments.target}: exists; choose another name")
-    model, classes = load_weights(arguments.source, classes=arguments.classes, bgr=arguments.bgr, device="cpu")
-    save_checkpoint(arguments.target, model, classes)
-    print(f"wrote {arguments.target}: {len(classes)} classes: {', '.join(classes)}")
     return 0

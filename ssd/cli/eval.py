@@ -56,7 +56,7 @@ examples:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from ssd.drawing import plot_precision
+    from ssd.evaluation.curves import plot_precision
     from ssd.runtime.processes import joined
 
     if arguments.method == "coco" and arguments.iou is not None:

@@ -1,0 +1,37 @@
+"""Precision over recall, drawn."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from ssd.drawing import class_color, save_figure
+from ssd.evaluation.voc import EvalResult
+
+LEGEND_ROWS = 25  # as many lines as fit beside the curves
+
+
+def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
+    """Draw the precision of every class that has ground truth over its recall, into one PNG file.
+
+    Args:
+        result: its curves are drawn, in the colours of `class_color`; the legend has its average precisions.
+        path: file to write, in an existing folder.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    from matplotlib.figure import Figure  # slow to import
+
+    columns = math.ceil(len(result.ap) / LEGEND_ROWS)
+    figure = Figure(figsize=(6 + 2 * columns, 6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for label, (name, ap) in enumerate(result.ap.items(), start=1):
+        if not math.isnan(ap):
+            color = tuple(channel / 255 for channel in class_color(label))
+            text = name.replace("$", r"\$")  # what begins with a $ is a formula
+            axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{ap:.3f} {text}")
+    axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
+    title = f"{result.title} {result.mAP:.3f}"
+    figure.legend(handles=axes.get_lines(), loc="outside right upper", ncols=columns, title=title, fontsize=9)
+    save_figure(figure, path)
