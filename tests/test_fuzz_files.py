@@ -19,9 +19,9 @@ from test_fuzz import fuzz
 from ssd.data import COCODataset, VOCDataset, YOLODataset
 from ssd.data.dataset import UnknownClassError
 from ssd.data.reading import PictureFile
-from ssd.data.text import read_lines
 from ssd.evaluation.detection_file import DetectionFile
 from ssd.networks.ssd300 import SSD300
+from ssd.runtime.text import read_lines
 from ssd.weights.checkpoint import save_checkpoint
 from ssd.weights.loading import initial_model, load_weights
 

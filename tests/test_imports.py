@@ -35,6 +35,24 @@ def test_the_loss_detection_and_network_need_no_torchvision():
     assert printed_by(WITHOUT_TORCHVISION) == "works\n"
 
 
+HELP = """
+import sys
+from ssd.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+print(*(name for name in sys.modules if name in sys.argv[1:]))
+"""
+
+
+def test_help_imports_nothing_slow():
+    slow = (
+        "torchvision PIL matplotlib ssd.training.run ssd.evaluation.evaluate ssd.export ssd.inference.detector ssd.data"
+    )
+    assert printed_by(HELP, *slow.split()).splitlines()[-1] == ""
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_tell_their_use_and_do_nothing(script, tmp_path):
     tree = {path: path.read_bytes() for path in (ROOT / "docs").rglob("*") if path.is_file()}

@@ -7,7 +7,7 @@ import pytest
 from ssd.cli.arguments import class_names
 from ssd.data import open_dataset
 from ssd.data.shapes import write_shapes
-from ssd.data.text import read_text, read_xml
+from ssd.runtime.text import read_text, read_xml
 
 
 @pytest.fixture

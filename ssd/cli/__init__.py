@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from ssd.cli.arguments import Command
 from ssd.cli.convert import add_convert
 from ssd.cli.demo import add_demo
 from ssd.cli.detect import add_detect
@@ -14,7 +15,7 @@ from ssd.cli.eval import add_eval
 from ssd.cli.export import add_export
 from ssd.cli.info import add_info
 from ssd.cli.train import add_train
-from ssd.data.text import printable
+from ssd.runtime.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, evaluate and run SSD300 object detectors.",
         epilog="Start with `ssd demo`; then `ssd train --help` tells how to train on your own pictures.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     add_train(commands)
     add_eval(commands)
     add_detect(commands)

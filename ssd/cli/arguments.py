@@ -20,12 +20,38 @@ WEIGHTS = (
 )
 
 
-def command(commands, run: Callable, summary: str, description: str | None = None) -> argparse.ArgumentParser:
+class Command(argparse.ArgumentParser):
+    """A parser whose flags are added when it is used: what they take their defaults from is slow to import."""
+
+    flags: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, *args, **options):
+        if self.flags is not None:
+            flags, self.flags = self.flags, None
+            flags(self)
+        return super().parse_known_args(*args, **options)
+
+
+def command(
+    commands,
+    run: Callable[[argparse.Namespace], int],
+    flags: Callable[[argparse.ArgumentParser], None],
+    summary: str,
+    description: str,
+) -> None:
+    """Adds a command that is named after the function that runs it.
+
+    Args:
+        commands: of the parser of `ssd`, whose parsers are `Command`s.
+        run: runs it; returns the exit code.
+        flags: adds its flags to its parser.
+        summary, description: for the help.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     name = run.__name__.removeprefix("_")
     parser = commands.add_parser(name, help=summary, description=description, formatter_class=raw)
     parser.set_defaults(run=run)
-    return parser
+    parser.flags = flags
 
 
 def checked(kind: type, *checks: Callable[[Any], None]) -> Callable[[str], Any]:
@@ -97,7 +123,7 @@ def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    from ssd.data.text import read_lines
+    from ssd.runtime.text import read_lines
 
     try:
         is_file = Path(text).is_file()

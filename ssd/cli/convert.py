@@ -9,9 +9,10 @@ from ssd.cli.arguments import class_names, command
 
 
 def add_convert(commands) -> None:
-    parser = command(
+    command(
         commands,
         _convert,
+        _flags,
         "turn the weights of another project into a checkpoint",
         """Write a checkpoint of this project from the weights of another, with their priors, input and class names.
 No code from the file is run. IN is one of
@@ -26,6 +27,9 @@ examples:
   ssd convert checkpoint_ssd300.pth.tar voc.pt
   ssd convert ssd_300_VOC0712.pth caffe.pt --bgr        ssd.pytorch's conversion of the original Caffe weights""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="the weights")
     parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint, which must not exist")
     help = "names of the classes, separated by commas, or a file of one per line (default: those of the project)"

@@ -9,16 +9,20 @@ from ssd.training.settings import Settings
 
 
 def add_demo(commands) -> None:
-    from ssd.demo import CPU_WIDTH, SETTINGS
-
-    parser = command(
+    command(
         commands,
         _demo,
+        _flags,
         "train and test a small detector on drawn shapes, no download",
         """Draws pictures of circles, squares and triangles on busy backgrounds, trains a network on them as `ssd train`
 does (a narrow one on a CPU, the full one on a GPU), measures its mAP on pictures it has not seen, and draws what it
 finds there beside the truth.""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    from ssd.demo import CPU_WIDTH, SETTINGS
+
     parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: %(default)s)")
     add_fields(parser, Settings, ["epochs", "width"], SETTINGS | {"width": f"{CPU_WIDTH} on a CPU, 1 on a GPU"})
     add_machine_options(parser)

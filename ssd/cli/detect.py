@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_detector
-from ssd.data.text import printable
+from ssd.runtime.text import printable
 
 if TYPE_CHECKING:
     from ssd.inference.detector import Detections
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 
 def add_detect(commands) -> None:
-    from ssd.inference.detector import SHOWN
-
-    parser = command(
+    command(
         commands,
         _detect,
+        _flags,
         "find objects in pictures and draw them",
         """Find objects: draws each picture with boxes, names and scores into --out, and writes detections.json there:
 COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in pixels, with a score; the
@@ -38,6 +37,11 @@ examples:
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5 --resume""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    from ssd.inference.detector import SHOWN
+
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders that are searched for them")
     parser.add_argument("--weights", default="coco", metavar="FILE", help=f"{WEIGHTS} (default: %(default)s)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures and detections.json")

@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 
 def add_eval(commands) -> None:
-    from ssd.evaluation.evaluate import METHODS
-
-    parser = command(
+    command(
         commands,
         _eval,
+        _flags,
         "average precision of a checkpoint, or of detections in a file",
         """Average precision per class, by the rules of Pascal VOC (area, 11point) or COCO's twelve figures (coco, which
 needs `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult count neither way; COCO's rules know no
@@ -42,6 +41,11 @@ examples:
   ssd eval coco --detections results.json --split val2017 --method coco     COCO's results, of any program
   ssd eval my_pictures --detections found/detections.json                   what ssd detect wrote""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    from ssd.evaluation.evaluate import METHODS
+
     parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help=WEIGHTS)

@@ -10,12 +10,10 @@ from ssd_ext import DetectionOptions
 
 
 def add_export(commands) -> None:
-    from ssd.export import FORMATS
-    from ssd.inference.detector import SHOWN
-
-    parser = command(
+    command(
         commands,
         _export,
+        _flags,
         "write a detector as one program, for use without this network's code",
         """Write a file that takes the bytes of pictures (B, 3, 300, 300) and gives boxes, labels, scores and counts.
 Classes and detection options are inside. Its detections are compared with the network's before it takes its name.
@@ -29,6 +27,12 @@ examples:
   ssd export run/best.pt                                     writes run/best.pt2
   ssd export run/best.pt --format aoti --min-score 0.5""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    from ssd.export import FORMATS
+    from ssd.inference.detector import SHOWN
+
     parser.add_argument("source", metavar="WEIGHTS", help="a checkpoint such as run/best.pt, see ssd convert, or coco")
     parser.add_argument("--format", choices=FORMATS, default="pt2", help="default: %(default)s")
     parser.add_argument("--out", metavar="FILE", help="the file, which must not exist (default: named after WEIGHTS)")

@@ -9,9 +9,10 @@ from ssd.training.settings import Settings
 
 
 def add_info(commands) -> None:
-    parser = command(
+    command(
         commands,
         _info,
+        _flags,
         "versions and kernels of this installation, or what a data set holds",
         """Without DATA: versions, and which kernels are compiled for which device. With DATA: its pictures and objects,
 how large these are and how many of them no prior fits, and what is left out.
@@ -20,6 +21,9 @@ examples:
   ssd info my_pictures
   ssd info my_pictures --speed       how many pictures a core prepares, hence how many cores a GPU would need""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     parser.add_argument("--speed", action="store_true", help="measure the reading of DATA, for about 10 seconds")
     add_fields(parser, Settings, ["augment"])

@@ -11,9 +11,10 @@ from ssd_ext import LossOptions
 
 
 def add_train(commands) -> None:
-    parser = command(
+    command(
         commands,
         _train,
+        _flags,
         "train a detector on folders of pictures",
         """Train SSD300 on your pictures and leave last.pt, best.pt, curve.png and worst.png in the folder --out.
 
@@ -33,6 +34,9 @@ examples:
   ssd train --out run --resume                              go on after Ctrl-C, as if never stopped
   ssd train my_pictures --out run --resume auto             start, or go on: for schedulers that restart jobs""",
     )
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument(

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
 from ssd.data.reading import TURNED, Header, PictureFile, read_header
-from ssd.data.text import printable
 from ssd.runtime.packed import Packed, Texts
+from ssd.runtime.text import printable
 from ssd.runtime.threads import in_threads_if_slow
 
 PATIENCE = 3  # seconds until a bar shows how far the opening is

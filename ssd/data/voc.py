@@ -15,7 +15,7 @@ import numpy as np
 
 from ssd.data.dataset import BoxDataset, Entry, Object
 from ssd.data.reading import SUFFIXES
-from ssd.data.text import read_lines, read_xml
+from ssd.runtime.text import read_lines, read_xml
 
 
 def _read_annotation(path: Path) -> tuple[str, list[Object]]:

@@ -12,7 +12,7 @@ import yaml
 
 from ssd.data.dataset import BoxDataset, Entry, Object
 from ssd.data.reading import is_picture
-from ssd.data.text import read_lines, read_text
+from ssd.runtime.text import read_lines, read_text
 
 SPLITS = ("train", "val", "valid", "test")
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: files, processes, threads, devices, packed rows."""
+"""What everything else stands on: files, texts, processes, threads, devices, packed rows."""
