@@ -1,4 +1,4 @@
-"""torchvision's augmentation for SSD, of its v2 transforms: the default of `ssd train`, and the peer of benchmarks."""
+"""torchvision's augmentation for SSD, of its v2 transforms: `ssd train --augment v2`, and the peer of benchmarks."""
 
 from __future__ import annotations
 
