@@ -29,8 +29,9 @@ from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.voc import average_precision
 from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
 from ssd.runtime.device import autocast, pick_device
+from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for
-from ssd.training.run import BEST, LAST, lr_factor, train
+from ssd.training.run import BEST, LAST, train
 from ssd.training.settings import Settings
 from ssd.training.splits import Sets, open_sets
 from ssd.weights.loading import load_weights

@@ -30,7 +30,8 @@ from ssd.inference.detector import Detector, predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import IMAGE_SIZE, SSD300
 from ssd.runtime.device import autocast, has_fast_bfloat16, pick_device, place
-from ssd.training.run import Settings, make_optimizer, train_step
+from ssd.training.optimizer import make_optimizer
+from ssd.training.run import Settings, train_step
 
 CLASSES = 21
 BACKGROUND = 9.5  # bias of the background class

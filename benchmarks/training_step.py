@@ -31,7 +31,8 @@ from ssd.data.loader import train_loader, worker_count
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import pick_device, place
-from ssd.training.run import LOG_EVERY, make_optimizer, train_step
+from ssd.training.optimizer import make_optimizer
+from ssd.training.run import LOG_EVERY, train_step
 from ssd.training.settings import Settings
 
 WARM_UP = LOG_EVERY  # steps

@@ -19,6 +19,7 @@ from ssd.data.colour import to_input
 from ssd.data.shapes import write_shapes
 from ssd.inference import results
 from ssd.inference.detector import Detections, Detector
+from ssd.inference.drawings import plan_drawings
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import locked
 from ssd.weights.checkpoint import save_checkpoint
@@ -479,7 +480,7 @@ def test_folders_that_cannot_be_searched_are_named(photos, weights, monkeypatch,
     assert "Permission denied: 'deeper'" in printed
     assert "no pictures" in printed
     with pytest.raises(PermissionError):
-        results.plan_drawings(["deeper"], photos / "out")
+        plan_drawings(["deeper"], photos / "out")
 
 
 def test_a_picture_too_large_to_be_harmless_is_named(photos, weights, capsys):

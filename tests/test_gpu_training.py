@@ -14,7 +14,8 @@ from ssd.data.loader import Batch, collate
 from ssd.inference.detector import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import SSD300
-from ssd.training.run import Settings, make_optimizer, train_step
+from ssd.training.optimizer import make_optimizer
+from ssd.training.run import Settings, train_step
 
 pytestmark = needs_gpu
 

@@ -27,8 +27,9 @@ from ssd.loss import MultiBoxLoss
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.processes import ALONE
+from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import MIN_SCALE, Meter
-from ssd.training.run import lr_factor, make_optimizer, train
+from ssd.training.run import train
 from ssd.training.settings import Settings
 from ssd.training.splits import open_sets
 from ssd.training.step import UNSCALED

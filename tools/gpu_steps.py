@@ -281,7 +281,7 @@ class Training:
     def __init__(self, width: float, images: int, bf16: bool, recipe: bool) -> None:
         from ssd.loss import MultiBoxLoss
         from ssd.runtime.device import place
-        from ssd.training.run import make_optimizer
+        from ssd.training.optimizer import make_optimizer
         from ssd.training.settings import Settings
 
         self.images = images

@@ -70,7 +70,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.data.reading import ImageReadError
     from ssd.drawing import save_png
     from ssd.inference.detector import SHOWN
-    from ssd.inference.results import JSON_NAME, made_by, open_results, plan_drawings
+    from ssd.inference.drawings import plan_drawings
+    from ssd.inference.results import JSON_NAME, made_by, open_results
     from ssd.runtime.signals import stop_signals
     from ssd.runtime.threads import in_threads
 

@@ -1,4 +1,4 @@
-"""What `ssd detect` leaves in a folder: a drawing of each picture, and detections.json.
+"""What `ssd detect` writes of its detections: detections.json, and the lines that it is made of.
 
 While it runs, a line for each picture is in detections.RANK.jsonl, from which a run that was stopped goes on. It
 replaces only what it wrote itself before: drawings, detections.json and its parts carry its mark.
@@ -18,8 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TextIO
 
-from ssd.data.reading import SUFFIXES, is_picture
-from ssd.drawing import MARK, is_drawing
+from ssd.drawing import MARK
 from ssd.inference.detector import Detections
 from ssd.runtime.files import discard_leftovers, locked, naming, replacing
 from ssd.runtime.processes import ALONE, Ranks
@@ -31,104 +30,6 @@ LONGEST_INFO = 1 << 16
 DECODER = json.JSONDecoder()
 
 Line = dict[str, Any]  # "image": the row of a picture; "annotations": those of its objects; without ids
-
-
-def plan_drawings(
-    paths: Iterable[str | os.PathLike[str]],
-    out: Path,
-    *,
-    draw: bool = True,
-    on_error: Callable[[OSError], None] | None = None,
-) -> dict[Path, Path]:
-    """Finds the pictures and a place in the folder `out` for the drawing of each, before any work.
-
-    Args:
-        paths: pictures, and folders that are searched for pictures; drawings found there are passed over.
-        out: folder of the results; need not exist.
-        draw: whether there will be drawings; without, nothing is in their way.
-        on_error: called with the error of a folder that cannot be searched, which is left out; None: raised.
-
-    Returns:
-        the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal or
-        one would be the folder of another.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        FileExistsError: an input, or a file that is not ours, would be replaced.
-        OSError: a folder cannot be searched, without `on_error`.
-        ValueError: there is no picture at all, or a path is neither a file nor a folder.
-    """
-    paths = list(map(Path, paths))
-    names: dict[str, str] = {}  # of each picture inside of the folder of the results
-    for path in paths:
-        if path.is_dir():
-            for name in _search(path, on_error):
-                names.setdefault(name if str(path) == "." else os.path.join(path, name), name)
-        elif path.is_file():
-            names.setdefault(str(path), path.name)
-        elif path.exists():
-            raise ValueError(f"{path}: neither a file nor a folder")
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    if not names:
-        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
-    drawings: dict[Path, Path] = {}
-    # Two folders may hold pictures of one name, and one may have the name of a drawing; some disks ignore case.
-    folders = set(map(Path, set(map(os.path.dirname, names.values()))))
-    taken = {str(above).lower() for folder in folders for above in (folder, *folder.parents)}
-    for picture, name in names.items():
-        stem, n = os.path.splitext(name)[0], 1
-        target = f"{stem}.png"
-        while target.lower() in taken:
-            n += 1
-            target = f"{stem}_{n}.png"
-        taken.add(target.lower())
-        drawings[Path(picture)] = out / target
-    _check_replaceable([out / JSON_NAME, *_parts(out), *(drawings.values() if draw else ())], drawings)
-    return drawings
-
-
-def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[str]:
-    """What a folder and those in it hold under the name of a picture, in order, but for drawings: paths inside of it.
-
-    Of text, as a `Path` for each of a hundred thousand takes seconds.
-    """
-
-    def fail(error: OSError) -> None:
-        if on_error is None:
-            raise error
-        on_error(error)
-
-    found = []
-    for parent, _, names in os.walk(folder, onerror=fail):
-        inside = os.path.relpath(parent, folder)
-        for name in names:
-            drawn = name.lower().endswith(".png") and is_drawing(os.path.join(parent, name))
-            if is_picture(name) and not drawn:
-                found.append(name if inside == "." else os.path.join(inside, name))
-    return sorted(found, key=lambda name: name.split(os.sep))
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def _check_replaceable(targets: Iterable[Path], pictures: Iterable[Path]) -> None:
-    """Raises FileExistsError where a target would replace a picture, or a file that is not ours."""
-    needed_by = {target.parent: target for target in reversed(list(targets))}
-    for parent, target in needed_by.items():
-        for folder in (parent, *parent.parents):
-            if folder.exists() and not folder.is_dir():
-                raise FileExistsError(f"{folder}: is a file, where {target} needs a folder; choose another --out")
-    inputs: set[tuple[int, int]] | None = None
-    for target in filter(os.path.lexists, targets):
-        if inputs is None:
-            inputs = {_identity(picture) for picture in pictures if picture.exists()}
-        if target.exists() and _identity(target) in inputs:
-            raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
-        if not (target.is_file() and (is_drawing(target) if target.suffix == ".png" else _info(target))):
-            raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
 
 
 @contextmanager
@@ -160,7 +61,7 @@ def _head(classes: Sequence[str], info: Mapping[str, Any]) -> str:
     return f'{INFO}{json.dumps({"description": MARK, **info})},\n"categories": {json.dumps(categories)}'
 
 
-def _info(path: Path) -> dict[str, Any]:
+def info_of(path: Path) -> dict[str, Any]:
     """What made a detections.json or a part of one; empty where the file is not of `ssd detect`."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -268,7 +169,7 @@ def open_results(
             parts = (_part(out, rank) for rank in range(ranks.size))
             discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()))
             _begin(out, plan, head, info, resume, say)
-            done = _index(_parts(out), plan)
+            done = _index(parts_of(out), plan)
             left = bytes(name not in done or (draw and done[name].drawing != drawing) for name, drawing in plan.items())
         left = ranks.gather(left)[0]  # and all parts are as the first process wants them
         if len(left) != len(plan):
@@ -286,7 +187,7 @@ def _part(out: Path, rank: int) -> Path:
     return out / f"detections.{rank}.jsonl"
 
 
-def _parts(out: Path) -> list[Path]:
+def parts_of(out: Path) -> list[Path]:
     """The parts that are there, of whatever number of processes."""
     return sorted(path for path in out.glob("detections.*.jsonl") if path.name.split(".")[1].isdigit())
 
@@ -300,7 +201,7 @@ def _begin(
     say: Callable[[str], None],
 ) -> None:
     """Makes sure that there is a part, and that all parts are of this run, see `open_results`."""
-    parts, before = _parts(out), out / JSON_NAME
+    parts, before = parts_of(out), out / JSON_NAME
     if not resume:
         if done := len(_index(parts)):
             raise ValueError(
@@ -313,7 +214,7 @@ def _begin(
         return
     earlier = [] if parts or not before.exists() else [before]
     for path in parts or earlier:
-        made = _info(path)
+        made = info_of(path)
         for name, value in info.items():
             if made.get(name) != value:
                 raise ValueError(
@@ -432,7 +333,7 @@ class Results:
 
     def done(self) -> int:
         """How many pictures all processes have added by now."""
-        return len(_index(_parts(self.out)))
+        return len(_index(parts_of(self.out)))
 
     def finish(self) -> tuple[int, int]:
         """Makes detections.json of all parts and removes them; no process may add anything more.
@@ -443,7 +344,7 @@ class Results:
         Raises:
             FileNotFoundError: the part of a process is not there, as where the machines do not share the folder.
         """
-        parts = sorted({*self._own, *_parts(self.out)})
+        parts = sorted({*self._own, *parts_of(self.out)})
         places = _index(parts, self._plan)
         with ExitStack() as stack, coco_results(self.out, *self._head) as whole:
             files = {part: stack.enter_context(open(part, "rb")) for part in parts}

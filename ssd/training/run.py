@@ -27,6 +27,7 @@ from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
+from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import Meter, tensorboard_writer
 from ssd.training.recipes import epochs_for, lr_for
 from ssd.training.settings import Settings, not_negative
@@ -39,28 +40,6 @@ from ssd_ext import LossOptions
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"
 LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
-
-
-def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
-    """What the learning rate is multiplied by at a step in 0..total-1."""
-    if schedule == "onecycle":  # a cosine up over the first 30 %, then a cosine down to nothing
-        peak = 0.3 * total
-        if step < peak:
-            return 0.04 + 0.96 * (1 - math.cos(math.pi * step / peak)) / 2
-        return max(1e-5, (1 + math.cos(math.pi * (step - peak) / (total - peak))) / 2)
-    warmup = min(warmup, total // 10)
-    rise = min(1.0, (step + 1) / (warmup + 1))
-    if schedule == "cosine":
-        return rise * (1 + math.cos(math.pi * step / total)) / 2
-    return rise * (0.1 if step >= total * 2 / 3 else 1) * (0.1 if step >= total * 5 / 6 else 1)
-
-
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
-    """SGD with biases at twice the learning rate."""
-    biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
-    others = [p for name, p in model.named_parameters() if not name.endswith(".bias")]
-    groups = [{"params": biases, "lr_scale": 2.0}, {"params": others, "lr_scale": 1.0}]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def train(

@@ -28,10 +28,23 @@ def train_step(
     device: torch.device,
     scaler: GradScaler = UNSCALED,
 ) -> Tensor:
-    """One step of the optimiser; returns the 0-d loss, in bfloat16 and float32 without waiting for the device.
+    """One step of the optimiser.
 
     With `settings.accumulate` the batch runs in parts, whose gradients add up to that of the whole; only batch
     normalisation takes its statistics from each part.
+
+    Args:
+        model: the network on its device, or that network in DistributedDataParallel.
+        criterion: the loss, on the same device.
+        optimizer: of `make_optimizer`; its rates are set here.
+        batch: on the CPU, of this process; its images are bytes, or floats that are normalised.
+        settings: `lr`, `accumulate`, `bf16`, `fp16` and `clip_grad` are used.
+        factor: of the learning rate, see `lr_factor`.
+        device: where the network is.
+        scaler: of the loss in float16.
+
+    Returns:
+        the loss before the step, 0-d on the device; in bfloat16 and float32 nothing waits for the device.
     """
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * group["lr_scale"] * factor

@@ -1,0 +1,109 @@
+"""Which pictures `ssd detect` is asked for, and where it draws each; it replaces only what it wrote itself before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ssd.data.reading import SUFFIXES, is_picture
+from ssd.drawing import is_drawing
+from ssd.inference.results import JSON_NAME, info_of, parts_of
+
+
+def plan_drawings(
+    paths: Iterable[str | os.PathLike[str]],
+    out: Path,
+    *,
+    draw: bool = True,
+    on_error: Callable[[OSError], None] | None = None,
+) -> dict[Path, Path]:
+    """Finds the pictures and a place in the folder `out` for the drawing of each, before any work.
+
+    Args:
+        paths: pictures, and folders that are searched for pictures; drawings found there are passed over.
+        out: folder of the results; need not exist.
+        draw: whether there will be drawings; without, nothing is in their way.
+        on_error: called with the error of a folder that cannot be searched, which is left out; None: raised.
+
+    Returns:
+        the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal or
+        one would be the folder of another.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        FileExistsError: an input, or a file that is not ours, would be replaced.
+        OSError: a folder cannot be searched, without `on_error`.
+        ValueError: there is no picture at all, or a path is neither a file nor a folder.
+    """
+    paths = list(map(Path, paths))
+    names: dict[str, str] = {}  # of each picture inside of the folder of the results
+    for path in paths:
+        if path.is_dir():
+            for name in _search(path, on_error):
+                names.setdefault(name if str(path) == "." else os.path.join(path, name), name)
+        elif path.is_file():
+            names.setdefault(str(path), path.name)
+        elif path.exists():
+            raise ValueError(f"{path}: neither a file nor a folder")
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    if not names:
+        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+    drawings: dict[Path, Path] = {}
+    # Two folders may hold pictures of one name, and one may have the name of a drawing; some disks ignore case.
+    folders = set(map(Path, set(map(os.path.dirname, names.values()))))
+    taken = {str(above).lower() for folder in folders for above in (folder, *folder.parents)}
+    for picture, name in names.items():
+        stem, n = os.path.splitext(name)[0], 1
+        target = f"{stem}.png"
+        while target.lower() in taken:
+            n += 1
+            target = f"{stem}_{n}.png"
+        taken.add(target.lower())
+        drawings[Path(picture)] = out / target
+    _check_replaceable([out / JSON_NAME, *parts_of(out), *(drawings.values() if draw else ())], drawings)
+    return drawings
+
+
+def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[str]:
+    """What a folder and those in it hold under the name of a picture, in order, but for drawings: paths inside of it.
+
+    Of text, as a `Path` for each of a hundred thousand takes seconds.
+    """
+
+    def fail(error: OSError) -> None:
+        if on_error is None:
+            raise error
+        on_error(error)
+
+    found = []
+    for parent, _, names in os.walk(folder, onerror=fail):
+        inside = os.path.relpath(parent, folder)
+        for name in names:
+            drawn = name.lower().endswith(".png") and is_drawing(os.path.join(parent, name))
+            if is_picture(name) and not drawn:
+                found.append(name if inside == "." else os.path.join(inside, name))
+    return sorted(found, key=lambda name: name.split(os.sep))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_replaceable(targets: Iterable[Path], pictures: Iterable[Path]) -> None:
+    """Raises FileExistsError where a target would replace a picture, or a file that is not ours."""
+    needed_by = {target.parent: target for target in reversed(list(targets))}
+    for parent, target in needed_by.items():
+        for folder in (parent, *parent.parents):
+            if folder.exists() and not folder.is_dir():
+                raise FileExistsError(f"{folder}: is a file, where {target} needs a folder; choose another --out")
+    inputs: set[tuple[int, int]] | None = None
+    for target in filter(os.path.lexists, targets):
+        if inputs is None:
+            inputs = {_identity(picture) for picture in pictures if picture.exists()}
+        if target.exists() and _identity(target) in inputs:
+            raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
+        if not (target.is_file() and (is_drawing(target) if target.suffix == ".png" else info_of(target))):
+            raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
