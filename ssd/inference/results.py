@@ -163,15 +163,17 @@ def open_results(
     part, head = _part(out, ranks.rank), _head(classes, info)
     folder = f"{out}{os.sep}"
     plan = {str(p): str(target).removeprefix(folder) if draw else None for p, target in drawings.items()}
+
+    def begin() -> bytes:
+        """Which pictures are left, one byte each, once all parts are as they have to be."""
+        parts = (_part(out, rank) for rank in range(ranks.size))
+        discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()))
+        _begin(out, plan, head, info, resume, say)
+        done = _index(parts_of(out), plan)
+        return bytes(name not in done or (draw and done[name].drawing != drawing) for name, drawing in plan.items())
+
     with locked(out) if ranks.first else nullcontext():
-        left = b""
-        if ranks.first:
-            parts = (_part(out, rank) for rank in range(ranks.size))
-            discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()))
-            _begin(out, plan, head, info, resume, say)
-            done = _index(parts_of(out), plan)
-            left = bytes(name not in done or (draw and done[name].drawing != drawing) for name, drawing in plan.items())
-        left = ranks.gather(left)[0]  # and all parts are as the first process wants them
+        left = ranks.from_first(begin)
         if len(left) != len(plan):
             raise ValueError(f"process {ranks.rank} finds {len(plan)} pictures where the first one finds {len(left)}")
         if not part.exists():

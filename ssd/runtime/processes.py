@@ -28,7 +28,8 @@ UNLIMITED = timedelta(days=365)  # to wait for a process that lives; one that di
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run; all must make the same calls of `any`, `mean`, `gather` and `wait`, in the same order."""
+    """The processes of a run; all must make the same calls of those methods that exchange anything, in the same
+    order."""
 
     rank: int = 0
     size: int = 1
@@ -94,14 +95,6 @@ class Ranks:
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
-
-    def gather(self, value: Item) -> list[Item]:
-        """What each process has, in the order of their ranks."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
 
     def wait(self, stopping: Sequence[Any]) -> bool:
         """Waits for all processes, under the limit of `joined`, or until `stopping` is no longer empty.
