@@ -14,7 +14,7 @@ ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 help:
 	@echo "make demo          train, test and look at a small detector, no download of data or weights"
-	@echo "make test          lint and run all tests"
+	@echo "make test          lint, check types and run all tests"
 	@echo "make fuzz          10,000 drawn inputs of each op, other ones each time (EXAMPLES=...)"
 	@echo "make format        sort imports and format"
 	@echo "make bench         measure everything on this machine into benchmarks/results/"
@@ -43,6 +43,7 @@ fuzz: .venv/built
 lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: .venv/built
 	$(BIN)/ruff check --fix .

@@ -4,10 +4,28 @@ from ssd_ext._load import load_libraries
 
 load_libraries()  # first: a library brings the schemas of its ops
 
-from ssd_ext import ops  # noqa: E402
-from ssd_ext._info import Info, info  # noqa: E402
+# ruff: noqa: E402
+from ssd_ext._info import Info, info
+from ssd_ext.ops.box_coding import decode_boxes, encode_boxes
+from ssd_ext.ops.box_iou import box_iou
+from ssd_ext.ops.match_priors import match_priors
+from ssd_ext.ops.multibox_loss import LossOptions, multibox_loss
+from ssd_ext.ops.nms import batched_nms, nms
+from ssd_ext.ops.postprocess_detections import DetectionOptions, postprocess_detections
+from ssd_ext.ops.select_hard_negatives import select_hard_negatives
 
-__all__ = ["Info", "info"]
-for _module in ops.MODULES:
-    globals().update({name: getattr(_module, name) for name in _module.__all__})
-    __all__ += _module.__all__
+__all__ = [
+    "DetectionOptions",
+    "Info",
+    "LossOptions",
+    "batched_nms",
+    "box_iou",
+    "decode_boxes",
+    "encode_boxes",
+    "info",
+    "match_priors",
+    "multibox_loss",
+    "nms",
+    "postprocess_detections",
+    "select_hard_negatives",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -64,9 +64,9 @@ def check_row_splits(row_splits: Tensor, n_boxes: int, batch: int | None = None,
     if n < 1 or row_splits.dtype != torch.int32 or (batch is not None and n != batch + 1):
         raise ValueError(f"row_splits must be ({rows},) int32, got {describe(row_splits)}")
     if values_can_be_read(row_splits, check):
-        rows = row_splits.tolist()
-        if rows[0] != 0 or rows[-1] > n_boxes or rows != sorted(rows):
-            raise ValueError(f"row_splits must rise from 0 to at most {n_boxes}, the number of boxes, got {rows}")
+        values = row_splits.tolist()
+        if values[0] != 0 or values[-1] > n_boxes or values != sorted(values):
+            raise ValueError(f"row_splits must rise from 0 to at most {n_boxes}, the number of boxes, got {values}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -90,13 +90,23 @@ def check_variances(center_variance: float, size_variance: float) -> None:
         raise ValueError(f"variances must be positive, got {center_variance} (centre) and {size_variance} (size)")
 
 
+class Options(Protocol):
+    """The fields that the named tuples of options have in common."""
+
+    @property
+    def center_variance(self) -> float: ...
+
+    @property
+    def size_variance(self) -> float: ...
+
+
 def choices_of(options: type[NamedTuple]) -> dict[str, tuple[str, ...]]:
     """The values that a field may have, of every field that has a choice."""
     hints = get_type_hints(options)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
-def check_options(options: NamedTuple, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:
+def check_options(options: Options, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:
     """Choices (see `choices_of`), variances, and the named fields, which may not be negative."""
     for name, allowed in choices.items():
         check_choice(name, getattr(options, name), allowed)

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -22,6 +22,21 @@ from ssd_ext._load import is_defined
 
 _LIB = Library("ssd_ext", "FRAGMENT")
 
+_Plain = TypeVar("_Plain", bound=Callable[..., Any])  # any arguments and results: those of the op
+
+#: The arguments of an op in the schema's order. Any: tensors, numbers and strings, in an order that each op knows.
+Arguments = tuple[Any, ...]
+
+
+class Context(Protocol):
+    """What autograd hands to `save` and to `backward` of an op: the one keeps here what the other reads."""
+
+    saved_tensors: tuple[Tensor, ...]
+    rest: Arguments
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 #: op name -> schema.
 SCHEMAS: dict[str, str] = {}
 
@@ -29,7 +44,12 @@ SCHEMAS: dict[str, str] = {}
 plain = SimpleNamespace()
 
 
-def op(*, fake: Callable, backward: Callable | None = None, save: Callable | None = None):
+def op(
+    *,
+    fake: Callable[..., Tensor | tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor | None, ...] | None] | None = None,
+    save: Callable[[Context, Arguments, Any], None] | None = None,  # Any: a tensor or a tuple of them, by the op
+) -> Callable[[_Plain], _Plain]:
     """Decorates `<name>_plain(...)`, typed in full: defines the op `torch.ops.ssd_ext.<name>` with that fallback.
 
     A library that has defined it already must have done so with the same schema: BrokenLibrary otherwise.
@@ -45,7 +65,7 @@ def op(*, fake: Callable, backward: Callable | None = None, save: Callable | Non
         save: takes ctx, inputs and output, and keeps what `backward` reads; by default `save_inputs`.
     """
 
-    def define(function: Callable) -> Callable:
+    def define(function: _Plain) -> _Plain:
         name = function.__name__.removesuffix("_plain")
         flat = _flat(function, function)
         # Kernels read plain integers: a size that is traced as a symbol becomes a number.
@@ -67,13 +87,13 @@ def op(*, fake: Callable, backward: Callable | None = None, save: Callable | Non
     return define
 
 
-def save_inputs(ctx, inputs: tuple, output) -> None:
+def save_inputs(ctx: Context, inputs: Arguments, output: object) -> None:
     """Tensors through save_for_backward, numbers and strings as `ctx.rest`, both in the schema's order."""
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
     ctx.rest = tuple(x for x in inputs if not isinstance(x, Tensor))
 
 
-def _flat(function: Callable, typed: Callable) -> Callable:
+def _flat(function: Callable[..., Any], typed: Callable[..., Any]) -> Callable[..., Any]:
     """The function, taking one by one the fields of every parameter that `typed` declares as a named tuple.
 
     Arguments that equal their defaults may be missing at the end: the dispatcher leaves them out.
@@ -89,7 +109,7 @@ def _flat(function: Callable, typed: Callable) -> Callable:
     defaults = {name: p.default for name, p in inspect.signature(typed).parameters.items()}
 
     @functools.wraps(function)
-    def flat(*args):
+    def flat(*args: Any) -> Any:
         rest = iter(args)
         whole = [
             fields(*islice(rest, len(fields._fields))) if fields else next(rest, defaults[name])
@@ -107,5 +127,6 @@ def _flat(function: Callable, typed: Callable) -> Callable:
         )
         for name, hint in types.items()
     ]
-    flat.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    signature = inspect.Signature(parameters, return_annotation=result)
+    flat.__signature__ = signature  # type: ignore[attr-defined]  # what inspect reads; functions do not declare it
     return flat

@@ -1,11 +1,14 @@
-"""No public name of a package hides one of its modules, so that `import ssd.x` gives the module x."""
+"""No public name of a package hides one of its modules, so that `import ssd.x` gives the module x; none is missing."""
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 from own_process import printed_by
 
 import ssd_ext
+import ssd_ext.ops
 
 ROOT = Path(ssd_ext.__file__).parents[1]
 PACKAGES = sorted(
@@ -29,3 +32,9 @@ for module in pkgutil.iter_modules(package.__path__):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_name_hides_a_module(package):
     printed_by(CODE, package)
+
+
+def test_every_public_name_of_an_op_is_one_of_the_package():
+    modules = [import_module(f"ssd_ext.ops.{module.name}") for module in iter_modules(ssd_ext.ops.__path__)]
+    public = {name: getattr(module, name) for module in modules for name in module.__all__}
+    assert public == {name: getattr(ssd_ext, name) for name in ssd_ext.__all__ if name not in ("Info", "info")}

@@ -8,9 +8,3 @@ Half precision and integers are computed in float32.
 In plain PyTorch formulas are written as single + - * / max min steps (no addcmul, no lerp, no add with alpha): a kernel
 that takes the same steps in the same order has to return the same bits.
 """
-
-from importlib import import_module
-from pkgutil import iter_modules
-
-#: Every module here; the names in its `__all__` are public names of `ssd_ext`.
-MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]

@@ -15,7 +15,7 @@ from ssd_ext._checks import (
     is_floating,
     is_integer,
 )
-from ssd_ext._op import op
+from ssd_ext._op import Context, op
 
 __all__ = ["decode_boxes", "encode_boxes"]
 
@@ -94,7 +94,7 @@ def _fake(values: Tensor, priors_cxcywh: Tensor, *numbers: float | None) -> Tens
     return values.new_empty(values.shape, dtype=compute_dtype(values, priors_cxcywh))
 
 
-def _encode_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _encode_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     boxes, priors_cxcywh = ctx.saved_tensors
     center_variance, size_variance = ctx.rest
     dtype = compute_dtype(boxes, priors_cxcywh)
@@ -116,7 +116,7 @@ def encode_boxes_plain(boxes: Tensor, priors_cxcywh: Tensor, center_variance: fl
     return torch.cat([centre, size], dim=-1)
 
 
-def _decode_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _decode_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     """0 in a size that max_log_scale limits."""
     pred_offsets, priors_cxcywh = ctx.saved_tensors
     center_variance, size_variance, max_log_scale = ctx.rest

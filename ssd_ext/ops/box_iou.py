@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssd_ext._boxes import compute_dtype, cxcywh_to_xyxy, overlap, promote
 from ssd_ext._checks import check_boxes, check_choice, check_devices, describe
-from ssd_ext._op import op
+from ssd_ext._op import Context, op
 
 __all__ = ["box_iou"]
 
@@ -63,7 +63,7 @@ def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]), dtype=compute_dtype(boxes1, boxes2))
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor]:
     """In parts of the first boxes: a pair takes some 20 numbers."""
     boxes1, boxes2 = ctx.saved_tensors
     step = max(1, BACKWARD_PAIRS // max(1, len(boxes2)))

@@ -20,7 +20,7 @@ from ssd_ext._checks import (
     is_floating,
     values_can_be_read,
 )
-from ssd_ext._op import op
+from ssd_ext._op import Arguments, Context, op
 from ssd_ext.ops.box_coding import encode_boxes_plain
 from ssd_ext.ops.match_priors import Matching, match_priors_plain
 from ssd_ext.ops.select_hard_negatives import select_hard_negatives_plain
@@ -147,11 +147,13 @@ def _in_compute_dtype(batch: Batch) -> Batch:
     return Batch(*(x.to(dtype) if x.is_floating_point() else x for x in batch))
 
 
-def _fake_backward(grad_conf: Tensor, grad_loc: Tensor, batch: Batch, *rest) -> tuple[Tensor, Tensor]:
+def _fake_backward(
+    grad_conf: Tensor, grad_loc: Tensor, batch: Batch, *rest: tuple[object, ...]
+) -> tuple[Tensor, Tensor]:
     return batch.pred_offsets.new_empty(batch.pred_offsets.shape), batch.pred_logits.new_empty(batch.pred_logits.shape)
 
 
-def _no_double_backward(ctx, *grads: Tensor) -> None:
+def _no_double_backward(ctx: Context, *grads: Tensor) -> None:
     raise RuntimeError("ssd_ext.multibox_loss is differentiable once: double backward is not supported")
 
 
@@ -189,15 +191,15 @@ def _fake(batch: Batch, options: LossOptions, priors_xyxy: Tensor | None) -> tup
     return new((), dtype=dtype), new((), dtype=dtype), n_pos, match, selected
 
 
-def _save(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _save(ctx: Context, inputs: Arguments, output: tuple[Tensor, ...]) -> None:
     n_tensors = len(Batch._fields)
     _, _, n_pos, match, selected = output
     ctx.save_for_backward(*inputs[:n_tensors], *Matched(match, selected, n_pos))
-    ctx.options = inputs[n_tensors : n_tensors + len(LossOptions._fields)]
+    ctx.rest = inputs[n_tensors : n_tensors + len(LossOptions._fields)]
 
 
-def _backward(ctx, grad_conf: Tensor, grad_loc: Tensor, *_) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *ctx.options)
+def _backward(ctx: Context, grad_conf: Tensor, grad_loc: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *ctx.rest)  # the options
     n_inputs = len(Batch._fields) + len(LossOptions._fields) + 1  # priors_xyxy
     return (*grads, *(None,) * (n_inputs - len(grads)))
 

@@ -129,7 +129,9 @@ def _detect(
     return boxes, labels, kept_scores
 
 
-def _fake(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions):
+def _fake(
+    pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = pred_logits.shape[0], options.top_k
     new = pred_logits.new_empty
     boxes, labels = new((*rows, 4), dtype=torch.float32), new(rows, dtype=torch.int64)
