@@ -217,7 +217,9 @@ def test_processes_that_share_the_pictures_return_the_result_of_all(shapes: Path
         def to_first(self, value):
             parts[self.rank] = value
             barrier.wait()
-            return [] if self.rank else list(parts)
+            found = [] if self.rank else list(parts)
+            barrier.wait()
+            return found
 
         def from_first(self, function):
             self.to_first(None if self.rank else function())

@@ -246,8 +246,8 @@ def test_the_running_mean_is_that_of_a_convolution(n: int) -> None:
 
 
 def test_a_long_curve_is_drawn_by_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, save = [], ssd.drawing._save_figure
-    monkeypatch.setattr(ssd.drawing, "_save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
+    drawn, save = [], ssd.drawing.save_figure
+    monkeypatch.setattr(ssd.drawing, "save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
     loss = np.random.default_rng(0).random(100_003)
     loss[70_001], loss[:10_000] = 1.1, NAN
     picture = plotted({"step": range(len(loss)), "loss": loss}, tmp_path)
