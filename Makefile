@@ -10,10 +10,12 @@ GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint format bench bench-report wheel compat install-check gpu-check clean
+.PHONY: help demo check test fuzz lint format bench bench-report wheel compat install-check gpu-check clean
 
 help:
 	@echo "make demo          train, test and look at a small detector, no download of data or weights"
+	@echo "make check OP=nms  the tests of one op: its own, registry, golden bits, drawn inputs, its CUDA source on the CPU"
+	@echo "make check         lint, and all tests but those of the files marked slow"
 	@echo "make test          lint, check types and run all tests"
 	@echo "make fuzz          10,000 drawn inputs of each op, other ones each time (EXAMPLES=...)"
 	@echo "make format        sort imports and format"
@@ -31,8 +33,23 @@ demo: .venv/built
 	$(BIN)/ssd demo --out demo
 
 # Processes share the files, the longest first (tests/conftest.py); those of one file stay together, for what they build.
+PYTEST = SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 \
+	--dist loadfile --no-loadscope-reorder
 test: lint
-	SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+ifdef OP
+# An op is registered in csrc/<file>/<file>.cpp; tests/test_<file>.py is its own, which -k takes whole by its name.
+OP_FILE := $(basename $(notdir $(shell grep -l 'm.impl."$(OP)"' csrc/*/*.cpp)))
+ifeq ($(OP_FILE),)
+$(error OP=$(OP) is no op; choose one of: $(shell grep -oh 'm.impl."[a-z_]*' csrc/*/*.cpp | cut -d'"' -f2 | sort -u))
+endif
+check: .venv/built
+	$(PYTEST) -k "$(OP) or test_$(OP_FILE)" $(patsubst %,tests/test_%.py,cuda_on_cpu fuzz $(OP_FILE) registry golden)
+else
+check: lint
+	$(PYTEST) -m "not slow"
+endif
 
 EXAMPLES ?= 10000
 fuzz: .venv/built

@@ -18,8 +18,12 @@ HERE = Path(__file__).parent
 # ops and compare.py; harness.py and report.py; gpu_check.py
 sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("benchmarks", "tools"))]
 
-# A minute and more each: several processes, which share the files, begin with these.
-LONGEST = ("test_sanitizers", "test_cuda_build", "test_ranks", "test_compile", "test_train", "test_export")
+# Marked slow, which `make check` leaves out; several processes, which share the files, begin with these: longest first.
+SLOW = (
+    *("test_sanitizers", "test_cuda_build", "test_ranks", "test_compile", "test_train", "test_export"),
+    *("test_faults_training", "test_build", "test_export_onnx", "test_accelerate", "test_gpu_check", "test_examples"),
+    *("test_abi", "test_recipes"),
+)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -33,8 +37,12 @@ def pytest_configure(config):
             pytest.exit(f"SSD_EXT_REQUIRE={device}: torch sees no such device", returncode=2)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marker
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 def pytest_report_header(config):
