@@ -215,6 +215,8 @@ def test_detect_and_eval_take_a_file(weights, shapes, tmp_path, capsys):
         common = ["--out", str(tmp_path / out), "--device", "cpu", "--no-drawings"]
         assert main(["detect", str(shapes), "--weights", str(name), *common, *more]) == 0
     a, b = (json.loads((tmp_path / out / "detections.json").read_text()) for out in "ab")
+    weights = [content["info"].pop("weights").partition(" ")[0] for content in (a, b)]
+    assert weights[1] == f"{weights[0]}2"  # best.pt and best.pt2
     assert a == b
     assert len(a["annotations"]) > 3
     assert main(["eval", str(shapes), "--weights", str(file), *options]) == 0
