@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.voc import average_precision
-from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd.runtime.device import autocast, pick_device
 from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for
@@ -149,7 +149,7 @@ def torchvision_network(n_classes: int) -> nn.Module:
         steps=[8, 16, 32, 64, 100, 300],
     )
     mean, std = [0.48235, 0.45882, 0.40784], [1 / 255] * 3  # of its ssd300_vgg16
-    return SSD(backbone, anchors, (IMAGE_SIZE, IMAGE_SIZE), n_classes, image_mean=mean, image_std=std)
+    return SSD(backbone, anchors, (SSD300.input_size, SSD300.input_size), n_classes, image_mean=mean, image_std=std)
 
 
 def train_torchvision(settings: Settings, device: torch.device, workers: int | None) -> Any:
@@ -169,7 +169,7 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
             group["lr"] = settings.lr * lr_factor(step, total, "onecycle", 0)
         batch = batch.to(device)
         images = batch.images * std + mean  # as its own transforms leave them
-        targets = [{"boxes": t["boxes"] * IMAGE_SIZE, "labels": t["labels"]} for t in batch.targets()]
+        targets = [{"boxes": t["boxes"] * SSD300.input_size, "labels": t["labels"]} for t in batch.targets()]
         with autocast(device, settings.bf16):
             losses = model(list(images), targets)
         optimizer.zero_grad(set_to_none=True)
@@ -184,7 +184,8 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
     for batch in eval_loader(sets.test, settings.batch_size, 0):
         with torch.inference_mode(), autocast(device, settings.bf16):
             found = model(list(batch.images.to(device) / 255))
-        detections += [((f["boxes"] / IMAGE_SIZE).cpu(), f["labels"].cpu(), f["scores"].float().cpu()) for f in found]
+        size = SSD300.input_size
+        detections += [((f["boxes"] / size).cpu(), f["labels"].cpu(), f["scores"].float().cpu()) for f in found]
         targets += batch.targets()
     return average_precision(detections, targets, sets.classes)
 

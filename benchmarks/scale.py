@@ -136,7 +136,7 @@ def work(kind: str, layout: str, folder: Path) -> None:
                 dataset = open_dataset(folder)
         print(f"{len(dataset)} pictures, {sum(dataset.counts.values())} objects")
     elif kind == "workers":
-        dataset = open_dataset(folder, transform=AUGMENTATIONS["ssd"]())
+        dataset = open_dataset(folder, transform=AUGMENTATIONS["ssd"](300))
         loader = train_loader(dataset, BATCH, 0, range(BATCHES), workers=2)
         batches = iter(loader)
         own = []

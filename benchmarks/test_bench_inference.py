@@ -42,7 +42,7 @@ def bytes_of(images: int) -> Tensor:
 def written(format: str, precision: str = "float32") -> Path:
     """A file of the network."""
     path = Path(FOLDER.name) / f"{precision}{FORMATS[format].suffix}"
-    metadata = Metadata(format, tuple(map(str, range(1, CLASSES))), DetectionOptions(), precision=precision)
+    metadata = Metadata(format, tuple(map(str, range(1, CLASSES))), DetectionOptions(), IMAGE_SIZE, precision=precision)
     FORMATS[format].save(DetectionProgram(network("ssd_ext")), path, metadata)
     if precision == "int8":
         FORMATS[format].quantize(path, bytes_of(N_CALIBRATION), metadata)

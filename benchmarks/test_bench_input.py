@@ -81,7 +81,7 @@ def files(width: int, height: int) -> list[str]:
     return paths
 
 
-def resized(size: int = 300) -> v2.Compose:
+def resized(size: int) -> v2.Compose:
     """What torchvision's evaluation does before its network, boxes left alone."""
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD), v2.ToPureTensor()]
     return v2.Compose([v2.Resize((size, size)), *to_float])
@@ -109,7 +109,7 @@ def dali(width: int, height: int, pictures: int) -> Callable | str:
         return "nvidia.dali is not installed"
     from nvidia.dali import fn, pipeline_def, types
 
-    data = Pictures(width, height, pictures, EvalTransform())
+    data = Pictures(width, height, pictures, EvalTransform(300))
     fractions = (data.boxes / torch.tensor([width, height, width, height])).numpy()
 
     def source(sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -158,7 +158,7 @@ def case(op: str, width: int, height: int, pictures: int) -> Case:
     training = op == "training samples"
     transforms = (TrainTransform, v2_transform) if training else (EvalTransform, resized)
     names = ("ssd_ext", "torchvision")
-    sets = (Pictures(width, height, pictures, transform()) for transform in transforms)
+    sets = (Pictures(width, height, pictures, transform(300)) for transform in transforms)
     every = {name: partial(all_pictures, data) for name, data in zip(names, sets, strict=True)}
     if training:
         every["dali"] = dali(width, height, pictures)

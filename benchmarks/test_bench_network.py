@@ -28,12 +28,13 @@ from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
 from ssd.data.loader import Batch
 from ssd.inference.detector import Detector, predict_padded
 from ssd.loss import MultiBoxLoss
-from ssd.networks.ssd300 import IMAGE_SIZE, SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, has_fast_bfloat16, pick_device, place
 from ssd.training.optimizer import make_optimizer
 from ssd.training.run import Settings, train_step
 
 CLASSES = 21
+IMAGE_SIZE = SSD300.input_size
 BACKGROUND = 9.5  # bias of the background class
 LR = 1e-30  # of next to nothing: the work of training, while the loss of every step stays the same
 FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends

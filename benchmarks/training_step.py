@@ -80,7 +80,7 @@ def profiled(step: Callable, steps: int, device: torch.device) -> str:
 def from_disk(args: argparse.Namespace) -> None:
     """Trains on the pictures of a folder with each augmentation, and prints how fast."""
     for augment, transform in AUGMENTATIONS.items():
-        data = open_dataset(args.data, transform=transform())
+        data = open_dataset(args.data, transform=transform(SSD300.input_size))
         torch.manual_seed(0)
         model = place(SSD300(len(data.classes) + 1, width=args.width, batch_norm=True), args.device).train()
         criterion = MultiBoxLoss(model.priors_cxcy)

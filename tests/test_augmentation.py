@@ -101,7 +101,7 @@ def test_objects_are_found_again_where_their_boxes_say(tmp_path, monkeypatch, so
     """One object in each colour channel: its half-bright edges are the edges of its box, to a pixel of the result."""
     fixed(monkeypatch, patch="any")
     rng = np.random.default_rng(0)
-    transform, found = TrainTransform(flips=True), 0
+    transform, found = TrainTransform(300, flips=True), 0
     for seed in range(60):
         boxes = np.sort(rng.integers(0, [[width, height]] * 2, (3, 2, 2)), axis=1)
         boxes[:, 1] += 40  # wide enough to be half bright in the middle, when it becomes small
@@ -136,7 +136,7 @@ def test_the_border_of_a_zoomed_out_picture_is_zero(monkeypatch):
     zoomed = 0
     for seed in range(30):
         torch.manual_seed(seed)
-        image, target = TrainTransform()(*sample([[0, 0, 200, 120]]))
+        image, target = TrainTransform(300)(*sample([[0, 0, 200, 120]]))
         x0, y0, x1, y1 = (round(edge) for edge in (target["boxes"][0] * 300).tolist())
         outside = torch.ones(300, 300, dtype=torch.bool)
         outside[y0:y1, x0:x1] = False
@@ -156,7 +156,7 @@ def test_objects_that_become_too_small_go_with_all_they_have(monkeypatch):
         torch.manual_seed(seed)
         image, target = sample(boxes, 1200, 2000)
         target |= {"area": torch.arange(4), "image_id": torch.tensor([7]), "name": "x"}
-        target = TrainTransform()(image, target)[1]
+        target = TrainTransform(300)(image, target)[1]
         assert target["labels"].tolist() == [1, 4]
         assert target["difficult"].tolist() == [False, True]
         assert target["boxes"].shape == (2, 4)
@@ -177,7 +177,7 @@ def test_objects_are_kept_by_their_centres_and_cut_at_the_patch(monkeypatch):
     centres_inside = [1, 2]  # (55, 60) and (100, 60); then (45, 60), (160, 99.5), (50, 30) on the edge, (150.5, 100.5)
     for seed in range(8):
         torch.manual_seed(seed)
-        target = TrainTransform()(*sample(boxes))[1]
+        target = TrainTransform(300)(*sample(boxes))[1]
         assert target["labels"].tolist() == centres_inside
         first = [0.6, 0.25, 1, 0.75] if target["boxes"][0, 0] > 0 else [0, 0.25, 0.4, 0.75]
         torch.testing.assert_close(target["boxes"], torch.tensor([first, [0, 0, 1, 1]]))
@@ -187,7 +187,7 @@ def test_objects_are_kept_by_their_centres_and_cut_at_the_patch(monkeypatch):
 def test_a_picture_without_objects(recipe):
     for seed in range(30):
         torch.manual_seed(seed)
-        image, target = recipe()(*sample([]))
+        image, target = recipe(300)(*sample([]))
         assert image.shape == (3, 300, 300)
         assert target["boxes"].shape == (0, 4)
         assert target["labels"].shape == target["difficult"].shape == (0,)
@@ -198,7 +198,7 @@ def test_a_picture_without_objects(recipe):
 def test_tiny_pictures(recipe, height, width):
     for seed in range(30):
         torch.manual_seed(seed)
-        image, target = recipe()(*sample([[0, 0, width, height]], height, width))
+        image, target = recipe(300)(*sample([[0, 0, width, height]], height, width))
         assert image.shape == (3, 300, 300)
         assert len(target["boxes"]) <= 1
 
@@ -206,7 +206,7 @@ def test_tiny_pictures(recipe, height, width):
 @pytest.mark.parametrize("corner", [(199.9, 0.0), (-99.9, 0.0), (0.0, 119.9), (0.0, -119.9)])
 def test_a_patch_that_shows_next_to_nothing_of_the_picture(monkeypatch, corner):
     monkeypatch.setattr(augmentation, "draw_patch", lambda *_: np.array([corner, np.add(corner, [100, 120])]))
-    image, target = TrainTransform()(*sample(FOUR))
+    image, target = TrainTransform(300)(*sample(FOUR))
     assert image.shape == (3, 300, 300)
     assert target["boxes"].shape == (0, 4)
 
@@ -217,7 +217,7 @@ def test_ten_thousand_objects():
     target = {"boxes": boxes, "labels": torch.arange(10_000)}
     for seed in range(5):
         torch.manual_seed(seed)
-        _, new = TrainTransform()(torch.zeros(3, 1100, 2000, dtype=torch.uint8), target)
+        _, new = TrainTransform(300)(torch.zeros(3, 1100, 2000, dtype=torch.uint8), target)
         assert 0 < len(new["boxes"]) == len(new["labels"]) <= 10_000
 
 
@@ -226,16 +226,16 @@ def test_rounding_never_drops_an_object_at_the_edge(monkeypatch, height, width):
     fixed(monkeypatch)
     for seed in range(8):
         torch.manual_seed(seed)
-        target = TrainTransform(flips=True)(*sample([[0, 0, width, height]], height, width))[1]
+        target = TrainTransform(300, flips=True)(*sample([[0, 0, width, height]], height, width))[1]
         assert target["boxes"].tolist() == [[0, 0, 1, 1]]
 
 
 def test_composes_with_transforms_of_torchvision():
     enlarge, mirror = v2.Resize((240, 400)), v2.RandomHorizontalFlip(p=1)
     torch.manual_seed(0)
-    result, new = v2.Compose([enlarge, TrainTransform(), mirror])(*sample(FOUR))
+    result, new = v2.Compose([enlarge, TrainTransform(300), mirror])(*sample(FOUR))
     torch.manual_seed(0)
-    image, target = TrainTransform()(*enlarge(*sample(FOUR)))
+    image, target = TrainTransform(300)(*enlarge(*sample(FOUR)))
     assert torch.equal(result, image.flip(2))
     assert torch.equal(new["boxes"], target["boxes"])  # plain tensors: to torchvision, the first one is the picture
 
@@ -360,7 +360,7 @@ def test_each_colour_is_changed_half_of_the_time_and_as_far_as_it_may():
 class TestEval:
     def test_boxes_are_those_of_the_picture(self):
         boxes = [[0.5, 0, 640, 478.5], [3, 3, 3.01, 3.5], [77, 41, 641, 479]]
-        target = EvalTransform()(*sample(boxes, 479, 641))[1]
+        target = EvalTransform(300)(*sample(boxes, 479, 641))[1]
         assert torch.equal(target["boxes"], torch.tensor(boxes) / torch.tensor([641, 479, 641, 479]))
         assert target["labels"].tolist() == [1, 2, 3]
         assert target["difficult"].tolist() == [False, True, False]
@@ -375,7 +375,7 @@ class TestEval:
         mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
         expected = (small / 255 - mean) / std
         target = {"boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(50, 80))}
-        for image in (EvalTransform()(picture), EvalTransform()(tv_tensors.Image(picture), target)[0]):
+        for image in (EvalTransform(300)(picture), EvalTransform(300)(tv_tensors.Image(picture), target)[0]):
             assert (image.shape, image.dtype) == ((3, 300, 300), torch.uint8)
             off = to_input(image[None].as_subclass(torch.Tensor))[0] - expected
             assert off.abs().max() < 0.025  # one grey level, as resizing rounds: 1 / 255 / 0.225 = 0.018

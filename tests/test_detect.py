@@ -192,7 +192,7 @@ def test_detector_gives_what_the_files_show(shapes, weights):
         assert boxes.max() > 1
         assert sorted(scores.tolist(), reverse=True) == scores.tolist()
         assert set(labels.tolist()) <= {1, 2, 3}
-        offsets, logits = detector.model(to_input(EvalTransform()(picture)[None]))
+        offsets, logits = detector.model(to_input(EvalTransform(300)(picture)[None]))
         (expected,), (expected_labels,), _ = detector.model.detect_objects(offsets, logits, 0.1, 0.45, 7)
         torch.testing.assert_close(boxes, expected.clamp(0, 1) * 300, rtol=1e-3, atol=0.05)  # other batches, other sums
         assert torch.equal(labels, expected_labels)

@@ -228,7 +228,7 @@ def test_mistakes_of_the_command_are_named(data: Path, tmp_path: Path, capsys: p
         assert "--detections" in capsys.readouterr().err
     assert "nowhere.json: no such file" in error("--detections", tmp_path / "nowhere.json")
     assert "r.json: has its detections; leave out --min-score" in error("--detections", listed, "--min-score", 0.1)
-    assert "--iou is not for --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
+    assert "--iou cannot be chosen for --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
     assert "iou_threshold must be in (0, 1], got 7" in error("--detections", listed, "--iou", 7)
     assert "no such folder" in error("--detections", listed, "--curves", tmp_path / "nowhere" / "c.png")
     own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])

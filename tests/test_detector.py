@@ -185,7 +185,7 @@ def test_boxes_that_are_nan_are_not_found(weights, files):
         for name, parameter in broken.model.pred_convs.named_parameters():
             if name.startswith("loc_") and name.endswith("bias"):
                 parameter[2] = torch.nan
-    boxes, _, _, counts = broken.predict(EvalTransform()(read_image(files[0]))[None])
+    boxes, _, _, counts = broken.predict(EvalTransform(300)(read_image(files[0]))[None])
     wrong = int(boxes.isnan().any(dim=2).sum())
     found = broken(files[0])
     assert 0 < len(found) == int(counts) - wrong < int(counts)

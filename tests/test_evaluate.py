@@ -171,7 +171,7 @@ def partly_right(dataset: BoxDataset, order: Sequence[int]) -> Predict:
 
 @needs_coco
 def test_coco_measures_in_pixels_of_the_picture(shapes: Path) -> None:
-    dataset = open_dataset(shapes, transform=EvalTransform())
+    dataset = open_dataset(shapes, transform=EvalTransform(300))
     result = evaluate(
         partly_right(dataset, range(5)), dataset, dataset.classes, method="coco", workers=0, quiet=True, batch_size=2
     )
@@ -189,7 +189,7 @@ def test_coco_measures_in_pixels_of_the_picture(shapes: Path) -> None:
 @needs_coco
 def test_coco_cuts_detections_at_the_edges(tmp_path: Path) -> None:
     add_picture(tmp_path, "a", [("cat", 1, 1, 40, 30)], size=(40, 30))
-    dataset = open_dataset(tmp_path, classes=CLASSES, transform=EvalTransform())
+    dataset = open_dataset(tmp_path, classes=CLASSES, transform=EvalTransform(300))
     beyond = torch.tensor([[[-1.0, -1, 2, 2]]]), torch.tensor([[CAT]]), torch.tensor([[0.5]]), torch.tensor([1])
     result = evaluate(lambda images: beyond, dataset, CLASSES, method="coco", workers=0, quiet=True)
     assert result.mAP == pytest.approx(1)
@@ -208,7 +208,7 @@ def test_coco_is_told_what_it_lacks_before_the_network_runs(monkeypatch: pytest.
 
 @all_methods
 def test_processes_that_share_the_pictures_return_the_result_of_all(shapes: Path, method: str) -> None:
-    dataset = open_dataset(shapes, transform=EvalTransform())
+    dataset = open_dataset(shapes, transform=EvalTransform(300))
     options = {"method": method, "workers": 0, "quiet": True}
     expected = evaluate(partly_right(dataset, range(5)), dataset, dataset.classes, **options)
     barrier, parts = threading.Barrier(2, timeout=60), [None, None]
@@ -265,7 +265,7 @@ def test_classes_that_are_not_those_of_the_data_are_named(
 
 @all_methods
 def test_a_network_of_nan_finds_nothing(shapes: Path, method: str) -> None:
-    dataset = open_dataset(shapes, transform=EvalTransform())
+    dataset = open_dataset(shapes, transform=EvalTransform(300))
     model = SSD300(4, width=0.01)
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, math.nan)

@@ -50,7 +50,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(shapes):
-    return torch.stack([EvalTransform()(PictureFile(path)) for path in sorted((shapes / "JPEGImages").iterdir())])
+    return torch.stack([EvalTransform(300)(PictureFile(path)) for path in sorted((shapes / "JPEGImages").iterdir())])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_program_has_the_bits_of_the_detector(weights, pictures):
 @pytest.mark.parametrize("format", OURS)
 def test_a_file_finds_what_the_network_finds(files, weights, pictures, format):
     exported = load(files[format])
-    assert exported.metadata == Metadata(format, CLASSES, OPTIONS)
+    assert exported.metadata == Metadata(format, CLASSES, OPTIONS, 300)
     model, _ = load_weights(weights, device="cpu")
     for batch in (pictures, pictures[:1]):  # a number of pictures that it was not traced with
         found, expected = exported(batch), predict_padded(model, batch, OPTIONS, bf16=False)
@@ -132,7 +132,7 @@ def test_the_cpp_example_gives_the_bits_of_python(files, pictures, tmp_path):
 
 
 def test_metadata_survives_json():
-    metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), "float32")
+    metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), 512, "float32")
     assert Metadata.from_json(metadata.to_json()) == metadata
     for text in ("", "[]", "{}", '{"options": {"colour": 1}, "classes": []}'):
         with pytest.raises(ValueError, match="not the metadata"):
@@ -198,7 +198,7 @@ def test_what_is_compared(weights, shapes, tmp_path):
     (picture, *_) = sorted((shapes / "JPEGImages").iterdir())
     assert torch.equal(
         exporting._pictures(weights, [picture], tmp_path / "b"),
-        EvalTransform()(PictureFile(picture)).repeat(2, 1, 1, 1),
+        EvalTransform(300)(PictureFile(picture)).repeat(2, 1, 1, 1),
     )
     trained = tmp_path / "trained.pt"
     for data, n in ((shapes, 3), (tmp_path / "gone", exporting.N_CHECKED)):

@@ -50,7 +50,7 @@ def found(tmp_path):
         both = torch.cat(predictions, dim=2)
         program = Detection(options, priors, both.shape[2] - 4)
         path = tmp_path / f"detection{FORMATS[format].suffix}"
-        RUNTIMES[format].save(program, path, Metadata(format, ("a",), options))
+        RUNTIMES[format].save(program, path, Metadata(format, ("a",), options, 300))
         run, _ = RUNTIMES[format].load(path)
         return run(both), program(both)
 

@@ -31,7 +31,7 @@ def pair(tmp_path):
 
 
 def test_collate(pair):
-    samples = [VOCDataset(pair, transform=EvalTransform())[index] for index in (0, 1, 0)]
+    samples = [VOCDataset(pair, transform=EvalTransform(300))[index] for index in (0, 1, 0)]
     batch = collate(samples)
     assert all(torch.equal(image, sample[0]) for image, sample in zip(batch.images, samples, strict=True))
     assert (batch.images.shape, batch.images.dtype) == ((3, 3, 300, 300), torch.uint8)
@@ -45,12 +45,12 @@ def test_collate(pair):
     )
     assert [len(target["boxes"]) for target in batch.targets()] == [2, 0, 2]
     assert batch.targets()[2]["difficult"].tolist() == [False, True]
-    whole = list(eval_loader(VOCDataset(pair, transform=EvalTransform()), 4, workers=0))
+    whole = list(eval_loader(VOCDataset(pair, transform=EvalTransform(300)), 4, workers=0))
     assert [len(target["boxes"]) for batch in whole for target in batch.targets()] == [2, 0]
 
 
 def test_parts_of_a_batch(pair):
-    samples = [VOCDataset(pair, transform=TrainTransform())[index] for index in (0, 1, 0, 0, 1)]
+    samples = [VOCDataset(pair, transform=TrainTransform(300))[index] for index in (0, 1, 0, 0, 1)]
     batch = collate(samples)
     parts = batch.parts(3)
     assert [len(part.images) for part in parts] == [1, 2, 2]
@@ -61,7 +61,7 @@ def test_parts_of_a_batch(pair):
 
 
 def test_collate_of_training_samples(pair):
-    ours, theirs = (collate([VOCDataset(pair, transform=t)[0]] * 2) for t in (TrainTransform(), v2_transform()))
+    ours, theirs = (collate([VOCDataset(pair, transform=t)[0]] * 2) for t in (TrainTransform(300), v2_transform(300)))
     assert (ours.images.dtype, ours.colours.shape) == (torch.uint8, (2, 3, 4))
     assert (theirs.images.dtype, theirs.colours) == (torch.float32, None)
     for batch in (ours, theirs):
@@ -100,7 +100,7 @@ class TestSeededDataset:
         everything = torch.stack([*first, *others]).flatten(1)
         assert len(everything.unique(dim=0)) == 10
 
-    @pytest.mark.parametrize("transform", [TrainTransform(), v2_transform()])
+    @pytest.mark.parametrize("transform", [TrainTransform(300), v2_transform(300)])
     def test_leaves_all_global_random_states_alone(self, pair, transform):
         view = SeededDataset(VOCDataset(pair, transform=transform), seed=0)
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -108,7 +108,7 @@ class TestSeededDataset:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
-    @pytest.mark.parametrize("transform", [TrainTransform(flips=True), v2_transform(flips=True)])
+    @pytest.mark.parametrize("transform", [TrainTransform(300, flips=True), v2_transform(300, flips=True)])
     def test_augmentation_is_reproducible_in_another_process_too(self, pair, transform):
         view = SeededDataset(VOCDataset(pair, transform=transform), seed=0)
         first, second, copy = view[3, 0], view[3, 0], pickle.loads(pickle.dumps(view))[3, 0]
@@ -190,7 +190,7 @@ class TestTrainLoader:
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_damaged_picture_is_named(self, pair, workers):
-        dataset = VOCDataset(pair, transform=TrainTransform())
+        dataset = VOCDataset(pair, transform=TrainTransform(300))
         cut(pair / "JPEGImages" / "b.jpg", 0.6)
         with pytest.raises(ImageReadError, match=r"^\S*JPEGImages/b\.jpg: cannot decode the picture .*\)$"):
             self.read(train_loader(dataset, 2, seed=0, steps=range(1), workers=workers))

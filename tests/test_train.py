@@ -251,7 +251,7 @@ def test_runs_of_older_versions_keep_torchvisions_augmentation(shapes):
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_the_network_sees_the_samples_in_their_colours(shapes, augment):
-    data = open_dataset(shapes, "train", transform=AUGMENTATIONS[augment]())
+    data = open_dataset(shapes, "train", transform=AUGMENTATIONS[augment](300))
     (batch,) = train_loader(data, 4, seed=0, steps=range(1))
     model, seen = SSD300(4, width=0.01), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -267,7 +267,8 @@ def test_the_network_sees_the_samples_in_their_colours(shapes, augment):
 @pytest.fixture
 def step(shapes):
     """Takes one step of a small network without batch normalisation; its loss, and how far the weights went."""
-    (batch,) = train_loader(open_dataset(shapes, "train", transform=AUGMENTATIONS["ssd"]()), 5, seed=0, steps=range(1))
+    data = open_dataset(shapes, "train", transform=AUGMENTATIONS["ssd"](300))
+    (batch,) = train_loader(data, 5, seed=0, steps=range(1))
 
     def take(scaler=UNSCALED, **settings):
         torch.manual_seed(0)

@@ -15,6 +15,7 @@ from ssd_ext import DetectionOptions, LossOptions
 if TYPE_CHECKING:  # `ssd --help` imports none of them
     from ssd.inference.detector import Detector
 
+DATA = "folders in Pascal VOC, COCO or YOLO layout"
 WEIGHTS = (
     "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
 )

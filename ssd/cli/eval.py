@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssd.cli.arguments import (
+    DATA,
     WEIGHTS,
     add_inference_options,
     add_machine_options,
@@ -20,6 +21,7 @@ from ssd_ext import DetectionOptions
 
 if TYPE_CHECKING:
     from ssd.data import BoxDataset
+    from ssd.data.augmentation import EvalTransform
     from ssd.evaluation.evaluate import EvalResult
     from ssd.runtime.processes import Ranks
 
@@ -46,7 +48,7 @@ examples:
 def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.evaluation.evaluate import METHODS
 
-    parser.add_argument("data", nargs="+", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
+    parser.add_argument("data", nargs="+", metavar="DATA", help=DATA)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help=WEIGHTS)
     detections = "detections to measure instead: COCO's results, for DATA in COCO's JSON, or a detections.json"
@@ -61,10 +63,11 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from ssd.evaluation.curves import plot_precision
+    from ssd.evaluation.evaluate import METRICS
     from ssd.runtime.processes import joined
 
-    if arguments.method == "coco" and arguments.iou is not None:
-        raise ValueError("--iou is not for --method coco, which averages over 0.5, 0.55 .. 0.95")
+    if arguments.iou is not None and not METRICS[arguments.method].takes_iou:
+        raise ValueError(f"--iou cannot be chosen for --method {arguments.method}: leave it out")
     if arguments.curves and not Path(arguments.curves).parent.is_dir():
         raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
     with joined() as ranks:
@@ -82,7 +85,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
     detector = open_detector(arguments, DetectionOptions())
     return evaluate(
         detector.predict,
-        _open_data(arguments, arguments.weights, detector.classes, ranks),
+        _open_data(arguments, arguments.weights, detector.classes, ranks, detector.prepare),
         detector.classes,
         **_metric(arguments),
         batch_size=arguments.batch_size,
@@ -104,18 +107,23 @@ def _of_file(arguments: argparse.Namespace) -> EvalResult:
     return score(file.detections(dataset), dataset.truths, dataset.classes, **_metric(arguments))
 
 
-def _metric(arguments: argparse.Namespace) -> dict[str, str | float]:
-    return {"method": arguments.method} | ({} if arguments.iou is None else {"iou_threshold": arguments.iou})
+def _metric(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"method": arguments.method, "iou_threshold": arguments.iou}
 
 
-def _open_data(arguments: argparse.Namespace, source: str, classes: Sequence[str] | None, ranks: Ranks) -> BoxDataset:
+def _open_data(
+    arguments: argparse.Namespace,
+    source: str,
+    classes: Sequence[str] | None,
+    ranks: Ranks,
+    transform: EvalTransform | None = None,
+) -> BoxDataset:
     """The data with the classes of the weights or detections in `source`; what is left out of them is named."""
     from ssd.data import UnknownClassError, open_dataset
-    from ssd.data.augmentation import EvalTransform
 
     try:
         dataset = ranks.from_first(
-            lambda: open_dataset(arguments.data, arguments.split, classes, EvalTransform(), keep_crowds=True)
+            lambda: open_dataset(arguments.data, arguments.split, classes, transform, keep_crowds=True)
         )
     except UnknownClassError as error:
         raise ValueError(f"{source}: its classes are not those of the data: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssd.cli.arguments import add_fields, command
+from ssd.cli.arguments import DATA, add_fields, command
 from ssd.training.settings import Settings
 
 
@@ -24,7 +24,7 @@ examples:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
+    parser.add_argument("data", nargs="*", metavar="DATA", help=DATA)
     parser.add_argument("--speed", action="store_true", help="measure the reading of DATA, for about 10 seconds")
     add_fields(parser, Settings, ["augment"])
 
@@ -40,6 +40,7 @@ def _info(arguments: argparse.Namespace) -> int:
     from ssd.data import AUGMENTATIONS, open_dataset
     from ssd.data.prior_fit import describe_fit
     from ssd.data.speed import measure_speed
+    from ssd.networks.ssd300 import SSD300
 
     dataset = open_dataset(arguments.data)
     print(f"{len(dataset)} pictures, {', '.join(f'{n} {name}' for name, n in dataset.counts.items())}")
@@ -47,5 +48,6 @@ def _info(arguments: argparse.Namespace) -> int:
     print("\n".join(map(str, dataset.dropped)), end="\n" if dataset.dropped else "")
     if arguments.speed:
         print("by the CPU time of one core:")
-        print(measure_speed(dataset, AUGMENTATIONS[getattr(arguments, "augment", Settings(("",)).augment)]()))
+        augment = AUGMENTATIONS[getattr(arguments, "augment", Settings(("",)).augment)]
+        print(measure_speed(dataset, augment, SSD300.input_size))
     return 0

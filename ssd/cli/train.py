@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import add_fields, add_machine_options, checked, command, fields_given
+from ssd.cli.arguments import DATA, add_fields, add_machine_options, checked, command, fields_given
 from ssd.training.settings import Settings, not_negative
 from ssd_ext import LossOptions
 
@@ -37,7 +37,7 @@ examples:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="*", metavar="DATA", help="folders in Pascal VOC, COCO or YOLO layout")
+    parser.add_argument("data", nargs="*", metavar="DATA", help=DATA)
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--resume",

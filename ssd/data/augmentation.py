@@ -34,10 +34,10 @@ class PictureTransform:
     It takes an image (3, H, W) uint8 as well, hence works in a `torchvision.transforms.v2.Compose`.
 
     Args:
-        size: side of the square result in pixels.
+        size: side of the square result in pixels: the `input_size` of the network.
     """
 
-    def __init__(self, size: int = 300) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
 
 
@@ -77,7 +77,7 @@ class TrainTransform(PictureTransform):
 
     def __init__(
         self,
-        size: int = 300,
+        size: int,
         flips: bool = False,
         *,
         largest_zoom: float = LARGEST_ZOOM,

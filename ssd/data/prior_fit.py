@@ -10,7 +10,7 @@ from torch import Tensor
 from ssd.boxes import cxcy_to_xy
 from ssd.data.dataset import BoxDataset
 from ssd.networks.priors import PRESETS, make_priors
-from ssd.networks.ssd300 import IMAGE_SIZE
+from ssd.networks.ssd300 import SSD300
 from ssd_ext import LossOptions, box_iou
 
 CHUNK = 1000  # boxes whose IoUs are held at once
@@ -36,9 +36,10 @@ def describe_fit(dataset: BoxDataset) -> Iterator[str]:
         yield f"of {SAMPLE} objects, drawn from {len(boxes)}:"
         drawn = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))[:SAMPLE]
         boxes, labels = boxes[drawn], labels[drawn]
-    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() * IMAGE_SIZE
+    size = SSD300.input_size
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() * size
     classes = {name: labels == label for label, name in enumerate(dataset.classes, 1) if (labels == label).any()}
-    yield f"side of the objects in pixels of the network's {IMAGE_SIZE} (the root of their area): median, 10 % to 90 %"
+    yield f"side of the objects in pixels of the network's {size} (the root of their area): median, 10 % to 90 %"
     for name, its in classes.items():
         low, median, high = sides[its].quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
         yield f"  {name}: {median:.0f}, {low:.0f} to {high:.0f}"

@@ -36,7 +36,8 @@ class InputSpeed(NamedTuple):
 
 def measure_speed(
     dataset: BoxDataset,
-    transform: Callable[..., Any],
+    augment: Callable[[int], Callable[..., Any]],
+    input_size: int,
     *,
     batch_size: int = 8,
     seconds: float = 3.0,
@@ -45,7 +46,8 @@ def measure_speed(
 
     Args:
         dataset: as `ssd.data.open_dataset` gives it; it is left as it is.
-        transform: of the training samples.
+        augment: makes the transform of the training samples: a value of `ssd.data.AUGMENTATIONS`.
+        input_size: of the network, in pixels.
         batch_size: pictures that are joined, which is measured too.
         seconds: of CPU time for each of the three.
     """
@@ -67,6 +69,6 @@ def measure_speed(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return InputSpeed(*map(rate, (None, transform, EvalTransform())))
+        return InputSpeed(*map(rate, (None, augment(input_size), EvalTransform(input_size))))
     finally:
         torch.set_num_threads(before)

@@ -33,7 +33,7 @@ def _to_fractions(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dic
     return image, {**target, "boxes": boxes}
 
 
-def v2_transform(size: int = 300, flips: bool = False) -> v2.Compose:
+def v2_transform(size: int, flips: bool = False) -> v2.Compose:
     """Colours, zoom out, crop, mirror image, then the network's input format.
 
     Objects are kept if their centre lies in the crop and they measure at least one pixel in the result.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +25,33 @@ from ssd_ext import DetectionOptions
 
 __all__ = ["METHODS", "EvalResult", "detect_all", "evaluate", "score"]
 
-METHODS = (*voc_metrics.METHODS, "coco")
+
+class Metric(NamedTuple):
+    """How a method measures.
+
+    Attributes:
+        check: raises an error if classes, and the least IoU of a hit if the method takes one, cannot be measured.
+        measure: the result of detections and targets, followed by the same.
+        in_pixels: boxes are in pixels, not in fractions of the picture.
+        takes_iou: the least IoU of a hit can be chosen.
+    """
+
+    check: Callable[..., None]
+    measure: Callable[..., EvalResult]
+    in_pixels: bool = False
+    takes_iou: bool = True
+
+
+METRICS = {
+    **{
+        method: Metric(
+            partial(voc_metrics.check_metric, method=method), partial(voc_metrics.average_precision, method=method)
+        )
+        for method in voc_metrics.METHODS
+    },
+    "coco": Metric(coco_metrics.check_metric, coco_metrics.coco_average_precision, in_pixels=True, takes_iou=False),
+}
+METHODS = tuple(METRICS)
 READ_EVERY = 32  # batches between two reads of the detections, each of which waits for the device
 
 
@@ -33,7 +61,7 @@ def evaluate(
     classes: Sequence[str],
     options: DetectionOptions = DetectionOptions(),
     *,
-    iou_threshold: float = 0.5,
+    iou_threshold: float | None = None,
     method: str = "area",
     batch_size: int = 8,
     bf16: bool | None = None,
@@ -62,19 +90,16 @@ def evaluate(
         An `EvalResult`.
     """
     classes = tuple(classes)
-    if method == "coco":
-        coco_metrics.check_metric(classes)
-        if not isinstance(dataset, BoxDataset):
-            raise ValueError(f"method 'coco' measures in pixels: it needs a BoxDataset, got {type(dataset).__name__}")
-    else:
-        voc_metrics.check_metric(classes, iou_threshold, method)
+    metric, _ = _checked(method, classes, iou_threshold)
+    if metric.in_pixels and not isinstance(dataset, BoxDataset):
+        raise ValueError(f"method {method!r} measures in pixels: it needs a BoxDataset, got {type(dataset).__name__}")
     detections, targets = detect_all(
         model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
     )
 
     def measure() -> EvalResult:
         found, truth = detections, targets
-        if method == "coco":
+        if metric.in_pixels:
             width, height = dataset.sizes.repeat_interleave(found.counts, 0).T
             found = Packed(found.columns.in_pixels(width, height), found.row_splits)
             truth = dataset.truths
@@ -134,7 +159,7 @@ def score(
     detections: Sequence[tuple[Tensor, Tensor, Tensor]],
     targets: Sequence[Mapping[str, Tensor]],
     classes: Sequence[str],
-    iou_threshold: float = 0.5,
+    iou_threshold: float | None = None,
     method: str = "area",
 ) -> EvalResult:
     """Average precision of detections, by one of `METHODS`.
@@ -142,12 +167,28 @@ def score(
     Args:
         detections, targets, classes: see `ssd.evaluation.voc.average_precision`; for "coco" boxes in pixels, see
             `ssd.evaluation.coco.coco_average_precision`.
-        iou_threshold: smallest IoU that counts as found; of no effect on "coco", which averages over ten.
+        iou_threshold: smallest IoU that counts as found, in (0, 1]; by default 0.5. Not for "coco", which averages over
+            ten.
         method: "area" or "11point" of Pascal VOC, or "coco".
 
     Returns:
         An `EvalResult`; of "coco" a `CocoResult`.
     """
-    if method == "coco":
-        return coco_metrics.coco_average_precision(detections, targets, classes)
-    return voc_metrics.average_precision(detections, targets, classes, iou_threshold, method)
+    metric, chosen = _checked(method, classes, iou_threshold)
+    return metric.measure(detections, targets, classes, **chosen)
+
+
+def _checked(method: str, classes: Sequence[str], iou_threshold: float | None) -> tuple[Metric, dict[str, float]]:
+    """The metric of a method and the least IoU that it takes, if it takes one.
+
+    Raises:
+        ValueError: an unknown method, or the method cannot measure these classes or take this IoU.
+    """
+    if method not in METRICS:
+        raise ValueError(f"method must be one of {', '.join(METRICS)}, got {method!r}")
+    metric = METRICS[method]
+    if iou_threshold is not None and not metric.takes_iou:
+        raise ValueError(f"iou_threshold cannot be chosen for the method {method!r}, got {iou_threshold}: leave it out")
+    chosen = {"iou_threshold": 0.5 if iou_threshold is None else iou_threshold} if metric.takes_iou else {}
+    metric.check(tuple(classes), **chosen)
+    return metric, chosen

@@ -19,9 +19,10 @@ from ssd.data.shapes import write_shapes
 from ssd.detection import unpad
 from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
+from ssd.runtime.device import pick_device, place
 from ssd.runtime.files import naming
-from ssd.weights.checkpoint import read
-from ssd.weights.loading import load_weights
+from ssd.weights.checkpoint import build_model
+from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions
 
 __all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]
@@ -64,6 +65,7 @@ class Exported:
 
     def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], metadata: Metadata) -> None:
         self.program, self.metadata = program, metadata
+        self.input_size = metadata.input_size
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -147,12 +149,18 @@ def export(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, yet {path.name} was to be written there")
 
-    model, classes = load_weights(source, device=device)
+    checkpoint = open_weights(source)
+    model = place(build_model(checkpoint, source), pick_device(device)).eval()
     program = DetectionProgram(model, options)
-    metadata = Metadata(format, classes, options, input_dtype, model.priors_cxcy.device.type)
+    metadata = Metadata(
+        format, tuple(checkpoint["classes"]), options, model.input_size, input_dtype, model.priors_cxcy.device.type
+    )
+    compared = check is None or len(check) > 0
+    if check is None:
+        check = [folder for folder in checkpoint.get("settings", {}).get("data", ()) if Path(folder).is_dir()]
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        compared = check is None or len(check) > 0
-        images = _pictures(source, check, Path(folder) / "shapes") if compared else None  # before the long work
+        # before the long work
+        images = _pictures(check, model.input_size, Path(folder) / "shapes") if compared else None
         temporary = Path(folder, "export", path.name)
         temporary.parent.mkdir()
         with naming(path):
@@ -161,7 +169,7 @@ def export(
             _compare(program, load(temporary), images)
         if int8 is not None:
             metadata = replace(metadata, precision="int8")
-            calibration = _read(_few(Path(int8), N_CALIBRATION))
+            calibration = _read(_few(Path(int8), N_CALIBRATION), model.input_size)
             with naming(path):
                 form.quantize(temporary, calibration, metadata)
             load(temporary)
@@ -182,20 +190,15 @@ def _require(format: str) -> None:
         raise ImportError(f"{format} needs {', '.join(missing)}: pip install 'ssd-ext[{format}]'")
 
 
-def _pictures(source: str | os.PathLike[str], given: Sequence[str | os.PathLike[str]] | None, scratch: Path) -> Tensor:
-    """(n, 3, 300, 300) uint8: pictures that were given, trained on or, for want of these, drawn; at least 2."""
-    if given:
-        paths = [file for path in given for file in _few(Path(path))]
-    else:
-        settings = read(source).get("settings", {}) if Path(source).is_file() else {}
-        paths = [file for folder in settings.get("data", ()) if Path(folder).is_dir() for file in _few(Path(folder))]
-        paths = paths or _few(write_shapes(scratch, N_CHECKED, 0))
-    images = _read(paths)
+def _pictures(places: Sequence[str | os.PathLike[str]], input_size: int, scratch: Path) -> Tensor:
+    """(n, 3, input_size, input_size) uint8: pictures of files and folders or, if there are none, drawn; at least 2."""
+    paths = [file for path in places for file in _few(Path(path))] or _few(write_shapes(scratch, N_CHECKED, 0))
+    images = _read(paths, input_size)
     return images if len(images) > 1 else images.repeat(2, 1, 1, 1)
 
 
-def _read(paths: Sequence[Path]) -> Tensor:
-    prepare = EvalTransform()
+def _read(paths: Sequence[Path], input_size: int) -> Tensor:
+    prepare = EvalTransform(input_size)
     return torch.stack([prepare(PictureFile(path)) for path in paths])
 
 

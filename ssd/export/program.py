@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd.detection import bounded
-from ssd.networks.ssd300 import IMAGE_SIZE, IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 
 InputDtype = Literal["uint8", "float32"]
@@ -35,9 +35,9 @@ class Metadata:
         format: a name of `ssd.export.FORMATS`.
         classes: the C-1 names without background; label i is `classes[i - 1]`.
         options: of the detection, fixed in the file.
+        input_size: side of the images in pixels.
         input_dtype: of the images: "uint8", or "float32" in 0..1.
         device: type of the device that the program runs on, such as "cpu".
-        input_size: side of the images in pixels.
         precision: of the convolutions.
         version: of this package.
     """
@@ -45,9 +45,9 @@ class Metadata:
     format: str
     classes: tuple[str, ...]
     options: DetectionOptions
+    input_size: int
     input_dtype: InputDtype = "uint8"
     device: str = "cpu"
-    input_size: int = IMAGE_SIZE
     precision: Precision = "float32"
     version: str = our_version()
 
@@ -87,8 +87,9 @@ class DetectionProgram(nn.Module):
         self.to(model.priors_cxcy.device).eval()
 
     def example(self, dtype: InputDtype) -> Tensor:
-        """Images (2, 3, 300, 300) of zeros, for a tracer; some formats keep them."""
-        return torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=getattr(torch, dtype), device=self.mean.device)
+        """Images (2, 3, size, size) of zeros, for a tracer; some formats keep them."""
+        size = self.model.input_size
+        return torch.zeros(2, 3, size, size, dtype=getattr(torch, dtype), device=self.mean.device)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detects in a batch of pictures.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,15 @@ from ssd_ext import DetectionOptions, postprocess_detections
 SHOWN = DetectionOptions(min_score=0.2)  # of detections that are to be looked at, not measured
 
 Predict = Callable[[Tensor], tuple[Tensor, ...]]  # from prepared pictures to what `predict_padded` gives
+
+
+class Program(Protocol):
+    """A detector without options, such as `ssd.export.load` gives."""
+
+    input_size: int  # side of the images in pixels
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Prepared images (B, 3, input_size, input_size) uint8 to what `predict_padded` gives."""
 
 
 class Detection(NamedTuple):
@@ -103,16 +112,18 @@ class Detector:
     """A trained network, the names of its classes, and which detections are wanted. Threads may share it.
 
     Args:
-        model, options, bf16: see `predictor`.
+        model: the network, or a `Program`, which has its own options.
+        options, bf16: see `predict_padded`.
         classes: the C-1 names without background; label i is `classes[i - 1]`.
 
     Attributes:
+        prepare: from a picture to the pixels that `predict` takes.
         predict: from prepared pictures to padded detections, as `ssd.evaluation.evaluate.evaluate` takes it.
     """
 
     def __init__(
         self,
-        model: SSD300 | Predict,
+        model: SSD300 | Program,
         classes: Sequence[str],
         options: DetectionOptions = DetectionOptions(),
         *,
@@ -122,7 +133,7 @@ class Detector:
         self.classes = tuple(classes)
         self.options = options
         self.predict = predictor(model, options, bf16=bf16)
-        self._prepare = EvalTransform()
+        self.prepare = EvalTransform(model.input_size)
 
     @classmethod
     def load(
@@ -238,7 +249,7 @@ class Detector:
     def _read(self, image: AnyImage) -> tuple[Picture, Tensor]:
         """The picture, and its pixels in the network's size."""
         picture = as_picture(image)
-        return picture, self._prepare(picture)
+        return picture, self.prepare(picture)
 
     def _detect(self, batch: Sequence[tuple[Picture, Tensor]]) -> list[Detections]:
         padded = self.predict(torch.stack([pixels for _, pixels in batch]))

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ssd.detection import detect
 from ssd.networks.priors import PriorSpec, find_spec, make_priors
 
-IMAGE_SIZE = 300
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels), a pool after each
@@ -158,6 +157,7 @@ class SSD300(nn.Module):
             trained elsewhere. `forward` takes images normalised as for ImageNet all the same, and normalises them anew.
 
     Attributes:
+        input_size: side of the images in pixels, 300; also of the class.
         config: plain dict of these arguments; `SSD300(**config)` is the same network with other parameters.
         priors_cxcy: (P, 4) float32 cxcywh in fractions of the image; not in the state dict.
 
@@ -167,6 +167,8 @@ class SSD300(nn.Module):
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.1, figure 2 and section 3; for batch norm, Zhu et
     al., ScratchDet, arXiv 1810.08425, section 3.1.
     """
+
+    input_size = 300
 
     def __init__(
         self,
@@ -243,8 +245,8 @@ class SSD300(nn.Module):
         Raises:
             ValueError: the images have another shape.
         """
-        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            expected = f"(B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), for which the priors are laid out"
+        if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
+            expected = f"(B, 3, {self.input_size}, {self.input_size}), for which the priors are laid out"
             raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
         if self.input_scale is not None:  # not folded into conv1_1, whose zero padding comes after it
             images = torch.addcmul(self.input_shift, images, self.input_scale)

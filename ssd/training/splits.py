@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
+from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings
 
 WORDS = {  # the kind of a split by the word that its name begins with; the first of a kind is preferred
@@ -43,13 +44,14 @@ def open_sets(settings: Settings) -> Sets:
     Raises:
         FileNotFoundError, ValueError: see `ssd.data.open_dataset`.
     """
+    input_size = SSD300.input_size
     names = _choose(settings)
     split, val_split, test_split = names["split"], names["val_split"], names["test_split"]
-    augment = AUGMENTATIONS[settings.augment](flips=settings.flips)
+    augment = AUGMENTATIONS[settings.augment](input_size, flips=settings.flips)
     whole = train = open_dataset(settings.data, split, settings.classes, augment)
 
     def unaugmented(data: tuple[str, ...], split: str | None) -> BoxDataset:
-        return open_dataset(data, split, whole.classes, EvalTransform(), keep_crowds=True)
+        return open_dataset(data, split, whole.classes, EvalTransform(input_size), keep_crowds=True)
 
     val, notes = None, list(whole.dropped)
     if settings.val_data or val_split:
@@ -58,7 +60,7 @@ def open_sets(settings: Settings) -> Sets:
     elif settings.held_out and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n = min(max(1, round(settings.held_out * len(order))), len(order) - 1)
-        val = Subset(whole.view(EvalTransform(), keep_crowds=True), sorted(order[:n]))
+        val = Subset(whole.view(EvalTransform(input_size), keep_crowds=True), sorted(order[:n]))
         train = Subset(whole, sorted(order[n:]))
     test = None
     if test_split:

@@ -55,7 +55,7 @@ def report(
     """
     measured = {"held out": sets.val, "test": sets.test}
     if sets.val is not None:
-        measured["seen"] = _unaugmented(sets.train, len(sets.val))
+        measured["seen"] = _unaugmented(sets.train, len(sets.val), model.input_size)
     how = {"bf16": settings.bf16, "workers": workers, "quiet": True, "ranks": ranks}
     found = {name: detect_all(model, dataset, **how) for name, dataset in measured.items() if dataset is not None}
     return ranks.from_first(lambda: _tell(found, sets, out))
@@ -130,10 +130,10 @@ def _draw(
     return len(sheets)
 
 
-def _unaugmented(train: Dataset, at_most: int) -> Dataset:
+def _unaugmented(train: Dataset, at_most: int, input_size: int) -> Dataset:
     """Some pictures of a training set, as a network sees them when it detects."""
     data, indices = (train.dataset, train.indices) if isinstance(train, Subset) else (train, range(len(train)))
-    return Subset(data.view(EvalTransform()), indices[:: math.ceil(len(indices) / max(1, at_most))])
+    return Subset(data.view(EvalTransform(input_size)), indices[:: math.ceil(len(indices) / max(1, at_most))])
 
 
 def _weakest(result: EvalResult | None) -> str | None:

@@ -41,7 +41,7 @@ def load_weights(
         ValueError: the file is none of those, the names are not as many as the classes, or the device cannot be used.
         OSError: the download failed.
     """
-    checkpoint = _as_checkpoint(_open(source), source)
+    checkpoint = open_weights(source)
     names = tuple(checkpoint["classes"])
     if classes is not None and len(classes) != len(names):
         raise ValueError(f"{source}: has {len(names)} classes, got {len(classes)} names")
@@ -51,6 +51,22 @@ def load_weights(
         first.data = first.data.flip(1)
     model = place(model, pick_device(device)).eval()
     return model, names if classes is None else tuple(classes)
+
+
+def open_weights(source: str | PathLike[str]) -> dict[str, Any]:
+    """The checkpoint in a file of this project or of another, from which `build_model` makes the network.
+
+    Args:
+        source: see `load_weights`.
+
+    Returns:
+        what `load_checkpoint` gives: "config", "model" and "classes", and what else a file of this project holds, such
+        as "settings" of the run. Tensors are on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: see `load_weights`.
+    """
+    return _as_checkpoint(_open(source), source)
 
 
 def initial_model(n_classes: int, source: str | None = None, **config: Any) -> SSD300:
