@@ -25,6 +25,7 @@ from ssd.export.program import missing_rows
 from ssd.inference.detector import Detector, predict_padded
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")
@@ -193,17 +194,18 @@ def test_few_pictures_are_from_all_over_a_folder(tmp_path):
 
 
 def test_what_is_compared(weights, shapes, tmp_path):
-    few = exporting._pictures(weights, None, tmp_path / "a")
+    few = exporting._pictures([], 300, tmp_path / "a")
     assert few.shape == (exporting.N_CHECKED, 3, 300, 300)
     (picture, *_) = sorted((shapes / "JPEGImages").iterdir())
     assert torch.equal(
-        exporting._pictures(weights, [picture], tmp_path / "b"),
+        exporting._pictures([picture], 300, tmp_path / "b"),
         EvalTransform(300)(PictureFile(picture)).repeat(2, 1, 1, 1),
     )
     trained = tmp_path / "trained.pt"
     for data, n in ((shapes, 3), (tmp_path / "gone", exporting.N_CHECKED)):
         save_checkpoint(trained, load_weights(weights)[0], CLASSES, settings={"data": [str(data)]})
-        assert len(exporting._pictures(trained, None, tmp_path / f"c{n}")) == n
+        places = exporting._trained_on(open_weights(trained))
+        assert len(exporting._pictures(places, 300, tmp_path / f"c{n}")) == n
 
 
 def test_detect_and_eval_take_a_file(weights, shapes, tmp_path, capsys):

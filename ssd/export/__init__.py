@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -156,11 +156,10 @@ def export(
         format, tuple(checkpoint["classes"]), options, model.input_size, input_dtype, model.priors_cxcy.device.type
     )
     compared = check is None or len(check) > 0
-    if check is None:
-        check = [folder for folder in checkpoint.get("settings", {}).get("data", ()) if Path(folder).is_dir()]
+    places = _trained_on(checkpoint) if check is None else check
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         # before the long work
-        images = _pictures(check, model.input_size, Path(folder) / "shapes") if compared else None
+        images = _pictures(places, model.input_size, Path(folder) / "shapes") if compared else None
         temporary = Path(folder, "export", path.name)
         temporary.parent.mkdir()
         with naming(path):
@@ -188,6 +187,11 @@ def _suffix(path: str | os.PathLike[str]) -> str:
 def _require(format: str) -> None:
     if missing := [name for name in FORMATS[format].modules if find_spec(name) is None]:
         raise ImportError(f"{format} needs {', '.join(missing)}: pip install 'ssd-ext[{format}]'")
+
+
+def _trained_on(checkpoint: dict[str, Any]) -> list[str]:
+    """The folders of pictures that a checkpoint was trained on and that still exist."""
+    return [folder for folder in checkpoint.get("settings", {}).get("data", ()) if Path(folder).is_dir()]
 
 
 def _pictures(places: Sequence[str | os.PathLike[str]], input_size: int, scratch: Path) -> Tensor:
