@@ -1,39 +1,43 @@
-"""What several ops know of boxes: dtypes, overlap, corners."""
+"""Functions of boxes that several ops share: dtypes, overlap, corners."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Of the offsets of centres and of sizes, as in the code of the paper.
+# The variances of the offsets of centres and of sizes, as in the code of the paper.
 CENTER_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which ops compute: float64 if a tensor is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def floating(boxes: Tensor) -> Tensor:
-    """Integer boxes in float32, in which they are computed."""
+    """The boxes; integer boxes are converted to float32, in which they are computed."""
     return boxes if boxes.is_floating_point() else boxes.float()
 
 
 def promote(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one floating dtype, so that kernels see a single one."""
+    """Both tensors in one floating dtype, because kernels take boxes of a single dtype."""
     a, b = floating(a), floating(b)
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype), b.to(dtype)
 
 
 def rounded_down(threshold: float, dtype: torch.dtype) -> float:
-    """The largest number of a dtype that is not greater: a number of that dtype exceeds both or neither."""
+    """The largest number of the dtype that is <= threshold.
+
+    A number of that dtype is greater than the result if and only if it is greater than the threshold.
+    """
     exact = torch.tensor(threshold, dtype=torch.float64)
     rounded = exact.to(dtype)
     return float(rounded if not rounded > exact else rounded.nextafter(rounded.new_tensor(-torch.inf)))
 
 
 def in_range(limit: float, dtype: torch.dtype) -> float:
-    """The number, or the largest or smallest one of a dtype in which it would be infinite."""
+    """The limit, clamped to the finite range of the dtype."""
     info = torch.finfo(dtype)
     return min(max(limit, info.min), info.max)
 
@@ -44,7 +48,7 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """IoU and union of xyxy boxes that broadcast against each other; width and height of the intersection."""
+    """IoU and union of xyxy boxes that broadcast, then width and height of their intersection."""
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
     width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0)

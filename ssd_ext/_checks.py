@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises a ValueError that names the argument and what it was."""
+"""Checks of arguments: each raises a ValueError that names the argument and the value it got."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def describe(tensor: Tensor) -> str:
 
 
 def is_floating(tensor: Tensor) -> bool:
-    """Of a dtype that kernels compute with: those of 8 bits are not."""
+    """Whether the dtype is floating and kernels accept it: they accept no 8-bit floats."""
     return tensor.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -26,7 +26,7 @@ def is_integer(tensor: Tensor) -> bool:
 
 def check_boxes(name: str, boxes: Tensor) -> None:
     if boxes.dim() != 2 or boxes.shape[1] != 4 or not (is_floating(boxes) or is_integer(boxes)):
-        raise ValueError(f"{name} must be (n, 4) numbers, got {describe(boxes)}")
+        raise ValueError(f"{name} must be (n, 4) floating or integer, got {describe(boxes)}")
 
 
 def check_predictions(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor) -> None:
@@ -35,13 +35,16 @@ def check_predictions(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: 
         raise ValueError(f"pred_logits must be (B, P, C) floating with C >= 1, got {describe(pred_logits)}")
     expected = (*pred_logits.shape[:2], 4)
     if tuple(pred_offsets.shape) != expected or not is_floating(pred_offsets):
-        raise ValueError(f"pred_offsets must be {expected} floating as pred_logits is, got {describe(pred_offsets)}")
+        raise ValueError(f"pred_offsets must be {expected} floating to match pred_logits, got {describe(pred_offsets)}")
     if pred_logits.shape[1] != len(priors_cxcywh):
         raise ValueError(f"pred_logits has {pred_logits.shape[1]} priors, priors_cxcywh has {len(priors_cxcywh)}")
 
 
 def check_devices(**tensors: Tensor) -> None:
-    """One device for all; and no tangent, which would get lost without a word."""
+    """Checks that all tensors are on one device, and that none has a tangent (RuntimeError).
+
+    A tangent would be dropped without an error.
+    """
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:
@@ -49,11 +52,14 @@ def check_devices(**tensors: Tensor) -> None:
     if not torch.compiler.is_compiling():
         for name, tensor in tensors.items():
             if unpack_dual(tensor).tangent is not None:
-                raise RuntimeError(f"{name} has a tangent: the ops have no forward-mode derivatives")
+                raise RuntimeError(f"{name} has a tangent: forward-mode differentiation is not supported")
 
 
 def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
-    """On the CPU always, elsewhere (a copy to the host) when asked; never of fake ones or in a traced graph."""
+    """Whether the values are checked: always on the CPU, elsewhere with `check`, since that copies to the host.
+
+    The values of fake tensors are never checked, and no values while a graph is traced.
+    """
     traced = torch.compiler.is_compiling() or is_fake(tensor) or get_proxy_mode() is not None
     return (tensor.device.type == "cpu" or check) and not traced
 
@@ -66,7 +72,7 @@ def check_row_splits(row_splits: Tensor, n_boxes: int, batch: int | None = None,
     if values_can_be_read(row_splits, check):
         values = row_splits.tolist()
         if values[0] != 0 or values[-1] > n_boxes or values != sorted(values):
-            raise ValueError(f"row_splits must rise from 0 to at most {n_boxes}, the number of boxes, got {values}")
+            raise ValueError(f"row_splits must rise from 0 to at most {n_boxes} (the number of boxes), got {values}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -101,13 +107,13 @@ class Options(Protocol):
 
 
 def choices_of(options: type[NamedTuple]) -> dict[str, tuple[str, ...]]:
-    """The values that a field may have, of every field that has a choice."""
+    """Field name -> allowed values, for every field whose type is a Literal."""
     hints = get_type_hints(options)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
 def check_options(options: Options, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:
-    """Choices (see `choices_of`), variances, and the named fields, which may not be negative."""
+    """Checks the choices (see `choices_of`), the variances, and that no field in `not_negative` is negative."""
     for name, allowed in choices.items():
         check_choice(name, getattr(options, name), allowed)
     check_not_negative(**{name: getattr(options, name) for name in not_negative})

@@ -1,4 +1,4 @@
-"""What is installed here: versions, which kernels exist for which device, and why one is missing."""
+"""The installation: versions, which kernels exist for which device, and why a library is missing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _version(package: str) -> str:
 
 
 def info() -> Info:
-    """Versions, which kernels exist for which device, and why one is missing; `print(ssd_ext.info())` shows a table."""
+    """Versions, the kernels of each device, and why a library is missing; `print(ssd_ext.info())` shows a table."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return Info(
         versions={

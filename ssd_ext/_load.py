@@ -1,10 +1,12 @@
-"""Loads the compiled libraries: not built -> plain PyTorch, said once; built but broken -> said with the reason.
+"""Loads the compiled libraries.
 
-A broken CPU library is an error. A broken CUDA library is a warning: it depends on more than torch, and the CPU library
-goes on working without it.
+If a library is not built, its ops run on plain PyTorch, and one warning says so. If the CPU library is built but
+broken, that is an error with the reason. If the CUDA library is broken, that is a warning with the reason: it depends
+on more than torch, and the CPU library works without it.
 
 SSD_EXT_BACKEND chooses: `auto` (the default: compiled kernels where they are built), `python` (plain PyTorch only,
-for comparing or for ruling the kernels out) or `cpp` (the CPU library must be there, and no library may be broken).
+to compare it with the kernels or to rule them out) or `cpp` (the CPU library must be there, and no library may be
+broken).
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import torch
 
 BACKENDS = ("auto", "python", "cpp")
 _REBUILD = "rebuild it (pip install --no-build-isolation --force-reinstall --no-deps .) or set SSD_EXT_BACKEND=python"
-_HOW_TO_BUILD = "build it with `SSD_EXT_BUILD={0} pip install --no-build-isolation .`, which tells what is missing"
+_HOW_TO_BUILD = "build it with `SSD_EXT_BUILD={0} pip install --no-build-isolation .` (it reports what is missing)"
 
 #: Why the library of a device ("cpu", "cuda") is not in use; None where it is loaded.
 missing: dict[str, str | None] = {}
 
 
 def backend() -> str:
-    """The backend asked for by the environment variable SSD_EXT_BACKEND."""
+    """The value of the environment variable SSD_EXT_BACKEND, `auto` by default. Raises ImportError for others."""
     name = os.environ.get("SSD_EXT_BACKEND", "auto")
     if name not in BACKENDS:
         raise ImportError(f"SSD_EXT_BACKEND={name!r}: expected one of {', '.join(BACKENDS)}")
@@ -32,7 +34,7 @@ def backend() -> str:
 
 
 class BrokenLibrary(ImportError):
-    """A library is built, but cannot be loaded."""
+    """A library is built, but cannot be loaded or belongs to another version."""
 
 
 def _load(device: str) -> str | None:
@@ -59,17 +61,17 @@ def is_defined(name: str, schema: str) -> bool:
     defined = getattr(torch.ops.ssd_ext, name, None)
     if defined is not None:
         its, ours = str(defined.default._schema), str(torch._C.parse_schema(f"ssd_ext::{schema}"))
-    elif torch._C._dispatch_has_kernel(f"ssd_ext::{name}"):  # without its schema
+    elif torch._C._dispatch_has_kernel(f"ssd_ext::{name}"):  # kernels, but no schema
         its, ours = "no schema", schema
     else:
         return False
     if its != ours:
-        raise BrokenLibrary(f"the CPU library is of another version: it has {its}, expected: {ours}; {_REBUILD}")
+        raise BrokenLibrary(f"the CPU library is from another version: it has {its}, expected: {ours}; {_REBUILD}")
     return True
 
 
 def load_libraries() -> None:
-    """Loads what is there, once, when `ssd_ext` is imported."""
+    """Loads the libraries that exist; called once, when `ssd_ext` is imported."""
     missing["cpu"] = _load("cpu")
     broken = False
     try:

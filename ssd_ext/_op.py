@@ -1,8 +1,9 @@
-"""One decorator makes an op of a plain-PyTorch function: schema, fallback, fake kernel, gradient policy.
+"""The decorator that makes a plain-PyTorch function an op: schema, fallback, fake kernel, gradient policy.
 
-The plain function is the kernel of every device that has none of its own; the libraries of csrc/ add kernels for CPU
-and CUDA. The dispatcher picks: there is no `if device` anywhere. The CPU library defines the schemas of its ops, so
-that it is of use without Python; where it is not loaded, they are defined here, and where it is, they are compared.
+The plain function is the kernel of every device that has no kernel of its own; the libraries of csrc/ add kernels for
+CPU and CUDA. The dispatcher picks the kernel: there is no `if device` anywhere. The CPU library defines the schemas of
+its ops, so that it can be used without Python. If it is loaded, its schemas are compared with those of the plain
+functions. If it is not loaded, the schemas are defined here.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from ssd_ext._load import is_defined
 
 _LIB = Library("ssd_ext", "FRAGMENT")
 
-_Plain = TypeVar("_Plain", bound=Callable[..., Any])  # any arguments and results: those of the op
+_Plain = TypeVar("_Plain", bound=Callable[..., Any])  # Any: arguments and results differ between ops
 
 #: The arguments of an op in the schema's order. Any: tensors, numbers and strings, in an order that each op knows.
 Arguments = tuple[Any, ...]
 
 
 class Context(Protocol):
-    """What autograd hands to `save` and to `backward` of an op: the one keeps here what the other reads."""
+    """What autograd passes to `save` and to `backward` of an op: `save` stores here what `backward` reads."""
 
     saved_tensors: tuple[Tensor, ...]
     rest: Arguments
@@ -40,7 +41,7 @@ class Context(Protocol):
 #: op name -> schema.
 SCHEMAS: dict[str, str] = {}
 
-#: The ops in plain PyTorch, with the arguments of their schemas, whatever kernels there are: `plain.box_iou(a, b)`.
+#: The ops in plain PyTorch, even where a kernel exists, with the arguments of their schemas: `plain.box_iou(a, b)`.
 plain = SimpleNamespace()
 
 
@@ -48,27 +49,30 @@ def op(
     *,
     fake: Callable[..., Tensor | tuple[Tensor, ...]],
     backward: Callable[..., tuple[Tensor | None, ...] | None] | None = None,
-    save: Callable[[Context, Arguments, Any], None] | None = None,  # Any: a tensor or a tuple of them, by the op
+    save: Callable[[Context, Arguments, Any], None] | None = None,  # Any: one tensor or a tuple of tensors
 ) -> Callable[[_Plain], _Plain]:
-    """Decorates `<name>_plain(...)`, typed in full: defines the op `torch.ops.ssd_ext.<name>` with that fallback.
+    """Decorates `<name>_plain(...)`: defines the op `torch.ops.ssd_ext.<name>` with that function as its fallback.
 
-    A library that has defined it already must have done so with the same schema: BrokenLibrary otherwise.
+    All parameters and the result need type annotations: the schema is made from them. A parameter that is a named tuple
+    becomes one argument of the schema for each of its fields. If a library has defined the op already, both schemas
+    must be equal.
 
-    A named tuple among the parameters stands for its fields, one argument of the schema each.
-
-    Gradient policy: an op with a `backward` is differentiable once, in closed form; every other op is registered as not
-    differentiable, so that its outputs never claim to require a gradient that they cannot give.
+    Gradient policy: an op with a `backward` is differentiable once, in closed form. Every other op is registered as not
+    differentiable, so that its outputs never require a gradient.
 
     Args:
-        fake: takes what the function takes, returns empty outputs of the right shapes and dtypes.
+        fake: takes the arguments of the function; returns empty outputs of the right shapes and dtypes.
         backward: takes ctx and the gradients of the outputs; returns a gradient or None for each argument.
-        save: takes ctx, inputs and output, and keeps what `backward` reads; by default `save_inputs`.
+        save: takes ctx, inputs and output, and stores in ctx what `backward` reads; by default `save_inputs`.
+
+    Raises:
+        BrokenLibrary: a library has defined the op with another schema.
     """
 
     def define(function: _Plain) -> _Plain:
         name = function.__name__.removesuffix("_plain")
         flat = _flat(function, function)
-        # Kernels read plain integers: a size that is traced as a symbol becomes a number.
+        # Kernels take plain integers: a symbolic size becomes a number when it is traced.
         schema = infer_schema(flat, mutates_args=(), op_name=name).replace("SymInt", "int")
         SCHEMAS[name] = schema
         setattr(plain, name, flat)
@@ -76,7 +80,7 @@ def op(
         if not is_defined(name, schema):
             _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         register_fake(qualified, _flat(fake, function), lib=_LIB)
-        # Below a fallthrough, autograd would still record the fallback's own operations.
+        # no_grad, because a fallthrough alone would let autograd record the operations inside the fallback.
         _LIB.impl(name, flat if backward else torch.no_grad()(flat), "CompositeExplicitAutograd")
         if backward is None:
             _LIB.impl(name, fallthrough_kernel, "Autograd")
@@ -88,15 +92,15 @@ def op(
 
 
 def save_inputs(ctx: Context, inputs: Arguments, output: object) -> None:
-    """Tensors through save_for_backward, numbers and strings as `ctx.rest`, both in the schema's order."""
+    """Saves tensors with save_for_backward, and numbers and strings as `ctx.rest`, both in the schema's order."""
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
     ctx.rest = tuple(x for x in inputs if not isinstance(x, Tensor))
 
 
 def _flat(function: Callable[..., Any], typed: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, taking one by one the fields of every parameter that `typed` declares as a named tuple.
+    """The function with flat arguments: one for each field of every parameter that `typed` declares as a named tuple.
 
-    Arguments that equal their defaults may be missing at the end: the dispatcher leaves them out.
+    Arguments at the end may be missing if they equal their defaults: the dispatcher leaves them out.
     """
     hints = get_type_hints(typed)
     result = hints.pop("return")
@@ -128,5 +132,5 @@ def _flat(function: Callable[..., Any], typed: Callable[..., Any]) -> Callable[.
         for name, hint in types.items()
     ]
     signature = inspect.Signature(parameters, return_annotation=result)
-    flat.__signature__ = signature  # type: ignore[attr-defined]  # what inspect reads; functions do not declare it
+    flat.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it, but function types do not declare it
     return flat

@@ -82,7 +82,7 @@ except ImportError as error:
     print(error)
 """
     message = printed_by(code, SSD_EXT_BACKEND="python")
-    assert message.startswith(f"the CPU library is of another version: it has {its}")
+    assert message.startswith(f"the CPU library is from another version: it has {its}")
     assert "rebuild it" in message
 
 

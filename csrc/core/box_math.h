@@ -1,4 +1,4 @@
-// The formulas of ONE box, for host and device: the only place that has them.
+// The formulas for ONE box, for host and device. No other file repeats them.
 //
 // Every function is written with single + - * / and comparisons, so that the CPU (-ffp-contract=off), the GPU
 // (-fmad=false) and plain PyTorch round at the same places and give the same bits.
@@ -14,7 +14,7 @@
 
 namespace ssd_ext {
 
-// A box in xyxy form. T is the compute type: float or double. Aligned, so that a GPU moves a box at once.
+// A box in xyxy form. T is the compute type: float or double. Aligned, so that a GPU loads and stores a box as a whole.
 template <typename T>
 struct alignas(4 * sizeof(T)) Box {
   using value_type = T;
@@ -35,7 +35,7 @@ struct alignas(4 * sizeof(T)) BoxOffsets {
   T x, y, w, h;
 };
 
-// A box in xyxy form, from either form.
+// The xyxy form of a box in either form.
 template <typename T>
 C10_HOST_DEVICE inline Box<T> corners(const Box<T>& box) {
   return box;
@@ -54,7 +54,7 @@ C10_HOST_DEVICE inline Row load_row(const scalar_t* rows, int64_t i) {
   return {static_cast<T>(row[0]), static_cast<T>(row[1]), static_cast<T>(row[2]), static_cast<T>(row[3])};
 }
 
-// The way back.
+// Stores a Box, CenterBox or BoxOffsets as row i of a contiguous (N, 4) array.
 template <typename Row, typename scalar_t>
 C10_HOST_DEVICE inline void store_row(const Row& row, scalar_t* rows, int64_t i) {
   const auto [a, b, c, d] = row;
@@ -69,7 +69,7 @@ C10_HOST_DEVICE inline Box<T> load_box(const scalar_t* boxes, int64_t i) {
   return load_row<Box<T>>(boxes, i);
 }
 
-// Width times height; negative, infinite or NaN for boxes that are no proper area.
+// Width times height: negative, infinite or NaN if the box is inverted, infinite or NaN.
 template <typename T>
 C10_HOST_DEVICE inline T area(const Box<T>& box) {
   return (box.x1 - box.x0) * (box.y1 - box.y0);
@@ -80,10 +80,10 @@ struct Overlap {
   T inter, uni;  // areas of the intersection, at least 0, and of the union
 };
 
-// Intersection and union of two boxes with the areas given.
+// Intersection and union of two boxes whose areas are given.
 //
 // A NaN coordinate may get lost in the comparisons below, but it makes the area and so the union NaN. An
-// inverted side gives an overlap of at most 0, also where two inverted sides give a positive area.
+// inverted side gives an overlap of at most 0, even if the box has two inverted sides and so a positive area.
 template <typename T>
 C10_HOST_DEVICE inline Overlap<T> overlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T left = a.x0 > b.x0 ? a.x0 : b.x0;
@@ -96,7 +96,7 @@ C10_HOST_DEVICE inline Overlap<T> overlap(const Box<T>& a, T area_a, const Box<T
   return {inter, (area_a + area_b) - inter};
 }
 
-// Intersection over union of two boxes with the areas given; 0 where the intersection or the union is not positive.
+// Intersection over union of two boxes whose areas are given; 0 where the intersection or the union is not positive.
 template <typename T>
 C10_HOST_DEVICE inline T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const Overlap<T> both = overlap(a, area_a, b, area_b);
@@ -105,16 +105,16 @@ C10_HOST_DEVICE inline T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_
   return positive ? both.inter / both.uni : T(0);
 }
 
-// False only if the IoU is not greater than a threshold >= 0: decides most pairs without a division.
+// If false, the IoU is not greater than the threshold (>= 0). Decides most pairs without a division.
 //
-// A rounded quotient above the threshold is above it before it is rounded too, hence inter > threshold * uni,
-// and rounding this product cannot make it greater than inter.
+// If the rounded quotient is above the threshold, so is the exact one, hence inter > threshold * uni. Rounding this
+// product cannot make it greater than inter.
 template <typename T>
 C10_HOST_DEVICE inline bool iou_may_exceed(const Overlap<T>& both, T threshold) {
   return (both.inter > T(0)) & (both.inter >= threshold * both.uni);
 }
 
-// Whether a kept box suppresses another: whether their IoU is greater than the threshold.
+// Whether a kept box suppresses another box, that is, whether their IoU is greater than the threshold.
 template <typename T>
 C10_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& box, T threshold) {
   // Every IoU is greater than a negative number.
@@ -125,7 +125,8 @@ C10_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& box, T 
          iou(kept, kept_area, box, box_area) > threshold;
 }
 
-// On the host: the largest number of T that is not greater than this one. A T exceeds both or neither.
+// On the host: the largest number of type T that is <= threshold. A number of type T is greater than the result if
+// and only if it is greater than the threshold.
 template <typename T>
 T rounded_down(double threshold) {
   const T rounded = static_cast<T>(threshold);
@@ -133,19 +134,19 @@ T rounded_down(double threshold) {
                                                   : rounded;
 }
 
-// What the offsets of centre and size are divided by.
+// The numbers by which encoding divides the offsets of centre and size.
 template <typename T>
 struct Variances {
   T center, size;
 
-  // In the compute type of a kernel.
+  // Converted to the compute type of a kernel.
   template <typename U>
   Variances<U> as() const {
     return {static_cast<U>(center), static_cast<U>(size)};
   }
 };
 
-// The offsets of a box from a prior; those of the size are not finite for a box without width or height.
+// The offsets of a box from a prior. The offset of the width or height is not finite if the box has none.
 template <typename T>
 C10_HOST_DEVICE inline BoxOffsets<T> encode(const Box<T>& box, const CenterBox<T>& prior,
                                             const Variances<T>& variances) {
@@ -155,8 +156,8 @@ C10_HOST_DEVICE inline BoxOffsets<T> encode(const Box<T>& box, const CenterBox<T
           exact_log((box.y1 - box.y0) / prior.h) / variances.size};
 }
 
-// The box that has these offsets from a prior; the logarithm of its scale is cut at max_log_scale (inf for no
-// limit), a NaN stays.
+// The box that has these offsets from a prior. The logarithm of its scale is cut at max_log_scale (inf: no limit);
+// a NaN stays NaN.
 template <typename T>
 C10_HOST_DEVICE inline Box<T> decode(const BoxOffsets<T>& offsets, const CenterBox<T>& prior,
                                      const Variances<T>& variances, T max_log_scale) {
@@ -169,7 +170,7 @@ C10_HOST_DEVICE inline Box<T> decode(const BoxOffsets<T>& offsets, const CenterB
   return corners(CenterBox<T>{cx, cy, w, h});
 }
 
-// The part of a box in the unit square; a NaN stays, -0 becomes 0.
+// The part of a box in the unit square; a NaN stays NaN, -0 becomes 0.
 template <typename T>
 C10_HOST_DEVICE inline Box<T> clipped(const Box<T>& box) {
   const auto clip = [](T x) { return (x < T(0) ? T(0) : x > T(1) ? T(1) : x) + T(0); };

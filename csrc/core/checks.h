@@ -1,6 +1,6 @@
 // What every op needs from the stable ABI: names, checks of the inputs, dispatch on the dtype.
 //
-// Friendly ValueErrors are raised in Python; a failed check here is a RuntimeError that keeps a direct call
+// The public functions in Python raise ValueErrors. A check that fails here is a RuntimeError: it keeps a direct call
 // of the op from reading out of bounds.
 #pragma once
 
@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::headeronly::toString;
 using torch::stable::Tensor;
 
-// Numbers are computed and returned in float; double stays double.
+// Ops compute and return float, for double inputs double.
 template <typename scalar_t>
 using compute_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
@@ -49,7 +49,7 @@ inline void check_same_dtype(const Tensor& a, const char* a_name, const Tensor& 
                   toString(a.scalar_type()), " and ", toString(b.scalar_type()));
 }
 
-// Two lists of boxes that are compared with each other.
+// Two arrays of boxes that are compared with each other: shapes, devices and dtypes.
 inline void check_boxes_alike(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
   check_boxes(a, a_name);
   check_boxes(b, b_name);
@@ -63,7 +63,7 @@ inline void check_vector(const Tensor& vector, const char* name, int64_t size, S
                   size, ",) ", dtype_name, ", got ", shape_of(vector), " ", toString(vector.scalar_type()));
 }
 
-// What a network predicts: pred_offsets (B, P, 4) and pred_logits (B, P, C), for priors (P, 4).
+// The predictions of a network: pred_offsets (B, P, 4) and pred_logits (B, P, C), for priors (P, 4).
 inline void check_predictions(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh) {
   STD_TORCH_CHECK(pred_logits.dim() == 3 && pred_logits.size(2) >= 1,
                   "pred_logits must have the shape (B, P, C) with C >= 1, got ", shape_of(pred_logits));

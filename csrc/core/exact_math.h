@@ -1,12 +1,12 @@
 // exp and log with the same bits on every machine, for host and device.
 //
-// Libraries differ in the last bits of exp and log, and a kernel that compares scores or losses turns one bit
-// into another index. The float versions here are single + - * and integer operations in a fixed order, so
+// Math libraries differ in the last bits of exp and log. In a kernel that compares scores or losses, one other bit
+// can give another index. The float versions here are single + - * and integer operations in a fixed order, so
 // that the CPU (-ffp-contract=off), vectorised or not, and the GPU (-fmad=false) give the same bits. They have
 // no branches. Error over all floats: below 0.93 ulp (tools/derive_exact_math.py derives the constants and
 // tries every float). exp(0) is 1 and log(1) is 0.
 //
-// double takes the library's functions: close to rounding, not equal to the bit.
+// The double versions call the library: results are equal up to rounding, not to the bit.
 #pragma once
 
 #include <torch/headeronly/macros/Macros.h>
@@ -33,22 +33,22 @@ C10_HOST_DEVICE inline uint32_t bits_of(float x) {
 constexpr float kLn2High = 0.693145752f;
 constexpr float kLn2Low = 1.42860677e-06f;
 constexpr float kLog2E = 1.44269502f;
-// 1.5 * 2^23: the unit of floats of this size is 1. Adding it rounds to a whole number, which then stands in
-// the low bits.
+// 1.5 * 2^23: neighbouring floats of this size differ by 1. Adding it rounds a number to a whole number, which then
+// is in the low bits.
 constexpr float kToWhole = 12582912.0f;
 constexpr uint32_t kToWholeBits = 0x4B400000u;
 
 constexpr uint32_t kInfBits = 0x7F800000u;
 constexpr uint32_t kNanBits = 0x7FC00000u;
 
-// e^x for x from kLeastExp to kLargestExp, NaN for a NaN; anything for other numbers.
+// e^x for x from kLeastExp to kLargestExp, NaN for a NaN; an arbitrary number for any other x.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r) with q of degree 4. The factor 2^n is
 // multiplied in two halves, since one float cannot hold 2^128 or 2^-150.
-constexpr float kLeastExp = -104.0f;   // below, e^x is less than half of the smallest subnormal number
-constexpr float kLargestExp = 89.0f;  // above, e^x is above the largest number
+constexpr float kLeastExp = -104.0f;   // for smaller x, e^x is less than half of the smallest subnormal number
+constexpr float kLargestExp = 89.0f;  // for larger x, e^x is above the largest number
 C10_HOST_DEVICE inline float exp_in_range(float x) {
-  constexpr float kBias = 254.0f;  // of the exponents of both halves together
+  constexpr float kBias = 254.0f;  // sum of the biases of both exponents
   const float whole = x * kLog2E + (kToWhole + kBias);
   const float n = whole - (kToWhole + kBias);
   const float high = x - n * kLn2High;
@@ -71,7 +71,7 @@ C10_HOST_DEVICE inline float exact_exp(float x) {
   return x < kLeastExp ? 0.0f : x > kLargestExp ? float_of(kInfBits) : e_x;
 }
 
-// The same for x <= 0 or NaN.
+// exact_exp for x <= 0 or NaN.
 C10_HOST_DEVICE inline float exact_exp_below_1(float x) {
   const float e_x = exp_in_range(x);
   return x < kLeastExp ? 0.0f : e_x;

@@ -9,13 +9,13 @@ namespace ssd_ext {
 constexpr int kPriorLanes = 512;  // the sum over the priors of an image: the threads of its block
 constexpr int kImageLanes = 32;   // the sum over the images: one warp
 
-// The sum on the CPU. A number 0 need not be added: no lane is ever -0.
+// The sum on the CPU. A number 0 need not be added, because no lane is ever -0.
 template <int kLanes>
 class LaneSums {
  public:
   void add(int64_t i, double number) { lanes_[i % kLanes] += number; }
 
-  // The tree: lane i takes lane i + kLanes / 2, then lane i + kLanes / 4, and so on. Ends the sum.
+  // The tree: lane i takes lane i + kLanes / 2, then lane i + kLanes / 4, and so on. No number can be added afterwards.
   double total() {
     for (int half = kLanes / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) lanes_[i] += lanes_[i + half];

@@ -1,8 +1,8 @@
 // The one order of scores and losses, for host and device: value descending, then index ascending.
 //
-// Values become unsigned integers that compare as the values do, and with the index below them they become
-// keys of which no two are equal. Whatever sorts or selects by such keys, in whatever order it works, gives
-// the same answer. Integer operations only: flushing of subnormal numbers to zero changes nothing.
+// Values become unsigned integers that compare as the values do. A key is this integer followed by the index, so no
+// two keys are equal. Therefore every sort or selection by such keys gives the same answer, in whatever order it
+// works. Only integer operations are used: flushing subnormal numbers to zero changes nothing.
 #pragma once
 
 #include <torch/headeronly/macros/Macros.h>
@@ -17,8 +17,8 @@ namespace ssd_ext {
 template <typename T>
 using bits_t = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
 
-// Larger for larger values; -0 equals 0, and all NaN are equal and the largest. Never 0, which stays free
-// for "no value".
+// Larger for larger values; -0 equals 0, and all NaN are equal and the largest. The result is never 0, so 0 can
+// stand for "no value".
 template <typename T>
 C10_HOST_DEVICE inline bits_t<T> ordered_bits(T value) {
   using Bits = bits_t<T>;

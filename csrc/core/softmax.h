@@ -1,8 +1,8 @@
-// The softmax of ONE row of logits, for host and device: the only place with its formulas.
+// The softmax of ONE row of logits, for host and device. No other file repeats its formulas.
 //
-// A row is read from class 0 upwards, first for its maximum, then for the sum of its exponentials, one after
-// another: a GPU thread that owns a row and a CPU vector that holds the same class of many rows take the same
-// steps. A NaN or +inf in a row makes its sum NaN, as does a row of nothing but -inf.
+// A row is read from class 0 upwards, first for its maximum, then for the sum of its exponentials, which are added one
+// after another. So a GPU thread that owns a row and a CPU vector that holds the same class of many rows take the same
+// steps. The sum is NaN if the row has a NaN or +inf, or if all its logits are -inf.
 #pragma once
 
 #include "core/exact_math.h"
@@ -13,19 +13,19 @@
 
 namespace ssd_ext {
 
-// The maximum so far, after one more logit. A NaN may get lost here; it comes back in the sum.
+// The maximum after one more logit. A NaN may get lost here, but it makes the sum NaN.
 template <typename T>
 C10_HOST_DEVICE inline T larger(T maximum, T logit) {
   return logit > maximum ? logit : maximum;
 }
 
-// Softmax without its denominator: at most 1, and 1 for the largest logit.
+// The numerator of the softmax: at most 1, and 1 for the largest logit.
 template <typename T>
 C10_HOST_DEVICE inline T exp_of_logit(T logit, T maximum) {
   return exact_exp_below_1(logit - maximum);
 }
 
-// 1 / (1 + exp(-logit)), by an exponential that is at most 1.
+// 1 / (1 + exp(-logit)), computed with an exponential that is at most 1.
 template <typename T>
 C10_HOST_DEVICE inline T sigmoid(T logit) {
   const T exponential = exact_exp_below_1(logit > T(0) ? -logit : logit);
@@ -38,9 +38,9 @@ C10_HOST_DEVICE inline T cross_entropy(T true_logit, T maximum, T sum) {
   return exact_log(sum) - (true_logit - maximum);
 }
 
-// False only if exponential / sum is not greater than min_score: decides without a division. The rounded
-// quotient being greater, so is the exact one, and exponential > min_score * sum, which rounding to a
-// floating number cannot carry beyond one.
+// If false, exponential / sum is not greater than min_score. Decides without a division: if the rounded quotient is
+// greater than min_score, so is the exact one, hence exponential > min_score * sum. Rounding this product cannot make
+// it greater than exponential.
 template <typename T>
 C10_HOST_DEVICE inline bool score_may_exceed(T exponential, T sum, T min_score) {
   return exponential >= min_score * sum;
@@ -48,7 +48,7 @@ C10_HOST_DEVICE inline bool score_may_exceed(T exponential, T sum, T min_score) 
 
 template <typename T>
 struct RowSum {
-  T maximum, sum;  // of the logits, and of exp_of_logit
+  T maximum, sum;  // maximum of the logits, sum of exp_of_logit
 };
 
 // logit(c) gives the logit of class c of the row, in the compute type T; n_classes >= 1.

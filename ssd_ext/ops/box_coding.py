@@ -28,19 +28,22 @@ def encode_boxes(
 ) -> Tensor:
     """Offsets of boxes relative to priors, as an SSD network predicts them; the inverse of `decode_boxes`.
 
+    A box (cx, cy, w, h) and a prior (pcx, pcy, pw, ph) give the offsets
     ((cx - pcx) / (pw * cv), (cy - pcy) / (ph * cv), log(w / pw) / sv, log(h / ph) / sv) with the variances cv and sv.
-    Differentiable in the boxes. The logarithm agrees with plain PyTorch's to rounding, everything else to the bit.
+    Differentiable in the boxes. The logarithm agrees with that of plain PyTorch to rounding, everything else to the bit.
 
     Args:
-        boxes: (..., P, 4) xyxy.
-        priors_cxcywh: (P, 4) cxcywh.
-        center_variance, size_variance: what the offsets of centres and sizes are divided by, > 0.
+        boxes: (..., P, 4) xyxy, floating or integer.
+        priors_cxcywh: (P, 4) cxcywh, floating or integer, in the unit of the boxes.
+        center_variance: cv, by which the offsets of the centre are divided, > 0.
+        size_variance: sv, by which the offsets of the size are divided, > 0.
 
     Returns:
-        (..., P, 4); float64 if an input is float64, else float32. A box with w <= 0 or h <= 0 gives inf or NaN there.
+        (..., P, 4) offsets; float64 if an input is float64, else float32. For a box with w <= 0 or h <= 0 the offset
+        of that side is infinite or NaN.
 
     Raises:
-        ValueError: shapes do not fit, the devices differ, or a variance is not positive.
+        ValueError: shapes or dtypes do not fit, the devices differ, or a variance is not positive.
 
     Source:
         Liu et al., SSD (2016), equation 2.
@@ -58,13 +61,16 @@ def decode_boxes(
     size_variance: float = SIZE_VARIANCE,
     max_log_scale: float | None = None,
 ) -> Tensor:
-    """Boxes from predicted offsets; the inverse of `encode_boxes`. Differentiable in the offsets.
+    """Boxes from predicted offsets; the inverse of `encode_boxes`.
+
+    Differentiable in the offsets. exp agrees with that of plain PyTorch to rounding, everything else to the bit.
 
     Args:
-        pred_offsets: (..., P, 4) as `encode_boxes` gives them.
-        priors_cxcywh: (P, 4) cxcywh.
-        center_variance, size_variance: what the offsets of centres and sizes are divided by, > 0.
-        max_log_scale: where given, log(w / pw) and log(h / ph) are cut at this value before exp.
+        pred_offsets: (..., P, 4) offsets in the order and scale of `encode_boxes`, floating or integer.
+        priors_cxcywh: (P, 4) cxcywh, floating or integer.
+        center_variance: see `encode_boxes`, > 0.
+        size_variance: see `encode_boxes`, > 0.
+        max_log_scale: upper limit for log(w / pw) and log(h / ph), applied before exp; None: no limit.
 
     Returns:
         (..., P, 4) xyxy, not clipped to the image; float64 if an input is float64, else float32.
@@ -111,13 +117,13 @@ def encode_boxes_plain(boxes: Tensor, priors_cxcywh: Tensor, center_variance: fl
     low, high = boxes.to(dtype).split(2, dim=-1)
     prior_centre, prior_size = priors_cxcywh.to(dtype).split(2, dim=-1)
     centre = ((low + high) * 0.5 - prior_centre) / (prior_size * center_variance)
-    # A 0-d tensor and not a number: on CUDA PyTorch divides by a number as a multiplication with its inverse.
+    # A 0-d tensor and not a number: on CUDA, PyTorch divides by a number by multiplying with its inverse.
     size = ((high - low) / prior_size).log() / low.new_full((), size_variance)
     return torch.cat([centre, size], dim=-1)
 
 
 def _decode_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """0 in a size that max_log_scale limits."""
+    """The gradient of a size is 0 where max_log_scale limits it."""
     pred_offsets, priors_cxcywh = ctx.saved_tensors
     center_variance, size_variance, max_log_scale = ctx.rest
     dtype = compute_dtype(pred_offsets, priors_cxcywh)

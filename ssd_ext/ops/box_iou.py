@@ -1,4 +1,4 @@
-"""`box_iou`: the overlap of every pair of boxes."""
+"""`box_iou`: intersection over union of every pair of boxes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from ssd_ext._op import Context, op
 
 __all__ = ["box_iou"]
 
-BACKWARD_PAIRS = 1 << 20  # whose gradients are computed at once
+BACKWARD_PAIRS = 1 << 20  # pairs whose gradients are computed at once
 FORMS = ("xyxy", "xywh", "cxcywh")
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Intersection over union of every pair of boxes, as `torchvision.ops.box_iou`.
 
-    A degenerate, inverted, infinite or NaN box has IoU 0 with everything, itself included.
-    Differentiable where the IoU is positive, gradient 0 elsewhere.
+    A degenerate, inverted, infinite or NaN box has IoU 0 with every box, itself included.
+    Differentiable where the IoU is positive; elsewhere the gradient is 0.
 
     Args:
         boxes1: (..., N, 4), floating or integer.
-        boxes2: (..., M, 4), on the same device; further dimensions broadcast.
-        fmt: form of the boxes, "xyxy", "xywh" (corner and size) or "cxcywh". Rotated boxes are not supported.
+        boxes2: (..., M, 4), floating or integer, on the same device; leading dimensions broadcast.
+        fmt: form of the boxes: "xyxy", "xywh" (corner and size) or "cxcywh". Rotated boxes are not supported.
 
     Returns:
         (..., N, M) in [0, 1]; float64 if a box tensor is float64, else float32.
 
     Raises:
-        ValueError: a shape is not (..., n, 4), batches do not fit, fmt is unknown, or the devices differ.
+        ValueError: a shape is not (..., n, 4), a dtype is neither floating nor integer, leading dimensions do not
+            broadcast, fmt is unknown, or the devices differ.
     """
     check_choice("fmt", fmt, FORMS)
     both = {"boxes1": boxes1, "boxes2": boxes2}
@@ -53,7 +54,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
     if fmt == "xyxy":
         return boxes
-    boxes = boxes.to(compute_dtype(boxes))  # the corners of half precision do not fit into it
+    boxes = boxes.to(compute_dtype(boxes))  # half precision would round the corners
     return (
         cxcywh_to_xyxy(boxes) if fmt == "cxcywh" else torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
     )
@@ -64,7 +65,7 @@ def _fake(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """In parts of the first boxes: a pair takes some 20 numbers."""
+    """Takes boxes1 in parts, because each pair needs about 20 numbers."""
     boxes1, boxes2 = ctx.saved_tensors
     step = max(1, BACKWARD_PAIRS // max(1, len(boxes2)))
     parts = [_backward_of(a, boxes2, g) for a, g in zip(boxes1.split(step), grad.split(step), strict=True)]
@@ -73,12 +74,12 @@ def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_of(boxes1: Tensor, boxes2: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """0 where the IoU is 0, shared equally where two sides coincide."""
+    """The gradient is 0 where the IoU is 0, and shared equally where two sides coincide."""
     dtype = compute_dtype(boxes1, boxes2)
     a, b = boxes1.to(dtype)[:, None], boxes2.to(dtype)
     iou, union, width, height = overlap(a, b)
     touching = iou > 0
-    # where, not *: a box that overlaps nothing may have infinite or NaN sides, and its gradient is 0.
+    # torch.where, not *: a box that overlaps nothing may have infinite or NaN sides, and its gradient has to be 0.
     per_union = torch.where(touching, grad / union, 0)
     to_inter = per_union * (1 + iou)  # the union shrinks as the intersection grows
     to_area = -per_union * iou
@@ -86,7 +87,7 @@ def _backward_of(boxes1: Tensor, boxes2: Tensor, grad: Tensor) -> tuple[Tensor, 
     to_height = torch.where(touching, to_inter * width, 0)
     columns_a, columns_b = [], []
     for i, (to_side, sign) in enumerate(((to_width, -1), (to_height, -1), (to_width, 1), (to_height, 1))):
-        # The side of the intersection is the larger of the lower and the smaller of the upper coordinates.
+        # The lower sides of the intersection are the larger of two coordinates, the upper sides the smaller.
         limits = (sign * a[..., i] < sign * b[..., i]).to(dtype) + (a[..., i] == b[..., i]).to(dtype) * 0.5
         columns_a.append((to_side * limits).sum(1) * sign)
         columns_b.append((to_side * (1 - limits)).sum(0) * sign)

@@ -1,4 +1,4 @@
-"""`match_priors`: which object each prior is responsible for."""
+"""`match_priors`: the object that each prior has to predict."""
 
 from __future__ import annotations
 
@@ -21,26 +21,30 @@ _MATCHINGS = get_args(Matching)
 def match_priors(
     boxes: Tensor, row_splits: Tensor, priors_xyxy: Tensor, threshold: float = 0.5, mode: Matching = "per_prior"
 ) -> Tensor:
-    """Assigns to every prior of every image an object or background; no IoU matrix is stored by the kernels.
+    """Assigns every prior of every image to an object or to the background.
 
-    `per_prior`: each prior takes its best object (on equal IoU the lowest index) and is positive if that IoU is
-    >= threshold; then each object whose best IoU is > 0 forces its best prior (on equal IoU the lowest index); of two
-    objects that force one prior, the highest index wins.
-    `bipartite`: the best remaining (object, free prior) pair of all is fixed, again and again (ties: lowest object,
-    then lowest prior), until every object that overlaps a free prior has one of its own; the other priors as above.
+    `per_prior`: each prior takes the object with the highest IoU (ties: lowest index), and is positive if that IoU is
+    >= threshold and > 0. Then each object whose highest IoU is > 0 forces its best prior (ties: lowest index) to match
+    it. If two objects force one prior, the object with the highest index wins.
+    `bipartite`: of all pairs of an object without a prior and a free prior, the pair with the highest IoU is fixed
+    (ties: lowest object, then lowest prior). This is repeated until no such pair has IoU > 0. The other priors take
+    their best object as in `per_prior`.
+
+    The kernels store no IoU matrix.
 
     Args:
-        boxes: (G, 4) xyxy, the objects of all images in a row; rows from row_splits[B] on are padding and ignored.
+        boxes: (G, 4) xyxy, floating or integer, the objects of all images, one image after another; rows from
+            row_splits[B] on are padding and ignored.
         row_splits: (B + 1,) int32; image i owns the rows row_splits[i]:row_splits[i + 1].
-        priors_xyxy: (P, 4) xyxy.
-        threshold: least IoU of a positive prior, in [0, 1].
+        priors_xyxy: (P, 4) xyxy, floating or integer, in the unit of the boxes.
+        threshold: lowest IoU of a positive prior, in [0, 1].
         mode: "per_prior" or "bipartite".
 
     Returns:
-        (B, P) int32: the index of the object inside its image, -1 for background. No objects: all -1.
+        (B, P) int32: the index of the object inside its image, -1 for background. Without objects all are -1.
 
     Raises:
-        ValueError: wrong shape, dtype, device or mode; row_splits (checked on CPU tensors) that fall or leave 0..G.
+        ValueError: wrong shape, dtype, device or mode; row_splits that decrease or leave 0..G (checked on CPU tensors).
 
     Source:
         Liu et al., SSD (2016), section 2.2 "Matching strategy"; `bipartite` is the rule of its Caffe implementation.
@@ -55,7 +59,7 @@ def match_priors(
 
 
 def _best_object(iou: Tensor, image: Tensor, n_images: int) -> tuple[Tensor, Tensor]:
-    """Of every image and prior the highest IoU (B, P), and the lowest row that has it."""
+    """The highest IoU (B, P) of every prior in every image, and the lowest row that has it (B, P)."""
     n_objects, n_priors = iou.shape
     index = image[:, None].expand_as(iou)
     row = torch.arange(n_objects, device=iou.device)[:, None]
@@ -76,7 +80,7 @@ def match_priors_plain(boxes: Tensor, row_splits: Tensor, priors_xyxy: Tensor, t
         return torch.full((n_images, n_priors), -1, dtype=torch.int32, device=boxes.device)
     row = torch.arange(n_objects, device=boxes.device)
     image = torch.bucketize(row, row_splits.long(), right=True) - 1
-    image = torch.where(image < 0, n_images, image)  # padding belongs to one image more, the last
+    image = torch.where(image < 0, n_images, image)  # padding belongs to an extra image at the end
     iou = box_iou_plain(boxes, priors_xyxy)
     best, first = _best_object(iou, image, n_images + 1)
     match = torch.where((best >= threshold) & (best > 0), first, -1)
@@ -84,13 +88,13 @@ def match_priors_plain(boxes: Tensor, row_splits: Tensor, priors_xyxy: Tensor, t
     forced = match.new_full(((n_images + 1) * n_priors,), -1)
     free = iou
     while True:
-        best, prior = free.max(dim=1)  # the first index of several
+        best, prior = free.max(dim=1)  # ties: the first index
         claims = best > 0
         if mode == "bipartite":
-            # A pair that is the best of its object and of its prior comes before all that could take either
-            # from it, so all such pairs are fixed at once. The best pair of all is always one of them.
+            # If a pair is the best of its object and also of its prior, no better pair can use either of them. So
+            # all such pairs are fixed at once. The best of all pairs is always one of them.
             claims &= _best_object(free, image, n_images + 1)[1][image, prior] == row
-        # amax and not an assignment: which of two writes to one place survives would be undefined.
+        # amax, not an assignment: if two objects force one prior, the result of an assignment would be undefined.
         forced = forced.scatter_reduce(0, image * n_priors + prior, torch.where(claims, row, -1), "amax")
         if mode != "bipartite" or not claims.any():
             break

@@ -29,13 +29,13 @@ __all__ = ["LossOptions", "multibox_loss"]
 
 
 class LossOptions(NamedTuple):
-    """How `multibox_loss` matches, mines and measures."""
+    """The options of `multibox_loss`: matching, hard negatives, form of the loss, variances."""
 
-    threshold: Annotated[float, "least IoU of a positive prior"] = 0.5
+    threshold: Annotated[float, "lowest IoU of a positive prior"] = 0.5
     neg_pos_ratio: Annotated[float, "hard negatives per positive"] = 3.0
-    loc_loss: Annotated[Literal["l1", "smooth_l1"], "l1: the tutorial's, smooth_l1: the paper's"] = "l1"
-    matching: Annotated[Matching, "the tutorial's or Caffe's rule, see match_priors"] = "per_prior"
-    min_negatives: Annotated[int, "least hard negatives per picture: learn from empty ones too"] = 0
+    loc_loss: Annotated[Literal["l1", "smooth_l1"], "l1 as in the tutorial, smooth_l1 as in the paper"] = "l1"
+    matching: Annotated[Matching, "per_prior as in the tutorial, bipartite as in Caffe, see match_priors"] = "per_prior"
+    min_negatives: Annotated[int, "fewest hard negatives per picture: above 0, pictures without objects count too"] = 0
     center_variance: Annotated[float, "see encode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see encode_boxes"] = SIZE_VARIANCE
 
@@ -57,27 +57,29 @@ def multibox_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The SSD training loss of a batch: matching, encoding, cross entropy with hard negatives, localisation.
 
-    conf_loss = (cross entropy of the positives + of the selected hard negatives) / n_pos; a negative's mining value is
-    its cross entropy against background. loc_loss `l1`: the mean of |difference| over all 4 * n_pos numbers;
-    `smooth_l1`: the sum of smooth L1 (beta 1) / n_pos, the paper's form. No positives: both are 0 with zero gradients
-    (with `min_negatives` the negatives count, divided by 1). Differentiable once in the predictions.
-    Sums are exact to rounding: backends agree to a relative 1e-5.
+    conf_loss = (cross entropy of the positives + of the selected hard negatives) / n_pos. The hard negatives are the
+    negatives with the largest cross entropy against background. loc_loss `l1` is the mean of |difference| over all
+    4 * n_pos numbers; `smooth_l1` is the sum of smooth L1 (beta 1) / n_pos, as in the paper. Without positives both
+    losses are 0 and have zero gradients; with `min_negatives` the selected negatives still count, divided by 1.
+    Differentiable once, in the predictions. Sums are exact to rounding: backends agree to a relative 1e-5.
 
     Args:
-        pred_offsets: (B, P, 4) predicted offsets.
-        pred_logits: (B, P, C) predicted class logits, class 0 = background.
-        boxes: (G, 4) xyxy, the objects of all images in a row; rows from row_splits[B] on are padding. A degenerate
-            object (w <= 0, h <= 0 or not finite) matches nothing.
-        labels: (G,) int64 in 1..C-1.
+        pred_offsets: (B, P, 4) predicted offsets as of `encode_boxes`, floating.
+        pred_logits: (B, P, C) predicted class logits, floating, class 0 = background.
+        boxes: (G, 4) xyxy, floating or integer, the objects of all images, one image after another; rows from
+            row_splits[B] on are padding. A degenerate object (w <= 0, h <= 0 or not finite) matches nothing.
+        labels: (G,) int64 in 1..C-1, the class of each object.
         row_splits: (B + 1,) int32; image i owns the rows row_splits[i]:row_splits[i + 1].
-        priors_cxcywh: (P, 4) cxcywh.
+        priors_cxcywh: (P, 4) cxcywh, in the unit of the boxes.
         options: see `LossOptions`.
-        priors_xyxy: (P, 4), the corners that matching takes for those of the priors, where they are known to the bit:
-            priors that lie in an object overlap it equally, but for a rounding. None: computed from `priors_cxcywh`.
-        check: check the values of labels and row_splits on CUDA too, at the price of a copy to the host.
+        priors_xyxy: (P, 4) xyxy, floating: the exact corners of the priors, for matching. Priors of one size inside an
+            object have equal IoU with it up to rounding, so the last bits of the corners can decide a match. None:
+            computed from `priors_cxcywh`.
+        check: also check the values of labels and row_splits on CUDA; this costs a copy to the host.
 
     Returns:
-        conf_loss, loc_loss: 0-d, float64 if a prediction is float64, else float32; n_pos: 0-d int64.
+        conf_loss, loc_loss: 0-d, >= 0 (or NaN), float64 if a prediction is float64, else float32; n_pos: 0-d int64,
+        the number of positive priors of the batch.
 
     Raises:
         ValueError: wrong shape, dtype, device or option; a label outside 1..C-1 (checked on CPU tensors).
@@ -92,10 +94,10 @@ def multibox_loss(
     batch = Batch(pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh)
     check_devices(**batch._asdict(), **({} if priors_xyxy is None else {"priors_xyxy": priors_xyxy}))
     if priors_xyxy is not None and (priors_xyxy.shape != priors_cxcywh.shape or not is_floating(priors_xyxy)):
-        expected = f"{tuple(priors_cxcywh.shape)} floating as priors_cxcywh is"
+        expected = f"{tuple(priors_cxcywh.shape)} floating to match priors_cxcywh"
         raise ValueError(f"priors_xyxy must be {expected}, got {describe(priors_xyxy)}")
     check_options(options, _CHOICES, "neg_pos_ratio", "min_negatives")
-    # Boxes and priors in the dtype of the arithmetic; of the predictions only float64 needs the other one to follow.
+    # Boxes and priors take the compute dtype. Predictions are converted only if one of them is float64.
     dtype = compute_dtype(pred_offsets, pred_logits)
     batch = batch._replace(boxes=boxes.to(dtype), priors_cxcywh=priors_cxcywh.to(dtype))
     if dtype == torch.float64:
@@ -116,7 +118,7 @@ def _check_labels(labels: Tensor, row_splits: Tensor, n_boxes: int, n_classes: i
 
 
 class Batch(NamedTuple):
-    """The tensors of `multibox_loss`, as there."""
+    """The tensor arguments of `multibox_loss`, except `priors_xyxy`."""
 
     pred_offsets: Tensor
     pred_logits: Tensor
@@ -127,7 +129,7 @@ class Batch(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """What the backward needs of the forward's results."""
+    """The results of the forward that the backward needs."""
 
     match: Tensor  # (B, P) int32
     selected: Tensor  # (B, P) bool, the hard negatives
@@ -137,7 +139,7 @@ class Matched(NamedTuple):
 def _targets(batch: Batch, match: Tensor) -> tuple[Tensor, Tensor]:
     """The box (B, P, 4) and the class (B, P) that each prior has to predict; zeros for background."""
     row = torch.where(match >= 0, batch.row_splits[:-1, None] + match, len(batch.boxes)).long()
-    # On a GPU nobody has checked the labels: one out of range may not become an index out of range.
+    # On a GPU labels are not checked by default: one out of range must not become an index out of range.
     labels = F.pad(batch.labels.long().clamp(0, batch.pred_logits.shape[-1] - 1), (0, 1))
     return F.pad(batch.boxes, (0, 0, 0, 1))[row], labels[row]
 
@@ -161,7 +163,7 @@ def _no_double_backward(ctx: Context, *grads: Tensor) -> None:
 def multibox_loss_backward_plain(
     grad_conf: Tensor, grad_loc: Tensor, batch: Batch, matched: Matched, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
-    """In closed form, for the priors that count; 0 for all others."""
+    """Gradients in closed form for positives and hard negatives; 0 for all other priors."""
     dtypes = batch.pred_offsets.dtype, batch.pred_logits.dtype
     batch = _in_compute_dtype(batch)
     dtype, n_classes = batch.pred_logits.dtype, batch.pred_logits.shape[-1]
@@ -171,7 +173,7 @@ def multibox_loss_backward_plain(
 
     one_hot = (true_classes[..., None] == torch.arange(n_classes, device=positive.device)).to(dtype)
     to_logits = (batch.pred_logits.softmax(dim=-1) - one_hot) * (grad_conf.to(dtype) / divisor)
-    # where, not *: a gradient of 0 stays 0 next to a logit or a target that is not finite.
+    # torch.where, not *: a gradient of 0 stays 0 even if a logit or a target is not finite.
     to_logits = torch.where((positive | matched.selected)[..., None], to_logits, 0)
 
     variances = options.center_variance, options.size_variance

@@ -12,8 +12,8 @@ from ssd_ext._order import best_first
 
 __all__ = ["batched_nms", "nms"]
 
-# A band of candidates costs a (band, band) matrix of IoUs: large enough to hide the cost of a call, small enough for a
-# cache. The chunk bounds the memory for any number of boxes: band * chunk IoUs, 16 MiB in float32.
+# A band of candidates needs a (band, band) matrix of IoUs: large enough to hide the cost of a call, small enough for a
+# cache. The chunk bounds the memory for any number of boxes: band * chunk IoUs are 16 MiB in float32.
 NMS_BAND = 256
 NMS_CHUNK = 16384
 
@@ -22,29 +22,31 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Greedy non-maximum suppression, as `torchvision.ops.nms`, with a defined order of ties.
 
     Args:
-        boxes: (N, 4) xyxy.
-        scores: (N,) floating; NaN counts as the largest.
-        iou_threshold: a box is dropped if its IoU with a kept one is greater, to the bit (docs/semantics.md).
+        boxes: (N, 4) xyxy, floating or integer.
+        scores: (N,) floating; NaN counts as the largest score.
+        iou_threshold: a box is dropped if its IoU with a better kept box is greater. The IoU is compared with the
+            threshold as given, in float64 (docs/semantics.md).
 
     Returns:
-        (K,) int64: indices of the kept boxes by descending score, ties by lowest index.
+        (K,) int64: indices of the kept boxes by descending score, ties by lowest index; empty without boxes.
 
     Raises:
-        ValueError: shapes do not fit, or the devices differ.
+        ValueError: shapes or dtypes do not fit, or the devices differ.
     """
     _check_scored_boxes(boxes, scores)
     return torch.ops.ssd_ext.nms(floating(boxes), scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` inside each group of boxes of equal `idxs`, as `torchvision.ops.batched_nms`.
+    """`nms` within each group of boxes with equal `idxs`, as `torchvision.ops.batched_nms`.
 
-    Works on groups, not on boxes shifted by their class, so that any ids, negative or huge coordinates and half
-    precision are safe.
+    Boxes are not shifted by their group, so any ids, negative or huge coordinates and half precision are safe.
 
     Args:
-        boxes, scores, iou_threshold: see `nms`; an empty tensor of any shape has no boxes.
-        idxs: (N,) integer: group, usually the class or the (image, class) of each box.
+        boxes: see `nms`; an empty tensor of any shape has no boxes.
+        scores: see `nms`.
+        idxs: (N,) integer: the group of each box, usually its class or its (image, class).
+        iou_threshold: see `nms`.
 
     Returns:
         (K,) int64: indices of the kept boxes of all groups, in the order of `nms`.
@@ -52,13 +54,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.
     """
-    if boxes.dim() != 2 and boxes.numel() == 0:  # no boxes, of any shape, as torchvision takes them
+    if boxes.dim() != 2 and boxes.numel() == 0:  # torchvision takes empty boxes of any shape
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_scored_boxes(boxes, scores)
     if idxs.shape != scores.shape or not is_integer(idxs):
-        raise ValueError(f"idxs must be ({len(scores)},) integer as scores is, got {describe(idxs)}")
+        raise ValueError(f"idxs must be ({len(scores)},) integer to match scores, got {describe(idxs)}")
     check_devices(boxes=boxes, idxs=idxs)
-    idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels know
+    idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels take
     return torch.ops.ssd_ext.batched_nms(floating(boxes), scores, idxs, iou_threshold)
 
 
@@ -70,16 +72,18 @@ def _check_scored_boxes(boxes: Tensor, scores: Tensor) -> None:
 
 
 def suppresses(boxes1: Tensor, idxs1: Tensor, boxes2: Tensor, idxs2: Tensor, iou_threshold: float) -> Tensor:
-    """(..., N, M) bool: box n, if kept, suppresses box m. The threshold is `rounded_down` to the dtype of the boxes."""
+    """(..., N, M) bool: box n, if kept, suppresses box m. The threshold has to be `rounded_down` to their dtype."""
     iou = overlap(boxes1[..., :, None, :], boxes2[..., None, :, :])[0]
     return (idxs1[..., :, None] == idxs2[..., None, :]) & (iou > iou_threshold)
 
 
 def greedy(suppresses: Tensor, alive: Tensor) -> Tensor:
-    """(..., N) bool: which boxes, best first, greedy NMS keeps, given who suppresses whom and who takes part.
+    """(..., N) bool: which boxes greedy NMS keeps; the boxes are sorted, best first.
 
-    A box is kept if no kept box before it suppresses it. Applied to all boxes at once, this rule settles the
-    first box, then all that depend on the first only, and so on; once nothing changes, all are settled.
+    suppresses (..., N, N) says whether one box suppresses another, alive (..., N) which boxes take part. A box is kept
+    if it takes part and no kept box before it suppresses it. Each pass applies this rule to all boxes at once: the
+    first pass settles the first box, the next pass the boxes that depend on settled boxes only, and so on. When a pass
+    changes nothing, all boxes are settled.
     """
     suppresses = suppresses.triu(diagonal=1)
     keep, before = alive, None
@@ -102,7 +106,7 @@ def nms_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 @op(fake=_fake)
 def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     by_score = best_first(scores)
-    # Class after class, so that a band concerns only the rest of its last class: linear in the classes.
+    # Sorted by class, so that a band is compared only with the rest of its last class: linear in the classes.
     order = by_score[idxs[by_score].argsort(stable=True)]
     boxes, idxs = boxes.to(compute_dtype(boxes))[order], idxs[order]
     iou_threshold = rounded_down(iou_threshold, boxes.dtype)

@@ -1,4 +1,4 @@
-"""`postprocess_detections`: from predictions to the objects of each image."""
+"""`postprocess_detections`: turns predictions into the objects of each image."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ssd_ext.ops.nms import NMS_BAND, greedy, suppresses
 
 __all__ = ["DetectionOptions", "postprocess_detections"]
 
-# Images of one sub-batch: as many as have this many bytes of scores together.
+# A sub-batch has as many images as fit into this many bytes of scores, and at least one.
 SCORES_BYTES = 16 << 20
 
 
 class DetectionOptions(NamedTuple):
-    """What `postprocess_detections` keeps; the defaults are the paper's (section 3.1)."""
+    """The options of `postprocess_detections`; the defaults are those of the paper (section 3.1)."""
 
-    min_score: Annotated[float, "candidates have a greater score"] = 0.01
-    max_overlap: Annotated[float, "greatest IoU of two detections of one class"] = 0.45
-    top_k: Annotated[int, "most detections per picture"] = 200
-    pre_nms_top_k: Annotated[int | None, "most candidates per picture and class that enter NMS; None: all"] = None
+    min_score: Annotated[float, "a detection has a score above this"] = 0.01
+    max_overlap: Annotated[float, "highest IoU of two detections of one class"] = 0.45
+    top_k: Annotated[int, "maximum number of detections per picture"] = 200
+    pre_nms_top_k: Annotated[int | None, "maximum number of candidates for NMS per picture and class; None: all"] = None
     center_variance: Annotated[float, "see decode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see decode_boxes"] = SIZE_VARIANCE
-    score: Annotated[Literal["softmax", "sigmoid"], "of a class among all, or of each by itself"] = "softmax"
-    clip: Annotated[bool, "cut boxes at the image, the square from 0 to 1, before NMS"] = False
+    score: Annotated[Literal["softmax", "sigmoid"], "softmax over all classes, or sigmoid of each class"] = "softmax"
+    clip: Annotated[bool, "cut boxes at the edges of the image (the square from 0 to 1) before NMS"] = False
     max_log_scale: Annotated[float | None, "see decode_boxes; None: no limit"] = None
 
 
@@ -43,26 +43,27 @@ def postprocess_detections(
     priors_cxcywh: Tensor,
     options: DetectionOptions = DetectionOptions(),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Detections of a batch from a network's predictions: scores, decoding, per-class NMS, the best of each image.
+    """Detects the objects of each image from predictions: scores, decoding, NMS per class, and the best detections.
 
-    Candidates are all (prior, class >= 1) with a score > min_score; NaN never passes. Inside a class a box is dropped
-    if its IoU with a better kept one (score descending, then lowest prior) is > max_overlap. The best `top_k` of the
-    image are returned (score descending, then lowest class, then lowest prior). Nothing is capped before NMS unless
-    `pre_nms_top_k` is given, and nothing cut at the image unless by `clip`. Scores agree between backends to a relative
-    1e-5.
+    Candidates are all pairs of a prior and a class >= 1 with a score > min_score; NaN never passes. Within a class a
+    candidate is dropped if its IoU with a kept candidate that ranks before it is > max_overlap; they are ranked by
+    descending score, ties by lowest prior. The best `top_k` of the image are returned, by descending score, ties by
+    lowest class, then lowest prior. The number of candidates for NMS is unlimited unless `pre_nms_top_k` is given, and
+    boxes may extend beyond the image unless `clip` is set. Scores agree between backends to a relative 1e-5.
 
     Args:
-        pred_offsets: (B, P, 4) predicted offsets, floating; computed in float32.
-        pred_logits: (B, P, C) predicted class logits, class 0 = background.
-        priors_cxcywh: (P, 4) cxcywh.
+        pred_offsets: (B, P, 4) predicted offsets as of `encode_boxes`, floating; computed in float32.
+        pred_logits: (B, P, C) predicted class logits, floating, class 0 = background; computed in float32.
+        priors_cxcywh: (P, 4) cxcywh, floating or integer.
         options: see `DetectionOptions`.
 
     Returns:
-        boxes (B, top_k, 4) float32 xyxy, labels (B, top_k) int64 in 1..C-1, scores (B, top_k) float32, counts (B,)
-        int32: how many are real. The rest is padding: box 0, label 0, score 0. The shapes do not depend on the data.
+        boxes (B, top_k, 4) float32 xyxy in the unit of the priors, labels (B, top_k) int64 in 1..C-1, scores (B, top_k)
+        float32 in [0, 1], counts (B,) int32: the number of detections of each image. The other rows are padding: box 0,
+        label 0, score 0. The shapes do not depend on the data.
 
     Raises:
-        ValueError: wrong shape, dtype, device or number.
+        ValueError: wrong shape, dtype or device, or an option is out of its range.
 
     Source:
         Liu et al., SSD (2016), section 2.2 "Training objective" (decoding) and section 3 "Inference time".
@@ -75,7 +76,7 @@ def postprocess_detections(
 
 
 def _is_best(scores: Tensor, n: int) -> Tensor:
-    """Mask of the n largest of the last dimension (ties: the lowest index)."""
+    """Mask of the n largest values along the last dimension (ties: lowest index)."""
     smallest = scores.topk(min(max(n, 1), scores.shape[-1])).values[..., -1:]
     above, tied = scores > smallest, scores == smallest
     return above | (tied & (tied.cumsum(dim=-1) <= n - above.sum(dim=-1, keepdim=True)))
@@ -84,14 +85,14 @@ def _is_best(scores: Tensor, n: int) -> Tensor:
 def _detect(
     pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (b, k, 4), labels (b, k) and scores (b, k) of a few images, k <= top_k; label 0 fills up."""
+    """Boxes (b, k, 4), labels (b, k) and scores (b, k) of a few images, k <= top_k; padding has label 0."""
     logits = pred_logits.float()
     scores = logits.sigmoid() if options.score == "sigmoid" else logits.softmax(dim=-1)
     scores = scores[..., 1:].transpose(1, 2)  # (b, C - 1, P)
     passing = scores > options.min_score
     if options.pre_nms_top_k is not None:
         passing = passing & _is_best(torch.where(passing, scores, -1), options.pre_nms_top_k)
-    # In the order of image, class and prior: the stable sorts break ties by it.
+    # nonzero gives them by image, class and prior, and the stable sorts keep this order of ties.
     image, label, prior = passing.nonzero(as_tuple=True)
     score = scores[image, label, prior]
     order = best_first(score)
@@ -106,9 +107,9 @@ def _detect(
     boxes, kept_scores = scores.new_zeros(len(scores), 0, 4), scores.new_zeros(len(scores), 0)
     labels = label.new_zeros(len(scores), 0)
     start = 0
-    # Only better boxes of its own class decide over a box, so all classes are walked together, best first,
-    # and the walk ends as soon as every image has its top_k: this equals NMS of every class followed by the
-    # cut, and is far less work.
+    # Only better boxes of its own class can suppress a box. So all classes are walked together, best first, and
+    # the walk ends as soon as every image has top_k boxes. The result equals NMS of every class followed by the
+    # cut to top_k, with far less work.
     while bool((((labels > 0).sum(dim=1) < options.top_k) & (start < count)).any()):
         rank = start + torch.arange(band, device=scores.device)
         alive = rank < count[:, None]  # (b, band)

@@ -13,19 +13,19 @@ __all__ = ["select_hard_negatives"]
 
 
 def select_hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3, min_negatives: int = 0) -> Tensor:
-    """The negatives with the largest losses, a fixed number of them per positive.
+    """Selects the negatives with the largest losses, a given number per positive.
 
-    Per image k = ceil(ratio * positives), or `min_negatives` if that is more, at most the number of negatives.
+    Each image gets k = ceil(ratio * positives) of them, or `min_negatives` if that is more, at most all its negatives.
     Ties go to the lowest prior index; NaN counts as the largest loss, -0 equals 0.
 
     Args:
-        loss: (B, P) floating.
-        positive: (B, P) bool; these are never selected.
+        loss: (B, P) floating, the loss of each prior.
+        positive: (B, P) bool; positives are never selected.
         ratio: negatives per positive, >= 0.
-        min_negatives: least number of negatives per image.
+        min_negatives: minimum number of negatives per image, >= 0.
 
     Returns:
-        (B, P) bool.
+        (B, P) bool: whether a prior is selected; empty for empty inputs.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or a number is negative.
@@ -36,7 +36,7 @@ def select_hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3, min_
     if loss.dim() != 2 or not is_floating(loss):
         raise ValueError(f"loss must be (B, P) floating, got {describe(loss)}")
     if positive.shape != loss.shape or positive.dtype != torch.bool:
-        raise ValueError(f"positive must be {tuple(loss.shape)} bool as loss is, got {describe(positive)}")
+        raise ValueError(f"positive must be {tuple(loss.shape)} bool to match loss, got {describe(positive)}")
     check_devices(loss=loss, positive=positive)
     check_not_negative(ratio=ratio, min_negatives=min_negatives)
     return torch.ops.ssd_ext.select_hard_negatives(loss, positive, ratio, min_negatives)

@@ -12,7 +12,7 @@ INLINE_IN_CLONES bool is_suppressed_by(const KeptBlock<T>* blocks, int64_t n_blo
   const Box<T> box = candidate;  // a copy stays in registers
   const T box_area = area(box);
   for (const KeptBlock<T>* block = blocks; block < blocks + n_blocks; ++block) {
-    bits_t<T> may = 0;  // as wide as T, so that a vector holds as many of both
+    bits_t<T> may = 0;  // as wide as T, so that a vector holds equally many of both
     for (int64_t j = 0; j < kKeptBlock; ++j) {
       may |= iou_may_exceed(overlap(block->box(j), block->areas[j], box, box_area), threshold);
     }

@@ -8,7 +8,7 @@
 
 namespace ssd_ext {
 
-// The loop over a block is unrolled and vectorised; at most so many tests are in vain.
+// Boxes of a block. The loop over a block is unrolled and vectorised; it makes at most this many unneeded tests.
 constexpr int64_t kKeptBlock = 64;
 
 template <typename T>
@@ -27,13 +27,14 @@ class KeptBoxes {
   }
 
   void push_back(const Box<T>& box) {
-    if (count_ % kKeptBlock == 0) blocks_.push_back({});  // of zeros
+    if (count_ % kKeptBlock == 0) blocks_.push_back({});  // a block of zeros
     blocks_.back().set(count_++ % kKeptBlock, box);
   }
 
   int64_t size() const { return count_; }
 
-  // Whether a kept box suppresses this box: one from number `first` to before `last`, or a few beside them.
+  // Whether one of the kept boxes first..last-1 suppresses this box. Whole blocks are tested, so kept boxes a few
+  // numbers before or after these count too.
   bool suppress(const Box<T>& box, T threshold, int64_t first, int64_t last) const {
     if (threshold < 0) return last > first;  // every IoU is greater
     const int64_t begin = first / kKeptBlock, end = (last + kKeptBlock - 1) / kKeptBlock;

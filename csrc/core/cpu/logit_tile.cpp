@@ -17,7 +17,7 @@ namespace {
 #ifdef HAS_SHUFFLES
 using Vector = float __attribute__((vector_size(16)));
 
-// tile[c][row] of four rows and four classes: a turn in registers, three times as fast as number by number.
+// Fills tile[c][row] for four rows and four classes: transposed in registers, 3 times as fast as number by number.
 inline void load_4x4(const float* const* rows, int64_t c, float* tile) {
   Vector r[4];
   for (int i = 0; i < 4; ++i) std::memcpy(&r[i], rows[i] + c, sizeof r[i]);

@@ -1,7 +1,7 @@
-// The softmax of many rows of logits at once on the CPU: see softmax.h for that of one.
+// The softmax of many rows of logits at once on the CPU; softmax.h has the softmax of one row.
 //
-// A tile holds 64 rows turned on their side, one class after another, so that each step of a row becomes a
-// loop over 64 neighbours, which the compiler vectorises.
+// A tile holds 64 rows, transposed: one class after another. So each step of a row becomes a loop over 64 neighbouring
+// numbers, which the compiler vectorises.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace ssd_ext {
 
 constexpr int64_t kLogitRows = 64;
 
-// The tile of n_rows <= kLogitRows rows, each given by its first logit; zeros past the last row.
+// Fills a tile with n_rows <= kLogitRows rows, each given by its first logit; with zeros past the last row.
 template <typename T, typename scalar_t>
 void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T* tile) {
   if (n_rows < kLogitRows) std::fill_n(tile, n_classes * kLogitRows, T(0));
@@ -21,7 +21,7 @@ void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T
 }
 void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile);
 
-// The way back, to n_rows rows, each given by its first number.
+// Copies a tile back to n_rows rows, each given by its first number.
 template <typename T, typename scalar_t>
 void store_tile(const T* tile, int64_t n_rows, int64_t n_classes, scalar_t* const* rows) {
   for (int64_t row = 0; row < n_rows; ++row) {
@@ -33,11 +33,11 @@ void store_tile(const T* tile, int64_t n_rows, int64_t n_classes, scalar_t* cons
 void cross_entropy_of_tile(const float* tile, int64_t n_classes, const float* true_logits, float* ce);
 void cross_entropy_of_tile(const double* tile, int64_t n_classes, const double* true_logits, double* ce);
 
-// The tile becomes that of the gradients of the cross entropies: (softmax - one hot) * factor.
+// Replaces the logits of a tile by the gradients of the cross entropies: (softmax - one hot) * factor.
 void differentiate_tile(float* tile, int64_t n_classes, const int32_t* true_classes, float factor);
 void differentiate_tile(double* tile, int64_t n_classes, const int32_t* true_classes, double factor);
 
-// The tile becomes that of the exponentials; their sum in every row, and the largest of a class >= 1.
+// Replaces the logits of a tile by exp_of_logit; also gives its sum in each row, and its largest of a class >= 1.
 void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest);
 
 }  // namespace ssd_ext

@@ -1,9 +1,10 @@
-// Loops on several threads, where they gain more than waking threads may cost.
+// Loops on several threads, if this saves more time than waking threads may cost.
 //
 // On an idle machine a thread wakes in microseconds. On a busy one it waits until the system takes a processor from
-// somebody else, and the loop waits with it: 4 to 12 ms were measured with two busy processes on two processors. So a
-// loop says what it will take, and what takes one thread less than kWorthWaking stays with the caller: below it, two
-// threads took 8 ms instead of 0.1 to 0.6 there, and above it they won (decoding, mining, matching, loss).
+// another process, and the loop waits with it: 4 to 12 ms were measured with two busy processes on two processors. So
+// every loop states its time on one thread, and a loop below kWorthWaking runs on the calling thread. On that busy
+// machine, loops below this limit took 8 ms on two threads instead of 0.1 to 0.6 ms on one; loops above it were faster
+// on two (decoding, mining, matching, loss).
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -17,17 +18,17 @@
 
 namespace ssd_ext {
 
-// Nanoseconds of one thread of an AMD EPYC with AVX-512, as are those that loops pass here.
+// Nanoseconds on one thread of an AMD EPYC with AVX-512; loops pass their times in the same unit.
 constexpr double kWorthWaking = 1e6;
-constexpr double kWorthATask = 5e4;  // long beside the handing out of a task
+constexpr double kWorthATask = 5e4;  // much longer than it takes to hand out a task
 
-// How many tasks a loop of so many nanoseconds is cut into.
+// The number of tasks for a loop that takes this many nanoseconds on one thread.
 inline int64_t tasks_of(double nanoseconds) {
   return nanoseconds < kWorthWaking ? 1 : static_cast<int64_t>(nanoseconds / kWorthATask) + 1;
 }
 
-// Whether this process was forked from one that has asked this before. The threads of that one are not here, and GNU's
-// OpenMP waits for them for ever.
+// Whether this process was forked from a process that has called this function before. The threads of its parent do not
+// exist in this process, and GNU's OpenMP would wait for them for ever.
 inline bool threads_stayed_behind() {
 #ifdef _WIN32
   return false;
@@ -37,25 +38,27 @@ inline bool threads_stayed_behind() {
 #endif
 }
 
-// Calls function(begin, end) for parts of 0..n of this size or more, on several threads where there are several.
+// Calls function(begin, end) for parts of 0..n with `least` items or more, on several threads if there are several.
 template <typename Function>
 void share_out(int64_t n, int64_t least, const Function& function) {
   if (n > least && threads_stayed_behind()) return function(static_cast<int64_t>(0), n);
   torch::stable::parallel_for(0, n, least, function);
 }
 
-// Calls function(begin, end) for parts of 0..n, each item of which takes so many nanoseconds.
+// Calls function(begin, end) for parts of 0..n. Each item takes this many nanoseconds.
 template <typename Function>
 void parallel_for(int64_t n, double nanoseconds, const Function& function) {
   const int64_t tasks = tasks_of(static_cast<double>(n) * nanoseconds);
   share_out(n, (n + tasks - 1) / tasks, function);
 }
 
-// Calls work(next_image) on several threads at once, at most `most`; next_image() gives each image to one of them,
-// and n_images or more at the end. A parallel loop inside of the work then runs on one thread. Where images are fewer
-// than threads and each of them is worth them all, one call gets all images, and a loop inside has all threads.
+// Calls work(next_image) on several threads at once, at most `most`. next_image() gives each image to one of the calls,
+// and returns n_images or more when none is left. A parallel loop inside `work` then runs on one thread. If there are
+// fewer images than threads, and each image takes long enough for several threads, there is a single call. It gets all
+// images, and a loop inside it has all threads.
 //
-// Whoever is done takes the next image, since images differ: no result may depend on who had which.
+// Images take different times, so each call takes the next image when it has finished one. No result may depend on
+// which call had which image.
 template <typename Work>
 void parallel_over_images(int64_t n_images, int64_t most, double nanoseconds, const Work& work) {  // of each image
   std::atomic<int64_t> next(0);

@@ -1,11 +1,11 @@
-// Loading ahead, where the processor does not see by itself what will be read next.
+// Prefetching, for reads that the processor does not foresee by itself.
 #pragma once
 
 #include <cstdint>
 
 namespace ssd_ext {
 
-// Begins to load these bytes into the cache. They need not exist.
+// Begins to load these bytes into the cache. They need not be valid memory.
 inline void prefetch([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__GNUC__)
   constexpr int64_t kCacheLine = 64;

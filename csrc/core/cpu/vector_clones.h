@@ -1,14 +1,15 @@
-// VECTOR_CLONES before a function: compiled for several instruction sets, the best one for the machine is
-// chosen when the library is loaded.
+// VECTOR_CLONES before a function compiles it for several instruction sets. The best one for the machine is chosen
+// when the library is loaded.
 //
-// One library serves every x86-64 processor this way (no -march=native), and -ffp-contract=off keeps the bits
-// of all versions equal. Only where the loader can choose (GCC, glibc), and not under sanitizers, whose
-// instrumentation is not ready when the loader chooses. A template cannot have clones: hence overloads that call one.
+// So one library serves every x86-64 processor (no -march=native), and -ffp-contract=off keeps the bits of all
+// versions equal. Clones need a loader that can choose (GCC, glibc). Under sanitizers there are none, because their
+// instrumentation is not ready when the loader chooses. A template cannot have clones, so overloads call it.
 //
-// INLINE_IN_CLONES before a template that such functions share: a call would leave the instruction set behind.
+// INLINE_IN_CLONES before a template that such functions share: a real call would run code compiled for the default
+// instruction set.
 #pragma once
 
-#include <cstdlib>  // any standard header tells the C library
+#include <cstdlib>  // defines __GLIBC__, as any standard header does
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)

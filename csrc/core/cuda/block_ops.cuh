@@ -1,7 +1,7 @@
-// What the threads of a block do together: counting, selecting the largest of many keys, adding.
+// Operations of all threads of a block: counting, selecting the largest of many keys, adding.
 //
 // Counters are integers, and other numbers are added in a fixed order, so that the order in which threads and warps
-// arrive changes no result. All threads of the block have to call these functions, in blocks of whole warps.
+// arrive changes no result. All threads of the block have to call these functions, and a block has whole warps only.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,8 +13,8 @@ namespace ssd_ext {
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// The sum, the bits that any lane has set and the largest over a warp, in every lane.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // no such instructions yet
+// Over a warp, with the result in every lane: the sum, the bits that any lane has set, the largest.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // has no instructions for these
 template <typename Operation>
 __device__ __forceinline__ unsigned warp_reduce(unsigned value, const Operation& operation) {
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
@@ -44,11 +44,12 @@ __device__ __forceinline__ uint64_t warp_max(uint64_t value) {
   return uint64_t(high) << 32 | low;
 }
 
-// Adds kCounters counters over a block, again and again, with one barrier each time.
+// Adds kCounters counters over a block; add() can be called repeatedly, with one barrier in each call.
 template <int kCounters>
 class BlockSums {
  public:
-  // Three sets of sums in turn: one is added to, the next is set to 0 meanwhile, the last may still be read.
+  // Three sets of sums are used in turn: one is added to, the next is set to 0 meanwhile, and other threads may still
+  // read the one before.
   static constexpr int kShared = 3 * kCounters;
   static_assert(kShared <= static_cast<int>(kWarpSize), "a block has a thread for each");
 
@@ -76,8 +77,8 @@ class BlockSums {
   int set_ = 0;
 };
 
-// Of the threads before this one, for how many the predicate holds. warp_counts: as many counters in shared
-// memory as the block has warps.
+// The number of threads before this one for which the predicate holds. warp_counts: one counter in shared memory
+// for each warp of the block.
 __device__ inline unsigned block_rank(bool predicate, unsigned* warp_counts) {
   const unsigned lane = threadIdx.x % kWarpSize;
   const unsigned warp = threadIdx.x / kWarpSize;
@@ -89,16 +90,16 @@ __device__ inline unsigned block_rank(bool predicate, unsigned* warp_counts) {
   return rank;
 }
 
-// LaneSums::total of lane_sums.h where thread i is lane i: the sum of what the kLanes threads of the block have, in
-// thread 0. shared: kLanes numbers in shared memory, which the next call may use again; one warp needs none.
+// LaneSums::total of lane_sums.h, with thread i as lane i: thread 0 gets the sum of the numbers of the kLanes threads of
+// the block. shared: kLanes numbers in shared memory, which the next call may use again; a block of one warp needs none.
 template <int kLanes, typename T>
 __device__ T sum_of_lanes(T number, T* shared = nullptr) {
-  // With a single step over shared memory the next call could write what this one has still to read.
+  // With a single step over shared memory, the next call could overwrite a number that this call has not read yet.
   static_assert(kLanes == kWarpSize || kLanes >= 4 * kWarpSize, "one warp, or at least four");
   const int lane = threadIdx.x;
   int half = kLanes / 2;
   for (; half >= static_cast<int>(kWarpSize); half /= 2) {
-    // Each step has a part of the array to itself: one barrier is enough.
+    // Each step has its own part of the array, so one barrier for each step is enough.
     if (half <= lane && lane < 2 * half) shared[lane] = number;
     __syncthreads();
     if (lane < half) number += shared[half + lane];
@@ -107,7 +108,7 @@ __device__ T sum_of_lanes(T number, T* shared = nullptr) {
   return number;
 }
 
-// The keys above `value`, and those equal to it up to the index `last`.
+// The keys above `value`, and the keys equal to `value` with an index up to `last`.
 template <typename Bits>
 struct Selection {
   Bits value;
@@ -118,19 +119,19 @@ struct Selection {
   }
 };
 
-// The k largest of the block's keys; of equal keys those with the lowest index. Keys of 0 do not count.
+// Selects the k largest keys of the block; of equal keys, those with the lowest index. Keys of 0 do not count.
 //
-// Two bits of the k-th largest key, then two bits of the index of the last key that equals it, are found in
-// each pass over the keys: no sort, and a time that does not depend on how the keys are distributed.
+// Each pass over the keys finds two bits of the k-th largest key. Then each pass finds two bits of the index of the
+// last selected key that equals it. There is no sort, and the time does not depend on how the keys are distributed.
 //
 //   for_each_key(f): calls f(key, index) for each key of this thread
-//   n:               number of keys of the block, indices are below it
+//   n:               number of keys of the block; all indices are below n
 //   n_candidates:    number of keys that are not 0, at least k
 //   k:               at least 1
 template <typename Bits, typename ForEachKey>
 __device__ Selection<Bits> select_largest(const ForEachKey& for_each_key, unsigned n, unsigned n_candidates,
                                           unsigned k, BlockSums<3>& sums) {
-  // The largest value that at least k keys reach, or any value that exactly k keys reach.
+  // The largest value such that at least k keys are >= value, or any value such that exactly k keys are.
   Selection<Bits> selection = {1, kAllLanes};
   unsigned reaching = n_candidates;
   if (reaching == k) return selection;
@@ -143,7 +144,7 @@ __device__ Selection<Bits> select_largest(const ForEachKey& for_each_key, unsign
       }
     });
     sums.add(counts);
-    unsigned largest = 0;  // digit; the counts fall with it
+    unsigned largest = 0;  // digit with a count of at least k; a larger digit has a smaller count
     for (unsigned digit = 1; digit < 4; ++digit) {
       if (counts[digit - 1] < k) continue;
       largest = digit;
@@ -156,8 +157,8 @@ __device__ Selection<Bits> select_largest(const ForEachKey& for_each_key, unsign
   unsigned counts[3] = {};
   for_each_key([&](Bits key, unsigned) { counts[0] += key > selection.value; });
   sums.add(counts);
-  const unsigned wanted = k - counts[0];  // of the keys that equal the value
-  // The largest index before which fewer than that many lie is the index of the last one.
+  const unsigned wanted = k - counts[0];  // number of keys to select that equal the value
+  // The index of the last one is the largest index with fewer than `wanted` of these keys before it.
   selection.last = 0;
   int shift = 0;
   while (shift < 30 && n >> shift >= 4) shift += 2;

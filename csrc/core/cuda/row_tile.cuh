@@ -1,9 +1,9 @@
-// Tiles of rows of logits in shared memory, so that a thread can own a row although a warp reads memory well
-// only side by side.
+// Tiles of rows of logits in shared memory. They let each thread own a row, although a warp reads global memory
+// efficiently only if its threads read neighbouring addresses.
 //
-// The threads of a block copy neighbouring rows, with 16-byte loads between those addresses that allow it;
-// then each thread walks along a row of its own. Rows lie an odd number of elements apart: threads that look
-// at the same class of neighbouring rows look into different banks.
+// The threads of a block copy neighbouring rows, with 16-byte loads where the alignment allows it. Then each thread
+// walks along a row of its own. Rows lie an odd number of elements apart, so that threads that read the same class of
+// neighbouring rows read from different banks.
 #pragma once
 
 #include "core/cuda/launch.cuh"
@@ -16,28 +16,28 @@
 
 namespace ssd_ext {
 
-constexpr int kMaxTileRows = 64;  // and the threads of a block
-// The sizes of a tile. 64 rows of up to 23 float classes (47 of two bytes) take the small one, with which an
-// H100 keeps all the threads that it can; rows of hundreds of classes still fill the large one. The medium one
-// has 64 rows of up to 95 classes of two bytes, or 32 of float: of these an H100 keeps 17 tiles, and while a
-// few are on their way the others keep it busy.
+constexpr int kMaxTileRows = 64;  // also the number of threads of a block
+// The sizes of a tile in bytes. The small one holds 64 rows of up to 23 float classes (47 classes of two bytes); with
+// it an H100 has as many resident threads as it can have. The medium one holds 64 rows of up to 95 classes of two
+// bytes, or 32 rows of as many float classes; a multiprocessor of an H100 holds 17 such tiles, and while a few are
+// loaded the others keep it busy. The large one still holds enough rows of hundreds of classes.
 constexpr int kSmallTile = 6 << 10;
 constexpr int kMediumTile = 12 << 10;
 constexpr int kLargeTile = 24 << 10;
-// Fewer rows would leave the threads without work: longer rows are read where they are, for 4 KB of cache per
-// warp hold what it reads next.
+// With fewer rows, too many threads would have no work. Longer rows are therefore read from global memory: 4 KB of
+// cache for each warp hold the data that it reads next.
 constexpr int kFewestTileRows = 16;
 
-// `count` <= kMaxTileRows neighbouring rows of (N, C), of which thread i < count may read row(i). kBytes:
-// the size of a tile, or 0 to leave the rows where they are.
+// `count` <= kMaxTileRows neighbouring rows of (N, C). Thread i < count may read row(i). kBytes: the size of a tile,
+// or 0 to leave the rows in global memory.
 template <typename scalar_t, int kBytes>
 class RowTile {
  public:
   using Unit = Pack<scalar_t>;
   static constexpr int kShared = kBytes / sizeof(Unit) + 1;  // rows may begin and end in the middle of a unit
 
-  // All threads of the block call it. shared: kShared units in shared memory; before they are used again
-  // there has to be a barrier.
+  // All threads of the block have to call it. shared: kShared units in shared memory; there has to be a barrier
+  // before they are used again.
   __device__ RowTile(const scalar_t* rows, int count, int64_t n_classes, Unit* shared)
       : rows_(rows), pitch_(n_classes) {
     if constexpr (kBytes > 0) {
@@ -57,10 +57,10 @@ class RowTile {
   __device__ const scalar_t* row(int i) const { return rows_ + i * pitch_; }
 
  private:
-  static constexpr int kLoads = 4;  // of a thread at a time: the few threads of large tiles need several
+  static constexpr int kLoads = 4;  // that a thread has in flight: the few threads of large tiles need several
 
-  // Whole units, and the elements before and after them. Returns where the first element is: as far from the
-  // begin of its unit as in `from`.
+  // Copies whole units, and the elements before and after them. Returns the address of the first element: it is as
+  // far from the begin of its unit as in `from`.
   static __device__ const scalar_t* copy(const scalar_t* from, int n, scalar_t* tile) {
     constexpr int kCount = Unit::kCount;
     const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % sizeof(Unit) / sizeof(scalar_t));
@@ -86,8 +86,8 @@ class RowTile {
     return to;
   }
 
-  // Rows of an even number of elements, with a gap of one after each. No division for each element: every
-  // step goes on by the same number of rows and elements.
+  // Copies rows of an even number of elements, with a gap of one element after each row. There is no division for
+  // each element, because every step advances by the same number of rows and elements.
   static __device__ void copy_apart(const scalar_t* from, int n, int row, scalar_t* to) {
     const int threads = blockDim.x;
     int y = static_cast<int>(threadIdx.x) / row;
@@ -114,7 +114,7 @@ void dispatch_row_tile(int64_t n_classes, const Function& function) {
   const auto rows_in = [=](int bytes) {
     return static_cast<int>(std::min<int64_t>(kMaxTileRows, bytes / row_bytes));
   };
-  constexpr int kHalf = kMaxTileRows / 2;  // one warp: a few rows more would keep a second one as busy as it
+  constexpr int kHalf = kMaxTileRows / 2;  // one warp; a few more rows would need a second warp for as long
   if (rows_in(kSmallTile) == kMaxTileRows) {
     function(std::integral_constant<int, kSmallTile>(), kMaxTileRows);
   } else if (rows_in(kMediumTile) >= kHalf) {

@@ -7,8 +7,8 @@
 
 namespace ssd_ext {
 
-// T data[count] from torch's allocator, not initialised. It may go out of scope before the kernels have run:
-// the allocator gives it only to what comes later on the same stream.
+// T data[count] from torch's allocator, not initialised. It may go out of scope before the kernels have run: the
+// allocator reuses the memory only for later work on the same stream.
 template <typename T>
 class Scratch {
  public:

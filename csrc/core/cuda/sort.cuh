@@ -1,8 +1,8 @@
-// Sorting on the GPU, of unique keys: the result depends on nothing else.
+// Sorting of unique keys on the GPU. Since keys are unique, the result depends on the keys alone.
 //
-// One launch sorts tiles of 1024 keys in shared memory (a bitonic network), then each launch merges runs in
-// pairs: before a key in the merged run come those before it in its own run and those before it in the other
-// one, whose number a thread finds by bisection. 1 + log2(N / 1024) launches.
+// The first launch sorts tiles of 1024 keys in shared memory (a bitonic network). Each further launch merges pairs of
+// runs: the place of a key in the merged run is its place in its own run plus the number of smaller keys in the other
+// run, which a thread finds by bisection. 1 + log2(N / 1024) launches, rounded up.
 #pragma once
 
 #include "core/cuda/block_ops.cuh"
@@ -18,14 +18,15 @@ namespace ssd_ext {
 constexpr int kSortTile = 1024;
 constexpr int kMergeThreads = 256;
 
-// Sorts keys in shared memory, ascending, with a bitonic network; a thread for every two of them. All threads
-// of the block call it, after a barrier, and see the keys sorted afterwards.
+// Sorts keys in shared memory, ascending, with a bitonic network; the block has a thread for every two keys. All
+// threads of the block have to call it, after a barrier, and see the sorted keys afterwards.
 //
-// The keys of 32 neighbouring threads lie side by side as long as an exchange does not reach further than 32
-// keys: until one does, no warp waits for another.
+// As long as the halves that are merged have at most 32 keys, a warp reads and writes no keys but its own, which lie
+// side by side. Until then no warp waits for another.
 template <typename Key>
 __device__ void sort_block(Key* keys, unsigned count) {
-  // Keys that are lacking to a power of two would be the largest: no exchange moves them, since all go upwards.
+  // Keys that are missing to a power of two count as the largest. No exchange would move them, since every exchange
+  // moves the larger key upwards.
   const unsigned t = threadIdx.x;
   const auto exchange = [&](bool among_warps, unsigned low, unsigned high) {
     if (among_warps) {
@@ -40,8 +41,9 @@ __device__ void sort_block(Key* keys, unsigned count) {
     }
   };
   for (unsigned half = 1; half < count; half *= 2) {
-    // Of two sorted halves the first and the mirrored second one, then within ever smaller parts: each time
-    // half as far as in the exchange before, which decides who has to wait. All are powers of two.
+    // Merges two sorted halves. The first exchange compares the first half with the mirrored second half, the others
+    // work within ever smaller parts: each reaches half as far as the exchange before it. How far that exchange
+    // reached decides whether warps have to wait for each other. All distances are powers of two.
     const unsigned distance = t & (half - 1);
     const unsigned middle = 2 * t - 2 * distance + half;
     exchange(half > kWarpSize, middle - 1 - distance, middle + distance);
@@ -94,7 +96,7 @@ static __global__ void __launch_bounds__(kMergeThreads)
 template <typename MakeKey>
 Scratch<RankKey> sorted_keys(const MakeKey& make_key, int64_t n, const Tensor& like, cudaStream_t stream) {
   Scratch<RankKey> keys(like, n);
-  // One thread for two keys; fewer than a tile of keys wait for fewer threads.
+  // One thread for two keys. A list shorter than a tile takes a smaller block, whose barriers are faster.
   unsigned threads = kSortTile / 2;
   while (threads > 32 && threads >= n) threads /= 2;
   launch(sort_tiles_kernel<MakeKey>, ceil_div(n, kSortTile), threads, stream, make_key, keys.data(), n);
