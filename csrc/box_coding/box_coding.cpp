@@ -1,5 +1,5 @@
-// encode_boxes: boxes (..., P, 4) xyxy and priors (P, 4) cxcywh -> offsets (..., P, 4), and decode_boxes, the
-// way back, on the CPU.
+// encode_boxes on the CPU: boxes (..., P, 4) xyxy and priors (P, 4) cxcywh -> offsets (..., P, 4); and decode_boxes,
+// its inverse.
 //
 // A thread owns tiles of neighbouring priors of one image. A tile is one loop that the compiler vectorises;
 // half precision is converted on the stack first. Reads and writes every number once.
@@ -17,7 +17,7 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kTile = 256;  // boxes; converted, they and their priors are 8 KB
+constexpr int64_t kTile = 256;  // boxes; after conversion, they and their priors take 8 KB
 constexpr double kBoxNanoseconds = 6;
 
 template <typename T>
@@ -59,7 +59,7 @@ VECTOR_CLONES void decode_rows(const double* pred_offsets, const double* priors,
   decode_each(pred_offsets, priors, count, variances, max_log_scale, out);
 }
 
-// Runs rows(values, priors, count, out) on one tile, its numbers in the compute type.
+// Runs rows(values, priors, count, out) on one tile, with numbers in the compute type.
 template <typename Rows, typename scalar_t, typename T>
 void run_tile(const Rows& rows,
               const scalar_t* values,  // (count, 4)

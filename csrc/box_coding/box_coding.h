@@ -1,11 +1,11 @@
-// What encode_boxes and decode_boxes check, on the CPU and on the GPU.
+// The checks of encode_boxes and decode_boxes, for CPU and GPU.
 #pragma once
 
 #include "core/checks.h"
 
 namespace ssd_ext {
 
-// One row of `values` for every prior.
+// Checks that `values` has one row for every prior.
 inline void check_per_prior(const Tensor& values, const char* name, const Tensor& priors_cxcywh) {
   check_boxes(priors_cxcywh, "priors_cxcywh");
   const int64_t n_priors = priors_cxcywh.size(0);

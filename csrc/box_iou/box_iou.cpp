@@ -1,7 +1,7 @@
 // Pairwise IoU on the CPU: boxes1 (N, 4), boxes2 (M, 4) xyxy -> (N, M).
 //
-// The output is cut into tiles, and a thread owns whole tiles. A tile converts its columns once into one
-// array per coordinate on the stack; then each of its rows is one loop over them that the compiler
+// The output is cut into tiles, and a thread owns whole tiles. A thread converts the columns of a tile once, into one
+// array per coordinate on the stack. Then each row of the tile is one loop over these arrays, which the compiler
 // vectorises. Writes 4 bytes per pair (8 for double) and allocates nothing but the output.
 #include "core/box_math.h"
 #include "core/checks.h"
@@ -14,7 +14,7 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int64_t kTileRows = 64;      // a column is converted once for so many pairs
+constexpr int64_t kTileRows = 64;      // a column is converted once for this many pairs
 constexpr int64_t kTileColumns = 512;  // 10 KB of columns (20 KB in double) stay in the first-level cache
 constexpr double kPairNanoseconds = 0.5;
 

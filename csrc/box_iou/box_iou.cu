@@ -1,9 +1,9 @@
 // Pairwise IoU on the GPU: boxes1 (N, 4), boxes2 (M, 4) xyxy -> (N, M).
 //
 // A block owns a tile of 32 rows and blockDim.x * kColumns columns. The row boxes and their areas lie in shared memory;
-// a thread keeps its columns in registers and walks down every blockDim.y-th row. Where rows of the output are 16-byte
-// aligned, a thread's columns are neighbours and leave in one store; elsewhere they lie blockDim.x apart, so that a
-// warp's stores stay together. Writes 4 bytes per pair (8 for double) and reads 1/32 of that.
+// a thread keeps its columns in registers and processes every blockDim.y-th row. If rows of the output are 16-byte
+// aligned, the columns of a thread are neighbours and are written in one store. Otherwise they lie blockDim.x apart, so
+// that the stores of a warp are contiguous. Writes 4 bytes per pair (8 for double) and reads 1/32 of that.
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cuda/launch.cuh"
@@ -15,7 +15,7 @@
 namespace ssd_ext {
 namespace {
 
-constexpr int kTileRows = 32;  // reads of a column are shared by so many pairs
+constexpr int kTileRows = 32;  // one read of a column serves this many pairs
 constexpr int kMaxThreads = 128;
 
 template <typename scalar_t, typename T, bool kAligned>
@@ -78,7 +78,7 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     constexpr int kColumns = Pack<T>::kCount;
-    // The fewest threads that cover the columns in one go; threads to spare take rows.
+    // The fewest threads that cover all columns at once; the other threads of the block take further rows.
     int threads = 1;
     while (threads < kMaxThreads && threads * kColumns < m) threads *= 2;
     const dim3 block(threads, std::min(kMaxThreads / threads, kTileRows));

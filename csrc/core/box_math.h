@@ -69,7 +69,7 @@ C10_HOST_DEVICE inline Box<T> load_box(const scalar_t* boxes, int64_t i) {
   return load_row<Box<T>>(boxes, i);
 }
 
-// Width times height: negative, infinite or NaN if the box is inverted, infinite or NaN.
+// Width times height; may be negative, infinite or NaN if the box is inverted or not finite.
 template <typename T>
 C10_HOST_DEVICE inline T area(const Box<T>& box) {
   return (box.x1 - box.x0) * (box.y1 - box.y0);

@@ -1,12 +1,12 @@
 // Matching on the CPU: boxes (G, 4) of B images and priors (P, 4) xyxy -> (B, P), the object of every prior.
 //
 // 1. The priors are laid out once in tiles, with one array per coordinate.
-// 2. A thread owns an image, or a run of its tiles where images are few. It offers each object to each tile that
-//    it can overlap: one vectorised loop over the priors, which keep their best object, while the object keeps the
-//    best prior of the run.
+// 2. A thread owns an image, or a run of its tiles if there are few images. It offers each object to each tile that
+//    the object can overlap, in one vectorised loop over the priors. Each prior keeps its best object, and each object
+//    keeps its best prior of the run.
 // 3. The objects of an image force their best priors, or take them one by one (bipartite).
 //
-// No IoU matrix: beyond the output, memory for the tiles and for one candidate per object and run.
+// There is no IoU matrix. Besides the output, memory is needed for the tiles and for one candidate per object and run.
 #include "match_priors/match_priors.h"
 
 #include "core/box_math.h"
@@ -24,7 +24,8 @@ namespace {
 
 constexpr int64_t kTile = kPriorTile;
 
-// An integer as wide as T: a loop over both vectorises best. That of an IoU orders as the IoU, never negative.
+// An integer as wide as T, because a loop over both then vectorises best. The bits of an IoU, which is never negative,
+// order like the IoU.
 template <typename T>
 using int_of_width = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
@@ -35,12 +36,12 @@ inline int_of_width<T> as_int(T value) {
   return bits;
 }
 
-// The priors of a tile and what they have been offered.
+// For the priors of a tile: the best of the objects that have been offered.
 template <typename T>
 struct TileMatch {
   T best[kTile];           // highest IoU so far
   int_of_width<T> owner[kTile];  // the first object that has it, -1 for none
-  T iou[kTile];            // with the last object
+  T iou[kTile];            // IoU with the object offered last
 };
 
 // False only if the object has IoU 0 with all priors of the tile.
@@ -50,8 +51,8 @@ inline bool can_overlap(const Box<T>& box, const PriorTile<T>& tile) {
          box.y1 > tile.bounds.y0;
 }
 
-// The priors that have a higher IoU with this object than with those before take it. Returns the highest IoU
-// of all with this object.
+// Every prior that has a higher IoU with this object than with all objects before takes it. Returns the highest IoU of
+// a prior with this object.
 template <typename T>
 INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
   const Box<T> row = box;  // a copy: the compiler sees that `match` cannot change it
@@ -86,7 +87,8 @@ void clear(TileMatch<T>& match) {
   std::fill_n(match.owner, kTile, int_of_width<T>(-1));
 }
 
-// Rule 1 for the tiles begin..end of one image; the best prior of each object in them.
+// For the tiles begin..end of one image: each prior takes its best object if the IoU reaches the threshold; each object
+// gets its best prior in these tiles as its candidate.
 template <typename T>
 void match_run(const Box<T>* boxes, int32_t count,  // of the image
                const PriorTile<T>* tiles,           // all
@@ -114,7 +116,7 @@ void match_run(const Box<T>* boxes, int32_t count,  // of the image
   }
 }
 
-// The best prior of an object among those that are not taken.
+// The best prior of an object among the priors that are not taken.
 template <typename T>
 Candidate<T> best_free_prior(const Box<T>& box, const PriorTile<T>* tiles, int64_t n_priors, const int32_t* match) {
   Candidate<T> best = {0, 0};
@@ -133,17 +135,17 @@ Candidate<T> best_free_prior(const Box<T>& box, const PriorTile<T>* tiles, int64
   return best;
 }
 
-// Rules 2 and 3.
+// Each object whose best IoU is > 0 takes its best prior; of two objects that take one prior, the highest index wins.
 template <typename T>
 void force_best_priors(const Candidate<T>* candidates,  // (count,), the best prior of each object
                        int32_t count,
                        int32_t* match) {  // (P,)
-  for (int32_t object = 0; object < count; ++object) {  // upwards: the highest object has the last word
+  for (int32_t object = 0; object < count; ++object) {  // in rising order, so that the highest object wins
     if (candidates[object].iou > 0) match[candidates[object].index] = object;
   }
 }
 
-// For every object the next one with the same box, or -1.
+// For every object, the next object with the same box, or -1.
 template <typename T>
 std::vector<int32_t> next_alike(const Box<T>* boxes, int32_t count) {
   std::vector<int32_t> order(count), next(count, -1);
@@ -159,16 +161,17 @@ std::vector<int32_t> next_alike(const Box<T>* boxes, int32_t count) {
   return next;
 }
 
-// The best pair of all takes its prior, again and again. An object's candidate may meanwhile have been taken;
-// it is then replaced when its turn comes, which is soon enough, for its next one ranks lower. Of objects with the
-// same box the first one left ranks highest, so the others wait for it: together they would all look for each prior.
+// Repeatedly, the object of the best remaining pair takes its prior. If another object has meanwhile taken the
+// candidate of an object, the candidate is replaced only when it comes to the top. This is early enough, because the
+// next candidate of the object ranks lower. Of the objects with the same box, the first one left ranks highest, and
+// the others wait for it: otherwise each of them would search for a new prior whenever one of them takes a prior.
 template <typename T>
 void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
                      const PriorTile<T>* tiles, int64_t n_priors,
                      Candidate<T>* candidates,  // (count,), the best prior of each object
                      int32_t count,
                      int32_t* match) {  // (P,)
-  std::vector<Candidate<T>> heap;  // of objects, the best on top
+  std::vector<Candidate<T>> heap;  // of objects, each with its best IoU; the best on top
   const auto below = [](const Candidate<T>& a, const Candidate<T>& b) { return outranks(b, a); };
   const auto push = [&](int32_t object) {
     if (!(candidates[object].iou > 0)) return;
@@ -204,7 +207,7 @@ void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
 template <typename T>
 void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match) const {
   const auto n_tiles = static_cast<int64_t>(tiles_.size());
-  // A few objects are not worth several runs, and many threads none shorter than a tile.
+  // With few objects there is one run, and a run has at least one tile however many threads there are.
   const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, tasks_of(nanoseconds(count))));
   std::vector<Candidate<T>> candidates(runs * count);
   share_out(runs, 1, [&](int64_t begin, int64_t end) {
@@ -213,7 +216,7 @@ void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match)
                 threshold_, candidates.data() + run * count, match);
     }
   });
-  Candidate<T>* const best = candidates.data();  // of the first run, then of all
+  Candidate<T>* const best = candidates.data();  // of the first run, then of all runs
   for (int64_t run = 1; run < runs; ++run) {
     for (int32_t object = 0; object < count; ++object) {
       const Candidate<T>& other = best[run * count + object];

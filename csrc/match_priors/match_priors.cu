@@ -1,14 +1,14 @@
 // Matching on the GPU: boxes (G, 4) of B images and priors (P, 4) -> (B, P), the object of every prior.
 //
-// 1. best_pairs_kernel: a block owns a chunk of the priors of one image, a thread one prior at a time, in
-//    registers. The objects come through shared memory. Each prior keeps its best object, and each object gets
-//    its best prior of the chunk, as a candidate: by reductions in a warp, through shared memory in the block.
-// 2. force_best_priors_kernel: the same blocks. A warp reduces the candidates of an object to its best prior;
-//    then every thread looks which object, if any, chose its prior. Nobody scatters, so nobody races.
-//    take_best_pairs_kernel, in its place for bipartite matching: a block owns an image.
+// 1. best_pairs_kernel: a block owns a chunk of the priors of one image, a thread one prior at a time, in registers.
+//    The objects are read through shared memory. Each prior keeps its best object, and each object gets its best prior
+//    of the chunk as a candidate: by reductions in each warp, then through shared memory in the block.
+// 2. force_best_priors_kernel: the same blocks. A warp reduces the candidates of an object to its best prior. Then
+//    every thread finds the object, if any, that chose its prior. Only the thread that owns a prior writes it, so
+//    there is no race. For bipartite matching, take_best_pairs_kernel replaces it: there a block owns an image.
 //
-// No IoU matrix and no atomics. Writes 4 bytes per prior and image and 8 (double: 16) per object and chunk;
-// reads 4 numbers per prior and image, and the candidates of an image once for each of its chunks.
+// There is no IoU matrix and no atomic operation. Writes 4 bytes per prior and image and 8 (double: 16) per object and
+// chunk; reads 4 numbers per prior and image, and the candidates of an image once for each of its chunks.
 #include "match_priors/match_priors.h"
 
 #include "core/box_math.h"
@@ -27,14 +27,14 @@ namespace {
 constexpr int kWarp = kWarpSize;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kObjects = 64;  // in shared memory at once: 5.4 KB with their candidates, 11 KB in double
-// Of an image. More blocks are not needed to fill a GPU, and an object has as many candidates.
+constexpr int kObjects = 64;  // objects in shared memory at once: 5.4 KB with their candidates, 11 KB in double
+// Of an image, at most. More blocks are not needed to fill a GPU, and every chunk adds a candidate to each object.
 constexpr int64_t kMaxChunks = 128;
 
-// The best of the warp's candidates, in all lanes.
+// The best of the candidates of a warp, returned in all lanes.
 template <typename T>
 __device__ Candidate<T> best_of_warp(const Candidate<T>& own) {
-  bits_t<T> iou;  // no IoU is negative: their bits order as they do
+  bits_t<T> iou;  // no IoU is negative, so the bits order like the IoUs
   memcpy(&iou, &own.iou, sizeof iou);
   const bits_t<T> highest = warp_max(iou);
   const unsigned lowest_index = ~warp_max(iou == highest ? ~static_cast<unsigned>(own.index) : 0u);
@@ -43,7 +43,7 @@ __device__ Candidate<T> best_of_warp(const Candidate<T>& own) {
   return best;
 }
 
-// The best of the block's candidates, in all threads. `of_warps` may be used again after the next barrier.
+// The best of the candidates of a block, returned in all threads. `of_warps` may be used again after the next barrier.
 template <typename T>
 __device__ Candidate<T> best_of_block(const Candidate<T>& own, Candidate<T>* of_warps) {  // (kWarps,), shared
   const Candidate<T> best = best_of_warp(own);
@@ -52,7 +52,7 @@ __device__ Candidate<T> best_of_block(const Candidate<T>& own, Candidate<T>* of_
   return best_of_warp(of_warps[threadIdx.x % kWarps]);
 }
 
-// The best candidate of an object, in all lanes of the warp that asks.
+// The best candidate of an object, returned in all lanes of the calling warp.
 template <typename T>
 __device__ Candidate<T> best_of_chunks(const Candidate<T>* candidates, int chunks) {  // (chunks,)
   Candidate<T> best = {0, 0};
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     for (int64_t p = blockIdx.x % chunks * kThreads + thread; p < n_priors; p += stride) {
       int owner = -1;
-      for (int j = 0; j < count; ++j) {  // upwards: the highest object has the last word
+      for (int j = 0; j < count; ++j) {  // in rising order, so that the highest object wins
         if (forced[j] == p) owner = j;
       }
       if (owner >= 0) match[image * n_priors + p] = static_cast<int32_t>(begin + owner);
@@ -147,8 +147,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The best pair of all takes its prior, again and again. An object's candidate may meanwhile have been taken;
-// it is then replaced when its turn comes, which is soon enough, for its next one ranks lower.
+// Repeatedly, the object of the best remaining pair takes its prior. If another object has meanwhile taken the
+// candidate of an object, the candidate is replaced only when it is the best of all. This is early enough, because the
+// next candidate of the object ranks lower.
 template <typename Prior, typename scalar_t, typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     take_best_pairs_kernel(const scalar_t* __restrict__ boxes,      // (G, 4) xyxy
@@ -160,14 +161,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   SHARED_ARRAY(Candidate<T>, of_warps, kWarps);
 
   const int thread = threadIdx.x;
-  // Nobody has checked row_splits. Where it falls, images share objects, whose candidates two blocks would then
-  // replace under each other's eyes: nothing is taken.
+  // The values of row_splits are not checked on a GPU. If they fall, images share objects, and two blocks would replace
+  // the candidates of these objects at the same time. So no object takes a prior then.
   bool rising = true;
   for (int64_t i = thread; i < gridDim.x; i += kThreads) rising = rising && row_splits[i] <= row_splits[i + 1];
   if (!__syncthreads_and(rising)) return;
 
   const ImageObjects rows = objects_of(blockIdx.x, row_splits, n_objects);
-  candidates += rows.begin * chunks;  // every object keeps its best as its first
+  candidates += rows.begin * chunks;  // the first candidate of every object becomes its best one
   match += blockIdx.x * n_priors;
 
   for (int64_t object = thread / kWarp; object < rows.count; object += kWarps) {

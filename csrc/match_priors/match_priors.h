@@ -1,5 +1,5 @@
-// What matching has on the CPU and on the GPU alike: the checks, the order of candidates, the objects of an
-// image, the mark of a taken prior.
+// Shared by matching on CPU and GPU: the checks, the order of candidates, the objects of an image, the mark of a taken
+// prior.
 #pragma once
 
 #include "core/checks.h"
@@ -11,7 +11,7 @@
 
 namespace ssd_ext {
 
-// A prior (or an object) that may be chosen, and its IoU; an IoU of 0 stands for none.
+// A prior (or an object) that may be chosen, and its IoU. An IoU of 0 means that there is none.
 template <typename T>
 struct alignas(2 * sizeof(T)) Candidate {
   T iou;
@@ -30,7 +30,7 @@ struct ImageObjects {
   int32_t count;
 };
 
-// Whatever row_splits holds, the rows lie within the n_objects that there are.
+// Whatever values row_splits holds, the rows lie within the n_objects rows of boxes.
 C10_HOST_DEVICE inline ImageObjects objects_of(int64_t image, const int32_t* row_splits, int64_t n_objects) {
   int64_t limits[2];
   for (int i = 0; i < 2; ++i) {
@@ -40,8 +40,8 @@ C10_HOST_DEVICE inline ImageObjects objects_of(int64_t image, const int32_t* row
   return {limits[0], static_cast<int32_t>(limits[1] > limits[0] ? limits[1] - limits[0] : 0)};
 }
 
-// While bipartite matching runs, `match` marks the priors that objects have taken for good by numbers below
-// -1, which no other match is.
+// While bipartite matching runs, `match` marks the priors that objects have finally taken: with numbers below -1,
+// which have no other meaning.
 C10_HOST_DEVICE inline int32_t taken_by(int32_t object) { return -2 - object; }
 C10_HOST_DEVICE inline bool is_taken(int32_t match) { return match < -1; }
 C10_HOST_DEVICE inline int32_t without_mark(int32_t match) { return is_taken(match) ? -2 - match : match; }

@@ -1,4 +1,4 @@
-// Matching, image by image, for the ops that build on it.
+// Matching on the CPU, image by image, for the ops that need it.
 #pragma once
 
 #include "core/cpu/box_columns.h"
@@ -9,7 +9,7 @@
 
 namespace ssd_ext {
 
-// Boxes (N, 4) of any dtype, wherever they begin, in the compute type and aligned.
+// Converts boxes (N, 4) of any dtype and alignment to the compute type, aligned.
 template <typename T, typename scalar_t>
 std::vector<Box<T>> load_boxes(const scalar_t* boxes, int64_t n) {
   std::vector<Box<T>> loaded(n);
@@ -17,12 +17,12 @@ std::vector<Box<T>> load_boxes(const scalar_t* boxes, int64_t n) {
   return loaded;
 }
 
-constexpr int64_t kPriorTile = 64;  // few priors lie close together, so that many objects miss a tile
+constexpr int64_t kPriorTile = 64;  // so few priors lie close together, and many objects overlap none of them
 
-// Past the last prior lie boxes of zeros, which match nothing.
+// Behind the last prior a tile has boxes of zeros, which match nothing.
 template <typename T>
 struct PriorTile {
-  Box<T> bounds;  // outside of it, no prior overlaps anything
+  Box<T> bounds;  // no prior of the tile overlaps a box outside of it
   BoxColumns<T, kPriorTile> priors;
 };
 
@@ -41,7 +41,7 @@ class Matcher {
     for (int64_t p = 0; p < n_priors; ++p) add(prior(p), p);
   }
 
-  // What match_image takes.
+  // The time that match_image takes on one thread.
   double nanoseconds(int64_t count) const { return 0.8 * static_cast<double>((count + 1) * n_priors_); }
 
   // The object of every prior (P,), -1 for background, given the objects of the image.
@@ -51,7 +51,7 @@ class Matcher {
   void add(const Box<T>& prior, int64_t p) {
     PriorTile<T>& tile = tiles_[p / kPriorTile];
     tile.priors.set(p % kPriorTile, prior);
-    // NaN passes no comparison, and a prior that has one overlaps nothing.
+    // A NaN fails every comparison; it may be left out, because a prior with a NaN overlaps nothing.
     if (prior.x0 < tile.bounds.x0) tile.bounds.x0 = prior.x0;
     if (prior.y0 < tile.bounds.y0) tile.bounds.y0 = prior.y0;
     if (prior.x1 > tile.bounds.x1) tile.bounds.x1 = prior.x1;

@@ -1,13 +1,13 @@
 // The SSD loss on the CPU: pred_offsets (B, P, 4), pred_logits (B, P, C) and packed objects -> conf_loss,
 // loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
 //
-// Forward: a thread owns an image, or all threads own the tiles of one where images are few. It matches the
-// priors (match_priors.cpp). From tiles of 64 rows it computes the cross entropy of each prior, the only thing
-// kept of the logits, which are read once; it selects the hard negatives and adds up the losses of what counts.
-// Targets are computed where they are needed only.
+// Forward: a thread owns an image, or all threads own the tiles of one image if there are few images. It matches the
+// priors (match_priors.cpp). It reads the logits once, in tiles of 64 rows, and keeps only the cross entropy of each
+// prior. It selects the hard negatives and adds up the losses of positives and hard negatives. Targets are computed for
+// positives only.
 //
-// Backward: a task owns a run of priors, fills their gradients with zeros and computes those of the few that
-// count from their logits.
+// Backward: a task owns a run of priors. It fills their gradients with zeros, and then computes the gradients of the
+// few priors that count (positives and hard negatives) from their logits.
 #include "multibox_loss/multibox_loss.h"
 
 #include "core/any_rows.h"
@@ -48,7 +48,7 @@ void cross_entropies(const scalar_t* logits,  // (B * P, C)
     for (int64_t row = 0; row < rows; ++row) row_logits[row] = tile_logits + row * n_classes;
     load_tile(row_logits, rows, n_classes, tile.get());
     prefetch(tile_logits + kLogitRows * n_classes, kLogitRows * n_classes * sizeof(scalar_t));
-    std::copy_n(tile.get(), kLogitRows, true_logits);  // of background, as nearly always
+    std::copy_n(tile.get(), kLogitRows, true_logits);  // of background, the true class of nearly all rows
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = first + begin + row;
       const int32_t object = targets.match[i];
@@ -149,7 +149,7 @@ LossOutputs multibox_loss_cpu(const LossInputs& inputs, const LossOptions& optio
 
 // -------------------------------------------------------------------------------------------------- backward
 
-// What all rows have in common.
+// The data that all rows share.
 template <typename scalar_t, typename offsets_t>
 struct Gradients {
   using T = compute_t<scalar_t>;
@@ -162,11 +162,11 @@ struct Gradients {
   scalar_t* grad_logits;    // (B * P, C)
   offsets_t* grad_offsets;  // (B * P, 4)
 
-  // Of the rows begin..end.
+  // Writes the gradients of the rows begin..end.
   void fill(int64_t begin, int64_t end) const {
     std::memset(grad_logits + begin * targets.n_classes, 0, (end - begin) * targets.n_classes * sizeof(scalar_t));
     std::memset(grad_offsets + begin * 4, 0, (end - begin) * 4 * sizeof(offsets_t));
-    std::vector<int64_t> rows;  // that count
+    std::vector<int64_t> rows;  // positives and hard negatives
     for (int64_t i = begin; i < end; ++i) {
       const int32_t object = targets.object(i);
       if (object < 0 && !selected[i]) continue;
@@ -180,7 +180,7 @@ struct Gradients {
   }
 
  private:
-  // Of these rows, a tile after the other.
+  // Writes the gradients of the logits of these rows, one tile after another.
   void fill_logits(const std::vector<int64_t>& rows) const {
     const scalar_t* row_logits[kLogitRows];
     scalar_t* row_grads[kLogitRows];
@@ -197,7 +197,7 @@ struct Gradients {
         true_classes[j] = static_cast<int32_t>(targets.true_class(i, targets.object(i)));
       }
       load_tile(row_logits, count, n_classes, tile.get());
-      // The rows lie far apart: without a hint the processor would wait for each of them.
+      // The rows lie far apart: without a prefetch the processor would wait for each of them.
       const int64_t next = std::min(n_rows, first + 2 * kLogitRows);
       for (int64_t j = first + kLogitRows; j < next; ++j) {
         prefetch(logits + rows[j] * n_classes, n_classes * sizeof(scalar_t));

@@ -2,17 +2,17 @@
 // loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
 //
 // Forward, after matching (match_priors.cu):
-// 1. cross_entropies_kernel: a block owns a tile of rows in shared memory, a thread one row; the cross
-//    entropy is the only thing kept of the logits.
-// 2. add_up_image_kernel: a block owns an image. It selects the hard negatives (select_hard_negatives.cuh), then
-//    adds up the losses of what counts; the targets of the few positives are encoded on the way.
+// 1. cross_entropies_kernel: a block owns a tile of rows in shared memory, a thread one row. Only the cross entropy of
+//    each row is kept.
+// 2. add_up_image_kernel: a block owns an image. It selects the hard negatives (select_hard_negatives.cuh), then adds
+//    up the losses of positives and hard negatives; the targets of the few positives are encoded on the way.
 // 3. add_up_batch_kernel: one warp adds up the images.
-// Reads the logits once and writes 9 bytes (double: 13) per prior: cross entropy, match and selected, which
-// the later kernels find in the second-level cache.
+// Reads the logits once and writes 9 bytes (double: 13) per prior: cross entropy, match and selected, which the later
+// kernels read from the second-level cache.
 //
-// Backward, gradients_kernel: a block owns 128 rows. It fills their gradients with zeros, and then replaces
-// those of the rows that count, each by a group of lanes. Writes each gradient once and reads 5 bytes per
-// prior; few rows count and are read too.
+// Backward, gradients_kernel: a block owns 128 rows. It fills their gradients with zeros, and then replaces the
+// gradients of the rows that count (positives and hard negatives); a group of lanes owns such a row. Writes each
+// gradient once and reads 5 bytes per prior; the logits of the few rows that count are read too.
 #include "multibox_loss/multibox_loss.h"
 
 #include "core/any_rows.h"
@@ -31,8 +31,8 @@ namespace ssd_ext {
 namespace {
 
 constexpr int kGradientThreads = 128;
-// Of a row that counts. Rows that count lie close together: so a block works on 16 of them at once, and as a
-// row is summed up class by class, more lanes would hardly make it faster.
+// Lanes for a row that counts. Rows that count lie close together, so a block works on 16 of them at once. A row is
+// summed up class by class, so more lanes would hardly make it faster.
 constexpr int kRowLanes = 8;
 
 // --------------------------------------------------------------------------------------------------- forward
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kMaxTileRows)
   if (thread >= count) return;
 
   const int64_t i = first + thread;
-  const int32_t object = targets.object(i);  // on its way while the sum is computed
+  const int32_t object = targets.object(i);  // this load is in flight while the sum is computed
   const scalar_t* const row = tile.row(thread);
   const auto logit = [=](int64_t c) { return static_cast<T>(row[c]); };
   const RowSum<T> all = sum_row<T>(logit, n_classes);
@@ -162,8 +162,9 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
 
 // -------------------------------------------------------------------------------------------------- backward
 
-// sum_row of softmax.h by kRowLanes lanes, for all of them; all groups of the warp together. Only the maximum
-// is found in another order, which changes no bit: next to a NaN, where it could, the sum is NaN anyway.
+// sum_row of softmax.h, computed by kRowLanes lanes and returned in all of them; all groups of the warp have to call it
+// together. Only the maximum is found in another order. This changes no bit: with a NaN in the row the maximum may
+// differ, but then the sum is NaN anyway.
 template <typename T, typename Logit>
 __device__ RowSum<T> sum_row_by_group(const Logit& logit, int64_t n_classes) {
   const int lane = threadIdx.x % kRowLanes;
@@ -180,7 +181,7 @@ __device__ RowSum<T> sum_row_by_group(const Logit& logit, int64_t n_classes) {
   return row;
 }
 
-// By the block. `to` begins with a unit.
+// Called by all threads of the block. `to` is aligned to a unit.
 template <typename scalar_t>
 __device__ void fill_with_zeros(scalar_t* to, int64_t n) {
   using Unit = Pack<scalar_t>;
@@ -190,7 +191,7 @@ __device__ void fill_with_zeros(scalar_t* to, int64_t n) {
   for (int64_t i = units * Unit::kCount + thread; i < n; i += kGradientThreads) to[i] = scalar_t{};
 }
 
-// Row i of a (N, 4) tensor that this file has made, hence aligned: at once.
+// Stores row i of an (N, 4) tensor as a whole. This file has allocated the tensor, so it is aligned.
 template <typename scalar_t, typename T>
 __device__ void store_row(void* rows, int64_t i, const BoxOffsets<T>& row) {
   static_cast<Pack<scalar_t, 4>*>(rows)[i] = {static_cast<scalar_t>(row.x), static_cast<scalar_t>(row.y),
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(kGradientThreads)
                      void* __restrict__ grad_offsets,     // (B * P, 4), in the dtype of pred_offsets
                      scalar_t* __restrict__ grad_logits,  // (B * P, C)
                      int64_t n_rows, bool smooth) {
-  SHARED_ARRAY(int, rows, kGradientThreads);  // those that count
+  SHARED_ARRAY(int, rows, kGradientThreads);  // the rows that count
   SHARED_ARRAY(int, n_counting, 1);
 
   const int thread = threadIdx.x;
@@ -242,12 +243,12 @@ __global__ void __launch_bounds__(kGradientThreads)
     store_row(grad_offsets, pred_offsets.dtype, i, grad);
   }
   fill_with_zeros(grad_logits + first * n_classes, count * n_classes);
-  __syncthreads();  // the zeros come before what replaces them
+  __syncthreads();  // the zeros must be written before the gradients that replace them
 
   const T factor = *grad_conf / static_cast<T>(conf_divisor(*n_pos));
   constexpr int kRowsOfWarp = kWarpSize / kRowLanes;
   const int group = thread / kRowLanes;
-  // A warp goes on as a whole: groups without a row of their own repeat the last one and write nothing.
+  // A warp loops as a whole: groups without a row of their own repeat the last row and write nothing.
   for (int k = group; k - group % kRowsOfWarp < *n_counting; k += kGradientThreads / kRowLanes) {
     const bool has_row = k < *n_counting;
     const int64_t row = first + rows[has_row ? k : *n_counting - 1];

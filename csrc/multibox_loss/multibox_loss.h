@@ -1,5 +1,4 @@
-// What the multibox loss has on the CPU and on the GPU alike: options, arguments and their checks; targets and losses
-// of ONE prior.
+// Shared by the multibox loss on CPU and GPU: options, arguments and their checks; the targets and losses of ONE prior.
 #pragma once
 
 #include "core/box_math.h"
@@ -19,14 +18,14 @@ namespace ssd_ext {
 
 struct LossOptions {
   double threshold, neg_pos_ratio;
-  bool smooth, bipartite;  // smooth L1 instead of L1; matching
+  bool smooth, bipartite;  // smooth L1 instead of L1; bipartite matching instead of per prior
   int64_t min_negatives;
   Variances<double> variances;
 };
 
 struct LossInputs {
   Tensor pred_offsets, pred_logits, boxes, labels, row_splits, priors_cxcywh;
-  std::optional<Tensor> priors_xyxy;  // of the forward: what matching takes for their corners
+  std::optional<Tensor> priors_xyxy;  // forward only: the corners of the priors for matching
 };
 
 inline LossInputs contiguous(const LossInputs& x) {
@@ -38,12 +37,12 @@ inline LossInputs contiguous(const LossInputs& x) {
           corners};
 }
 
-// What the backward takes besides the inputs.
+// The arguments of the backward besides the inputs.
 struct LossResults {
   Tensor grad_conf, grad_loc, match, selected, n_pos;
 };
 
-// The options as the schema has them.
+// Makes LossOptions from the arguments of the schema, and checks them.
 inline LossOptions loss_options(double threshold, double neg_pos_ratio, const std::string& loc_loss,
                                 const std::string& matching, int64_t min_negatives, double center_variance,
                                 double size_variance) {
@@ -52,7 +51,8 @@ inline LossOptions loss_options(double threshold, double neg_pos_ratio, const st
           min_negatives, {center_variance, size_variance}};
 }
 
-// Predictions may be of two dtypes, of which float64 goes only with itself; boxes and priors are in the compute dtype.
+// pred_offsets and pred_logits may have different dtypes, but if one is float64 the other must be float64 too. Boxes
+// and priors must have the compute dtype.
 inline void check_loss_inputs(const LossInputs& x) {
   check_predictions(x.pred_offsets, x.pred_logits, x.priors_cxcywh);
   const int64_t n_priors = x.pred_logits.size(1);
@@ -105,7 +105,7 @@ struct LossOutputs {
   Tensor match, selected;             // (B, P)
 };
 
-// The outputs for these logits, the numbers 0 if no kernel is to write them.
+// New outputs for these logits. The losses and n_pos are 0 if no kernel will write them, else not initialised.
 inline LossOutputs new_losses(const Tensor& pred_logits, bool zeros = false) {
   const auto number = [&](ScalarType dtype) {
     return zeros ? torch::stable::new_zeros(pred_logits, {}, dtype) : torch::stable::new_empty(pred_logits, {}, dtype);
@@ -124,7 +124,8 @@ using LossGradients = std::tuple<Tensor, Tensor>;
 using LossForward = LossOutputs(const LossInputs&, const LossOptions&);
 using LossBackward = LossGradients(const LossInputs&, const LossResults&, const LossOptions&);
 
-// The ops as their schemas have them, by the functions of one device; at the end what loss_options takes.
+// The ops with the arguments of their schemas, computed by the functions of one device. Options: the parameters of
+// loss_options.
 template <LossForward kForward, LossBackward kBackward, typename Options = decltype(loss_options)>
 struct BoxedLoss;
 
@@ -153,13 +154,13 @@ struct BoxedLoss<kForward, kBackward, LossOptions(Options...)> {
 
 // ----------------------------------------------------------------------------------------------------- one prior
 
-// The class a matched prior has to predict. On a GPU nobody has checked the labels: one out of range may not
-// become an index out of range.
+// The class that a matched prior has to predict. On a GPU the labels are not checked by default: one out of range must
+// not become an index out of range.
 C10_HOST_DEVICE inline int64_t class_of(int64_t label, int64_t n_classes) {
   return label < 0 ? 0 : label < n_classes ? label : n_classes - 1;
 }
 
-// |d|, or smooth L1 of d, of all four differences.
+// The sum of |d|, or of smooth L1 of d, over the four differences d.
 template <typename T>
 C10_HOST_DEVICE inline double localization_error(const BoxOffsets<T>& predicted, const BoxOffsets<T>& target,
                                                  bool smooth) {
@@ -190,8 +191,8 @@ C10_HOST_DEVICE inline BoxOffsets<T> localization_gradient(const BoxOffsets<T>& 
           localization_slope(predicted.h - target.h, smooth) * factor};
 }
 
-// The objects of a batch, and what the network has to predict of them. T is the compute type; i counts the
-// priors of all images in a row.
+// The objects of a batch, and the targets that the network has to predict. T is the compute type; i counts the priors
+// of all images, one image after another.
 template <typename T>
 struct Targets {
   const T* boxes;             // (G, 4) xyxy
@@ -214,7 +215,8 @@ struct Targets {
         n_classes(inputs.pred_logits.size(2)),
         variances(variances.as<T>()) {}
 
-  // The object of prior i in the image, -1 for background, which any other number out of range stands for too.
+  // The object of prior i, as its index in the image; -1 for background. Any other index out of range counts as
+  // background too.
   C10_HOST_DEVICE int32_t object(int64_t i) const {
     const int32_t object = match[i];
     return object >= 0 && object < objects_of(i / n_priors, row_splits, n_objects).count ? object : -1;
@@ -238,7 +240,7 @@ struct ImageLoss {
   int64_t n_pos;
 };
 
-// What the sums over the batch are divided by.
+// The divisors of the sums over the batch.
 C10_HOST_DEVICE inline double conf_divisor(int64_t n_pos) { return n_pos > 1 ? static_cast<double>(n_pos) : 1; }
 C10_HOST_DEVICE inline double loc_divisor(int64_t n_pos, bool smooth) {
   return conf_divisor(n_pos) * (smooth ? 1 : 4);

@@ -1,9 +1,9 @@
 // Greedy non-maximum suppression on the CPU: boxes (N, 4) xyxy, scores (N,), idxs (N,) -> (K,) int64.
 //
-// A radix sort ranks the boxes by score, and a second one, stable, groups the ranks by idxs. In its group a
-// box is kept if none of the boxes kept so far suppresses it. The kept boxes of a group lie in blocks of one
-// array per coordinate, and a test of a box against a block is one loop that the compiler vectorises. A
-// thread owns whole groups; a group with most of the boxes is shared by all threads. Memory is linear in N.
+// A radix sort ranks the boxes by score, and a second, stable one groups the ranks by idxs. Within its group a box is
+// kept if no box kept so far suppresses it. The kept boxes of a group lie in blocks with one array per coordinate, and
+// the test of a box against a block is one loop that the compiler vectorises. A thread owns whole groups; a group with
+// most of the boxes is shared by all threads. Memory is linear in N.
 #include "nms/nms.h"
 
 #include "core/box_math.h"
@@ -26,7 +26,7 @@ struct Entry {
   uint32_t value;
 };
 
-// Stable, ascending by key: one pass per byte, and none for a byte that is the same in all keys.
+// Stable, ascending by key: one pass per byte, but none for a byte that is equal in all keys.
 template <typename Key>
 void radix_sort(std::vector<Entry<Key>>& entries) {
   constexpr int kBytes = sizeof(Key);
@@ -46,7 +46,7 @@ void radix_sort(std::vector<Entry<Key>>& entries) {
   }
 }
 
-// The boxes by descending score, equal ones by index.
+// The boxes by descending score, ties by index.
 template <typename scalar_t>
 std::vector<uint32_t> rank_by_score(const scalar_t* scores, int64_t n) {
   using T = compute_t<scalar_t>;
@@ -60,7 +60,7 @@ std::vector<uint32_t> rank_by_score(const scalar_t* scores, int64_t n) {
   return ranked;
 }
 
-// The ranks of all boxes, group after group, and where the groups begin; the last begin is the end.
+// The ranks of all boxes, group after group, and where each group begins; a last entry of `begins` is the end.
 struct Groups {
   std::vector<uint32_t> ranks;
   std::vector<int64_t> begins;
@@ -75,7 +75,7 @@ Groups one_group(int64_t n) {
 template <typename id_t>
 Groups group_by_id(const id_t* ids, const std::vector<uint32_t>& ranked) {
   const auto n = static_cast<int64_t>(ranked.size());
-  // Relative to the least id, so that ids in a narrow range leave few bytes to sort by.
+  // Ids relative to the lowest one, so that ids in a narrow range differ in few bytes only.
   const auto least = static_cast<uint64_t>(*std::min_element(ids, ids + n));
   std::vector<Entry<uint64_t>> entries(n);
   for (int64_t rank = 0; rank < n; ++rank) {
@@ -94,16 +94,16 @@ Groups group_by_id(const id_t* ids, const std::vector<uint32_t>& ranked) {
 // ------------------------------------------------------------------------------------------------ suppression
 
 constexpr int64_t kFirstChunk = 512;
-constexpr int64_t kLargestChunk = 4096;  // one thread tests a chunk among itself: of 100,000 boxes 4 % of the pairs
-constexpr int64_t kTile = 1024;          // kept boxes that stay in the L1 cache while those of a chunk are tested
+constexpr int64_t kLargestChunk = 4096;  // pairs inside a chunk take one thread: 4 % of the pairs of 100,000 boxes
+constexpr int64_t kTile = 1024;          // kept boxes that stay in the L1 cache while a chunk is tested against them
 constexpr double kPairNanoseconds = 0.4;
-constexpr double kBoxNanoseconds = 60;  // of a box in a group of a few hundred
+constexpr double kBoxNanoseconds = 60;  // for a box in a group of a few hundred boxes
 
 // Sets is_kept[rank] for the kept boxes among the `count` ranks of one group.
 //
-// The boxes come in chunks: all threads test one against what is kept before it, then its boxes are tested among
-// themselves. A chunk is as large as all before it, up to a limit: threads are woken a few times for small groups, and
-// what one of them does alone is a small part of large ones.
+// The boxes are processed in chunks. All threads test a chunk against the boxes kept before it, then one thread tests
+// the boxes of the chunk against each other. A chunk is as large as all chunks before it, up to a limit: so threads
+// are woken only a few times for a small group, and the work of one thread is a small part of a large group.
 template <typename scalar_t, typename T>
 void suppress_group(const scalar_t* boxes,                // (N, 4) xyxy
                     const uint32_t* ranked,               // (N,) boxes by rank
@@ -143,7 +143,8 @@ void suppress_groups(const scalar_t* boxes, const std::vector<uint32_t>& ranked,
     suppress_group(boxes, ranked.data(), groups.ranks.data() + begin, groups.begins[group + 1] - begin,
                    threshold, kept, is_kept);
   };
-  // Inside a parallel loop another one runs on a single thread: a group with most of the boxes stays outside.
+  // A parallel loop inside another one runs on a single thread. So a group with most of the boxes is processed before
+  // the loop over the groups.
   const auto has_most = [&](int64_t group) { return groups.begins[group + 1] - groups.begins[group] > n / 2; };
   for (int64_t group = 0; group < n_groups; ++group) {
     if (!has_most(group)) continue;

@@ -1,17 +1,19 @@
 // Greedy non-maximum suppression on the GPU: boxes (N, 4) xyxy, scores (N,), idxs (N,) -> (K,) int64.
 //
-// 1. The boxes are ranked by score, and the ranks are sorted by group (sort.cuh): now a group is a range.
-// 2. Groups that lie inside one tile of 256 positions are joined to one segment; every other group is a
-//    segment of its own. A segment is cut into bands of 512 positions.
-// 3. All pairs inside a band are tested at once: a thread sets 32 bits of who suppresses whom.
-// 4. One launch for each round r, up to N / 512: a block owns a tile of positions. For the segments that
-//    reach the tile (at most three) it settles band r, bit by bit, and tests what lies behind the band in its
-//    own tile against the kept boxes of the band. All blocks of a segment settle its band alike, so that a
-//    round needs one launch and no second look at the band.
+// 1. The boxes are ranked by score, and the ranks are sorted by group (sort.cuh). After this, each group is a range of
+//    positions.
+// 2. Groups that lie inside one tile of 256 positions are joined to one segment; every other group is a segment of its
+//    own. A segment is cut into bands of 512 positions.
+// 3. All pairs inside a band are tested at once: a thread tests 32 pairs and sets one bit for each.
+// 4. There is one launch for each round r, up to N / 512 rounds. A block owns a tile of positions. For each segment
+//    that reaches into the tile (at most three) it settles band r, bit by bit, and tests the boxes that lie behind the
+//    band in its own tile against the kept boxes of the band. All blocks of a segment settle its band in the same way,
+//    so that a round needs one launch and no second pass over the band.
 // 5. The kept boxes are counted and written in the order of their ranks.
 //
-// The host waits for the size of the output, between the two parts of 5, and for the largest segment, if there
-// are groups and may be more than a few rounds. Memory is linear in N, 64 bytes of pairs for each box.
+// The host waits for the size of the output, between the two parts of 5. It also waits for the length of the longest
+// segment if there are groups and there may be more than a few rounds. Memory is linear in N, with 64 bytes of pairs
+// for each box.
 #include "nms/nms.h"
 
 #include "core/box_math.h"
@@ -29,8 +31,8 @@ namespace {
 constexpr int kTile = 256;  // positions, and threads of a block
 constexpr int kBand = 512;  // positions whose pairs fit into shared memory as bits
 constexpr int kWords = kBand / 32;
-constexpr int kFewRounds = 4;  // an empty launch takes 2 us, to ask the device for their number takes 8 or more
-constexpr int kAtOnce = 4;  // kept boxes that a box is tested against side by side
+constexpr int kFewRounds = 4;  // an empty launch takes 2 us, reading the number of rounds from the device 8 us or more
+constexpr int kAtOnce = 4;  // kept boxes against which a box is tested side by side
 static_assert(kTile <= kBand, "the segment inside a tile has one band");
 static_assert(kWords <= static_cast<int>(kWarpSize), "each lane of a warp keeps one word");
 
@@ -38,7 +40,7 @@ struct Range {
   int begin, end;  // positions
 };
 
-// What belongs to a position.
+// The data of a position.
 struct Position {
   Range segment;
   int group_end;
@@ -66,7 +68,7 @@ struct GroupKey {
   }
 };
 
-// The number of keys whose group comes before this one, or up to and with this one.
+// The number of keys whose group comes before this group; with this group too if `with`.
 __device__ int count_before(const RankKey* grouped, int n, uint64_t group, bool with) {
   int low = 0;
   int high = n;
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(kTile)
                          Position* __restrict__ positions,     // (N,)
                          Box<T>* __restrict__ sorted,          // (N,) the boxes, by position
                          bool* __restrict__ alive,             // (N,) by position: nothing suppresses it yet
-                         unsigned* __restrict__ longest,       // segment, at first 0; null if nobody asks
+                         unsigned* __restrict__ longest,       // length of a segment, 0 at the start; may be null
                          int n) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x;
   if (at >= n) return;
@@ -121,8 +123,8 @@ __global__ void __launch_bounds__(kTile)
 
 // ------------------------------------------------------------------------------------------------ suppression
 
-// Word w of a position's pairs: bit b is whether its box suppresses that at position 32 * w + b of its band,
-// for later positions only. Words before that of the position itself are not set.
+// Word w of the pairs of a position: bit b says whether its box suppresses the box at position 32 * w + b of its band,
+// for later positions only. Words before the word of the position itself are not written.
 template <typename T>
 __global__ void __launch_bounds__(kTile)
     find_pairs_kernel(const Position* __restrict__ positions,  // (N,)
@@ -146,14 +148,14 @@ __global__ void __launch_bounds__(kTile)
   pairs[at] = bits;
 }
 
-// Settles a band: of the boxes still alive, which are kept. One warp; lane w has word w of the band.
+// Settles a band, by one warp: returns which of the boxes still alive are kept. Lane w has word w of the band.
 //   rows: kWords rows of pairs in shared memory
 __device__ unsigned settle_band(unsigned alive, const unsigned* rows, int n_words) {
   const unsigned lane = threadIdx.x % kWarpSize;
   unsigned own_kept = 0;  // bit w: whether this lane's box of word w is kept
   for (int word = 0; word < n_words; ++word) {
     const unsigned* const row = rows + word * kBand + lane;
-    unsigned suppressed = 0;  // by this lane's kept boxes of the words before
+    unsigned suppressed = 0;  // by the kept boxes of this lane in the words before
     for (int before = 0; before < word; ++before) {
       suppressed |= row[before * 32] & (own_kept >> before & 1 ? kAllLanes : 0);
     }
@@ -165,15 +167,15 @@ __device__ unsigned settle_band(unsigned alive, const unsigned* rows, int n_word
   return alive;
 }
 
-// Whether one of n kept boxes suppresses a box. Few overlap it much: most are told apart side by side, with no
-// branch and no division.
+// Whether one of n kept boxes suppresses a box. Few of them overlap it much, so most are excluded side by side, without
+// a branch and without a division.
 template <typename T>
 __device__ bool any_suppresses(const Box<T>* kept, int n, const Box<T>& box, T threshold) {
   const T box_area = area(box);
   for (int first = 0; first < n; first += kAtOnce) {
     bool may = threshold < T(0);
     for (int k = first; k < first + kAtOnce; ++k) {
-      const Box<T> other = kept[k < n ? k : n - 1];  // the last one again instead of none
+      const Box<T> other = kept[k < n ? k : n - 1];  // past the end, the last one again
       may |= iou_may_exceed(overlap(other, area(other), box, box_area), threshold);
     }
     if (!may) continue;
@@ -191,7 +193,7 @@ __device__ __forceinline__ int keep_of_band(const Range& band,
                                             const unsigned* pairs,  // (kWords, N)
                                             const bool* alive,      // (N,)
                                             int n,
-                                            Box<T>* kept_boxes,      // shared; at first for the pairs
+                                            Box<T>* kept_boxes,      // shared; holds the pairs first
                                             unsigned* kept_words) {  // (kWords,), shared: their bits
   auto* const rows = reinterpret_cast<unsigned*>(kept_boxes);        // (kWords, kBand)
   const unsigned lane = threadIdx.x % kWarpSize;
@@ -200,7 +202,7 @@ __device__ __forceinline__ int keep_of_band(const Range& band,
   for (int k = threadIdx.x; k < kBand; k += kTile) {
     const unsigned votes = __ballot_sync(kAllLanes, k < size && alive[band.begin + k]);
     if (lane == 0) kept_words[k / 32] = votes;
-    unsigned words[kWords];  // all on their way at once
+    unsigned words[kWords];  // all loads are in flight at once
     for (int word = 0; word < kWords; ++word) {
       const bool is_set = k < size && k / 32 <= word && word < n_words;
       words[word] = is_set ? pairs[static_cast<int64_t>(word) * n + band.begin + k] : 0;
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(kTile)
                     const Box<T>* __restrict__ sorted,       // (N,)
                     const unsigned* __restrict__ pairs,      // (kWords, N)
                     bool* __restrict__ alive,                // (N,)
-                    bool* __restrict__ is_kept,              // (N,) by rank; at first false
+                    bool* __restrict__ is_kept,              // (N,) by rank; false at the start
                     T threshold, int n, int round) {
   SHARED_ARRAY(Box<T>, kept_boxes, kWords * kBand * sizeof(unsigned) / sizeof(Box<T>));
   SHARED_ARRAY(unsigned, kept_words, kWords);
@@ -246,7 +248,7 @@ __global__ void __launch_bounds__(kTile)
     if ((segment.end - segment.begin - 1) / kBand < round) continue;
     const int begin = segment.begin + round * kBand;
     const Range band = {begin, segment.end - begin < kBand ? segment.end : begin + kBand};
-    // The barrier also ends all reading of what the segment before has left in shared memory.
+    // After this barrier, no thread still reads the shared memory of the segment before.
     const bool waits = i >= at && i >= begin && i < segment.end && i < tile_end && alive[i];
     if (!__syncthreads_or(waits)) continue;
 
@@ -267,7 +269,7 @@ constexpr int kOutputThreads = 256;
 __global__ void __launch_bounds__(kOutputThreads)
     count_kept_kernel(const bool* __restrict__ is_kept,  // (N,) by rank
                       unsigned* __restrict__ counts,     // (blocks,)
-                      unsigned* __restrict__ total,      // at first 0
+                      unsigned* __restrict__ total,      // 0 at the start
                       int64_t n) {
   const int64_t rank = static_cast<int64_t>(blockIdx.x) * kOutputThreads + threadIdx.x;
   const unsigned count = __syncthreads_count(rank < n && is_kept[rank]);
@@ -296,7 +298,7 @@ __global__ void __launch_bounds__(kOutputThreads)
   if (kept) out[kept_before] = ranked[rank].index;
 }
 
-// A number that the device has made. Waits for it.
+// Reads a number that the device computes; waits for it.
 unsigned read_back(const unsigned* number, cudaStream_t stream) {
   unsigned value = 0;
   STD_CUDA_CHECK(cudaMemcpyAsync(&value, number, sizeof value, cudaMemcpyDeviceToHost, stream));

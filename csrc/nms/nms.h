@@ -1,4 +1,4 @@
-// What nms and batched_nms have in common on CPU and GPU: the checks and the sort key of a score.
+// Shared by nms and batched_nms on CPU and GPU: the checks and the sort key of a score.
 #pragma once
 
 #include "core/checks.h"
@@ -8,7 +8,7 @@
 
 namespace ssd_ext {
 
-constexpr int64_t kMaxBoxes = 1 << 30;  // indices fit into 32 bits, also with a tile added
+constexpr int64_t kMaxBoxes = 1 << 30;  // indices fit into 32 bits, even with a tile added
 
 // Sorts ascending: the highest score first, NaN before all others.
 template <typename T>

@@ -1,15 +1,16 @@
 // Detection on the CPU: pred_offsets (B, P, 4) and pred_logits (B, P, C) -> the best top_k boxes of each image
 // after softmax or sigmoid, threshold and non-maximum suppression in each class.
 //
-// A thread owns an image, or all threads own the rows of one where images are few.
-// 1. It lists the candidates, priors with a class, as keys (postprocess_detections.h). It reads the logits once, computes the
-//    softmax of rows that may pass and divides where a score may pass.
-// 2. It walks the candidates best first over all classes together: a box is decoded and kept if no kept box of
-//    its class suppresses it, until top_k are kept. Only better boxes of its class decide over a box, so this
-//    equals suppression in every class followed by the cut. The next best candidates are selected and sorted in
-//    bands: what is never reached is never sorted.
+// A thread owns an image, or all threads own the rows of one image if there are few images.
+// 1. It lists the candidates, pairs of a prior and a class, as keys (postprocess_detections.h). It reads the logits
+//    once, computes the softmax only for rows that may pass, and divides only if a score may pass.
+// 2. It walks the candidates of all classes together, best first. A box is decoded, and kept if no kept box of its
+//    class suppresses it, until top_k are kept. Only better boxes of its own class can suppress a box, so the result
+//    equals suppression in every class followed by the cut. The next best candidates are selected and sorted in bands:
+//    candidates that are never reached are never sorted.
 //
-// A list has room for all that could pass; only so many images are at work that all lists stay small.
+// A list has room for all candidates that could pass. The number of images that are processed at once is limited, so
+// that all lists together stay small.
 #include "postprocess_detections/postprocess_detections.h"
 
 #include "core/any_rows.h"
@@ -31,12 +32,12 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kListBytes = 48 << 20;    // of all lists together; most of it is never touched
-constexpr double kLogitNanoseconds = 0.7;   // of a trained network, where few rows pass the screen
-constexpr double kScreenedNanoseconds = 5;  // of a logit of these
+constexpr int64_t kListBytes = 48 << 20;    // limit of all lists together; most of this memory is never touched
+constexpr double kLogitNanoseconds = 0.7;   // for a trained network, where few rows pass the screen
+constexpr double kScreenedNanoseconds = 5;  // for a logit of a row that passes
 constexpr int64_t kFirstBand = 256;         // candidates; each further band is twice as large
 
-// The rows with a class whose logit minus that of background is at least `least`; returns their number.
+// Lists the rows with a class whose logit is at least `least` above that of background; returns their number.
 template <typename scalar_t>
 INLINE_IN_CLONES int64_t screen_each(const scalar_t* logits,  // (n_rows, C)
                                      int64_t n_rows, int64_t n_classes, bool sigmoid, float least,
@@ -102,7 +103,7 @@ uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
   return list;
 }
 
-// The same where the score of a class is its own sigmoid.
+// The same if the score of a class is its own sigmoid.
 template <typename scalar_t>
 uint64_t* list_sigmoid_candidates(const scalar_t* logits,  // (P, C)
                                   int64_t n_priors, int64_t n_classes,
@@ -123,8 +124,8 @@ uint64_t* list_sigmoid_candidates(const scalar_t* logits,  // (P, C)
 
 // Moves the n best keys to the front, in any order.
 //
-// Of many keys a pivot from a sample leaves few (as in the selection of Floyd and Rivest). It may leave too
-// few; then all are looked at after all.
+// If there are many keys, a pivot from a sample excludes most of them (as in the selection of Floyd and Rivest). If it
+// leaves fewer than n, all keys are used.
 void select_best(uint64_t* begin, uint64_t* end, int64_t n) {
   constexpr int64_t kStride = 61;  // shares no factor with the tiles that the keys come from
   if (end - begin > kStride * n) {
@@ -138,7 +139,7 @@ void select_best(uint64_t* begin, uint64_t* end, int64_t n) {
   std::nth_element(begin, begin + n, end, std::greater<>());
 }
 
-// What all images have in common.
+// The data that all images share.
 struct Detector {
   AnyRows pred_offsets;  // (B * P, 4)
   AnyRows priors;        // (P, 4) cxcywh
@@ -154,7 +155,7 @@ struct Detector {
     const float least = least_difference_to_background(options.min_score);
     const auto min_score = static_cast<float>(options.min_score);
     const int64_t n_screened = screen(logits, n_priors, n_classes, options.sigmoid, least, screened);
-    // Runs of the screened rows, each with its own part of the list.
+    // The screened rows are cut into runs, each with its own part of the list.
     const int64_t runs = std::min(n_screened, tasks_of(n_screened * n_classes * kScreenedNanoseconds));
     std::vector<int64_t> sizes(runs);
     const auto begin_of = [&](int64_t run) { return run * n_screened / runs; };
@@ -178,9 +179,9 @@ struct Detector {
 
   // Walks the candidates of an image best first and writes its detections.
   void walk(int64_t image, uint64_t* candidates, uint64_t* end,
-            std::vector<KeptBoxes<float>>& kept) const {  // of each label, a class without background; scratch
+            std::vector<KeptBoxes<float>>& kept) const {  // scratch: one for each label (class - 1)
     for (KeptBoxes<float>& of_label : kept) of_label.clear();
-    std::vector<int64_t> walked(kept.size());  // candidates of each label
+    std::vector<int64_t> walked(kept.size());  // number of candidates of each label
     const auto max_overlap = rounded_down<float>(options.max_overlap);
     const int64_t limit = options.pre_nms_top_k.value_or(std::numeric_limits<int64_t>::max());
     const int64_t first = image * options.top_k;

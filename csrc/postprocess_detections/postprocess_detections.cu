@@ -2,19 +2,19 @@
 // (B, K, 4) of each image after softmax or sigmoid, threshold and non-maximum suppression in each class, their scores
 // (B, K) and labels (B, K), and how many there are (B,).
 //
-// 1. find_candidates_kernel: a block owns a tile of rows of logits in shared memory, a thread one row. What
-//    passes min_score goes into a list of its image as a key (postprocess_detections.h), in no particular order:
-//    keys are unique. A warp counts its candidates and takes room for them in the list with one atomic addition; a
-//    warp with nothing but background needs no exponential. The list has room for all priors with all classes, so
-//    that none can be lost. Reads the logits once, writes 8 bytes per candidate.
-// 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class decide over a box, so the block
+// 1. find_candidates_kernel: a block owns a tile of rows of logits in shared memory, a thread one row. Every candidate
+//    with a score above min_score is written to a list of its image as a key (postprocess_detections.h). The order of
+//    the list has no effect, since keys are unique. A warp counts its candidates and reserves room for them in the list
+//    with one atomic addition; a warp whose rows are all background needs no exponential. The list has room for all
+//    priors with all classes, so no candidate can be lost. Reads the logits once, writes 8 bytes per candidate.
+// 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class can suppress a box, so the block
 //    walks the candidates of all classes together, best first, and stops when top_k are kept. It takes the next best
-//    ones out of the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at a
-//    time: against the kept ones, then among themselves. The first of the kept ones stay in shared memory, the others
-//    are read back from the output. Reads the list once per band and a few keys of it before, from the second-level
+//    candidates from the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at
+//    a time: against the kept boxes, then among themselves. The first kept boxes stay in shared memory, the others are
+//    read back from the output. Reads the list once per band, and before that a few of its keys, from the second-level
 //    cache, and 32 bytes per candidate of a band; writes 28 bytes per row of the output.
 //
-// Images go in sub-batches, so that their lists fit into a fixed amount of memory.
+// Images are processed in sub-batches, so that their lists fit into a fixed amount of memory.
 #include "postprocess_detections/postprocess_detections.h"
 
 #include "core/any_rows.h"
@@ -31,23 +31,23 @@
 namespace ssd_ext {
 namespace {
 
-// Of the lists of a sub-batch, unless one image alone needs more. Each sub-batch waits for the slowest walk of
-// the one before; SSD300 with 81 classes needs 5.6 MB for an image, a quarter of its first feature map.
+// Memory for the lists of a sub-batch, unless one image alone needs more. Each sub-batch waits for the slowest walk of
+// the sub-batch before. SSD300 with 81 classes needs 5.6 MB for an image, a quarter of its first feature map.
 constexpr int64_t kListBytes = 1 << 30;
-// Blocks of find_candidates_kernel at once: 64 registers for a thread. Left to itself, the compiler saves
-// registers for more blocks, and spills.
+// Resident blocks of find_candidates_kernel per multiprocessor: 64 registers for a thread. Without this bound the
+// compiler saves registers for more blocks, and spills.
 constexpr int kTileBlocks = 16;
 constexpr int kWalkThreads = 512;
 constexpr int kWalkWarps = kWalkThreads / kWarpSize;
-constexpr int kBand = 1024;  // more than a trained network finds in most images
-// A band of a longer list is guessed from one of so many runs of neighbouring keys. Each run is as much as
-// memory gives at once. A prime, so that a pattern in the list does not hide what lies between.
+constexpr int kBand = 1024;  // more candidates than a trained network finds in most images
+// The begin of a band of a longer list is guessed from one in kSparse runs of kRun neighbouring keys. A run is as much
+// as one memory access reads. kSparse is prime, so that a periodic pattern in the list does not bias the sample.
 constexpr int kRun = 4;
 constexpr int kSparse = 17;
-constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // of the key that ends it: three fifths full on average
+constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // the key of this rank ends a band: three fifths full on average
 constexpr int kChunk = kWarpSize;        // candidates that are settled together
-constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory: one for a thread, the others are far
-constexpr int kNearLabels = 512;         // classes that are counted there
+constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory, one for each thread; the others are called far
+constexpr int kNearLabels = 512;         // classes whose counters are in shared memory
 static_assert(kBand <= 2 * kWalkThreads, "sort_block has a thread for every two keys");
 static_assert(kBand % kChunk == 0, "a band is cut into chunks");
 static_assert(kWalkThreads % kRun == 0, "threads read whole runs");
@@ -59,7 +59,7 @@ template <typename scalar_t, int kTileBytes>
 __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
     find_candidates_kernel(const scalar_t* __restrict__ logits,  // (b, P, C)
                            uint64_t* __restrict__ keys,          // (b, P * (C - 1)), the lists
-                           unsigned* __restrict__ counts,        // (b,), their lengths; at first 0
+                           unsigned* __restrict__ counts,        // (b,), their lengths; 0 at the start
                            int64_t n_priors, int64_t n_classes, int64_t n_tiles, int tile_rows,
                            bool sigmoid_scores, float min_score, float least_difference) {
   using Tile = RowTile<scalar_t, kTileBytes>;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
   const scalar_t* const row = tile.row(has_row ? thread : 0);
   const auto logit = [&](int64_t c) { return static_cast<float>(row[c]); };
   const float background = sigmoid_scores ? 0.0f : logit(0);
-  // Most rows are background, and so are all rows of many warps. A NaN difference decides nothing.
+  // Most rows are background, and in many warps all rows are. A NaN difference excludes no row.
   float best = logit(1);
   for (int64_t c = 2; c < n_classes; ++c) best = larger(best, logit(c));
   const bool may_pass = has_row && !(best - background < least_difference);
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
   if (!sigmoid_scores) whole = sum_row<float>(logit, n_classes);
   const unsigned lane = threadIdx.x % kWarpSize;
   uint64_t* const list = keys + image * n_priors * (n_classes - 1);
-  unsigned next = 0;  // free element of the list
+  unsigned next = 0;  // counts the candidates, then the next free element of the list
   for (int pass = 0; pass < 2; ++pass) {
-    const bool writes = pass == 1;  // at first the warp only counts
+    const bool writes = pass == 1;  // in the first pass the warp only counts
     for (int64_t c = 1; c < n_classes; ++c) {
       bool passes = may_pass && !(logit(c) - background < least_difference);
       float score = 0;
@@ -109,29 +109,29 @@ __global__ void __launch_bounds__(kMaxTileRows, kTileBlocks)
 
 // ------------------------------------------------------------------------------------------------- the bands
 
-// The candidates of an image, of which those from `bound` on have been walked.
+// The candidates of an image. Keys >= `bound` have been walked.
 struct Candidates {
   const uint64_t* keys;  // (n,)
   int64_t n;
   uint64_t bound;
-  // With a limit to the candidates of a class: how many of each have been walked.
+  // If the candidates of a class are limited: how many of each class have been walked.
   const unsigned* walked;  // (C - 1,), or null
   int64_t limit;
   uint32_t n_priors;
 
   __device__ bool is_full(uint32_t label) const { return walked != nullptr && walked[label] >= limit; }
 
-  // Calls function(key) for each key of this thread that is still of interest, in one of `every` runs.
+  // Calls function(key) for each key of this thread that waits and may be needed, in one of `every` runs.
   template <typename Function>
   __device__ void for_each_waiting(int every, const Function& function) const {
-    constexpr int kBatch = 16;  // as many keys of a thread are on their way at once
+    constexpr int kBatch = 16;  // loads of a thread in flight
     const unsigned t = threadIdx.x;
     const int step = kWalkThreads * every;
     for (int64_t first = t / kRun * kRun * every + t % kRun; first < n; first += kBatch * step) {
       const int left = n - first < kBatch * step ? static_cast<int>(n - first) : kBatch * step;
       uint64_t batch[kBatch];
       for (int j = 0; j < kBatch; ++j) {
-        batch[j] = j * step < left ? keys[first + j * step] : bound;  // the bound does not wait
+        batch[j] = j * step < left ? keys[first + j * step] : bound;  // `bound` itself is skipped below
       }
       for (const uint64_t key : batch) {
         if (key < bound && !is_full(DetectionKey::pair(key) / n_priors)) function(key);
@@ -140,7 +140,8 @@ struct Candidates {
   }
 };
 
-// The rank-th best of what the threads find best in one of `every` runs; 0 if fewer of them find any.
+// Each thread finds its best waiting key in one of `every` runs. Returns the rank-th best of these keys; 0 if fewer
+// threads find one.
 //   best: kWalkThreads keys in shared memory. There has to be a barrier before they are used again.
 __device__ uint64_t guess_begin(const Candidates& candidates, int every, int rank, uint64_t* best) {
   uint64_t own = 0;
@@ -151,7 +152,7 @@ __device__ uint64_t guess_begin(const Candidates& candidates, int every, int ran
   return ~best[rank - 1];
 }
 
-// Puts the waiting keys from `begin` on into the band, as many as it has room for; returns how many there are.
+// Writes the waiting keys >= `begin` to the band, as many as fit; returns how many there are.
 __device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint64_t* band, unsigned* shared_count) {
   if (threadIdx.x == 0) *shared_count = 0;
   __syncthreads();
@@ -164,8 +165,8 @@ __device__ unsigned fill_band(const Candidates& candidates, uint64_t begin, uint
   return *shared_count;
 }
 
-// Takes the next best candidates out of those that wait, at most kBand; returns their number, 0 at the end.
-//   band: in shared memory, for their keys. They come inverted, so that the best is the least.
+// Takes the next best candidates of those that wait, at most kBand; returns their number, 0 at the end.
+//   band: in shared memory, for their keys. The keys are inverted, so that the best is the smallest.
 __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* shared_count) {
   uint64_t begin = 0;
   auto count = static_cast<unsigned>(candidates.n);
@@ -173,8 +174,8 @@ __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* 
     for (unsigned i = threadIdx.x; i < count; i += kWalkThreads) band[i] = ~candidates.keys[i];
     __syncthreads();
   } else {
-    // Where a part says too little about the whole, all keys are asked: then at most rank - 1 threads have
-    // more than one key of the band, and at last it is the best key alone.
+    // If the guess from a part of the keys is too low, it is repeated with all keys. Then at most rank - 1 threads have
+    // more than one key of the band. With rank 1 the band is the best key alone.
     int every = kSparse;
     int rank = kSampleRank;
     do {
@@ -192,7 +193,7 @@ __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* 
 
 // -------------------------------------------------------------------------------------------------- the walk
 
-// The boxes kept so far and their classes - 1: the first ones in shared memory, all of them in the output.
+// The boxes kept so far and their classes - 1: the first kNearKept in shared memory, all of them in the output.
 struct KeptBoxes {
   Box<float>* near_boxes;  // (kNearKept,)
   uint32_t* near_labels;   // (kNearKept,)
@@ -212,17 +213,17 @@ struct KeptBoxes {
   }
 };
 
-// Neighbours in a band, and what the block finds out about them; all in shared memory.
+// Neighbouring candidates of a band, and the results of the block for them; all in shared memory.
 struct Chunk {
   const uint64_t* keys;     // (size,) inverted
   const Box<float>* boxes;  // (size,)
   const uint32_t* labels;   // (size,) class - 1
   int size;                 // at most kChunk
-  unsigned* pairs;          // (kChunk,) bit j: whether this candidate suppresses number j
-  unsigned* gone;           // (kWalkWarps,) bit j: whether candidate j goes, as far as this warp knows
+  unsigned* pairs;          // (kChunk,) bit j: whether this candidate suppresses candidate j
+  unsigned* gone;           // (kWalkWarps,) bit j: whether this warp has found that candidate j is dropped
 };
 
-// Which candidates of a chunk, bit by bit, the kept boxes of this thread suppress: one of every kWalkThreads.
+// The candidates of a chunk, one bit each, that the kept boxes of this thread suppress: one of every kWalkThreads.
 __device__ unsigned suppressed_by_kept(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept, float max_overlap) {
   const unsigned all = kAllLanes >> (kChunk - chunk.size);
   unsigned suppressed = 0;
@@ -241,14 +242,14 @@ __device__ unsigned suppressed_by_kept(const Chunk& chunk, const KeptBoxes& kept
   return suppressed;
 }
 
-// Which candidates of a chunk are kept, bit by bit: in all threads, since all warps settle the chunk alike.
+// The candidates of a chunk that are kept, one bit each, in all threads: all warps settle the chunk in the same way.
 __device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept,
                                                  const unsigned* walked, int64_t limit, float max_overlap) {
-  const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // has a candidate, in every warp the same
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // lane i has candidate i, in every warp
   const int warp = static_cast<int>(threadIdx.x / kWarpSize);
   const bool has_own = lane < chunk.size;
-  // Each thread tests all candidates against kept boxes of its own, each warp those behind a few candidates against
-  // these.
+  // Each thread tests all candidates against its own share of the kept boxes. Each warp takes a few candidates, and
+  // tests the candidates behind each of them against it.
   unsigned going = suppressed_by_kept(chunk, kept, n_kept, max_overlap);
   for (int i = warp; i < chunk.size; i += kWalkWarps) {
     const bool is_alike = has_own && chunk.labels[lane] == chunk.labels[i];
@@ -267,7 +268,7 @@ __device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptB
   return settle(alive, has_own ? chunk.pairs[lane] : 0);
 }
 
-// Adds the kept candidates of a chunk to the boxes kept, up to top_k. By the first threads, one for each candidate.
+// Adds the kept candidates of a chunk to the kept boxes, up to top_k. The first threads do it, one for each candidate.
 __device__ __forceinline__ void keep(const Chunk& chunk, unsigned kept, const KeptBoxes& kept_boxes, int64_t n_kept,
                                      int64_t top_k, unsigned* walked) {
   const int own = static_cast<int>(threadIdx.x);
@@ -281,12 +282,12 @@ __device__ __forceinline__ void keep(const Chunk& chunk, unsigned kept, const Ke
 __global__ void __launch_bounds__(kWalkThreads, 1)
     walk_candidates_kernel(const uint64_t* __restrict__ keys,    // (b, P * (C - 1)), the lists
                            const unsigned* __restrict__ counts,  // (b,), their lengths
-                           unsigned* far_walked,  // (b, C - 1), at first 0; for more than kNearLabels
+                           unsigned* far_walked,  // (b, C - 1), 0 at the start; used for more than kNearLabels classes
                            AnyRows pred_offsets,  // (B, P, 4)
                            AnyRows priors,        // (P, 4) cxcywh
                            Detections out,        // (B, K, ...)
                            int64_t first_image, int64_t n_priors, int64_t n_labels,
-                           int64_t limit,  // to the candidates of a class; 0 for none
+                           int64_t limit,  // of candidates of a class; 0: no limit
                            int64_t top_k, float max_overlap, BoxDecoder decoder) {
   SHARED_ARRAY(unsigned, shared_count, 1);
   SHARED_ARRAY(uint64_t, band, kBand > kWalkThreads ? kBand : kWalkThreads);
@@ -301,7 +302,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   const int64_t image = first_image + blockIdx.x;
   out = {out.boxes + image * top_k, out.labels + image * top_k, out.scores + image * top_k, out.counts + image};
   const KeptBoxes kept_boxes = {near_boxes, near_labels, out};
-  // With a limit: how many candidates of each class have been walked.
+  // If there is a limit: how many candidates of each class have been walked.
   unsigned* walked = nullptr;
   if (limit > 0) walked = n_labels <= kNearLabels ? near_walked : far_walked + blockIdx.x * n_labels;
   if (thread < kNearLabels) near_walked[thread] = 0;

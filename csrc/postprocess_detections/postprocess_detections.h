@@ -1,4 +1,4 @@
-// What detection has on the CPU and on the GPU alike: options, outputs, checks; the order of the candidates.
+// Shared by detection on CPU and GPU: options, outputs, checks, and the order of the candidates.
 #pragma once
 
 #include "core/box_math.h"
@@ -34,14 +34,14 @@ struct DetectionOptions {
   int64_t top_k;
   std::optional<int64_t> pre_nms_top_k;
   BoxDecoder decoder;
-  bool sigmoid;  // and not softmax
+  bool sigmoid;  // else softmax
 };
 
 struct DetectionOutputs {
   Tensor boxes, labels, scores, counts;  // (B, K, 4) xyxy, (B, K), (B, K), (B,)
 };
 
-// The outputs for these logits, all zeros if no kernel is to write them.
+// New outputs for these logits: zeros if no kernel will write them, else not initialised.
 inline DetectionOutputs new_detections(const Tensor& pred_logits, int64_t top_k, bool zeros = false) {
   const auto output = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
     return zeros ? torch::stable::new_zeros(pred_logits, shape, dtype)
@@ -68,7 +68,7 @@ inline Detections data_of(const DetectionOutputs& outputs) {
 using Detection = DetectionOutputs(const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh,
                                    const DetectionOptions& options);
 
-// The op as its schema has it, by the detection of one device.
+// The op with the arguments of its schema, computed by kDetect, the detection of one device.
 template <Detection kDetect>
 std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
     const Tensor& pred_offsets, const Tensor& pred_logits, const Tensor& priors_cxcywh, double min_score,
@@ -90,9 +90,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
   return {out.boxes, out.labels, out.scores, out.counts};
 }
 
-// A prior with a class, as one number that no two candidates of an image share: the larger, the better. Above
-// stand the bits of the score, which for a positive number rise with it, below the pair: the higher, the lower the
-// class and then the prior.
+// A pair of a prior and a class as one number. It differs for all candidates of an image, and a better candidate has a
+// larger one. The upper 32 bits are the bits of the score, which rise with a positive score. The lower 32 bits are the
+// inverted pair: larger for a lower class, then for a lower prior.
 struct DetectionKey {
   // label: class - 1.
   C10_HOST_DEVICE static uint64_t pack(float score, int64_t label, int64_t prior, int64_t n_priors) {
@@ -103,10 +103,10 @@ struct DetectionKey {
   C10_HOST_DEVICE static uint32_t pair(uint64_t key) { return ~static_cast<uint32_t>(key); }
 };
 
-// A difference from the logit of background below which no logit of a class gives a score > min_score, whatever
-// the other logits are: the sum of the exponentials is at least that of background. With sigmoid, whose score is
-// less than the exponential of its logit, the same holds for a background of 0. The margin is far more than
-// all rounding on the way, except for exponentials near the smallest numbers: there is no limit to those.
+// A lower limit for the logit of a class minus the logit of background. Below it, the score is never > min_score,
+// whatever the other logits are, because the sum of the exponentials is at least that of background. With sigmoid the
+// score is less than the exponential of the logit, so the same holds with a background logit of 0. The margin is far
+// larger than all rounding errors, except for exponentials near the smallest numbers: for these there is no limit.
 inline float least_difference_to_background(double min_score) {
   constexpr double kMargin = 1e-3;
   constexpr double kTiny = 1e-30;

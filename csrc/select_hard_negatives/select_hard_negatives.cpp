@@ -1,8 +1,8 @@
 // Hard negatives on the CPU: loss (B, P), positive (B, P) bool -> (B, P) bool.
 //
-// A thread owns whole images. It turns the losses of an image into keys (order.h; positives get 0) and finds
-// the k-th largest key bit by bit: each bit is one counting pass over keys that lie in the second-level cache,
-// which the compiler vectorises. At most 32 such passes (64 for double), whatever the losses are; no sort.
+// A thread owns whole images. It turns the losses of an image into keys (order.h; positives get 0) and finds the k-th
+// largest key bit by bit. Each bit takes one counting pass, which the compiler vectorises, over keys that lie in the
+// second-level cache. There are at most 32 passes (64 for double), whatever the losses are, and no sort.
 #include "select_hard_negatives/select_hard_negatives.h"
 
 #include "core/cpu/parallel.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kPriorNanoseconds = 4;
 
-// Counters as wide as the keys, so that a vector holds as many of both.
+// The counter is as wide as a key, so that a vector holds equally many of both.
 template <typename Bits>
 INLINE_IN_CLONES int64_t count_at_least(const Bits* keys, int64_t n, Bits least) {
   Bits count = 0;
@@ -25,15 +25,15 @@ INLINE_IN_CLONES int64_t count_at_least(const Bits* keys, int64_t n, Bits least)
   return static_cast<int64_t>(count);
 }
 
-// selected[i] = whether keys[i] is one of the k largest; of equal keys the lowest index. 0 <= k <= n < 2^32, and at
-// least k keys are not 0: a key of 0 is never selected.
+// selected[i] = whether keys[i] is one of the k largest; of equal keys, those with the lowest index are selected.
+// 0 <= k <= n < 2^32, and at least k keys are not 0: a key of 0 is never selected.
 template <typename Bits>
 INLINE_IN_CLONES void select_largest_of(const Bits* keys, int64_t n, int64_t k, bool* selected) {
   if (k == 0) {
     std::fill_n(selected, n, false);
     return;
   }
-  // The largest value that at least k keys reach, or any value that exactly k keys reach.
+  // The largest value such that at least k keys are >= value, or any value such that exactly k keys are.
   Bits value = 0;
   int64_t reaching = n;
   for (Bits bit = Bits(1) << (8 * sizeof(Bits) - 1); bit != 0 && reaching != k; bit >>= 1) {
@@ -43,7 +43,7 @@ INLINE_IN_CLONES void select_largest_of(const Bits* keys, int64_t n, int64_t k, 
       reaching = count;
     }
   }
-  // Before `end` equal keys are selected too, behind it larger ones only.
+  // Before `end`, keys equal to the value are selected too; from `end` on, larger keys only.
   int64_t end = n;
   for (int64_t surplus = reaching - k; surplus > 0; surplus -= keys[end] == value) --end;
   for (int64_t i = 0; i < end; ++i) selected[i] = keys[i] >= value;
@@ -64,7 +64,7 @@ INLINE_IN_CLONES int64_t make_keys_of(const scalar_t* __restrict loss, const pos
   return n_pos;
 }
 
-// The keys of an image, 0 for its positives; returns their number.
+// Writes the keys of an image, 0 for its positives; returns the number of positives.
 VECTOR_CLONES int64_t make_keys(const float* loss, const bool* positive, int64_t n, uint32_t* keys) {
   return make_keys_of<float>(loss, positive, n, keys);
 }

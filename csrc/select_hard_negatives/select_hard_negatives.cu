@@ -1,9 +1,9 @@
 // Hard negatives on the GPU: loss (B, P), positive (B, P) bool -> (B, P) bool.
 //
-// A block owns an image. Its threads turn the losses into keys (order.h; positives get 0), each thread every
-// blockDim.x-th prior, and select the largest by counting (block_ops.cuh). Keys stay in registers up to 9216
-// priors; for more priors every pass reads the losses again, from the second-level cache. One launch; reads
-// 5 bytes per prior (float) and writes 1.
+// A block owns an image, a thread every blockDim.x-th prior. The threads turn the losses into keys (order.h; positives
+// get 0) and select the largest by counting (block_ops.cuh). Keys stay in registers up to 9216 priors; with more
+// priors, every pass reads the losses again, from the second-level cache. One launch; reads 5 bytes per prior (float)
+// and writes 1.
 #include "select_hard_negatives/select_hard_negatives.h"
 
 #include "core/cuda/block_ops.cuh"
@@ -44,7 +44,7 @@ Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, do
   const Tensor positives = torch::stable::contiguous(positive);
   const cudaStream_t stream = current_stream(loss);
   const bool in_registers = n_priors <= kMiningPriors;
-  // Whole warps, as few as hold all keys in their registers.
+  // Whole warps, as few as can hold all keys in registers.
   const int64_t warps = ceil_div(n_priors, kWarpSize * kMiningKeys);
   const auto threads = static_cast<unsigned>(std::min<int64_t>(kMiningThreads, warps * kWarpSize));
   dispatch_floating_dtype(loss.scalar_type(), [&](auto zero) {

@@ -8,8 +8,8 @@
 
 namespace ssd_ext {
 
-constexpr int kMiningThreads = 512;  // of the block, at most
-// Keys of a thread in registers: 9216 of a block, so that the 8732 priors of SSD300 fit.
+constexpr int kMiningThreads = 512;  // maximum number of threads of the block
+// Keys that a thread keeps in registers. A block keeps 9216, so that the 8732 priors of SSD300 fit.
 constexpr int kMiningKeys = 18;
 constexpr int64_t kMiningPriors = kMiningThreads * kMiningKeys;
 
@@ -17,14 +17,14 @@ constexpr int64_t kMiningPriors = kMiningThreads * kMiningKeys;
 template <typename Bits, typename IsPositive, typename KeyOf>
 __device__ __forceinline__ void load_mining_keys(const IsPositive& is_positive, const KeyOf& key_of,
                                                  unsigned n_priors, unsigned first, Bits (&keys)[kMiningKeys]) {
-  if (sizeof(Bits) > 4) {  // one after another, for want of registers
+  if (sizeof(Bits) > 4) {  // one after another, because registers are scarce
     for (int i = 0; i < kMiningKeys; ++i) {
       const unsigned prior = first + i * blockDim.x;
       keys[i] = prior < n_priors && !is_positive(prior) ? key_of(prior) : 0;
     }
     return;
   }
-  // All are read, needed or not, and none waits for another one.
+  // All numbers are read, needed or not, so that no read waits for another one.
   const auto existing = [&](int i) { return min(first + i * blockDim.x, n_priors - 1); };
   bool positive[kMiningKeys];
   for (int i = 0; i < kMiningKeys; ++i) positive[i] = is_positive(existing(i));
@@ -35,11 +35,12 @@ __device__ __forceinline__ void load_mining_keys(const IsPositive& is_positive, 
 }
 
 // Writes `selected`, and then calls count(p) for each prior p that is positive or selected, in rising order;
-// both in thread p % blockDim.x. Returns how many priors are positive.
+// thread p % blockDim.x does both. Returns the number of positive priors.
 //
-//   is_positive(p), key_of(p): of prior p; the key of its loss (order.h) does not matter if it is positive
-//   kInRegisters:              keeps the keys; for that n_priors is at most kMiningKeys * blockDim.x.
-//                              Otherwise each pass over the keys makes them again.
+//   is_positive(p): whether prior p is positive
+//   key_of(p):      the key of its loss (order.h); any key if the prior is positive
+//   kInRegisters:   keeps the keys in registers; n_priors must be at most kMiningKeys * blockDim.x.
+//                   Otherwise each pass over the keys computes them again.
 template <bool kInRegisters, typename Bits, typename IsPositive, typename KeyOf, typename Count>
 __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive, const KeyOf& key_of,
                                                    unsigned n_priors, double ratio, int64_t min_negatives,
@@ -73,7 +74,7 @@ __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive
   Selection<Bits> hardest = {};
   if (k > 0) hardest = select_largest<Bits>(for_each_key, n_priors, n_neg, k, sums);
   for_each_batch([&](unsigned first) {
-    unsigned counted = 0;  // bit by bit: few are, and their lanes then go on side by side
+    unsigned counted = 0;  // one bit each: few are set, and then the lanes handle them side by side
     for (int i = 0; i < kMiningKeys; ++i) {
       const unsigned prior = first + i * blockDim.x;
       if (prior >= n_priors) break;

@@ -1,4 +1,4 @@
-// How many hard negatives an image gives, for host and device; and the checks of what they are mined from.
+// The number of hard negatives of an image, for host and device; and the checks of the inputs.
 #pragma once
 
 #include "core/checks.h"
@@ -9,11 +9,11 @@
 
 namespace ssd_ext {
 
-// min(max(ceil(ratio * n_pos), min_negatives), n_neg), the product in float; a NaN product counts as 0.
+// min(max(ceil(ratio * n_pos), min_negatives), n_neg), with the product in float; a NaN product counts as 0.
 C10_HOST_DEVICE inline int64_t hard_negative_count(int64_t n_pos, int64_t n_neg, double ratio, int64_t min_negatives) {
   const double product = static_cast<float>(n_pos) * static_cast<float>(ratio);
   int64_t count = 0;
-  if (product >= static_cast<double>(n_neg)) {  // compared before it is converted: it may be beyond any integer
+  if (product >= static_cast<double>(n_neg)) {  // compared before the conversion, since it may exceed every integer
     count = n_neg;
   } else if (product > 0) {
     count = static_cast<int64_t>(product);

@@ -1,1 +1,1 @@
-"""Runs the project's CUDA sources on the CPU: each CUDA thread a fiber, mistakes are errors."""
+"""Runs the project's CUDA sources on the CPU: each CUDA thread is a fiber, and mistakes of a kernel are errors."""

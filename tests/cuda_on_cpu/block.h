@@ -1,4 +1,4 @@
-// A block of CUDA threads and all that belongs to it.
+// A block of CUDA threads and all its data.
 #pragma once
 
 #include "fiber.h"
@@ -13,14 +13,13 @@
 namespace cuda_on_cpu {
 
 constexpr unsigned kWarp = 32;
-constexpr size_t kSharedBytes = 48 << 10;  // what every architecture gives a block without asking
+constexpr size_t kSharedBytes = 48 << 10;  // a block of every architecture has as much by default
 constexpr size_t kGuardBytes = 64;         // before, between and after shared arrays
 
 enum class State { kReady, kAtBarrier, kInWarp, kExited };
 
-// Everything that was done before release(mark) happens before everything after a later acquire(mark), for
-// ThreadSanitizer. It learns of no other order between fibers: what a kernel does not order by a barrier is a
-// race.
+// For ThreadSanitizer, everything before release(mark) happens before everything after a later acquire(mark). It learns
+// of no other order between fibers, so conflicting accesses that a kernel does not order by a barrier are a race.
 #if defined(CUDA_ON_CPU_TSAN)
 inline void release(char& mark) { __tsan_release(&mark); }
 inline void acquire(char& mark) { __tsan_acquire(&mark); }
@@ -29,9 +28,9 @@ inline void release(char&) {}
 inline void acquire(char&) {}
 #endif
 
-// The mark of the next wait and that of the last completed one. They alternate, because a thread that runs on
-// to its next wait must not add to a mark that others have still to acquire: they would seem ordered after
-// what it has done in between.
+// The mark of the next wait and the mark of the last completed wait. They alternate, because a thread that runs on to
+// its next wait must not call release() on a mark that other threads have yet to acquire. These threads would seem
+// ordered after the accesses that it made in between.
 struct Marks {
   char mark[2] = {};
   unsigned completed = 0;  // waits
@@ -45,9 +44,9 @@ struct Thread {
   Index index = {};
   State state = State::kReady;
   Site site = {};      // where it waits
-  uint64_t value = 0;  // what it brings there: a predicate or a lane's value
+  uint64_t value = 0;  // its contribution there: a predicate or the value of a lane
   unsigned mask = 0;   // of the collective it waits in
-  unsigned lanes = 0;  // which lanes took part in the last collective
+  unsigned lanes = 0;  // the lanes that took part in the last collective
   Marks marks;
 };
 
@@ -58,7 +57,7 @@ struct SharedArray {
 
 struct Block {
   Index index = {};
-  bool has_turn;  // in this pass
+  bool has_turn;  // whether its threads run in this pass
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<uint64_t> values;  // of the last collectives, one for each thread
   Votes votes = {};

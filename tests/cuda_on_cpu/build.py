@@ -1,7 +1,7 @@
 """Builds the CUDA sources for the CPU with g++ and loads them as torch ops.
 
-`load()` gives a namespace with every op that has a .cu file: `load().box_iou(a, b)` runs the CUDA kernel on
-CPU tensors. Objects and libraries are kept in build/cuda_on_cpu/ under a hash of all that they are made from.
+`load()` returns a namespace with every op that has a .cu file: `load().box_iou(a, b)` runs the CUDA kernel on
+CPU tensors. Objects and libraries are kept in build/cuda_on_cpu/ under a hash of all their inputs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FLAGS = [*HOST, "-Wall", "-Wextra", "-Werror", SETUP.CUDA_INTERFACE, f"-I{HERE /
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None."""
+    """The path of the C++ compiler, or None."""
     return next(filter(None, (shutil.which(c) for c in [os.environ.get("CXX", ""), "g++", "c++"])), None)
 
 
@@ -61,7 +61,7 @@ def _environment_hash() -> str:
 
 
 def _cached(name: str, inputs: list[bytes], flags: list[str], make) -> Path:
-    """The file that make(path) writes, unless there is one from the same inputs and flags."""
+    """The file that make(path) writes; an existing file from the same inputs and flags is reused."""
     hash_ = hashlib.sha256("\0".join([_environment_hash(), compiler(), *flags]).encode())
     for data in inputs:
         hash_.update(hashlib.sha256(data).digest())
@@ -79,7 +79,7 @@ def _object(source: Path, sanitizer: str | None) -> Path:
     flags = [*FLAGS, *SANITIZERS[sanitizer]]
     if source.suffix == ".cu":
         flags += ["-x", "c++", "-include", str(HERE / "registration.h")]
-        if sanitizer == "thread":  # the kernels are watched, the runner is not
+        if sanitizer == "thread":  # only kernels are checked, not the runner
             flags += ["-fsanitize=thread"]
     command = [compiler(), *flags, "-c", str(source), "-o"]
     inputs = [source.read_bytes()]
@@ -90,8 +90,8 @@ def library(sources: list[Path], sanitizer: str | None = None) -> Path:
     """Compiles .cu files (with the runner) or .cpp files to one library.
 
     Args:
-        sources: what to compile.
-        sanitizer: None, "address" (with undefined behaviour) or "thread" (races between CUDA threads).
+        sources: the files to compile.
+        sanitizer: None, "address" (and undefined behaviour) or "thread" (races between CUDA threads).
     """
     if any(source.suffix == ".cu" for source in sources):
         sources = [*sources, HERE / "runner.cpp", HERE / "torch_cuda.cpp"]
@@ -120,7 +120,7 @@ def _define_and_load(namespace: str, schemas: list[str], path: Path):
 
 @functools.cache
 def load(sanitizer: str | None = None, kernels: tuple[Path, ...] = tuple(CUDA_KERNELS)):
-    """The namespace torch.ops.ssd_ext_cuda_on_cpu with these CUDA sources, run on CPU tensors; once in a process."""
+    """The namespace torch.ops.ssd_ext_cuda_on_cpu with these CUDA sources, for CPU tensors; loaded once in a process."""
     from ssd_ext._op import SCHEMAS
 
     return _define_and_load("ssd_ext_cuda_on_cpu", list(SCHEMAS.values()), library(list(kernels), sanitizer))

@@ -1,5 +1,5 @@
-// A fiber: a function with a stack of its own that can be suspended and resumed. All that depends on
-// processor or sanitizer is here.
+// A fiber: a function with a stack of its own that can be suspended and resumed. All code that depends on the
+// processor or on a sanitizer is in this file.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,8 +15,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// The build sets CUDA_ON_CPU_TSAN: the runner itself is compiled without -fsanitize=thread, so that only
-// kernels are watched.
+// The build sets CUDA_ON_CPU_TSAN for ThreadSanitizer. The runner itself is compiled without -fsanitize=thread, so that
+// only kernels are checked.
 #if defined(CUDA_ON_CPU_TSAN)
 #include <sanitizer/tsan_interface.h>
 #endif
@@ -46,9 +46,8 @@ inline void make_context(Context& context, char* stack, size_t size, void (*entr
 
 #else
 
-// A suspended context is its stack pointer: the registers that a function must preserve lie on its stack. A
-// switch takes a few nanoseconds, where swapcontext takes hundreds, because it also saves the signal mask by
-// a system call.
+// A suspended context is its stack pointer: the registers that a function must preserve lie on its stack. A switch
+// takes a few nanoseconds. swapcontext takes hundreds, because it also saves the signal mask with a system call.
 using Context = void*;
 
 extern "C" void cuda_on_cpu_switch(Context* save, Context load);
@@ -80,7 +79,7 @@ cuda_on_cpu_switch:
   .size cuda_on_cpu_switch, .-cuda_on_cpu_switch
 )");
 constexpr size_t kReturnAddress = 6;
-constexpr size_t kFrameWords = 8;  // with one word more, the stack is aligned at entry as after a call
+constexpr size_t kFrameWords = 8;  // one word more than needed, so that the stack is aligned at entry as after a call
 #else
 asm(R"(
   .text
@@ -164,7 +163,7 @@ class Fiber {
     make_context(context_, stack_, kStackBytes, entry);
   }
 
-  // From the scheduler: runs until the fiber suspends or exits.
+  // Called by the scheduler: runs the fiber until it suspends or exits.
   void resume() {
 #if defined(__SANITIZE_ADDRESS__)
     void* own_fake_stack = nullptr;
@@ -180,14 +179,14 @@ class Fiber {
 #endif
   }
 
-  // First thing in the fiber.
+  // The first call in the fiber.
   void entered() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack_, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
   }
 
-  // From the fiber: back to the scheduler, until the next resume().
+  // Called in the fiber: returns to the scheduler until the next resume().
   void suspend() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&fake_stack_, scheduler_stack_, scheduler_stack_bytes_);
@@ -199,15 +198,15 @@ class Fiber {
     entered();
   }
 
-  // Last thing in the fiber.
+  // The last call in the fiber.
   [[noreturn]] void exit() {
     suspend();
-    std::abort();  // nobody resumes a fiber that has exited
+    std::abort();  // a fiber that has exited is never resumed
   }
 
  private:
   static constexpr size_t kStackBytes =
-      128 << 10;  // a kernel that needs more spills anyway; only touched pages exist
+      128 << 10;  // a kernel that needs more would spill on a GPU; only touched pages take memory
 
   Context context_ = {};
   Context scheduler_ = {};

@@ -1,4 +1,5 @@
-// Included before every .cu file: what it registers for (library, CUDA) goes to (library_cuda_on_cpu, CPU).
+// Included before every .cu file: its kernels for (library, CUDA) are registered for (library_cuda_on_cpu, CPU)
+// instead.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

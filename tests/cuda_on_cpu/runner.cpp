@@ -24,9 +24,9 @@ constexpr size_t kInterleaved = 4;      // blocks at once, where their threads t
 
 std::mutex one_launch_at_a_time;
 std::vector<std::unique_ptr<Block>> blocks;  // kept from launch to launch: stacks are expensive to make
-Block* block = nullptr;                      // that of the running thread
+Block* block = nullptr;                      // the block of the running thread
 Thread* running = nullptr;
-std::mt19937 random_number;  // every launch goes on with it, so that calls of one kernel differ
+std::mt19937 random_number;  // launches do not seed it again, so that calls of one kernel differ
 void (*running_kernel)(const void*);
 const void* running_arguments;
 
@@ -136,7 +136,7 @@ bool complete_barrier() {
   return true;
 }
 
-// Why nobody can run on: what is wrong, then who waits where.
+// The error if no thread can run on: what is wrong, then which threads wait where.
 std::string stuck() {
   bool all_at_barrier = true;
   bool mismatch = false;
@@ -179,7 +179,7 @@ std::string stuck() {
   return message + " " + std::to_string(exited) + " exited";
 }
 
-// That a shared array was overrun, or an empty text.
+// The error if a shared array was overrun, else an empty text.
 std::string damaged_guard() {
   size_t begin = 0;
   const auto intact = [](size_t from, size_t to) {
@@ -234,7 +234,7 @@ void begin_block(const Index& index, size_t n_threads) {
   release(block->begun);
 }
 
-// Once all threads have exited: what is wrong, or an empty text.
+// Called when all threads have exited: returns an error, or an empty text.
 std::string end_block() {
   acquire(block->ended);
 #if defined(__SANITIZE_ADDRESS__)
@@ -243,7 +243,8 @@ std::string end_block() {
   return damaged_guard();
 }
 
-// Lets the threads of the block that can run on do so, where all have run until they wait or exit.
+// Called when all threads of the block have run until they wait or exit: completes the waits that can be completed.
+// Returns whether there was one.
 bool complete_waits() {
   bool progress = complete_barrier();
   for (size_t i = 0; i < block->threads.size(); ++i) {
@@ -254,7 +255,7 @@ bool complete_waits() {
 
 enum class Order { kForward, kReverse, kInterleaved };
 
-// What comes before what means nothing on a GPU: a result that depends on it is wrong.
+// A GPU guarantees no order of blocks and threads: a result that depends on the order is wrong.
 Order order_of_environment() {
   const char* order = std::getenv("CUDA_ON_CPU_ORDER");
   if (order == nullptr || same(order, "forward")) return Order::kForward;
@@ -266,9 +267,9 @@ struct Turn {
   Thread* thread;
 };
 
-// Runs the first `count` blocks to their end; returns what is wrong, or an empty text. In each pass every thread
-// that can run does so once, until it waits. Interleaved, the threads of all blocks come in any order, and
-// about half of the blocks have no turn, so that they come to different places of the kernel.
+// Runs the first `count` blocks to their end; returns an error, or an empty text. In each pass every thread that can
+// run does so once, until it waits. In interleaved order, the threads of all blocks run in any order, and about half
+// of the blocks skip the pass, so that blocks reach different places of the kernel.
 std::string run_blocks(size_t count, Order order) {
   std::vector<Turn> turns;
   for (size_t k = 0; k < count; ++k) {
@@ -384,7 +385,7 @@ bool run(Index grid, Index block_size, void (*kernel)(const void*), const void* 
     }
     error = run_blocks(in_flight, order);
     if (!error.empty()) {
-      blocks.clear();  // their fibers stand in the middle of the kernel
+      blocks.clear();  // their fibers are suspended in the middle of the kernel
       return false;
     }
   }

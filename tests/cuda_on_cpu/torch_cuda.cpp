@@ -1,4 +1,4 @@
-// The CUDA part of torch's C interface, for a machine without one: a device guard and a stream that do
+// The CUDA part of torch's C interface, for a machine without CUDA: a device guard and a stream that do
 // nothing, and errors that carry the runner's message. The library is linked with -Bsymbolic, so that its
 // calls find these functions and not torch's.
 #include <cuda_runtime.h>

@@ -90,8 +90,9 @@ __device__ inline unsigned block_rank(bool predicate, unsigned* warp_counts) {
   return rank;
 }
 
-// LaneSums::total of lane_sums.h, with thread i as lane i: thread 0 gets the sum of the numbers of the kLanes threads of
-// the block. shared: kLanes numbers in shared memory, which the next call may use again; a block of one warp needs none.
+// LaneSums::total of lane_sums.h, with thread i as lane i: thread 0 gets the sum of the numbers of the kLanes threads
+// of the block. shared: kLanes numbers in shared memory, which the next call may use again; a block of one warp needs
+// none.
 template <int kLanes, typename T>
 __device__ T sum_of_lanes(T number, T* shared = nullptr) {
   // With a single step over shared memory, the next call could overwrite a number that this call has not read yet.

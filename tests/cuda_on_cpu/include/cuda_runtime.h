@@ -1,9 +1,8 @@
-// The part of CUDA that the project's kernels use, for g++ in place of nvcc: found before the toolkit's
-// header of this name.
+// The part of CUDA that the project's kernels use, for g++ in place of nvcc. The compiler finds this file before the
+// header of the same name in the CUDA toolkit.
 //
-// What is missing here is missing on purpose: __shared__ (launch.cuh has a macro that this file defines
-// first), atomics on float (their order of addition is not fixed), __activemask (its answer is not defined by
-// the program), inline PTX.
+// Left out on purpose: __shared__ (launch.cuh has a macro for it, which this file defines first), atomics on float
+// (their order of addition is not fixed), __activemask (the program does not determine its result), inline PTX.
 #pragma once
 
 #include "../runner.h"
@@ -43,11 +42,11 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
-  cudaStream_t stream;      // launches run at once, whatever the stream
+  cudaStream_t stream;      // ignored: a launch runs immediately
 };
 
 namespace cuda_on_cpu {
-cudaError_t record(bool succeeded, const std::string& error);  // the error is what the next check reports
+cudaError_t record(bool succeeded, const std::string& error);  // the next check reports the error
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -91,7 +90,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 // ----------------------------------------------------------------------------- barriers and warp collectives
 
-// The place of the call: default arguments are evaluated where a function is called.
+// The place of the call, because default arguments are evaluated where a function is called.
 #define CUDA_ON_CPU_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(CUDA_ON_CPU_CALLER) {
@@ -127,8 +126,8 @@ inline unsigned ballot(const Site& site, unsigned mask, bool predicate) {
   return votes;
 }
 
-// source(lane) is the lane to read from, as a signed number that may fall outside of the segment: then a lane
-// reads itself.
+// source(lane, segment) gives the lane to read from, a signed number; `segment` is the first lane of the segment of
+// `lane`. For a source outside of the segment it gives `lane` itself.
 template <typename T, typename Source>
 T shuffle(const Site& site, unsigned mask, T value, int width, const Source& source) {
   static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
