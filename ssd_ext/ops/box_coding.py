@@ -30,7 +30,7 @@ def encode_boxes(
 
     A box (cx, cy, w, h) and a prior (pcx, pcy, pw, ph) give the offsets
     ((cx - pcx) / (pw * cv), (cy - pcy) / (ph * cv), log(w / pw) / sv, log(h / ph) / sv) with the variances cv and sv.
-    Differentiable in the boxes. The logarithm agrees with that of plain PyTorch to rounding, everything else to the bit.
+    Differentiable in the boxes. The logarithm agrees with plain PyTorch to rounding, everything else to the bit.
 
     Args:
         boxes: (..., P, 4) xyxy, floating or integer.
@@ -63,7 +63,7 @@ def decode_boxes(
 ) -> Tensor:
     """Boxes from predicted offsets; the inverse of `encode_boxes`.
 
-    Differentiable in the offsets. exp agrees with that of plain PyTorch to rounding, everything else to the bit.
+    Differentiable in the offsets. exp agrees with plain PyTorch to rounding, everything else to the bit.
 
     Args:
         pred_offsets: (..., P, 4) offsets in the order and scale of `encode_boxes`, floating or integer.

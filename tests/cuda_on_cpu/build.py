@@ -120,7 +120,7 @@ def _define_and_load(namespace: str, schemas: list[str], path: Path):
 
 @functools.cache
 def load(sanitizer: str | None = None, kernels: tuple[Path, ...] = tuple(CUDA_KERNELS)):
-    """The namespace torch.ops.ssd_ext_cuda_on_cpu with these CUDA sources, for CPU tensors; loaded once in a process."""
+    """The namespace torch.ops.ssd_ext_cuda_on_cpu with these CUDA sources, for CPU tensors; loads once in a process."""
     from ssd_ext._op import SCHEMAS
 
     return _define_and_load("ssd_ext_cuda_on_cpu", list(SCHEMAS.values()), library(list(kernels), sanitizer))
