@@ -28,7 +28,8 @@ constexpr int kWarp = kWarpSize;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kObjects = 64;  // objects in shared memory at once: 5.4 KB with their candidates, 11 KB in double
-// Of an image, at most. More blocks are not needed to fill a GPU, and every chunk adds a candidate to each object.
+// Maximum number of chunks of an image. More blocks are not needed to fill a GPU, and each chunk adds one candidate per
+// object.
 constexpr int64_t kMaxChunks = 128;
 
 // The best of the candidates of a warp, returned in all lanes.

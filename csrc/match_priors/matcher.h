@@ -17,7 +17,7 @@ std::vector<Box<T>> load_boxes(const scalar_t* boxes, int64_t n) {
   return loaded;
 }
 
-constexpr int64_t kPriorTile = 64;  // so few priors lie close together, and many objects overlap none of them
+constexpr int64_t kPriorTile = 64;  // few priors, so that they lie close together and many objects overlap none of them
 
 // Behind the last prior a tile has boxes of zeros, which match nothing.
 template <typename T>

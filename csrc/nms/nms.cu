@@ -32,7 +32,7 @@ constexpr int kTile = 256;  // positions, and threads of a block
 constexpr int kBand = 512;  // positions whose pairs fit into shared memory as bits
 constexpr int kWords = kBand / 32;
 constexpr int kFewRounds = 4;  // an empty launch takes 2 us, reading the number of rounds from the device 8 us or more
-constexpr int kAtOnce = 4;  // kept boxes against which a box is tested side by side
+constexpr int kAtOnce = 4;  // kept boxes that a box is tested against at a time
 static_assert(kTile <= kBand, "the segment inside a tile has one band");
 static_assert(kWords <= static_cast<int>(kWarpSize), "each lane of a warp keeps one word");
 
@@ -167,8 +167,8 @@ __device__ unsigned settle_band(unsigned alive, const unsigned* rows, int n_word
   return alive;
 }
 
-// Whether one of n kept boxes suppresses a box. Few of them overlap it much, so most are excluded side by side, without
-// a branch and without a division.
+// Whether one of n kept boxes suppresses a box. Few of them overlap it much, so most are ruled out kAtOnce at a time,
+// without a branch between them and without a division.
 template <typename T>
 __device__ bool any_suppresses(const Box<T>* kept, int n, const Box<T>& box, T threshold) {
   const T box_area = area(box);

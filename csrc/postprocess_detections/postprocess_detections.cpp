@@ -127,7 +127,7 @@ uint64_t* list_sigmoid_candidates(const scalar_t* logits,  // (P, C)
 // If there are many keys, a pivot from a sample excludes most of them (as in the selection of Floyd and Rivest). If it
 // leaves fewer than n, all keys are used.
 void select_best(uint64_t* begin, uint64_t* end, int64_t n) {
-  constexpr int64_t kStride = 61;  // shares no factor with the tiles that the keys come from
+  constexpr int64_t kStride = 61;  // has no common factor with the size of the tiles that the keys come from
   if (end - begin > kStride * n) {
     std::vector<uint64_t> sample;
     for (int64_t i = 0; i < end - begin; i += kStride) sample.push_back(begin[i]);

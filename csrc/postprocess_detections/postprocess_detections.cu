@@ -40,7 +40,7 @@ constexpr int kTileBlocks = 16;
 constexpr int kWalkThreads = 512;
 constexpr int kWalkWarps = kWalkThreads / kWarpSize;
 constexpr int kBand = 1024;  // more candidates than a trained network finds in most images
-// The begin of a band of a longer list is guessed from one in kSparse runs of kRun neighbouring keys. A run is as much
+// The start of a band of a longer list is guessed from one in kSparse runs of kRun neighbouring keys. A run is as much
 // as one memory access reads. kSparse is prime, so that a periodic pattern in the list does not bias the sample.
 constexpr int kRun = 4;
 constexpr int kSparse = 17;

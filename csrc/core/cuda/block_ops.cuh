@@ -120,7 +120,7 @@ struct Selection {
   }
 };
 
-// Selects the k largest keys of the block; of equal keys, those with the lowest index. Keys of 0 do not count.
+// Selects the k largest keys of the block; of equal keys, those with the lowest index. A key of 0 is never selected.
 //
 // Each pass over the keys finds two bits of the k-th largest key. Then each pass finds two bits of the index of the
 // last selected key that equals it. There is no sort, and the time does not depend on how the keys are distributed.

@@ -19,7 +19,7 @@ namespace ssd_ext {
 constexpr int kMaxTileRows = 64;  // also the number of threads of a block
 // The sizes of a tile in bytes. The small one holds 64 rows of up to 23 float classes (47 classes of two bytes); with
 // it an H100 has as many resident threads as it can have. The medium one holds 64 rows of up to 95 classes of two
-// bytes, or 32 rows of as many float classes; a multiprocessor of an H100 holds 17 such tiles, and while a few are
+// bytes, or 32 rows of up to 95 float classes; a multiprocessor of an H100 holds 17 such tiles, and while a few are
 // loaded the others keep it busy. The large one still holds enough rows of hundreds of classes.
 constexpr int kSmallTile = 6 << 10;
 constexpr int kMediumTile = 12 << 10;

@@ -21,8 +21,8 @@ constexpr int kMergeThreads = 256;
 // Sorts keys in shared memory, ascending, with a bitonic network; the block has a thread for every two keys. All
 // threads of the block have to call it, after a barrier, and see the sorted keys afterwards.
 //
-// As long as the halves that are merged have at most 32 keys, a warp reads and writes no keys but its own, which lie
-// side by side. Until then no warp waits for another.
+// As long as the halves that are merged have at most 32 keys, a warp reads and writes only its own keys, which lie side
+// by side, and no warp waits for another.
 template <typename Key>
 __device__ void sort_block(Key* keys, unsigned count) {
   // Keys that are missing to a power of two count as the largest. No exchange would move them, since every exchange
