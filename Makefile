@@ -1,11 +1,11 @@
-# Every target sets up what it needs by itself: a virtual environment in .venv, torch, torchvision and the build.
-# A second run reuses it. PYTHON chooses the interpreter (>= 3.10); SSD_EXT_BUILD and TORCH_CUDA_ARCH_LIST the build.
+# Every target sets up what it needs: a virtual environment in .venv, torch, torchvision and the build. Later runs reuse
+# them. PYTHON is the interpreter (>= 3.10). SSD_EXT_BUILD and TORCH_CUDA_ARCH_LIST configure the build (setup.py).
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*/*.* csrc/*/*/*.*)
-# Where nvcc is, CUDA is built for the GPUs of this machine, or for one architecture if there is none: a build for all
-# takes minutes (pip install does that; the tests compile for four).
+# With nvcc, CUDA is built for the GPUs of this machine, or for one architecture if there is no GPU. A build for all
+# architectures takes minutes (pip install does that; the tests compile for four).
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
@@ -13,36 +13,38 @@ ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 .PHONY: help demo check test fuzz lint format bench bench-report wheel compat install-check gpu-check clean
 
 help:
-	@echo "make demo          train, test and look at a small detector, no download of data or weights"
-	@echo "make check OP=nms  the tests of one op: its own, registry, golden bits, drawn inputs, its CUDA source on the CPU"
-	@echo "make check         lint, and all tests but those of the files marked slow"
-	@echo "make test          lint, check types and run all tests"
-	@echo "make fuzz          10,000 drawn inputs of each op, other ones each time (EXAMPLES=...)"
+	@echo "make demo          train and test a small detector, and draw its detections; downloads no data and no weights"
+	@echo "make check OP=nms  test one op: its own tests, registry, golden bits, random inputs, its CUDA source on the CPU"
+	@echo "make check         lint, check types, and run all tests except those in files marked slow"
+	@echo "make test          lint, check types, and run all tests"
+	@echo "make lint          lint and check types"
+	@echo "make fuzz          test each op with 10,000 new random inputs, and readers with damaged files (EXAMPLES=...)"
 	@echo "make format        sort imports and format"
-	@echo "make bench         measure everything on this machine into benchmarks/results/"
-	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
-	@echo "make wheel         sdist, and a wheel for every Python and torch (manylinux_2_28), checked, into dist/"
-	@echo "make compat        the wheel under torch 2.11.0 and the newest and Python 3.10 to 3.13, or TORCH=2.11.0 PYTHON=..."
-	@echo "make install-check the wheel installed twice, torch upgraded under it, without a compiler, uninstalled"
-	@echo "make gpu-check     ten minutes on a GPU: OUT=DIR for the report (build/gpu-check), ONLY='steps', BUDGET=SECONDS,"
-	@echo "                   REHEARSE=1 for what needs no GPU"
-	@echo "make clean         remove the environment and all that was built"
-	@echo "PYTHON=python3.12 chooses the interpreter of the environment, of compat and of gpu-check (default: python3)"
+	@echo "make bench         run all benchmarks; writes benchmarks/results/<machine>.json"
+	@echo "make bench-report  write docs/performance.md, its charts and the README's tables from these results"
+	@echo "make wheel         build and check dist/: an sdist, and a wheel for all supported Pythons and torches (manylinux_2_28)"
+	@echo "make compat        test the wheel with torch 2.11.0 and the newest, Python 3.10 to 3.13 (TORCH=2.11.0 PYTHON=...)"
+	@echo "make install-check test the wheel: install twice, upgrade torch, uninstall; then the sdist without a compiler"
+	@echo "make gpu-check     test and measure on a GPU for ten minutes; OUT=DIR for the report (build/gpu-check),"
+	@echo "                   ONLY='steps', BUDGET=SECONDS, REHEARSE=1 for small versions without a GPU"
+	@echo "make clean         remove the environment and all builds"
+	@echo "PYTHON=python3.12  the interpreter of the environment, compat, install-check and gpu-check (default: python3)"
 
 demo: .venv/built
 	$(BIN)/ssd demo --out demo
 
-# Processes share the files, the longest first (tests/conftest.py); those of one file stay together, for what they build.
+# Test files are distributed over processes, the longest first (tests/conftest.py). The tests of one file run in one
+# process, since they share what they build.
 PYTEST = SSD_EXT_REQUIRE=cpu OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 \
 	--dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST)
 
 ifdef OP
-# An op is registered in csrc/<file>/<file>.cpp; tests/test_<file>.py is its own, which -k takes whole by its name.
+# csrc/<file>/<file>.cpp registers the op, and tests/test_<file>.py has its tests; -k selects that file by its name.
 OP_FILE := $(basename $(notdir $(shell grep -l 'm.impl."$(OP)"' csrc/*/*.cpp)))
 ifeq ($(OP_FILE),)
-$(error OP=$(OP) is no op; choose one of: $(shell grep -oh 'm.impl."[a-z_]*' csrc/*/*.cpp | cut -d'"' -f2 | sort -u))
+$(error OP=$(OP) is not an op; choose from: $(shell grep -oh 'm.impl."[a-z_]*' csrc/*/*.cpp | cut -d'"' -f2 | sort -u))
 endif
 check: .venv/built
 	$(PYTEST) -k "$(OP) or test_$(OP_FILE)" $(patsubst %,tests/test_%.py,cuda_on_cpu fuzz $(OP_FILE) registry golden)
@@ -66,7 +68,7 @@ format: .venv/built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A contender that disagrees with ssd_ext is left out of the result file, with its reason, and fails the run.
+# A contender that disagrees with ssd_ext fails the run; the result file has the reason instead of its time.
 bench: .venv/built
 	mkdir -p build
 	$(BIN)/python -m pytest -q benchmarks --benchmark-json=build/bench.json --benchmark-columns=median,iqr,rounds; \
@@ -75,8 +77,8 @@ bench: .venv/built
 bench-report: .venv/installed
 	$(BIN)/python benchmarks/report.py
 
-# From the sdist, so that both are whole. The wheel links for an old glibc, and names the libraries of torch without
-# bringing them.
+# The wheel is built from the sdist, which tests that the sdist is complete. It is linked for an old glibc, and uses the
+# libraries of the installed torch.
 wheel: .venv/built
 	SSD_EXT_BUILD=none $(BIN)/pip install -q --no-build-isolation -e ".[wheel]"
 	rm -rf dist build/wheel
@@ -87,24 +89,24 @@ wheel: .venv/built
 	$(BIN)/abi3audit --strict --summary dist/*.whl
 	ls -l dist
 
-# All Pythons and both ends of torch, or the cell of TORCH and PYTHON; SHARED=FOLDER: see tools/compat.py --help.
+# All Pythons with the oldest and the newest torch, or only TORCH and PYTHON. SHARED is --shared of tools/compat.py.
 compat:
 	test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) wheel
 	$(PYTHON) tools/compat.py $(if $(TORCH),--torch $(TORCH) --python $(PYTHON)) $(if $(SHARED),--shared $(SHARED))
 
-# What a user does to an installation: twice, torch upgraded under it, blanks in the path, no compiler, uninstalled.
+# Installs twice into a path with blanks, upgrades torch, uninstalls, installs the sdist without a compiler.
 install-check:
 	test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) wheel
 	$(PYTHON) tools/install_check.py --python $(PYTHON) $(if $(SHARED),--shared $(SHARED))
 
-# With the Python that holds torch and not with .venv: a machine with a GPU may have no internet. ONLY="kernels network"
-# names steps, BUDGET the seconds there are.
+# Uses a Python that has torch, not .venv: a machine with a GPU may have no internet. ONLY="kernels network" selects
+# steps, and BUDGET is the time in seconds.
 OUT ?= build/gpu-check
 gpu-check:
 	$(PYTHON) tools/gpu_check.py --out $(OUT) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET)) \
 		$(if $(REHEARSE),--rehearse)
 
-# The package without kernels first: it brings torch, which the build then needs.
+# Installs the package without kernels first: this also installs torch, which the build needs.
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "$(PYTHON) is older than 3.10; choose another: make PYTHON=python3.12 ..."; exit 1; }

@@ -1,10 +1,12 @@
-"""Builds `ssd_ext._cpu` with torch and a C++ compiler, and `ssd_ext._cuda` where there is a CUDA toolkit too.
+"""Builds `ssd_ext._cpu` with torch and a C++ compiler, and with a CUDA toolkit also `ssd_ext._cuda`.
 
-SSD_EXT_BUILD chooses: `auto` (the default: what this machine can build), `cpu`, `cuda` (CPU and CUDA) or `none`.
-`cpu` and `cuda` fail loudly; `auto` leaves out what cannot be built and says why: the package works without.
-TORCH_CUDA_ARCH_LIST is honoured; by default all architectures the toolkit knows from sm_75 on, plus PTX of the newest.
-SSD_EXT_GLIBC=2.28 links for that glibc and newer (wants ziglang): for wheels.
-MAX_JOBS is the number of compilers at once; by default what cores and memory allow.
+Environment variables:
+    SSD_EXT_BUILD: `auto` (default) builds what this machine can build, and prints why a library is left out; the
+        package works without it. `cpu` and `cuda` (CPU and CUDA) fail if a library cannot be built. `none` builds none.
+    TORCH_CUDA_ARCH_LIST: CUDA architectures, as for torch. Default: all that the toolkit has from sm_75 on, and PTX of
+        the newest.
+    SSD_EXT_GLIBC: for wheels; 2.28 links for glibc 2.28 and newer. Needs ziglang.
+    MAX_JOBS: the number of compilers that run at the same time. Default: as many as cores and memory allow.
 """
 
 import contextlib
@@ -22,15 +24,15 @@ CSRC = Path(__file__).resolve().parent / "csrc"
 CPU_SOURCES = sorted(CSRC.rglob("*.cpp"))
 CUDA_SOURCES = sorted(CSRC.rglob("*.cu"))
 
-# Every flag, for all that compile our sources: the build below, tests/cuda_on_cpu and the other tests.
+# All flags, also for the tests that compile the sources (tests/cuda_on_cpu and others).
 COMMON = [
-    "-std=c++17",  # torch 2.11 compiles with it
-    # One library for torch 2.11 and newer: only what its stable C interface offers is visible to our sources.
+    "-std=c++17",  # the standard of torch 2.11
+    # Shows only the stable C interface of torch 2.11 to the sources, so that one library works with 2.11 and newer.
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     f"-I{CSRC}",
 ]
 HOST = [
-    "-ffp-contract=off",  # a fused multiply-add rounds once instead of twice: other bits than plain PyTorch
+    "-ffp-contract=off",  # a fused multiply-add rounds once instead of twice, and gives other bits than plain PyTorch
     "-fvisibility=hidden",
 ]
 CXX = [
@@ -38,19 +40,19 @@ CXX = [
     *HOST,
     "-O3",
     "-g0",
-    "-fno-math-errno",  # lets loops with sqrt and the like vectorise; changes no value
-    "-fno-trapping-math",  # lets guarded divisions vectorise; changes no value
+    "-fno-math-errno",  # allows loops with sqrt and similar functions to be vectorised; changes no value
+    "-fno-trapping-math",  # allows guarded divisions to be vectorised; changes no value
 ]
-CUDA_INTERFACE = "-DUSE_CUDA"  # shows the stream functions of the stable interface
+CUDA_INTERFACE = "-DUSE_CUDA"  # makes the stream functions of the stable interface visible
 NVCC = [
     *COMMON,
     CUDA_INTERFACE,
     "-O3",
-    "-fmad=false",  # the device's -ffp-contract=off
+    "-fmad=false",  # as -ffp-contract=off, for device code
     f"-Xcompiler={','.join(HOST)}",
 ]
-OLDEST_ARCH = 75  # Turing: the oldest architecture that CUDA 13 compiles for
-COMPILER_BYTES = 1 << 29  # of one source for one architecture; measured with CUDA 13: 0.41 GB
+OLDEST_ARCH = 75  # Turing, the oldest architecture that CUDA 13 supports
+COMPILER_BYTES = 1 << 29  # memory for one source and one architecture; CUDA 13 took 0.41 GB
 
 
 def why_no_cpu():
@@ -75,14 +77,14 @@ def why_no_compiler():
 
 
 def needed_to_build(choice):
-    """What an isolated build has to bring, if it can compile: any new enough torch, for the library serves them all."""
+    """The packages that an isolated build needs if it can compile; any torch from 2.11 on builds the same library."""
     if choice == "none" or why_no_compiler() or importlib.util.find_spec("torch"):
         return []
     return ["torch>=2.11", "ninja"]
 
 
 def find_cuda_home():
-    """Sets CUDA_HOME from nvcc's own word: an nvcc on PATH may be a script that lies outside its toolkit."""
+    """Sets CUDA_HOME to the toolkit that nvcc reports: an nvcc on PATH may be a script outside of its toolkit."""
     nvcc = shutil.which("nvcc")
     if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         return
@@ -92,7 +94,7 @@ def find_cuda_home():
 
 
 def why_no_cuda():
-    """The reason why the CUDA library cannot be built, or None. A GPU is not needed to build for one."""
+    """The reason why the CUDA library cannot be built, or None. The build needs no GPU."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
@@ -104,7 +106,7 @@ def why_no_cuda():
 
 
 def cuda_arch_flags():
-    """-gencode flags for every architecture of the toolkit; empty where the user chose with TORCH_CUDA_ARCH_LIST."""
+    """-gencode flags for every architecture of the toolkit; empty if TORCH_CUDA_ARCH_LIST is set."""
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return []
     from torch.utils.cpp_extension import CUDA_HOME
@@ -118,19 +120,19 @@ def cuda_arch_flags():
 
 
 def free_memory():
-    """Bytes that Linux has for this process, of the machine and of its control group; None if it does not tell."""
+    """Free memory of the machine or of the control group, in bytes, whichever is less; None if unknown."""
     limits = []
     with contextlib.suppress(OSError):
         available = re.search(r"^MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
         limits.append(int(available[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", there is no limit
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max", so there is none
         limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
         limits.append(int(limit) - int(used))
     return min(limits, default=None)
 
 
 def compilers_at_once():
-    """How many compilers may run at once, each for one architecture."""
+    """The number of compilers that may run at the same time, each for one architecture."""
     if os.environ.get("MAX_JOBS", "").isdigit():
         return max(1, int(os.environ["MAX_JOBS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -139,10 +141,10 @@ def compilers_at_once():
 
 
 def link_runtime_statically(extension):
-    """Puts the CUDA runtime into the library, which then loads beside a torch of any CUDA version.
+    """Links the CUDA runtime statically, so that the library loads together with a torch of any CUDA version.
 
-    The shared runtime has its major version in its name. The stream and the memory that torch gives belong to the
-    driver's context, which all runtimes of a process share.
+    The name of the shared runtime contains its major version. Streams and memory of torch can be used with another
+    runtime: they belong to the context of the driver, which all runtimes of a process share.
     """
     for folder in extension.library_dirs:
         if (Path(folder) / "libcudart_static.a").exists():
@@ -152,13 +154,14 @@ def link_runtime_statically(extension):
 
 
 def link_for_glibc(version, compiler, extension):
-    """Has zig link, which knows the symbols of every version of glibc: the compiler would take those of this machine.
+    """Links with zig, which has the symbols of every glibc version; the compiler would use those of this machine.
 
-    It goes on compiling, for zig's own lacks `target_clones`; what is left of newer libraries is in old_libraries.cc.
+    The compiler still compiles, since zig's compiler lacks `target_clones`. old_libraries.cc replaces the remaining
+    symbols of newer libraries.
     """
     target = f"{platform.machine()}-linux-gnu.{version}"
     compiler.set_executable("linker_so", [sys.executable, "-m", "ziglang", "cc", "-target", target, "-shared"])
-    extension.language = "c"  # else the C++ compiler would link
+    extension.language = "c"  # otherwise the C++ compiler links
     extension.sources.append(str((CSRC / "core" / "old_libraries.cc").relative_to(CSRC.parent)))
     find = [compiler.compiler_cxx[0], "-print-file-name=libstdc++.so"]
     extension.extra_objects.append(subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip())
@@ -181,10 +184,10 @@ def extensions(choice):
     os.environ["MAX_JOBS"] = str(jobs)  # read by torch
 
     def extension(kind, name, sources, **flags):
-        # No other name leaves: those of the CUDA runtime must not mix with those of the one that torch has loaded.
+        # Exports nothing else: the symbols of the CUDA runtime must not mix with those of the runtime that torch loads.
         exports = f"-Wl,--version-script={CSRC / 'core' / 'exports.map'}"
         link = ["-Wl,--as-needed", exports] if sys.platform.startswith("linux") else []
-        paths = [str(path.relative_to(CSRC.parent)) for path in sources]  # as setuptools wants them
+        paths = [str(path.relative_to(CSRC.parent)) for path in sources]  # relative, as setuptools requires
         return kind(name, paths, extra_compile_args=flags, extra_link_args=link, py_limited_api=True)
 
     modules = [extension(CppExtension, "ssd_ext._cpu", CPU_SOURCES, cxx=CXX)]
@@ -196,7 +199,7 @@ def extensions(choice):
         print(f"ssd_ext: no CUDA kernels: {reason}", file=sys.stderr)
         return modules
 
-    threads = f"--threads={compilers // jobs}"  # architectures at once
+    threads = f"--threads={compilers // jobs}"  # architectures that nvcc compiles at the same time
     nvcc = [*NVCC, threads, *cuda_arch_flags()]
     cuda = extension(CUDAExtension, "ssd_ext._cuda", CUDA_SOURCES, nvcc=nvcc)
     link_runtime_statically(cuda)
@@ -204,8 +207,10 @@ def extensions(choice):
 
 
 def build_command(choice):
-    """torch's build_ext. After `auto`, a library that cannot be built is left out, be it torch that refuses the toolkit
-    or the compiler (of another CUDA version than torch's, too new), or the compiler that fails.
+    """torch's build_ext, which with `auto` leaves out a library that cannot be built.
+
+    That happens if the compiler fails, or if torch rejects the compiler or the toolkit: one is too new, or the toolkit
+    has another CUDA version than torch.
     """
     from torch.utils.cpp_extension import BuildExtension
 
@@ -213,7 +218,7 @@ def build_command(choice):
         def build_extension(self, extension):
             if glibc := os.environ.get("SSD_EXT_GLIBC"):
                 link_for_glibc(glibc, self.compiler, extension)
-            # An object file is named after its source without the suffix: box_iou.o of .cpp or of .cu.
+            # One folder for each library: box_iou.cpp and box_iou.cu both become box_iou.o.
             shared, self.build_temp = self.build_temp, str(Path(self.build_temp, extension.name))
             try:
                 super().build_extension(extension)
@@ -227,7 +232,7 @@ def build_command(choice):
                 except Exception as error:
                     if choice != "auto":
                         raise
-                    name = self.extensions.pop().name  # the last one needs most
+                    name = self.extensions.pop().name  # the last one has the most requirements
                     message, *values = map(str, error.args or [repr(error)])
                     reason = " ".join((message % tuple(values) if values else message).split())
                     print(f"ssd_ext: {name} is left out, it cannot be built: {reason}", file=sys.stderr)
@@ -242,7 +247,7 @@ def main():
     if choice not in CHOICES:
         sys.exit(f"SSD_EXT_BUILD={choice!r}: expected one of {', '.join(CHOICES)}")
     if "egg_info" in sys.argv and (needed := needed_to_build(choice)):
-        setup(setup_requires=needed)  # asked before an isolated build, which will have them
+        setup(setup_requires=needed)  # pip asks before an isolated build, and installs them
         return
     modules = extensions(choice)
     if not modules:
@@ -255,5 +260,5 @@ def main():
     )
 
 
-if __name__ == "__main__":  # the tests read the flags from here
+if __name__ == "__main__":  # the tests import the flags
     main()

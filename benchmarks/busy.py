@@ -1,9 +1,9 @@
-"""Small work beside busy processes: how long a call takes on a machine that has other things to do.
+"""Times short calls on a busy machine.
 
-    .venv/bin/python benchmarks/busy.py [--processes 2] [--seconds 2]
+    .venv/bin/python benchmarks/busy.py [--processes 2] [--seconds 4]
 
-Prints the median and the 99th percentile in ms, of one thread and of all, first alone and then beside processes that
-keep a processor busy each. Contenders are called in turn.
+Prints the median and the 99th percentile in ms, with one thread and with all threads: first alone, then beside
+processes that keep one core busy each. Contenders are called in turn.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def measure(case: Case, seconds: float) -> dict[tuple[str, int], list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4, help="for each case")
+    parser.add_argument("--processes", type=int, default=2, help="busy processes (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4, help="for each case (default: %(default)s)")
     args = parser.parse_args()
     for processes in (0, args.processes):
         print(f"beside {processes} busy processes; ms: median / 99th percentile")

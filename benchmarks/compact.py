@@ -1,4 +1,4 @@
-"""Keeps of pytest-benchmark runs what a reader needs: machine, versions, commit, medians, memory, what was left out.
+"""Reduces pytest-benchmark runs to one result file: machine, versions, commit, medians, memory, what was left out.
 
 .venv/bin/python -m pytest benchmarks --benchmark-json=build/bench.json
 .venv/bin/python benchmarks/compact.py build/bench.json            # writes benchmarks/results/<machine>.json
@@ -26,17 +26,17 @@ def case_name(op: str, sizes: dict[str, int | str]) -> str:
 
 
 def selector(name: str) -> str:
-    """A name as `pytest -k` can select it."""
+    """The name in a form that `pytest -k` accepts."""
     return re.sub("[ ,]+", "-", name)
 
 
 def slug(text: str) -> str:
-    """A name for a file."""
+    """The text as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def compact(runs: list[dict]) -> dict:
-    """One result of several runs on one machine, which the last one describes."""
+    """One result of several runs on one machine; machine, date and commit are taken from the last run."""
     machine, commit = runs[-1]["machine_info"], runs[-1]["commit_info"]
     here = machine["ssd_ext"]
     return {
@@ -64,7 +64,7 @@ def machine_name(result: dict) -> str:
 
 
 def dumps(result: dict) -> str:
-    """JSON with one measurement in a line, so that two versions can be compared by eye."""
+    """JSON with one measurement per line, so that a diff of two versions is readable."""
     rows = {key: value for key, value in result.items() if isinstance(value, list)}
     text = json.dumps({**result, **{key: f"@{key}@" for key in rows}}, indent=1)
     for key, value in rows.items():
@@ -75,8 +75,8 @@ def dumps(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="files of --benchmark-json, or folders of *.run.json")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of <machine>.json")
+    parser.add_argument("runs", type=Path, nargs="+", help="files of --benchmark-json, or folders with *.run.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
     arguments = parser.parse_args()
     files = [file for run in arguments.runs for file in (sorted(run.glob("*.run.json")) if run.is_dir() else [run])]
     if not files:

@@ -1,4 +1,4 @@
-"""The fixture of every benchmark, and what the result file says besides times: machine, versions, what was left out."""
+"""The fixture of every benchmark, and the other entries of the result file: machine, versions, what was left out."""
 
 import os
 from functools import partial
@@ -37,11 +37,11 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["left_out"] = config.stash[SESSION].left_out
     for benchmark in output_json["benchmarks"]:
-        benchmark["stats"].pop("data", None)  # every round: a result has the median and the spread of them
+        benchmark["stats"].pop("data", None)  # all rounds; the result file has only their median and spread
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
-    """What is being measured when a run is interrupted has no rounds: pytest-benchmark would fail and write nothing."""
+    """Drops the benchmark that an interrupt has left without rounds: pytest-benchmark would fail and write nothing."""
     benchmarks = session.config._benchmarksession.benchmarks
     benchmarks[:] = [b for b in benchmarks if b.stats.rounds]

@@ -1,11 +1,11 @@
-"""How everything here is measured: cases, contenders, places, rounds, peak memory, GPU buffers and graphs.
+"""How the benchmarks measure: cases, contenders, places, rounds, peak memory, GPU buffers and graphs.
 
-A case is one piece of work with the same inputs for all contenders. Before a contender is timed, what it returns is
-checked against what `ssd_ext` returns, with the tolerance of the case. One that disagrees fails and is left out; the
-others go on.
+A case is one piece of work with the same inputs for all contenders. Before a contender is timed, its result is compared
+with that of `ssd_ext`, with the tolerance of the case. A contender that disagrees fails and is left out; the others are
+still measured.
 
-On the CPU a contender is timed twice: alone, call after call, and in turn with a peer, as in a training step, where the
-caches hold something else and free memory has gone back to the system.
+On the CPU a contender is timed in two ways: alone, call after call, and in turn with a peer. The second way is like a
+training step: the caches hold other data, and free memory has gone back to the system.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 import ssd_ext
 from ssd_ext._op import plain
 
-BUDGET = float(os.environ.get("SSD_BENCH_SECONDS", "0.3"))  # of timed rounds of one contender of one case
-SLOW = 0.5  # seconds of one call from which on there are three rounds
-VERY_SLOW = 2.0  # ... and one
-QUICK = 0.02  # seconds of one call on a GPU up to which launches and caches matter
+BUDGET = float(os.environ.get("SSD_BENCH_SECONDS", "0.3"))  # seconds of timed rounds per contender and case
+SLOW = 0.5  # seconds; longer calls get three rounds
+VERY_SLOW = 2.0  # seconds; longer calls get one round
+QUICK = 0.02  # seconds; in shorter calls on a GPU, launches and caches matter
 ALL = torch.get_num_threads()
 OURS = "ssd_ext"
 COMPILED = "compiled_fallback"
@@ -43,7 +43,7 @@ IN_TURN_ROUNDS = 9
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a contender runs: the device, the threads of the CPU, and whether a CUDA graph is replayed."""
+    """Where and how a contender runs: the device, the number of CPU threads, and whether a CUDA graph is replayed."""
 
     device: str
     threads: int
@@ -62,20 +62,20 @@ class Case:
     """One comparison.
 
     Attributes:
-        suite: the table it belongs to.
-        op: what is done, for example "nms".
-        sizes: how much of it, for example {"boxes": 1000}.
-        inputs: makes what every contender is called with, on the CPU.
-        contenders: name -> function of the inputs, one of them `ssd_ext`; or the reason why it is left out.
-        check: raises an AssertionError if (name, what it returned, what ssd_ext returned) disagree.
-        baseline: the contender whose time is divided by ours, and that is called in turn with ours.
-        graphs: contenders without synchronisation, which can be captured in a CUDA graph.
-        once: contenders that take so long that a single call is timed, with all threads, and then checked.
-        one_thread: False for what takes too long with one thread.
-        sets_up: the first call builds something, such as a network, and is no measurement.
-        chart_only: measured only with all threads, for the scaling charts.
-        gpu_only: would take minutes on a CPU.
-        facts: what the result file says about the inputs.
+        suite: the table of the case.
+        op: the name of the work, for example "nms".
+        sizes: the sizes of the inputs, for example {"boxes": 1000}.
+        inputs: makes the inputs of every contender, on the CPU.
+        contenders: name -> function of the inputs, or the reason why the contender is left out. One name is `ssd_ext`.
+        check: called with (name, result, result of ssd_ext); raises an AssertionError if they disagree.
+        baseline: the contender that ssd_ext is compared with, and that is called in turn with ssd_ext.
+        graphs: contenders that do not synchronise, so that a CUDA graph can capture them.
+        once: slow contenders, of which only a single call is timed, with all threads. That call is also checked.
+        one_thread: False if the case takes too long with one thread.
+        sets_up: the first call builds something, such as a network, and is not timed.
+        chart_only: for the scaling charts only, and measured only with all threads.
+        gpu_only: the case would take minutes on a CPU.
+        facts: makes additional entries of the result file from the inputs.
     """
 
     suite: str
@@ -105,9 +105,9 @@ class Case:
 
 
 def each(cases: list[Case], charts: Iterable[Case] = ()) -> Callable:
-    """A test of every (case, contender, place), all of one case in a row, with names that `-k` can select.
+    """A test of every (case, contender, place), ordered by case, with names that `-k` accepts.
 
-    Of `charts`, cases for more points of a scaling chart, only ours and the baseline are measured.
+    `charts` are cases for more points of a scaling chart. Only ssd_ext and the baseline are measured for them.
     """
     for case in charts:
         two = {name: case.contenders[name] for name in (OURS, case.baseline)}
@@ -128,7 +128,7 @@ def each(cases: list[Case], charts: Iterable[Case] = ()) -> Callable:
 
 
 def close(rtol: float) -> Callable[[str, Any, Any], None]:
-    """A check of tensors, or tuples of them, up to a relative and absolute tolerance; 0 demands equality."""
+    """A check of tensors or tuples of tensors. rtol is the relative and absolute tolerance; 0 requires equality."""
 
     def check(name: str, got: Any, expected: Any) -> None:
         for i, (a, b) in enumerate(zip(tree_leaves(got), tree_leaves(expected), strict=True)):
@@ -140,24 +140,24 @@ def close(rtol: float) -> Callable[[str, Any, Any], None]:
 
 
 def compiled(function: Callable) -> Callable:
-    """`torch.compile` of a function for the shapes at hand, as one graph without a way back into Python."""
+    """`torch.compile` of a function for the shapes of its first call, as one graph (`fullgraph=True`)."""
 
     @cache
     def compile_once() -> Callable:
-        torch._dynamo.reset()  # a limit on recompilations would otherwise end in eager execution
+        torch._dynamo.reset()  # else the limit on recompilations is reached, and the function runs uncompiled
         return torch.compile(function, fullgraph=True, dynamic=False)
 
     return lambda inputs: compile_once()(inputs)
 
 
 def ours(op: str, by: Callable[[Callable], Callable]) -> dict[str, Callable]:
-    """The op, its plain PyTorch, and that compiled; `by` makes a function of the inputs of each."""
+    """The op, plain PyTorch and compiled plain PyTorch; `by` turns each into a function of the inputs."""
     fallback = by(getattr(plain, op))
     return {OURS: by(getattr(ssd_ext, op)), "plain_pytorch": fallback, COMPILED: compiled(fallback)}
 
 
 def copied(inputs: Any, device: str | torch.device) -> Any:
-    """Inputs in memory of their own on the device; what is no tensor stays as it is."""
+    """A copy of the inputs on the device; values that are no tensors stay the same objects."""
 
     def copy(x: Any) -> Any:
         return x.detach().to(device, copy=True).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
@@ -169,10 +169,10 @@ def copied(inputs: Any, device: str | torch.device) -> Any:
 
 
 class Session:
-    """What a run of pytest keeps from test to test.
+    """The state that the tests of one pytest run share.
 
     Attributes:
-        left_out: what was not measured, with the reason; goes into the result file.
+        left_out: what was not measured, with the reason; conftest.py writes it into the result file.
     """
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class Session:
         self._prepared: Any = None
 
     def measure(self, benchmark, case: Case, contender: str, place: Place) -> None:
-        """Checks one contender, then times it; fails for one that disagrees with ssd_ext."""
+        """Checks one contender, then times it; fails if it disagrees with ssd_ext."""
         row = {"suite": case.suite, "op": case.op, "sizes": case.sizes, "contender": contender, **asdict(place)}
         benchmark.group = f"{case.name}, {place}"
         benchmark.extra_info.update(row, baseline=case.baseline, chart_only=case.chart_only)
@@ -217,7 +217,7 @@ class Session:
         benchmark.extra_info.update(facts, calls=1, peak_mb=peak)
         if once:
             return
-        if seconds < SLOW or case.sets_up or contender == COMPILED:  # that was a warm-up
+        if seconds < SLOW or case.sets_up or contender == COMPILED:  # the first call was a warm-up
             _, seconds, benchmark.extra_info["peak_mb"] = _observe(call, device)
         calls, step = 1, call
         if device == "cuda":
@@ -229,14 +229,14 @@ class Session:
             benchmark.extra_info["in_turn_ms"] = _in_turn(call, partial(peer, inputs))
 
     def _prepare(self, case: Case, device: str) -> tuple[Any, Any, dict[str, Any]]:
-        """Inputs on the device, what ssd_ext returns, and facts for the result file; kept for the case at hand."""
+        """Inputs on the device, the result of ssd_ext, and facts for the result file; kept until the next case."""
         if self._at_hand != (case, device):
             self._at_hand = self._prepared = None
             gc.collect()
             made = case.inputs()
             inputs = copied(made, device)
             expected = case.contenders[OURS](inputs)
-            # Every input read once and every output written once; lists hold the packed objects a second time.
+            # Every input read once and every output written once. Lists repeat the packed objects and are not counted.
             facts = {"bytes": _bytes(inputs) + _bytes(tree_leaves(expected)), **case.facts(made)}
             if device == "cuda":
                 facts["copy_ms"] = _copy_ms(facts["bytes"])
@@ -246,7 +246,7 @@ class Session:
 
 
 def _why_left_out(error: BaseException, contender: str, place: Place) -> str | None:
-    """The reason for the result file; None for an error of ours."""
+    """The reason for the result file; None if the error is a fault of this project."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, pytest.skip.Exception):
         return text
@@ -284,10 +284,10 @@ def _bytes(values: Any) -> int:
 
 
 def _observe(call: Callable, device: str) -> tuple[Any, float, float | None]:
-    """What a call returns, its seconds, and the most memory in MB that it held beyond what was there, results included.
+    """The result of a call, its seconds, and its peak memory in MB above the memory before the call, results included.
 
-    The call waits for the device. On the CPU the peak is the kernel's high-water mark of this process's resident memory
-    (VmHWM), set back before the call, after free memory went back to the system; None where that is not possible.
+    The call must wait for the device. On the CPU the peak is the kernel's high-water mark of resident memory (VmHWM).
+    It is reset before the call, after free memory has gone back to the system. The peak is None if that is impossible.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -315,10 +315,10 @@ def _resident(field: str) -> int:
 
 
 def rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> tuple[int, Callable]:
-    """How many calls, and a function that makes them in a row and waits for the last one.
+    """A number of calls, and a function that makes these calls and waits for the last one.
 
-    Quick ones rotate through buffers that together exceed twice the L2 cache, so that no call finds its own there; at
-    most 64 sets of them: smaller ones are below what a launch takes.
+    Quick calls rotate through copies of the inputs that together exceed twice the L2 cache, so that no call finds its
+    inputs there. There are at most 64 copies: for smaller inputs, a launch takes longer than reading them.
     """
     cache_size = torch.cuda.get_device_properties(0).L2_cache_size
     copies = min(64, 1 + 2 * cache_size // max(1, _bytes(inputs))) if quick else 1
@@ -331,7 +331,7 @@ def rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> tu
 
     play = captured(run) if graph else run
 
-    def step(buffers: list = sets) -> None:  # which a graph uses and does not own
+    def step(buffers: list = sets) -> None:  # keeps the buffers alive: a graph uses them but does not own them
         play()
         torch.cuda.synchronize()
 
@@ -340,9 +340,10 @@ def rotating(function: Callable, inputs: Any, *, graph: bool, quick: bool) -> tu
 
 
 def captured(run: Callable) -> Callable:
+    """Runs a function once, captures it in a CUDA graph, and returns the replay of the graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # warm up where nothing is captured
+    with torch.cuda.stream(stream):  # warms up outside the capture
         run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -354,7 +355,7 @@ def captured(run: Callable) -> Callable:
 def _copy_ms(n_bytes: int) -> float:
     """Milliseconds of a kernel that reads half of these bytes and writes the other half.
 
-    Negation, since a plain copy in a graph is left to the copy engine, which has a fifth of the bandwidth.
+    The kernel is a negation: a plain copy in a graph runs on the copy engine, which has a fifth of the bandwidth.
     """
     halves = torch.zeros(2, max(1, n_bytes // 8), device="cuda")
     calls, step = rotating(lambda pair: torch.neg(pair[0], out=pair[1]), halves, graph=True, quick=True)

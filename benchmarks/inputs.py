@@ -1,4 +1,4 @@
-"""What all contenders work on: the same tensors in every run, made on the CPU from fixed seeds."""
+"""The inputs of all contenders: made on the CPU from fixed seeds, so they are the same tensors in every run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ VARIANCES = LossOptions().center_variance, LossOptions().size_variance
 
 
 class Inputs(NamedTuple):
-    """What a case gives to all its contenders; a case fills what its op takes."""
+    """The inputs of all contenders of a case; a case fills only the fields that its op takes."""
 
-    boxes: Tensor | None = None  # (N, 4) xyxy; of a batch: the objects of all images in a row
+    boxes: Tensor | None = None  # (N, 4) xyxy; for a batch, the objects of all images, concatenated
     scores: Tensor | None = None  # (N,)
     idxs: Tensor | None = None  # (N,)
     labels: Tensor | None = None  # (N,)
     row_splits: Tensor | None = None  # (B + 1,)
-    box_lists: list[Tensor] | None = None  # the objects of a batch once more, image by image
+    box_lists: list[Tensor] | None = None  # the same objects of a batch, one tensor per image
     label_lists: list[Tensor] | None = None
     pred_offsets: Tensor | None = None  # (B, P, 4)
     pred_logits: Tensor | None = None  # (B, P, C)
@@ -47,7 +47,7 @@ def random_boxes(n: int, seed: int) -> Tensor:
 
 
 def objects(images: int, classes: int, fewest: int, most: int) -> Inputs:
-    """The objects of a batch, packed and as lists, from `fewest` to `most` of them in each image."""
+    """The objects of a batch, packed and as lists, with `fewest` to `most` objects per image."""
     g = generator(1)
     counts = torch.randint(fewest, most + 1, (images,), generator=g).tolist()
     boxes = [random_boxes(n, seed) for seed, n in enumerate(counts)]
@@ -57,7 +57,7 @@ def objects(images: int, classes: int, fewest: int, most: int) -> Inputs:
 
 
 def clustered_boxes(n: int, classes: int | None) -> Inputs:
-    """Boxes in clusters of about 20, as a detector gives them, with scores that all differ, and classes if wanted."""
+    """Boxes in clusters of about 20, as from a detector, with distinct scores; with classes unless that is None."""
     g = generator(n)
     centres = random_boxes(max(1, n // 20), n)
     boxes = centres[torch.randint(len(centres), (n,), generator=g)] + 0.02 * torch.randn(n, 4, generator=g)
@@ -68,9 +68,9 @@ def clustered_boxes(n: int, classes: int | None) -> Inputs:
 def trained_like(images: int, classes: int, priors: Tensor = PRIORS) -> tuple[Tensor, Tensor]:
     """Offsets (B, P, 4) and logits (B, P, C) like those of a trained SSD, for its priors (P, 4) cxcywh.
 
-    Background is certain almost everywhere. The priors around each of 1 to 6 objects fire: the odds of the object's
-    class against background are 1 at an IoU of 0.5 and about 1:100 at 0.31, and their offsets lead to the object.
-    Some hundred candidates of an image have a score > 0.01.
+    Almost all priors have a high background score. Each image has 1 to 6 objects, and the priors around them predict
+    them: the odds of the object's class against background are 1:1 at an IoU of 0.5 and about 1:100 at 0.31, and the
+    offsets lead to the object. Some hundred candidates of an image have a score > 0.01.
     """
     g = generator(5)
     pred_offsets = 0.5 * torch.randn(images, len(priors), 4, generator=g)
@@ -95,5 +95,5 @@ def untrained(images: int, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def candidates(logits: Tensor, min_score: float) -> float:
-    """How many (prior, class) of an image pass min_score, on average."""
+    """How many pairs (prior, class) of an image have a score above min_score, on average."""
     return float((logits.softmax(dim=-1)[..., 1:] > min_score).sum()) / len(logits)

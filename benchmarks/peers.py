@@ -1,4 +1,4 @@
-"""torchvision's own functions and methods, called on the same predictions as everything else."""
+"""torchvision's functions and methods, called on the same predictions as the other contenders."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SIDE = 300.0
 
 
 def match(images: list[Tensor], priors: Tensor) -> Tensor:
-    """(B, P) int32, image by image as its SSD does it."""
+    """(B, P) int32: the object of each prior. One image at a time, like its SSD."""
     return torch.stack([MATCHER(torchvision.ops.box_iou(boxes, priors)) for boxes in images]).to(torch.int32)
 
 
 def select_hard_negatives(loss: Tensor, positive: Tensor) -> Tensor:
-    """(B, P) bool: the double sort of its SSD."""
+    """(B, P) bool: whether a prior is a hard negative, by the double sort of its SSD."""
     order = loss.masked_fill(positive, -torch.inf).sort(1, descending=True).indices
     return order.sort(1).indices < LOSS.neg_pos_ratio * positive.sum(1, keepdim=True)
 
 
 def ssd(classes: int, options: DetectionOptions = DETECTION, most_candidates: int = 400) -> SSD:
-    """Its SSD around no network, for the methods that work on predictions; of a class it takes `most_candidates`."""
+    """Its SSD without a network, for the methods that work on predictions; NMS gets `most_candidates` of each class."""
     backbone = nn.Identity()
     backbone.out_channels = [1]
     its = {"score_thresh": options.min_score, "nms_thresh": options.max_overlap, "detections_per_img": options.top_k}
@@ -38,7 +38,7 @@ def ssd(classes: int, options: DetectionOptions = DETECTION, most_candidates: in
 
 
 def loss(ssd: SSD, x: Inputs):
-    """conf_loss and loc_loss (smooth L1, summed, per positive): matching as in its `forward`, then `compute_loss`."""
+    """conf_loss and loc_loss (smooth L1, sum per positive): matching as in `forward`, then `compute_loss`."""
     matched = [ssd.proposal_matcher(torchvision.ops.box_iou(boxes, x.priors_xyxy)) for boxes in x.box_lists]
     targets = [{"boxes": b, "labels": n} for b, n in zip(x.box_lists, x.label_lists, strict=True)]
     predictions = {"bbox_regression": x.pred_offsets, "cls_logits": x.pred_logits}
@@ -49,8 +49,8 @@ def loss(ssd: SSD, x: Inputs):
 def detect(ssd: SSD, x: Inputs) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Boxes (k, 4), labels (k,) and scores (k,) of each image by `postprocess_detections`.
 
-    It clips boxes to the image, which changes their IoUs. The priors are therefore put into the middle of an image of
-    three times the size: clipping is done, and timed, and changes nothing.
+    It clips boxes to the image, which changes their IoUs. The priors are therefore placed in the middle of an image of
+    three times the size: clipping is still timed, but changes nothing.
     """
     images = len(x.pred_logits)
     predictions = {"bbox_regression": x.pred_offsets, "cls_logits": x.pred_logits}

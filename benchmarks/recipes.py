@@ -1,10 +1,11 @@
-"""How well `ssd train` learns a data set from random weights, beside torchvision's network, loss and augmentation.
+"""Trains from random weights with different settings, and with torchvision's network, loss and augmentation.
 
-    python benchmarks/recipes.py BCCD                                   the table of docs/recipes.md
+    python benchmarks/recipes.py BCCD                                   settings of `ssd train`, and torchvision
     python benchmarks/recipes.py BCCD --runs "lr=0.01" "augment=ssd priors=tutorial"
 
-Runs of a seed see the same pictures; `--jobs` of them run at once. Measured on the test list, which no run looks at
-before its end. Results go to --out as they come, one JSON line each; what is there is not run again.
+Runs of one seed see the same pictures; `--jobs` runs work at the same time. The mAP is measured on the test list at
+the end of each run, which uses that list for nothing else. Each result is appended to results.jsonl in --out as one
+JSON line, and a run whose result is there is not repeated.
 """
 
 from __future__ import annotations
@@ -43,13 +44,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="a data set with a test list")
     parser.add_argument(
-        "--runs", nargs="*", default=["", TORCHVISION], metavar="CHANGES", help="settings as NAME=VALUE"
+        "--runs",
+        nargs="*",
+        default=["", TORCHVISION],
+        metavar="CHANGES",
+        help="one run for each text: NAME=VALUE of changed settings, after 'torchvision' for its network "
+        "(default: two runs without changes, '' and 'torchvision')",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--workers", type=int, help="of each run")
-    parser.add_argument("--device")
-    parser.add_argument("--out", type=Path, default=Path("build/recipes"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each run (default: 0 1 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="loader processes of each run (default: one per core, at most 4)")
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.add_argument("--out", type=Path, default=Path("build/recipes"), help="folder (default: %(default)s)")
     parser.add_argument("--one", nargs=2, metavar=("CHANGES", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -76,12 +82,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and range over the seeds, best first."""
+    """A Markdown table with mean and range over the seeds, best first."""
     groups = defaultdict(list)
     for row in rows:
         groups[row["changes"]].append(row)
     lines = [
-        "| changes | runs | mAP of last.pt | range | of best.pt | per class | s |",
+        "| changes | runs | mAP of last.pt | range | mAP of best.pt | AP of each class | s |",
         "|---|---|---|---|---|---|---|",
     ]
     for changes, of in sorted(groups.items(), key=lambda item: -mean(row["mAP"] for row in item[1])):
@@ -116,7 +122,7 @@ def run(arguments: argparse.Namespace, changes: str, seed: int) -> dict[str, Any
 
 
 def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None = None) -> Settings:
-    """The settings of "lr=0.01 augment=ssd loss.matching=bipartite"."""
+    """The settings from a text such as "lr=0.01 augment=ssd loss.matching=bipartite"; `base` has other defaults."""
     values: dict[str, Any] = dict(base or {})
     known = {field.name for field in fields(Settings)}
     for change in changes.split():
@@ -130,7 +136,7 @@ def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None 
         elif name in known:
             values[name] = value
         else:
-            raise ValueError(f"{name} is no setting")
+            raise ValueError(f"{name} is not a setting")
     return Settings((data,), seed=seed, **values)
 
 
@@ -138,7 +144,7 @@ def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None 
 
 
 def torchvision_network(n_classes: int) -> nn.Module:
-    """Its SSD300 with a VGG16 that has batch norm, everything from random weights."""
+    """torchvision's SSD300 with a VGG16 with batch norm, from random weights."""
     from torchvision.models import vgg16_bn
     from torchvision.models.detection.ssd import SSD, DefaultBoxGenerator, _vgg_extractor
 
@@ -148,12 +154,12 @@ def torchvision_network(n_classes: int) -> nn.Module:
         scales=[0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
         steps=[8, 16, 32, 64, 100, 300],
     )
-    mean, std = [0.48235, 0.45882, 0.40784], [1 / 255] * 3  # of its ssd300_vgg16
+    mean, std = [0.48235, 0.45882, 0.40784], [1 / 255] * 3  # as in its ssd300_vgg16
     return SSD(backbone, anchors, (SSD300.input_size, SSD300.input_size), n_classes, image_mean=mean, image_std=std)
 
 
 def train_torchvision(settings: Settings, device: torch.device, workers: int | None) -> Any:
-    """Trained as torchvision's references do, but for the course of the rate, on the pictures of `ssd train`."""
+    """Trains like torchvision's references, except for the learning rate schedule, on the pictures of `ssd train`."""
     sets: Sets = open_sets(settings)
     torch.manual_seed(settings.seed)
     model = torchvision_network(len(sets.classes) + 1).to(device, memory_format=torch.channels_last).train()
@@ -168,7 +174,7 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * lr_factor(step, total, "onecycle", 0)
         batch = batch.to(device)
-        images = batch.images * std + mean  # as its own transforms leave them
+        images = batch.images * std + mean  # like the output of its own transforms
         targets = [{"boxes": t["boxes"] * SSD300.input_size, "labels": t["labels"]} for t in batch.targets()]
         with autocast(device, settings.bf16):
             losses = model(list(images), targets)

@@ -1,8 +1,8 @@
-"""Writes docs/performance.md, the charts in docs/charts/ and the table of the README: `make bench-report`.
+"""Writes docs/performance.md, the charts in docs/charts/ and the tables of the README: `make bench-report`.
 
-All comes from benchmarks/results/*.json; the text between the tables is in benchmarks/performance.md. A line
-`{{table SUITE}}` there becomes the tables of all machines, `{{bars SUITE}}` and `{{scaling SUITE}}` the charts,
-`{{machines}}` and `{{left out}}` what they say. The same results give the same bytes.
+The numbers come from benchmarks/results/*.json, and the text between the tables from benchmarks/performance.md. There,
+a line `{{table SUITE}}` stands for the tables of all machines, `{{bars SUITE}}` and `{{scaling SUITE}}` for the charts,
+`{{summary}}`, `{{machines}}` and `{{left out}}` for lists and tables. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from compact import case_name, selector, slug, units
 from ssd.runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
-# Contender -> heading and colour, in the order of columns; others follow under their own names.
+# Contender -> heading and colour, in the order of the columns. Contenders that are not listed follow under their names.
 CONTENDERS = {
     "ssd_ext": ("ssd_ext", "tab:blue"),
     "plain_pytorch": ("plain PyTorch", "tab:cyan"),
@@ -37,7 +37,7 @@ CONTENDERS = {
     "openvino_bf16": ("OpenVINO bf16", "tab:green"),
     "openvino_int8": ("OpenVINO int8", "tab:red"),
 }
-# The cases that the README quotes: of the first machine and the first with a GPU, with the fullest use of each.
+# The cases in the README: of the first machine and of the first machine with a GPU, with all threads or on the GPU.
 QUOTED_ON_CPU = (
     "forward and backward, 32 images, 21 classes",
     "forward and backward, 32 images, 81 classes",
@@ -51,6 +51,23 @@ QUOTED_ON_GPU = (
     "inference, 32 images, 21 classes",
 )
 QUOTE = re.compile(r"(?<=<!-- written by make bench-report -->\n).*?(?=<!-- end -->)", re.DOTALL)
+# The cases in the summary, where a machine has them.
+SUMMARY = (
+    "forward and backward, 32 images, 21 classes",
+    "forward and backward, 32 images, 81 classes",
+    "trained, 32 images, 21 classes",
+    "untrained, 32 images, 21 classes",
+    "match_priors, 32 images, 1-20 objects each",
+    "nms, 200 boxes",
+    "nms, 20000 boxes",
+    "SSD300 forward, 8 images",
+    "training step, 4 images",
+    "training step, 32 images, 21 classes",
+    "inference, 32 images, 21 classes",
+    "picture to detections, 8 images",
+    "bytes to detections, 8 images",
+    "training samples, 64 pictures, 640x480 pixels",
+)
 Row = dict
 
 
@@ -96,7 +113,7 @@ def baseline_of(row: Row) -> str:
 
 
 def ratio(a: Row | None, b: Row | None, key: str, of_b: str = "") -> str:
-    """How many times as long a takes; of b the same is taken, or something else."""
+    """`key` of a divided by `of_b` of b (by default the same key), or "-" if a value is missing."""
     of_b = of_b or key
     return f"{number(a[key] / b[of_b])}x" if a and b and key in a and of_b in b else "-"
 
@@ -110,66 +127,89 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def tables(machine: Machine, suite: str) -> Iterator[str]:
-    """A table for the CPU and one for the GPU, where there are measurements."""
+    """A table for the CPU and a table for the GPU, if there are measurements."""
     for device in ("cpu", "cuda"):
         rows = [r for r in machine.rows if (r["suite"], r["device"]) == (suite, device) and not r["chart_only"]]
         if rows:
-            yield f"{machine.name}, {device}, medians in ms:\n\n{table(rows, device)}"
+            name = "GPU" if device == "cuda" else "CPU"
+            yield f"{machine.name}, {name}, median times in ms:\n\n{table(rows, device)}"
 
 
 def table(rows: list[Row], device: str) -> str:
-    bandwidth = device == "cuda" and rows[0]["suite"] in ("ops", "loss", "detection")  # a network reads its weights too
+    # Not for networks: the bytes of a case do not include the weights, which a network reads too.
+    bandwidth = device == "cuda" and rows[0]["suite"] in ("ops", "loss", "detection")
     cases: dict[tuple, dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        how = ("graph" if row["graph"] else "eager") if device == "cuda" else str(row["threads"])
-        cases[name_of(row), how][row["contender"]] = row
+        mode = ("graph" if row["graph"] else "eager") if device == "cuda" else str(row["threads"])
+        cases[name_of(row), mode][row["contender"]] = row
     contenders = contenders_of(rows)
     baseline = " or ".join(dict.fromkeys(baseline_of(row) for row in rows))
-    with_candidates, with_turns = (any(key in row for row in rows) for key in ("candidates", "in_turn_ms"))
-    head = ["case", *(["candidates per image"] if with_candidates else [])]
-    head += ["called" if device == "cuda" else "threads", *(looks(name)[0] for name in contenders)]
-    head += [f"{baseline} / ssd_ext", *(["in turn"] if with_turns else []), "MB ssd_ext", f"MB {baseline}"]
-    head += ["GB/s ssd_ext", "ssd_ext / copy"] if bandwidth else []
+    has = {key: any(key in row for row in rows) for key in ("candidates", "in_turn_ms", "copy_ms")}
+    head = ["case", *(["candidates per image"] if has["candidates"] else [])]
+    head += ["mode" if device == "cuda" else "threads", *(looks(name)[0] for name in contenders)]
+    head += [f"{baseline} / ssd_ext", *(["in turn"] if has["in_turn_ms"] else []), "MB ssd_ext", f"MB {baseline}"]
+    head += ["GB/s ssd_ext", *(["ssd_ext / copy"] if has["copy_ms"] else [])] if bandwidth else []
     lines = []
-    for (name, how), case in cases.items():
+    for (name, mode), case in cases.items():
         any_row = next(iter(case.values()))
         ours, peer = case.get("ssd_ext"), case.get(baseline_of(any_row))
-        cells = [name, *([str(any_row["candidates"])] if with_candidates else []), how]
+        cells = [name, *([str(any_row["candidates"])] if has["candidates"] else []), mode]
         cells += [number(case[c]["median_ms"]) if c in case else "-" for c in contenders]
         cells.append(ratio(peer, ours, "median_ms"))
-        cells += [ratio(peer, ours, "in_turn_ms")] if with_turns else []
+        cells += [ratio(peer, ours, "in_turn_ms")] if has["in_turn_ms"] else []
         cells += [number(r and r["peak_mb"]) for r in (ours, peer)]
         if bandwidth:
             cells.append(number(ours and ours["bytes"] / ours["median_ms"] / 1e6))
-            cells.append(ratio(ours, ours, "median_ms", "copy_ms"))
+            cells += [ratio(ours, ours, "median_ms", "copy_ms")] if has["copy_ms"] else []
         lines.append(cells)
     return markdown(head, lines)
 
 
 def reasons(machines: list[Machine]) -> str:
-    """What was left out and why, the cases of one reason together."""
+    """The cases that were not measured, grouped by their reason, and the machines where they were not."""
     groups: dict[tuple, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    where: dict[tuple, dict[str, None]] = defaultdict(dict)
     for machine in machines:
         for row in machine.result["left_out"]:
-            groups[row["contender"], row["suite"], row["reason"]][row["op"]][units(row["sizes"])] = None
+            group = row["contender"], row["suite"], row["reason"]
+            groups[group][row["op"]][units(row["sizes"])] = None
+            where[group][machine.name] = None
     lines = []
-    for (contender, suite, reason), ops in groups.items():
+    for group, ops in groups.items():
+        contender, suite, reason = group
         by_sizes: dict[str, list[str]] = defaultdict(list)
         for op, sizes in ops.items():
             by_sizes["; ".join(sizes)].append(op)
         cases = ". ".join(f"{', '.join(names)}: {sizes}" for sizes, names in by_sizes.items())
-        lines.append([looks(contender)[0], suite, cases, reason])
-    return markdown(["contender", "table", "cases", "why there is no number"], lines) if lines else "Nothing."
+        lines.append([looks(contender)[0], suite, cases, reason, ", ".join(where[group])])
+    return markdown(["contender", "table", "cases", "reason", "machines"], lines) if lines else "None."
+
+
+def summary(machines: list[Machine]) -> str:
+    """The baseline's time divided by ours, for a few cases on every machine; in parentheses if called in turn."""
+    lines = []
+    for name in SUMMARY:
+        cells, suite = [], ""
+        for machine in machines:
+            by = {row["contender"]: row for row in fullest(machine, [r for r in machine.rows if name_of(r) == name])}
+            ours = by.get("ssd_ext")
+            peer = by.get(baseline_of(ours)) if ours else None
+            alone, in_turn = (ratio(peer, ours, key) for key in ("median_ms", "in_turn_ms"))
+            cells.append(alone if in_turn == "-" else f"{alone} ({in_turn})")
+            suite = ours["suite"] if ours else suite
+        if suite:
+            lines.append([name if suite == "ops" else f"{suite}: {name}", *cells])
+    return markdown(["work", *(machine.name for machine in machines)], lines)
 
 
 def quotations(machines: list[Machine]) -> str:
-    """The tables of the README."""
+    """The tables of the README, one for each machine."""
     chosen = [*machines[:1], *[machine for machine in machines if machine.result["gpu"]][:1]]
     return "\n".join(map(quotation, dict.fromkeys(chosen)))
 
 
 def quotation(machine: Machine) -> str:
-    """A table of the README, each row with the name of its case for `pytest -k`."""
+    """A table of the README; `pytest -k` takes the name in the last column."""
     lines = []
     for name in QUOTED_ON_GPU if machine.result["gpu"] else QUOTED_ON_CPU:
         by = {row["contender"]: row for row in fullest(machine, [r for r in machine.rows if name_of(r) == name])}
@@ -189,7 +229,7 @@ def quotation(machine: Machine) -> str:
 
 
 def fullest(machine: Machine, rows: list[Row]) -> list[Row]:
-    """Those of the fullest use of the machine: on the GPU without graphs, or with all threads of the CPU."""
+    """The rows of the GPU without graphs; if there are none, the rows with all threads of the CPU."""
     gpu = [r for r in rows if r["device"] == "cuda" and not r["graph"]]
     return gpu or [r for r in rows if r["threads"] == machine.result["threads"]]
 
@@ -199,7 +239,10 @@ def where(rows: list[Row]) -> str:
 
 
 def series(rows: list[Row], op: str, axis: str) -> tuple[dict, dict[str, list[tuple[float, float]]]]:
-    """The other sizes, held fixed, and contender -> [(size, ms), ...]; the choice with most points of ssd_ext."""
+    """The sizes that stay fixed, and contender -> [(size along the axis, ms), ...].
+
+    If there are several choices of fixed sizes, the choice with most points of ssd_ext.
+    """
     fixed: dict[tuple, dict[str, dict]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["op"] == op and isinstance(row["sizes"].get(axis), int):
@@ -231,7 +274,7 @@ def save(sheet, path: Path) -> Path:
 
 
 def scaling(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
-    """For every op a chart with time against each size that was varied."""
+    """One chart for each op: the time over each size that was varied."""
     rows = fullest(machine, [r for r in machine.rows if r["suite"] == suite])
     for op in dict.fromkeys(row["op"] for row in rows):
         axes_of = dict.fromkeys(axis for row in rows if row["op"] == op for axis in row["sizes"])
@@ -254,7 +297,7 @@ def scaling(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
 
 
 def bars(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
-    """One chart, a panel for each op, a group of bars for each case."""
+    """One chart, with a panel for each op and a group of bars for each case."""
     rows = fullest(machine, [r for r in machine.rows if r["suite"] == suite and not r["chart_only"]])
     if not rows:
         return
@@ -281,12 +324,14 @@ def bars(machine: Machine, suite: str, folder: Path) -> Iterator[Path]:
 
 
 def render(template: str, machines: list[Machine], docs: Path | None) -> str:
-    """The template with its marked lines replaced; draws the charts into docs/charts, or none without `docs`."""
+    """The template with the {{...}} lines replaced; draws the charts into docs/charts, or no charts if docs is None."""
 
     def replacement(match: re.Match) -> str:
         kind, _, suite = match[1].partition(" ")
         if match[1] == "machines":
             return "\n".join(f"* {machine.describe()}" for machine in machines)
+        if match[1] == "summary":
+            return summary(machines)
         if match[1] == "left out":
             return reasons(machines)
         if kind == "table":
@@ -294,8 +339,9 @@ def render(template: str, machines: list[Machine], docs: Path | None) -> str:
         if docs is None:
             return ""
         draw = {"scaling": scaling, "bars": bars}[kind]
-        paths = [path.relative_to(docs).as_posix() for m in machines for path in draw(m, suite, docs / "charts")]
-        return "\n".join(f"![{Path(path).stem}]({path})" for path in paths) or "No measurements yet."
+        paths = [path.relative_to(docs) for m in machines for path in draw(m, suite, docs / "charts")]
+        lines = [f"![{path.stem}, {path.parent.name}]({path.as_posix()})" for path in paths]
+        return "\n".join(lines) or "No measurements yet."
 
     return re.sub(r"^\{\{(.+?)\}\}$", replacement, template, flags=re.MULTILINE)
 

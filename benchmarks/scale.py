@@ -1,10 +1,13 @@
-"""What data sets of the size of COCO cost: a few drawn pictures under many names, in the layout of each format.
+"""Time and memory for data sets of the size of COCO: a few generated pictures under many names, in each format.
 
     .venv/bin/python benchmarks/scale.py [--pictures 118000] [--formats coco voc yolo] [--work open workers eval fit]
 
-Prints CPU and wall seconds, and the memory beyond the imports in MB. Each piece of work runs in a process of its own:
-open: the data set, the first time and from the cache. workers: two of them read batches; the memory of their own.
-eval: detections in a file of COCO's results, 100 a picture, by Pascal VOC's metric and COCO's. fit: `ssd info`.
+Prints CPU and wall time in seconds, and the memory beyond the imports in MB. Each work runs in its own process:
+
+    open     opens the data set without and with the cache
+    workers  reads batches with two workers, and prints their private memory
+    eval     evaluates a COCO results file with 100 detections per picture, by the metrics of Pascal VOC and COCO
+    fit      runs `ssd info`
 """
 
 import argparse
@@ -20,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-CLASSES, OBJECTS, SIDE = 80, 7.3, 64  # objects a picture, as in COCO; the side of the pictures
-DETECTIONS = 100  # a picture
+CLASSES, OBJECTS, SIDE = 80, 7.3, 64  # OBJECTS per picture, as in COCO; SIDE of the pictures in pixels
+DETECTIONS = 100  # per picture
 BATCHES, BATCH = 500, 8
 FORMATS, WORK = ("coco", "voc", "yolo"), ("open", "workers", "eval", "fit")
 
 
 def make_set(folder: Path, layout: str, n: int) -> None:
-    """n pictures in the layout of a format, hard links to a few files, with objects from a seed."""
+    """Writes n pictures in the layout of a format: hard links to 20 files, with objects from a fixed seed."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -88,7 +91,7 @@ def make_set(folder: Path, layout: str, n: int) -> None:
 
 
 def make_detections(folder: Path, n: int) -> Path:
-    """COCO's results for the pictures of a set."""
+    """Writes random detections for the n pictures, as a COCO results file; returns its path."""
     rng = np.random.default_rng(1)
     with open(folder / "results.json", "w") as file:
         for i in range(n):
@@ -104,7 +107,7 @@ def make_detections(folder: Path, n: int) -> Path:
 
 
 def memory(kind: str, pid: int | str = "self") -> float:
-    """A line of /proc/<pid>/status or smaps_rollup in MB."""
+    """A field of /proc/<pid>/status or smaps_rollup, in MB."""
     for name in ("status", "smaps_rollup"):
         for line in Path(f"/proc/{pid}/{name}").read_text().splitlines():
             if line.startswith(f"{kind}:"):
@@ -118,12 +121,13 @@ def measured(name: str):
     yield
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    text = f"{name:<34} {cpu:8.1f} s CPU {wall:8.1f} s, {memory('VmRSS') - before:7.0f} MB more, {peak:7.0f} at most"
+    more = memory("VmRSS") - before
+    text = f"{name:<34} {cpu:8.1f} s CPU, {wall:8.1f} s wall, {more:7.0f} MB more, {peak:7.0f} MB peak"
     print(text, flush=True)
 
 
 def work(kind: str, layout: str, folder: Path) -> None:
-    """In a process of its own."""
+    """Does one kind of work; main calls it in a new process."""
     import ssd.cli
     import ssd.evaluation.evaluate
     import ssd.training.run
@@ -145,7 +149,7 @@ def work(kind: str, layout: str, folder: Path) -> None:
                 pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
                 own.append([memory("Private_Dirty", pid) for pid in pids])
         text = " -> ".join(", ".join(f"{mb:.0f}" for mb in sorted(each)[-2:]) for each in own)
-        print(f"{layout}, memory of the two workers' own at the first and after {BATCHES} batches: {text} MB")
+        print(f"{layout}, private memory of the two workers, first batch -> after {BATCHES - 10} batches: {text} MB")
     elif kind == "eval":
         from ssd.evaluation.detection_file import DetectionFile
         from ssd.evaluation.evaluate import score
@@ -163,10 +167,10 @@ def work(kind: str, layout: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=118_000)
+    parser.add_argument("--pictures", type=int, default=118_000, help="pictures of each set (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
-    parser.add_argument("--folder", type=Path, help="where the sets are made, and kept; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="the sets are kept there (default: a temporary folder)")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -186,7 +190,7 @@ def main() -> None:
                     make_detections(folder, args.pictures)
                 command = [sys.executable, __file__, "--folder", str(folder), "--one", kind, layout]
                 if code := subprocess.run(command, env=environment).returncode:
-                    print(f"{layout}, {kind}: ended with {code}", flush=True)
+                    print(f"{layout}, {kind}: failed with exit code {code}", flush=True)
 
 
 if __name__ == "__main__":

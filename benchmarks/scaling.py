@@ -1,10 +1,10 @@
-"""How many pictures a second `ssd train` takes in several processes, one core for each, on a quiet machine.
+"""Speed of `ssd train` in several processes, with one core for each. Needs a machine without other work.
 
     .venv/bin/python benchmarks/scaling.py [--processes 1 2] [--batch-size 16] [--accumulate 1] [--repeats 3]
 
-Trains on drawn shapes. The rate is that of the run's own closing line: of training steps with the reading of their
-pictures, without start, validation and checkpoints. Runs of all numbers of processes are made in turn; the median
-counts. The processes share each batch, so that all runs take the same steps.
+Trains on generated shapes. The rate is the one that `ssd train` prints at its end: it includes the training steps and
+the reading of their pictures, not the start, validation and checkpoints. Runs with different numbers of processes
+alternate, and the table has their medians. The processes share each batch, so all runs take the same steps.
 """
 
 import argparse
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def pictures_per_second(processes: int, data: Path, options: list[str]) -> float:
-    """The rate of one run, on the first cores that this process may use."""
+    """The rate of one run, on the first cores that this process may use, one for each process."""
     cores = sorted(os.sched_getaffinity(0))[:processes]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     with tempfile.TemporaryDirectory() as out:
@@ -43,17 +43,17 @@ def pictures_per_second(processes: int, data: Path, options: list[str]) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--batch-size", type=int, default=16, help="of all processes together")
-    parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers to compare (default: 1 2)")
+    parser.add_argument("--width", type=float, default=0.25, help="of the network (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="of all processes together (default: %(default)s)")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=64, help="training pictures (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=5, help="of each run (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each number (default: %(default)s)")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     if max(args.processes) > cores:
-        parser.error(f"one core for each process: there are {cores}")
+        parser.error(f"{max(args.processes)} processes need as many cores, and there are {cores}")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in ("width", "batch_size", "accumulate")]
     options += [f"--epochs={args.epochs}", "--split=train", "--batch-norm"]
     rates: dict[int, list[float]] = {n: [] for n in args.processes}

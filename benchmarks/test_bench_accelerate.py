@@ -1,8 +1,8 @@
-"""Loss and detection of torchvision's ssd300, accelerated and plain, on predictions like those of a trained network.
+"""Loss and detection of torchvision's SSD300, accelerated and plain, on predictions like those of a trained network.
 
 .venv/bin/python -m pytest benchmarks/test_bench_accelerate.py -k 32-images-21
 
-What follows the network in `forward`, with torchvision's anchors in pixels: matching and `compute_loss`, without and
+The work after the network in `forward`, with torchvision's anchors in pixels: matching and `compute_loss`, without and
 with gradients, and `postprocess_detections`.
 """
 

@@ -1,4 +1,4 @@
-"""Encoding and decoding of a batch; torchvision's `BoxCoder` works image by image.
+"""Encoding and decoding of a batch; torchvision's `BoxCoder` works on one image at a time.
 
 .venv/bin/python -m pytest benchmarks -k decode_boxes-32
 """
@@ -28,7 +28,7 @@ def coding(op: str, images: int) -> Case:
         "torchvision": lambda x: torch.stack([single(v, x.priors_xyxy) for v in x.boxes]),
         "tutorial": lambda x: torch.stack([loop(v, x.priors_cxcywh) for v in x.boxes]),
     }
-    # torchvision starts from the priors' corners, hence the tolerance.
+    # The tolerance: torchvision computes centres and sizes from the corners of the priors.
     return Case("ops", op, {"images": images}, inputs, contenders, close(1e-3), graphs=("ssd_ext", "plain_pytorch"))
 
 

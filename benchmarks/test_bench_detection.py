@@ -1,10 +1,11 @@
-"""From a network's predictions to detections: softmax, decoding, NMS in each class, the best 200 of each image.
+"""From the predictions of a network to detections: softmax, decoding, NMS in each class, the best 200 of each image.
 
 .venv/bin/python -m pytest benchmarks/test_bench_detection.py -k untrained-1-image-21
 
-Three kinds of predictions: like those of a trained network (with the thresholds for mAP), the same with the thresholds
-of a demonstration, and those of an untrained network, in which every class of every prior is a candidate. torchvision
-keeps at most 400 candidates of a class before NMS; `torchvision_no_cap` keeps all, as the tutorial and ssd_ext do.
+There are three kinds of predictions: like those of a trained network, with the thresholds for mAP; the same, with the
+thresholds of a demonstration; and those of an untrained network, in which nearly every class of every prior is a
+candidate. Before NMS torchvision keeps at most 400 candidates of each class; `torchvision_no_cap` keeps all, like the
+tutorial and ssd_ext.
 """
 
 from functools import partial
@@ -27,7 +28,7 @@ KINDS = {
 
 
 def as_lists(found) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Boxes, labels and scores of each image, of lists or of padded tensors and counts."""
+    """Boxes, labels and scores of each image, from such a list or from padded tensors and counts."""
     if isinstance(found, list):
         return found
     *padded, counts = found
@@ -35,7 +36,7 @@ def as_lists(found) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 
 
 def unmatched(got, expected) -> int:
-    """How many detections of two images' results have no partner of equal label, score (1e-4) and box (1e-3)."""
+    """The number of detections of two results that have no partner with the same label, score (1e-4) and box (1e-3)."""
     (boxes_a, labels_a, scores_a), (boxes_b, labels_b, scores_b) = ([x.cpu() for x in y] for y in (got, expected))
     same = labels_a[:, None] == labels_b
     same &= (scores_a[:, None] - scores_b).abs() < 1e-4
@@ -44,9 +45,9 @@ def unmatched(got, expected) -> int:
 
 
 def check(name, got, expected) -> None:
-    """Sets of detections agree but for 1 in 100: rounding may decide otherwise where an IoU or two scores are so close.
+    """At most 1 in 100 detections may differ: rounding decides near the threshold, or between close scores.
 
-    torchvision's class offset alone costs an IoU four digits.
+    The offset that torchvision adds to the boxes of each class alone costs an IoU four digits.
     """
     pairs = list(zip(as_lists(got), as_lists(expected), strict=True))
     wrong, total = sum(unmatched(a, b) for a, b in pairs), sum(len(a[1]) + len(b[1]) for a, b in pairs)
@@ -73,12 +74,12 @@ def detection(kind: str, images: int, classes: int) -> Case:
         "torchvision": partial(peers.detect, peers.ssd(classes, options)),
         "torchvision_no_cap": partial(peers.detect, peers.ssd(classes, options, P)),
         "tutorial": partial(tutorial.detect, options=options),
-        "compiled_fallback": compiled(fallback) if small else "as for 1 image, 21 classes",
+        "compiled_fallback": compiled(fallback) if small else "compiled only for 1 image with 21 classes",
     }
     if kind == "untrained" and images > 1:
-        contenders["torchvision_no_cap"] = "seconds per image: see 1 image"
+        contenders["torchvision_no_cap"] = "takes seconds per image, measured only for 1 image"
     if kind == "untrained" and not small:
-        contenders["tutorial"] = "up to a minute for 20 classes of one image: see 1 image, 21 classes"
+        contenders["tutorial"] = "takes up to a minute per image, measured only for 1 image with 21 classes"
     return Case(
         "detection",
         kind,

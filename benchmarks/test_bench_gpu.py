@@ -1,4 +1,4 @@
-"""What would take minutes on a CPU: large batches and bfloat16, on a GPU only.
+"""Large batches and bfloat16, which would take minutes on a CPU; runs only on a GPU.
 
 python -m pytest benchmarks/test_bench_gpu.py -k "training-step-32-images-21"
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not CUDA, reason="no GPU that torch can use")
 
 
 def in_bf16(case: Case, torchvision: Callable | str) -> Case:
-    """The case with predictions in bfloat16; torchvision is a function, or the reason why it is left out."""
+    """The case with predictions in bfloat16; `torchvision` is a function, or the reason why torchvision is left out."""
 
     def inputs() -> Inputs:
         x = case.inputs()
@@ -36,14 +36,14 @@ def loss_in_bf16(images: int, classes: int) -> Case:
     case = loss_case(images, classes, backward=True)
 
     def torchvision(x):
-        with autocast(x.pred_logits.device, enabled=True):  # as in training: its losses are then computed in float32
+        with autocast(x.pred_logits.device, enabled=True):  # as in training; it then computes losses in float32
             return case.contenders["torchvision"](x)
 
     return in_bf16(case, torchvision)
 
 
 def detection_in_bf16(images: int, classes: int) -> Case:
-    return in_bf16(detection("trained", images, classes), "decodes boxes in bfloat16: see inference")
+    return in_bf16(detection("trained", images, classes), "decodes boxes in bfloat16, see inference")
 
 
 CASES = [

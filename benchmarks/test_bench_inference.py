@@ -1,9 +1,9 @@
-"""From the bytes of pictures to detections: the network as it is, and as the files of `ssd export`.
+"""From the bytes of pictures to detections: the network in PyTorch, and the files of `ssd export`.
 
 .venv/bin/python -m pytest benchmarks/test_bench_inference.py -k 8-images
 
-ssd_ext: as `ssd detect` runs it, in bfloat16 where the CPU has it; compiled: with `--compile`. The weights are random,
-so that only speed is measured of int8 and bfloat16. The files run on the CPU, with as many threads as torch has.
+`ssd_ext` runs like `ssd detect`, in bfloat16 if the CPU supports it; `ssd_ext_compiled` like `--compile`. The weights
+are random, so int8 and bfloat16 are measured for speed only. The files run on the CPU, with as many threads as torch.
 """
 
 import copy
@@ -23,7 +23,7 @@ from ssd.export import FORMATS, DetectionProgram, Metadata
 from ssd.inference.detector import predict_padded
 from ssd_ext import DetectionOptions
 
-N_CALIBRATION = 16  # pictures: enough for speed
+N_CALIBRATION = 16  # pictures; accuracy is not measured
 
 
 class Pictures(NamedTuple):
@@ -40,7 +40,7 @@ def bytes_of(images: int) -> Tensor:
 
 @cache
 def written(format: str, precision: str = "float32") -> Path:
-    """A file of the network."""
+    """Writes the exported file of the network; returns its path."""
     path = Path(FOLDER.name) / f"{precision}{FORMATS[format].suffix}"
     metadata = Metadata(format, tuple(map(str, range(1, CLASSES))), DetectionOptions(), IMAGE_SIZE, precision=precision)
     FORMATS[format].save(DetectionProgram(network("ssd_ext")), path, metadata)
@@ -51,7 +51,7 @@ def written(format: str, precision: str = "float32") -> Path:
 
 @cache
 def loaded(format: str, precision: str, threads: int):
-    """What runs a file; OpenVINO compiles the float32 file for bfloat16."""
+    """A function that runs a file; for bfloat16, OpenVINO compiles the float32 file."""
     if precision != "bfloat16":
         return FORMATS[format].load(written(format, precision))[0]
     import openvino
@@ -74,7 +74,7 @@ def run_ours(x: Pictures, bf16: bool | None) -> tuple[Tensor, ...]:
 
 @cache
 def compiled(how: How) -> torch.nn.Module:
-    """The network as `--compile` has it."""
+    """The network compiled as with `--compile`."""
     network = copy.deepcopy(networks(how)["ssd_ext"])
     network.compile(dynamic=True)
     return network
@@ -86,7 +86,7 @@ def run_compiled(x: Pictures) -> tuple[Tensor, ...]:
 
 def run_torchvision(x: Pictures) -> list[tuple[Tensor, Tensor, Tensor]]:
     network = networks(How(x.images.device, bf16=False, classes=CLASSES))["torchvision"]
-    with torch.inference_mode():  # not around the making of the networks, which are exported too
+    with torch.inference_mode():  # not while the networks are built: they are exported too
         found = network(list(x.images / 255))
     return [(d["boxes"] / IMAGE_SIZE, d["labels"], d["scores"]) for d in found]
 

@@ -2,10 +2,10 @@
 
 .venv/bin/python -m pytest benchmarks/test_bench_input.py -k 640x480
 
-A call reads, decodes, augments and joins pictures to batches of 8, and makes the network's input of each. With one
-thread that is done in this process, else by as many workers as there are threads, which read ahead. torchvision:
-its v2 transforms in the order of its reference recipe for SSD, behind our decoder, which is faster than the one that it
-comes with. dali: NVIDIA's operators in the order of its SSD example, on the CPU, where DALI is installed.
+A call reads, decodes and augments pictures, joins them to batches of 8, and makes the network's input of each batch.
+With one thread this process does the work, otherwise as many workers as threads, which read ahead. torchvision: its v2
+transforms in the order of its reference recipe for SSD, after our decoder, which is faster than torchvision's. dali:
+NVIDIA's operators in the order of its SSD example, on the CPU, if DALI is installed.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD, to_input
 from ssd.data.loader import Batch, train_loader
 from ssd.data.torchvision_recipe import v2_transform
 
-FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends
-OBJECTS = 8  # of a picture
+FOLDER = tempfile.TemporaryDirectory()  # the pictures; deleted when this process ends
+OBJECTS = 8  # per picture
 BATCH = 8
-FILES = 8  # of a size; more pictures are the same files again
+FILES = 8  # per size; more pictures use the same files again
 
 
 class Where(NamedTuple):
-    here: Tensor  # on the device that the batch is for
+    here: Tensor  # on the device of the batch
 
 
 class Pictures(Dataset):
-    """JPEG files of n pictures with structure of all sizes, and objects."""
+    """n pictures in JPEG files, with structure at all scales, and their objects."""
 
     def __init__(self, width: int, height: int, n: int, transform: Callable) -> None:
         self.n, self.width, self.height, self.transform = n, width, height, transform
@@ -69,7 +69,7 @@ class Pictures(Dataset):
 
 @cache
 def files(width: int, height: int) -> list[str]:
-    """About as many bytes for a pixel as photographs of a camera have."""
+    """Paths of generated JPEG files with about as many bytes per pixel as photographs of a camera."""
     paths = []
     for i in range(FILES):
         rng, picture = np.random.default_rng(i), Image.new("RGB", (width, height), "grey")
@@ -82,19 +82,19 @@ def files(width: int, height: int) -> list[str]:
 
 
 def resized(size: int) -> v2.Compose:
-    """What torchvision's evaluation does before its network, boxes left alone."""
+    """The transforms of torchvision's evaluation, for images only."""
     to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD), v2.ToPureTensor()]
     return v2.Compose([v2.Resize((size, size)), *to_float])
 
 
 @cache
 def endless(data: Pictures, workers: int) -> Iterator[Batch]:
-    """Batches of this process without workers."""
+    """Training batches without end, made by `workers` processes, or by this process if there are none."""
     return iter(train_loader(data, BATCH, 0, range(10**9), workers))
 
 
 def all_pictures(data: Pictures, x: Where) -> tuple[Tensor, Tensor, float]:
-    """Makes batches of all pictures; returns the last one, its boxes, and the mean of all."""
+    """Makes batches of all pictures; returns the images and boxes of the last one, and the mean of all images."""
     workers, total = torch.get_num_threads() if torch.get_num_threads() > 1 else 0, 0.0
     for batch in islice(endless(data, workers), len(data) // BATCH):
         on_device = batch.to(x.here.device)
@@ -104,7 +104,7 @@ def all_pictures(data: Pictures, x: Where) -> tuple[Tensor, Tensor, float]:
 
 
 def dali(width: int, height: int, pictures: int) -> Callable | str:
-    """A training batch of NVIDIA's operators, with a crop but no zoom out, as its SSD example has it."""
+    """Training batches with NVIDIA's operators: a crop but no zoom out, as in its SSD example."""
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         return "nvidia.dali is not installed"
     from nvidia.dali import fn, pipeline_def, types
@@ -164,13 +164,13 @@ def case(op: str, width: int, height: int, pictures: int) -> Case:
         every["dali"] = dali(width, height, pictures)
 
     def check(name: str, got: tuple, expected: tuple) -> None:
-        """Each draws its own samples: that they are samples, and of evaluation that all together show the same."""
+        """Training samples are random, so only their form is checked; for evaluation also the mean of all images."""
         images, boxes, mean = got
         assert images.shape == expected[0].shape == (BATCH, 3, 300, 300), f"{name}: {tuple(images.shape)}"
         assert images.dtype == torch.float32, f"{name}: {images.dtype}"
-        assert not training or bool((boxes >= 0).all() and (boxes <= 1).all()), f"{name}: boxes outside of 0..1"
+        assert not training or bool((boxes >= 0).all() and (boxes <= 1).all()), f"{name}: boxes outside 0 to 1"
         off = 0 if training else abs(mean - expected[2])
-        assert off < 0.01, f"{name}: off by {off} on average"
+        assert off < 0.01, f"{name}: the mean is off by {off}"
 
     sizes, inputs = {"pictures": pictures, "pixels": f"{width}x{height}"}, Where(torch.rand(1, generator=generator(0)))
     once = ("torchvision",) if width > 1000 else ()

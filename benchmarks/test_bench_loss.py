@@ -1,9 +1,9 @@
-"""The training loss of a batch, forward and with its gradients, 1 to 20 objects per image.
+"""The training loss of a batch, without and with gradients, 1 to 20 objects per image.
 
 .venv/bin/python -m pytest benchmarks/test_bench_loss.py -k backward-32-images-21
 
-Every contender is given the same predictions and objects and does its own matching, mining and encoding. The
-localisation loss is torchvision's and the paper's smooth L1; the tutorial has L1 and is checked against L1 of ssd_ext.
+Every contender gets the same predictions and objects, and does its own matching, mining and encoding. The localisation
+loss is smooth L1, as in torchvision and the paper. The tutorial uses L1 and is compared with L1 of ssd_ext.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ import ssd_ext
 from ssd_ext import LossOptions
 from ssd_ext._op import plain
 
-COMPILE_TIME = "compiled only for 32 images: each shape is compiled anew"
+COMPILE_TIME = "compiled only for 32 images, since each shape is compiled again"
 SMOOTH_L1 = LossOptions(loc_loss="smooth_l1")
 
 
@@ -35,7 +35,7 @@ def plain_loss(x):
 
 
 def plain_gradients(x):
-    """The fallback as ssd_ext runs it where there are no kernels: its backward is written out."""
+    """Plain PyTorch with gradients, as ssd_ext runs it without kernels: through its own backward function."""
     conf, loc, n_pos, match, selected = plain.multibox_loss(*tensors(x), *SMOOTH_L1)
     one = torch.ones_like(conf)
     return conf, loc, *plain.multibox_loss_backward(one, one, *tensors(x), match, selected, n_pos, *SMOOTH_L1)
@@ -65,8 +65,8 @@ def loss_case(images: int, classes: int, *, backward: bool) -> Case:
         if name == "tutorial":
             l1 = partial(ours, options=SMOOTH_L1._replace(loc_loss="l1"))
             expected = form(l1)(copied(inputs(), got[0].device))
-        # float32 sums in another order. On a GPU torchvision and the tutorial leave open which of two objects gets a
-        # prior that both force, and compiled code rounds once where others round twice, which decides ties.
+        # Sums of float32 are in another order. On a GPU it is undefined in torchvision and the tutorial which of two
+        # objects gets a prior that both force; compiled code uses fused multiply-add, which changes ties.
         rtol = 1e-2 if got[0].is_cuda and name != "plain_pytorch" else 1e-4
         close(rtol)(name, got[:2], expected[:2])
         for a, b in zip(got[2:], expected[2:], strict=True):

@@ -1,11 +1,11 @@
-"""The network alone, a whole training step, inference, and the way from a picture file to detections.
+"""The network alone, a whole training step, inference, and from picture files to detections.
 
 .venv/bin/python -m pytest benchmarks/test_bench_network.py -k forward-8-images
 
-The peer is torchvision's `ssd300_vgg16` with the same random weights and, so that results can be compared, with the
-priors of ssd_ext. The class heads' biases are set so that some hundred candidates of an image pass 0.01, as after
-training. `_bf16`: bfloat16 autocast and channels_last, for both, as `ssd detect` and `ssd train` use them where the
-hardware has bfloat16.
+The peer is torchvision's `ssd300_vgg16` with the same random weights, and with the priors of ssd_ext, so that the
+results can be compared. The biases of the class heads are set so that some hundred candidates of an image pass 0.01, as
+after training. `_bf16`: bfloat16 autocast and channels_last in both, as in `ssd detect` and `ssd train` on hardware
+with bfloat16.
 """
 
 import tempfile
@@ -36,13 +36,13 @@ from ssd.training.run import Settings, train_step
 CLASSES = 21
 IMAGE_SIZE = SSD300.input_size
 BACKGROUND = 9.5  # bias of the background class
-LR = 1e-30  # of next to nothing: the work of training, while the loss of every step stays the same
-FOLDER = tempfile.TemporaryDirectory()  # of the pictures, until this process ends
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # of torchvision.io
+LR = 1e-30  # so small that the loss of every step stays the same
+FOLDER = tempfile.TemporaryDirectory()  # the pictures; deleted when this process ends
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # from torchvision.io
 
 
 class Images(NamedTuple):
-    """A batch (B, 3, 300, 300), as ours takes it and, in [0, 1], as torchvision's does."""
+    """A batch (B, 3, 300, 300): `normalized` is the input of SSD300, `raw`, in [0, 1], that of torchvision's."""
 
     normalized: Tensor
     raw: Tensor | None = None
@@ -72,7 +72,7 @@ def build(classes: int) -> dict[str, nn.Module]:
     """Both networks with the same weights."""
     torch.manual_seed(0)
     ours = SSD300(classes)
-    statistics = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}  # its own are those of Caffe's weights
+    statistics = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}  # its defaults belong to Caffe's weights
     theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=classes, **statistics)
     theirs.anchor_generator = Priors()
     for name, parameter in ours.pred_convs.named_parameters():
@@ -80,7 +80,7 @@ def build(classes: int) -> dict[str, nn.Module]:
             nn.init.constant_(parameter.data.view(-1, classes)[:, 0], BACKGROUND)
     convs = [[m for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (ours, theirs)]
     n_heads = 12
-    heads = convs[0][-n_heads:]  # offsets first here, classes first there
+    heads = convs[0][-n_heads:]  # SSD300 has the offset heads first, torchvision the class heads
     convs[0][-n_heads:] = heads[n_heads // 2 :] + heads[: n_heads // 2]
     with torch.no_grad():
         theirs.backbone.scale_weight.copy_(ours.rescale_factors.flatten())
@@ -101,17 +101,17 @@ def contenders(ours: Callable, theirs: Callable) -> dict[str, Callable | str]:
     both = {"ssd_ext": ours, "torchvision": theirs}
     in_float32 = {name: partial(run, bf16=False) for name, run in both.items()}
     if not has_fast_bfloat16(pick_device()):
-        return in_float32 | {f"{name}_bf16": "no bfloat16 arithmetic in this hardware" for name in both}
+        return in_float32 | {f"{name}_bf16": "the hardware has no bfloat16 arithmetic" for name in both}
     return in_float32 | {f"{name}_bf16": partial(run, bf16=True) for name, run in both.items()}
 
 
 def allowed(name: str, on: Tensor) -> float:
-    """float32 sums in another order, on a GPU of TF32 products (11 bits, 20 layers); bfloat16 has 8 bits."""
+    """The tolerance: float32 sums are in another order, a GPU uses TF32 (11 bits, 20 layers), bfloat16 has 8 bits."""
     return 0.1 if name.endswith("bf16") else 5e-3 if on.is_cuda else 1e-3
 
 
 def ten_best_differ(ours, theirs) -> list[int]:
-    """How many of both have no partner, image by image; of the ten best, for torchvision clips boxes before NMS."""
+    """How many of the ten best of both have no partner, per image. torchvision clips boxes before NMS: so only ten."""
     pairs = zip(as_lists(ours), as_lists(theirs), strict=True)
     return [unmatched(*([x[:10] for x in image] for image in pair)) for pair in pairs]
 
@@ -167,11 +167,11 @@ def smooth_images(images: int) -> Images:
 
 
 def training_step(images: int, classes: int | None = None) -> Case:
-    """Forward, loss with matching, backward, SGD; of 21 classes, or of as many as given."""
+    """Forward, loss with matching, backward, SGD; with 21 classes by default."""
     sizes = {"images": images} | ({"classes": classes} if classes else {})
     classes = classes or CLASSES
     truth = objects(images, classes, 1, 8)
-    # As a loader gives them: on the CPU, where the network may be elsewhere.
+    # On the CPU, as from a loader, even if the network is on a GPU.
     targets = [{"boxes": b, "labels": n} for b, n in zip(truth.box_lists, truth.label_lists, strict=True)]
     packed = truth.boxes, truth.labels, truth.labels < 0, truth.row_splits
 
@@ -220,7 +220,7 @@ def inference(images: int, classes: int) -> Case:
         return [(d["boxes"] / IMAGE_SIZE, d["labels"], d["scores"]) for d in found]
 
     def check(name, got, expected):
-        """By nine of the ten best of a few images, in float32, for the TF32 of a GPU reorders them."""
+        """Nine of the ten best of a few images must agree, in float32, since TF32 on a GPU changes their order."""
         assert len(as_lists(got)) == images
         if name == "torchvision":
             few = Images(*(x[:4].to(expected[0].device) for x in smooth_images(images)))
@@ -239,11 +239,11 @@ def inference(images: int, classes: int) -> Case:
 
 class Pictures(NamedTuple):
     paths: list[str]
-    here: Tensor = torch.empty(0)  # tells the device
+    here: Tensor = torch.empty(0)  # on the device to use
 
 
 def pictures(n: int, width: int, height: int, suffix: str) -> Pictures:
-    """Files of smooth noise."""
+    """Writes n picture files of smooth noise."""
     paths = []
     for i in range(n):
         small = (torch.rand(12, 16, 3, generator=generator(i)) * 255).byte().numpy()
@@ -253,7 +253,7 @@ def pictures(n: int, width: int, height: int, suffix: str) -> Pictures:
 
 
 def picture_to_detections(images: int) -> Case:
-    """JPEG files of 500 x 375 pixels; checked on files of 300 x 300, for torchvision resizes without antialiasing."""
+    """JPEG files of 500 x 375 pixels; checked on files of 300 x 300, since torchvision resizes without antialiasing."""
     names = [str(label) for label in range(1, CLASSES)]
 
     def ours(x, bf16):

@@ -1,4 +1,4 @@
-"""NMS of boxes in clusters of about 20, and of such boxes of 20 classes.
+"""NMS of boxes in clusters of about 20, in one class and in 20 classes.
 
 .venv/bin/python -m pytest benchmarks -k nms-1000
 """
@@ -12,7 +12,7 @@ from inputs import clustered_boxes
 from ssd_ext import DetectionOptions
 
 MAX_OVERLAP = DetectionOptions().max_overlap
-MATRIX = "its matrix of all pairs would take 1.6 GB, several times over"
+MATRIX = "its matrix of all pairs takes 1.6 GB, and it needs several copies"
 
 
 def nms(n: int) -> Case:
@@ -40,7 +40,7 @@ def batched_nms(n: int) -> Case:
         return kept[scores[kept].sort(descending=True).indices]
 
     def check(name, got, expected):
-        """Peers round IoUs differently, and torchvision shifts boxes by their class: 1 in 1000 may be kept or not."""
+        """1 in 1000 boxes may differ: peers round IoUs differently, and torchvision shifts boxes by their class."""
         both = torch.isin(got, expected).sum()
         wrong, total = len(got) + len(expected) - 2 * int(both), len(expected)
         assert wrong <= total / 1000, f"{name}: {wrong} of {total} kept boxes differ"

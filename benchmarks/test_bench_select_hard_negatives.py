@@ -25,7 +25,7 @@ def select_hard_negatives(images: int) -> Case:
         return Inputs(torch.rand(images, P, generator=g) * 8, torch.rand(images, P, generator=g) < 0.002)
 
     def check(name, got, expected):
-        if name == "tutorial":  # it has the losses and not their places
+        if name == "tutorial":  # returns the losses, not their positions
             loss = inputs().loss.to(got.device)
             got, expected = got.sort().values, loss[expected].sort().values
         close(0)(name, got, expected)

@@ -1,14 +1,14 @@
-"""Where the time of a step goes, for ours and torchvision's: parts, kernels or operators, calls into the driver.
+"""Profiles a step of this project and of torchvision: parts, kernels or operators, calls into the driver.
 
     python benchmarks/training_step.py [--what training] [--images 8] [--classes 21] [--bf16] [--device cpu]
     python benchmarks/training_step.py --data FOLDER [--images 8] [--steps 50] [--width 1] [--workers 4]
 
-What: "training" (a whole step of `ssd train`), "inference", "loss" (with gradients) or "detection" (of predictions like
-those of a trained network), as the benchmarks of these names do it. The network is also timed alone, forward and
-backward, and so is the optimiser; what is left of a training step is the loss, copies and Python.
+--what is "training" (a whole step of `ssd train`), "inference", "loss" (with gradients) or "detection" (of predictions
+like those of a trained network), the same work as in the benchmarks. For a training step, the network (forward and
+backward) and the optimizer are also timed alone; the rest of the step is the loss, copies and Python.
 
-With --data: training from these pictures as `ssd train` does it, with its augmentation and with torchvision's: pictures
-a second, and the share of the time in which the network has to wait for them.
+With --data, trains on the pictures of a folder like `ssd train`, with each of its augmentations. Prints pictures per
+second, and the share of the time in which the network waits for pictures.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ CASES = {
 
 
 def milliseconds(step: Callable, steps: int) -> float:
-    """Of one call, on average; the device has ended."""
+    """The mean time of one call; the timer waits for the device."""
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     return 1e3 * timer.timeit(steps).mean  # warms up first
 
 
 def parts(name: str, inputs: network.Images, args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of the network alone, with ones as the gradients of its outputs, and of the optimiser."""
+    """Milliseconds of the network alone, with ones as the gradients of its outputs, and of the optimizer."""
     how = network.How(args.device, args.bf16, training=True, classes=args.classes)
     net, optimizer = network.networks(how)[name], network.optimizers(how)[name]
     images = place(inputs.normalized, args.device) if name == OURS else inputs.normalized  # as train_step does
@@ -62,12 +62,12 @@ def parts(name: str, inputs: network.Images, args: argparse.Namespace) -> dict[s
         outputs = network.raw_predictions(net, images, bf16=args.bf16)
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
-    steps = {"network": forward_and_backward, "optimiser": optimizer.step}
+    steps = {"network": forward_and_backward, "optimizer": optimizer.step}
     return {part: milliseconds(step, args.steps) for part, step in steps.items()}
 
 
 def profiled(step: Callable, steps: int, device: torch.device) -> str:
-    """The torch profiler's table of what takes most time, and the calls into the driver per step."""
+    """The calls into the driver per step, and torch's table of the operators or kernels that take most time."""
     with profile() as profiler:
         for _ in range(steps):
             step()
@@ -78,7 +78,7 @@ def profiled(step: Callable, steps: int, device: torch.device) -> str:
 
 
 def from_disk(args: argparse.Namespace) -> None:
-    """Trains on the pictures of a folder with each augmentation, and prints how fast."""
+    """Trains on the pictures of a folder with each augmentation, and prints the speed."""
     for augment, transform in AUGMENTATIONS.items():
         data = open_dataset(args.data, transform=transform(SSD300.input_size))
         torch.manual_seed(0)
@@ -105,22 +105,20 @@ def from_disk(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=CASES, default="training")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--classes", type=int, default=21)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; of training and inference")
-    parser.add_argument("--device", type=pick_device, default=pick_device())
-    parser.add_argument("--data", metavar="FOLDER", help="pictures to train on, from disk")
-    parser.add_argument("--width", type=float, default=1.0, help="of the network, with --data")
-    parser.add_argument(
-        "--workers", type=int, help="processes that read, with --data (default: one per core, at most 4)"
-    )
+    parser.add_argument("--what", choices=CASES, default="training", help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=8, help="in a batch (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=21, help="with background (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast; only for training and inference")
+    parser.add_argument("--device", type=pick_device, default=pick_device(), help="default: the GPU if there is one")
+    parser.add_argument("--data", metavar="FOLDER", help="train on the pictures of this data set")
+    parser.add_argument("--width", type=float, default=1.0, help="of the network, with --data (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="loader processes, with --data (default: one per core, at most 4)")
     args = parser.parse_args()
     if args.data:
         return from_disk(args)
     if args.bf16 and args.what in ("loss", "detection"):
-        parser.error("--bf16 goes with training and inference")
+        parser.error("--bf16 is only for training and inference")
     where = torch.cuda.get_device_name() if args.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     precision = "bf16" if args.bf16 else "float32"
     print(f"{args.what}, {args.images} images, {args.classes} classes, {precision}, {where}, {args.steps} steps")

@@ -1,7 +1,7 @@
-"""SSD's loss and detection as code after the well-known tutorial does them: image by image, class by class.
+"""SSD's loss and detection in the style of the tutorial: loops over images and classes.
 
-Written for this comparison from a description; what it computes is in docs/semantics.md. Boxes are xyxy unless a name
-says cxcywh, in fractions of the image.
+Written for this comparison from a description; docs/semantics.md says what it computes. Boxes are in fractions of the
+image, and xyxy unless a name says cxcywh.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def match(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def hardest(losses: Tensor, positive: Tensor, ratio: int = 3) -> Tensor:
-    """The losses of the hard negatives of a batch, found by sorting all of them."""
+    """The losses of the hard negatives of a batch, by sorting all losses."""
     ordered = losses.masked_fill(positive, 0).sort(dim=1, descending=True).values
     rank = torch.arange(losses.shape[1], device=losses.device)
     return ordered[rank < ratio * positive.sum(dim=1, keepdim=True)]
@@ -81,7 +81,7 @@ def loss(x: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def nms(boxes: Tensor, scores: Tensor, max_overlap: float) -> Tensor:
-    """Kept indices by falling score; the IoU of all pairs first, then a loop over the boxes."""
+    """Kept indices, highest score first: the IoU of all pairs, then a loop over the boxes."""
     order = scores.sort(descending=True).indices
     overlap = iou(boxes[order], boxes[order])
     suppressed = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)

@@ -1,7 +1,7 @@
-"""Finds objects in a folder of pictures on all machines of a Ray cluster, which all see the folder; or on this one.
+"""Finds objects in a folder of pictures with Ray: on this machine, or on a cluster whose machines share the folder.
 
 pip install "ssd-ext[ray]"
-python examples/ray_detect.py photos/ run/best.pt found/        # Parquet files with one row for each object
+python examples/ray_detect.py photos/ run/best.pt found/        # writes Parquet files with one row per object
 """
 
 import sys
@@ -14,7 +14,7 @@ from ssd import Detector
 
 
 class Detect:
-    """The detector of a worker, loaded once."""
+    """A detector, loaded once per worker."""
 
     def __init__(self, weights: str) -> None:
         self.detector = Detector.load(weights)
@@ -28,7 +28,7 @@ class Detect:
 
 
 def detect(folder: str, weights: str, workers: int = 2, gpus: float = 0) -> "ray.data.Dataset":
-    """The objects in all pictures; `gpus` is the share of a GPU that each worker takes."""
+    """The objects in all pictures; each of `workers` processes uses the fraction `gpus` of a GPU."""
     pictures = ray.data.from_items([{"path": str(path.resolve())} for path in sorted(Path(folder).iterdir())])
     weights = str(Path(weights).resolve())
     return pictures.map_batches(Detect, fn_constructor_args=[weights], batch_size=8, concurrency=workers, num_gpus=gpus)

@@ -301,16 +301,16 @@ def report(tmp_path):
     return tmp_path / "report.tar.gz", run
 
 
-def test_the_page_has_what_was_seen_beside_what_was_predicted(report):
+def test_the_page_has_measurements_beside_predictions(report):
     text = gpu_report.page(report[0])
-    assert text.startswith("# Seen on NVIDIA H200\n")
+    assert text.startswith("# Measured on NVIDIA H200\n")
     for line in (
         "| memcheck | failed with exit code 9 | 30 |",
         "| loss 32x21, in a graph | 81 | 81.2 | 13 | 40 | 40 | 2.03x |",
         "| training 32 bf16 | 24.4 | 24.4 | 15 | - | 18 | 1.35x |",
         "| nms 20000 | 631 | - | - | 170 | 170 | - |",
         "| best_pairs + force_best | 6 | - | 9.6 | 9.5 | 25 | - |",
-        "| gaps: the graph less its kernels | 14 | - | 14 | 60.3 | 14 | - |",
+        "| gaps: the graph minus its kernels | 14 | - | 14 | 60.3 | 14 | - |",
         "* nms 20000: failed: RuntimeError: out of memory",
         "Invalid __global__ read of size 4 bytes",
     ):

@@ -1,7 +1,8 @@
-"""One wheel under every Python and torch: `make compat`; or one cell: `make compat TORCH=2.11.0 PYTHON=python3.12`.
+"""Tests the wheel under several Pythons and torches: `make compat`, or `make compat TORCH=2.11.0 PYTHON=python3.12`.
 
-Each cell is an environment of its own under build/compat, in which the wheel of `make wheel` is installed and the ops
-are tested. Ends with a table. Needs no GPU; some gigabytes a cell while it runs, which --shared spares.
+For each pair of Python and torch, makes a virtual environment under build/compat, installs the wheel of `make wheel`
+and tests the ops. Prints a table at the end. Needs no GPU. Each environment takes some gigabytes of disk while it is
+tested; --shared saves them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
-OLDEST = "2.11.0"  # that is promised
-TORCHES = (OLDEST, "")  # and the newest
+OLDEST = "2.11.0"  # supported torch
+TORCHES = (OLDEST, "")  # "" is the newest
 VISIONS = {"2.11.0": "0.26.0"}
 NEEDED = ("numpy", "pillow>=10.1", "tqdm", "matplotlib", "pyyaml", "pytest", "simplejpeg>=1.8")
 OF_TORCH = ("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools>=77")
@@ -27,11 +28,11 @@ LOADED = "import ssd_ext; reasons = ssd_ext.info().missing; assert not any(reaso
 
 
 class Failed(Exception):
-    """A command failed; its output."""
+    """A command failed; the message has its output."""
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
-    """What a command prints."""
+    """Runs a command; returns its output, or raises Failed."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
     done = subprocess.run(
         [str(c) for c in command], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -42,7 +43,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
 
 
 def install_torch(inside: Path, torch: str, shared: Path | None) -> None:
-    """A version of torch, or the newest, in place of what is there."""
+    """Installs a version of torch, or the newest if it is empty, in place of the installed one."""
     torch, vision = (f"{name}{version and '=='}{version}" for name, version in
                      (("torch", torch), ("torchvision", VISIONS.get(torch, ""))))  # fmt: skip
     alone = ["--no-deps"] if shared else []
@@ -50,14 +51,14 @@ def install_torch(inside: Path, torch: str, shared: Path | None) -> None:
 
 
 def environment(folder: Path, python: str, torch: str, shared: Path | None) -> Path:
-    """The Python of a new virtual environment with this torch."""
+    """Makes a virtual environment with this torch; returns its Python."""
     run(python, "-m", "venv", folder)
     inside = folder / "bin" / "python"
     install_torch(inside, torch, shared)
     run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", *(OF_TORCH if shared else ()), *NEEDED)
     if shared is None:
         return inside
-    libraries = folder / "nvidia"  # alone: nothing else of that environment shall be found
+    libraries = folder / "nvidia"  # only this package: the rest of that environment must not be found
     libraries.mkdir()
     (libraries / "nvidia").symlink_to(shared / "nvidia")
     site = run(inside, "-c", "import site; print(site.getsitepackages()[0])")
@@ -66,7 +67,7 @@ def environment(folder: Path, python: str, torch: str, shared: Path | None) -> P
 
 
 def cell(folder: Path, python: str, torch: str, shared: Path | None, wheel: Path) -> str:
-    """A row of the table: torch, Python, the last line of the tests."""
+    """Tests one pair; returns its row of the table: torch, Python, the last line of the tests."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         inside = environment(folder, python, torch, shared)
@@ -85,14 +86,14 @@ def cell(folder: Path, python: str, torch: str, shared: Path | None, wheel: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch", nargs="*", default=TORCHES, help="versions (default: %(default)s, the newest)")
-    parser.add_argument("--python", nargs="*", default=PYTHONS, help="interpreters (default: %(default)s)")
-    parser.add_argument("--wheel", type=Path, help="default: that in dist")
-    parser.add_argument("--shared", type=Path, help="site-packages of an environment with NVIDIA's libraries for torch")
+    parser.add_argument("--torch", nargs="*", default=TORCHES, help="versions (default: 2.11.0 and the newest)")
+    parser.add_argument("--python", nargs="*", default=PYTHONS, help="interpreters (default: python3.10 to python3.13)")
+    parser.add_argument("--wheel", type=Path, help="default: the wheel in dist")
+    parser.add_argument("--shared", type=Path, help="take NVIDIA's libraries from this site-packages folder")
     arguments = parser.parse_args()
     wheel = arguments.wheel or next((ROOT / "dist").glob("*.whl"), None)
     if wheel is None:
-        parser.error("there is no wheel in dist: make wheel")
+        parser.error("there is no wheel in dist; run `make wheel` first")
     rows = []
     for torch in arguments.torch:
         for python in arguments.python:

@@ -1,9 +1,9 @@
-"""Derives the constants of csrc/core/exact_math.h, and tries exp and log on every float.
+"""Derives the constants of csrc/core/exact_math.h, and tests exp and log on every float.
 
-`python tools/derive_exact_math.py` (needs mpmath, which comes with torch, and g++; four minutes) prints the
-polynomials, fails if the header has other numbers, then compiles the header and fails if an error of any of the 2^32
-floats exceeds MAX_ULP, if a special value is wrong, or if a vectorised build with fused multiply-add instructions at
-hand gives other bits than a plain one.
+`python tools/derive_exact_math.py` needs g++ and mpmath, which comes with torch, and takes four minutes. It prints the
+polynomials, and fails if the header has other numbers. Then it compiles the header and calls exp and log on all 2^32
+floats. It fails if an error exceeds MAX_ULP, if a special value is wrong, or if a vectorised build that may use fused
+multiply-add gives other bits than a plain build.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MAX_ULP = 0.93  # what exact_math.h states
 
 
 def minimax(function, weight, degree: int, low, high) -> tuple[list, object]:
-    """Coefficients, lowest first, of the polynomial p with the least max |weight * (p - function)|; and that maximum.
+    """The polynomial p with the least max |weight * (p - function)|: its coefficients, lowest first, and that maximum.
 
-    Remez: solve for an error that alternates between +E and -E on degree + 2 points, move the points to where the
-    error is largest, again until it is nowhere larger than E.
+    The Remez algorithm solves for an error that alternates between +E and -E on degree + 2 points, and moves the points
+    to the largest errors. It repeats both until no error is larger than E.
     """
     count = degree + 2
     points = [(low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * i / (count - 1)) for i in range(count)]
@@ -45,7 +45,7 @@ def minimax(function, weight, degree: int, low, high) -> tuple[list, object]:
         largest = max(map(abs, errors))
         if largest < level * mp.mpf("1.001"):
             return coefficients, largest
-        peaks: list[int] = []  # the largest error between two changes of sign
+        peaks: list[int] = []  # the largest error between two changes of sign of the error
         for i, error in enumerate(errors):
             if peaks and (error > 0) == (errors[peaks[-1]] > 0):
                 if abs(error) > abs(errors[peaks[-1]]):
@@ -58,8 +58,8 @@ def minimax(function, weight, degree: int, low, high) -> tuple[list, object]:
 
 
 def exp_polynomial():
-    """q in e^r = 1 + r + r^2 q(r): the error is relative to e^r."""
-    bound = mp.log(2) / 2 * mp.mpf("1.0001")  # x * log2(e) is rounded before it is rounded to a whole number
+    """q in e^r = 1 + r + r^2 q(r), with the error relative to e^r."""
+    bound = mp.log(2) / 2 * mp.mpf("1.0001")  # x * log2(e) has an error before it is rounded to an integer
     return minimax(
         lambda r: sum(r**k / mp.factorial(k + 2) for k in range(25)),
         lambda r: max(r * r, mp.mpf("1e-6")) / mp.exp(r),  # not 0 at 0, where Remez divides by it
@@ -70,7 +70,7 @@ def exp_polynomial():
 
 
 def log_polynomial():
-    """q in log(1 + f) = f - f^2 / 2 + f^3 q(f): the error is relative to log(1 + f)."""
+    """q in log(1 + f) = f - f^2 / 2 + f^3 q(f), with the error relative to log(1 + f)."""
 
     def q(f):
         if abs(f) < mp.mpf("0.02"):
@@ -84,13 +84,13 @@ def log_polynomial():
 
 
 def ln2_parts():
-    """ln 2 as a number of 16 bits and the rest."""
+    """ln 2 as the sum of a number of 16 bits and the rest."""
     high = mp.floor(mp.log(2) * 2**16) / 2**16
     return high, mp.log(2) - high
 
 
 def numbers_in(header: str, function: str) -> list[np.float32]:
-    """The coefficients of the polynomial of this function, lowest first."""
+    """The coefficients of the polynomial of a function in the header, lowest first."""
     body = header[header.index(f"float {function}(float x)") :]
     found = re.findall(r"^  (?:float )?q = (?:q \* \w+ ([+-]) )?(-?[\d.e-]+)f;$", body, re.MULTILINE)
     degree = next(i for i in range(1, len(found) + 1) if i == len(found) or not found[i][0])
@@ -100,7 +100,7 @@ def numbers_in(header: str, function: str) -> list[np.float32]:
 def check_header() -> None:
     header = (SETUP["CSRC"] / "core" / "exact_math.h").read_text()
     for function, (coefficients, error) in {"exact_exp": exp_polynomial(), "exact_log": log_polynomial()}.items():
-        print(f"{function}: the polynomial, exact, has a relative error of {mp.nstr(error * 2**24, 3)} * 2^-24")
+        print(f"{function}: the exact polynomial has a relative error of {mp.nstr(error * 2**24, 3)} * 2^-24")
         wanted = [np.float32(mp.nstr(c, 20)) for c in coefficients]
         print("   ", ", ".join(f"{c:.9g}" for c in wanted))
         if (found := numbers_in(header, function)) != wanted:
@@ -122,7 +122,7 @@ PROGRAM = r"""
 
 using namespace ssd_ext;
 
-// In units of the last place of the true value as a float; infinite where a value that has to be met is not.
+// In units of the last place of the true value as a float; infinite if a special value is wrong.
 double error(float actual, double truth) {
   constexpr double kInf = std::numeric_limits<double>::infinity();
   if (std::isnan(truth)) return std::isnan(actual) ? 0 : kInf;
@@ -182,10 +182,10 @@ def check_all_floats() -> None:
     for name, worst, at, checksum in plain:
         print(f"{name}: at most {worst} ulp (at {float.fromhex(at):.9g}), checksum of all floats {checksum}")
         if float(worst) > MAX_ULP:
-            sys.exit(f"more than {MAX_ULP} ulp")
+            sys.exit(f"{name}: the error is more than {MAX_ULP} ulp")
     vectorised = run([*SETUP["CXX"], "-march=native"])
     if [row[3] for row in vectorised] != [row[3] for row in plain]:
-        sys.exit("the vectorised build gives other bits")
+        sys.exit("the vectorised build gives different bits")
     print("the vectorised build gives the same bits")
 
 

@@ -1,15 +1,18 @@
-"""Ten minutes on a GPU: `make gpu-check OUT=folder BUDGET=560`. The steps that tell most per second run first.
+"""Tests and measures on a GPU within ten minutes: `make gpu-check OUT=folder BUDGET=560`.
 
-Runs under the Python that starts it; needs no virtual environment and no internet. The libraries in ssd_ext/ are used
-if they load, and built if they do not. All output and all measurements go into one file, OUT/gpu_check.tar.gz, which is
-replaced after every step and every few seconds: if this program is killed, that file is whole and holds every step that
-had ended. A failed step does not stop the next one. Each step is ended at its limit, with all its processes, and the
-last one before the budget is used up.
+Runs under the Python that starts it; needs no virtual environment and no internet. Uses the libraries in ssd_ext/ if
+they load, and builds them otherwise. The most informative steps run first. A failed step does not stop the next one.
+Each step is ended at its time limit, with all its processes, and the last step before the budget is used up.
+
+All output and all measurements go into one report, OUT/gpu_check.tar.gz, which is replaced after every step and every
+few seconds. If this program is killed, the report is still valid and has every step that had ended.
 
     python tools/gpu_check.py --read OUT/gpu_check.tar.gz      # on any machine
 
-writes benchmarks/results/<machine>.json and prints what was seen beside what was predicted. The exit code is 0 if every
-step passed, or could not be tried for a reason that is named. --rehearse runs small versions of them without a GPU.
+writes benchmarks/results/<machine>.json and prints the measurements beside the predictions.
+
+--rehearse runs small versions of the steps without a GPU. The exit code is 0 if every step passed or was not tried for
+a reason that is printed.
 """
 
 from __future__ import annotations
@@ -36,24 +39,24 @@ import gpu_report
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 PYTHONPATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-# For the CPU work of a step. With a thread per core, the thread that launches kernels would have to wait for a core.
+# Threads for the CPU work of a step. With one thread per core, the thread that launches kernels would wait for a core.
 THREADS = str(max(1, (os.cpu_count() or 1) // 4))
 SSD = ("pytest", "torchvision", "PIL", "numpy", "tqdm")  # imported by the tests of ssd and by the benchmarks
-GRACE = ((signal.SIGINT, 6), (signal.SIGTERM, 2))  # pytest saves what it has on Ctrl-C; then SIGKILL
+GRACE = ((signal.SIGINT, 6), (signal.SIGTERM, 2))  # on SIGINT pytest saves its results; SIGKILL follows
 RESERVE = 10  # seconds of the budget for ending the last step and writing the report
-LEAST = 3  # seconds without which no step is started
-REFRESH = 10  # seconds between two reports while a step runs
-LARGEST = 2 << 20  # bytes: of a longer file the report keeps the end
+LEAST = 3  # seconds; with less time left, no step is started
+REFRESH = 10  # seconds between two updates of the report while a step runs
+LARGEST = 2 << 20  # bytes; the report has only the end of a longer file
 
 
 @dataclass(frozen=True)
 class Step:
     name: str
-    limit: float  # seconds, if the budget has as many
+    limit: float  # seconds; less if the budget ends earlier
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()  # modules
-    not_tried: str = ""  # the reason, if it is known beforehand
+    needs: tuple[str, ...] = ()  # Python modules
+    not_tried: str = ""  # the reason, if it is known before the step
 
     def why_not(self) -> str:
         """The reason why the step cannot be tried, or an empty string."""
@@ -65,26 +68,26 @@ class Step:
 
 
 def pytest(*arguments: str) -> list[str]:
-    """A run of pytest that names each test before it begins, and shows where Python stands if a kernel hangs."""
+    """A pytest command that prints the name of each test before it runs, and the Python stack if a kernel hangs."""
     options = "-v -p no:cacheprovider --tb=short --maxfail=20 --durations=5 -o faulthandler_timeout=60"
-    options += " --continue-on-collection-errors"  # a missing module costs one file
+    options += " --continue-on-collection-errors"  # a missing module skips one file only
     return [PYTHON, "-m", "pytest", *options.split(), *arguments]
 
 
 def program(name: str) -> str:
-    """Path of a program of the CUDA toolkit, or an empty string."""
+    """Path of a program of the CUDA toolkit, or an empty string if it is not found."""
     toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     places = [os.environ.get("PATH", ""), f"{toolkit}/bin", *map(str, Path("/opt/nvidia/nsight-compute").glob("*"))]
     return shutil.which(name, path=os.pathsep.join(places)) or ""
 
 
 def measuring(name: str, out: Path, *options: str) -> list[str]:
-    """A program of gpu_steps.py, which writes what it measures into a file."""
+    """A command of gpu_steps.py, which writes its measurements into a file."""
     return [PYTHON, "tools/gpu_steps.py", name, "--out", str(out), *options]
 
 
 def look_step(folder: Path) -> Step:
-    return Step("info", 45, measuring("info", folder / "info.json"))  # torch may come from a cold disk
+    return Step("info", 45, measuring("info", folder / "info.json"))  # the first import of torch reads from disk
 
 
 def build_step(gpu: bool, capability: str) -> Step:
@@ -93,13 +96,13 @@ def build_step(gpu: bool, capability: str) -> Step:
 
 
 def all_steps(folder: Path, gpu: bool) -> list[Step]:
-    """The steps after the first, in their order; without a GPU, what can be rehearsed of each.
+    """The steps after the first, in their order; without a GPU, their small versions.
 
     The limits of the steps before the benchmarks add up to 565 s, but most steps need far less than their limit.
     """
     needs_gpu = "" if gpu else "needs a GPU"
     required = {"SSD_EXT_REQUIRE": "cpu,cuda" if gpu else "cpu"}
-    all_threads = {"OMP_NUM_THREADS": ""}  # as in a user's run; the result file tells how many
+    all_threads = {"OMP_NUM_THREADS": ""}  # as in a user's run; the result file has the number
 
     def measure(name: str, limit: float, measured: str = "", under: list[str] | None = None, **more) -> Step:
         small = () if gpu else ("--small",)
@@ -116,8 +119,8 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
 
     def sanitize(tool: str) -> Step:
         path = program("compute-sanitizer")
-        reason = "" if path or not gpu else "no compute-sanitizer here"
-        # In torch's cache an array has old contents, and memory behind it that belongs to the cache: both hide errors.
+        reason = "" if path or not gpu else "needs compute-sanitizer"
+        # Memory from torch's cache has old contents, and is followed by more memory of the cache: both hide errors.
         uncached = {} if tool == "synccheck" else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         under = [path, f"--tool={tool}", "--error-exitcode=9"] if gpu else None
         return measure(tool, 30, "every_case", under, environment=uncached, not_tried=reason)
@@ -130,7 +133,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     rooms = sorted(path.name for path in (ROOT / "csrc").iterdir())
     names = [f"tests/test_{name}.py" for name in (*rooms, "loss", "gpu_math", "gpu_sizes", "registry")]
     on_both = [name for name in names if (ROOT / name).exists()]
-    # The README quotes these: they come first, in case the time runs out.
+    # The README has these results, so they come first in case the time runs out.
     quoted = [f"benchmarks/test_bench_{name}.py" for name in ("loss", "detection", "nms")]
     benches = sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("test_bench_*.py"))
     benches = [*quoted, *(name for name in benches if name not in quoted)]
@@ -148,7 +151,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
         measure("network", 45),
         measure("repeat", 20),
         *map(sanitize, ("initcheck", "synccheck", "memcheck")),
-        measure("counters", 60, "counted", ncu if gpu else None, not_tried="no ncu here" if gpu and not ncu[0] else ""),
+        measure("counters", 60, "counted", ncu if gpu else None, not_tried="needs ncu" if gpu and not ncu[0] else ""),
         test("export", 50, exported),
         measure("demo", 30, needs=(*SSD, "matplotlib")),
         measure("options", 20),
@@ -161,7 +164,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
 
 
 class Report:
-    """The results so far: steps write into a working folder; `out` gets one tar of it, and one line per step."""
+    """The results so far. Steps write into a working folder; `out` gets a tar of it, and a line for each step."""
 
     def __init__(self, out: Path, folder: Path) -> None:
         self.out, self.folder = out, folder
@@ -193,20 +196,20 @@ class Report:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file atomically: after a kill it has the old or the new content."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
 def run(step: Step, limit: float, report: Report, stopped: list[int]) -> str:
-    """Runs a step in a process group of its own, which writes to the log of the step; returns the outcome.
+    """Runs a step in its own process group, with its output in the log of the step; returns the outcome.
 
-    A signal in `stopped` ends it.
+    The step is ended when `stopped` contains a signal.
     """
     started = written = time.monotonic()
     report.keep(step, "running")
-    own = {"GPU_CHECK_ENDS": str(time.time() + limit)}  # a program can skip what would be cut off
+    own = {"GPU_CHECK_ENDS": str(time.time() + limit)}  # a program skips measurements that would be cut off
     environment = {"OMP_NUM_THREADS": THREADS, **os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1", **own}
     with (report.folder / f"{step.name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -227,14 +230,14 @@ def run(step: Step, limit: float, report: Report, stopped: list[int]) -> str:
     if code:
         outcome = f"failed with exit code {code}"
     if code is None:
-        report.keep(step, outcome, time.monotonic() - started)  # first, in case this program is killed next
+        report.keep(step, outcome, time.monotonic() - started)  # in case this program is killed in end()
     end(process)
     report.keep(step, outcome, time.monotonic() - started)
     return outcome
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a process, and whatever it started and left behind."""
+    """Ends a process and all processes that it started."""
     for number, seconds in GRACE:
         if process.poll() is None:
             os.killpg(process.pid, number)
@@ -242,13 +245,13 @@ def end(process: subprocess.Popen) -> None:
                 process.wait(seconds)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps its process
+    with suppress(subprocess.TimeoutExpired):  # a process in a driver that hangs does not end
         process.wait(1)
 
 
 def check(report: Report, only: list[str], deadline: float, rehearse: bool) -> int:
-    """Looks at the machine, then runs all steps, whether or not one fails; returns the exit code."""
-    stopped: list[int] = []  # the signal that ends this call
+    """Runs all steps, even if some fail; returns the exit code."""
+    stopped: list[int] = []  # the signal that stops the run, if one has arrived
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stopped.append(number))
 
@@ -277,7 +280,7 @@ def check(report: Report, only: list[str], deadline: float, rehearse: bool) -> i
     gpu = bool(machine.get("gpu"))
     if machine and not gpu and not rehearse:
         sys.exit("gpu-check needs a GPU that torch can use, or --rehearse: torch.cuda.is_available() is False")
-    reason = "" if machine else "torch cannot be asked about this machine"
+    reason = "" if machine else "the step info failed"
     if any(machine.get("missing", {}).get(device) for device in ("cpu", "cuda")[: 1 + gpu]):
         good.append(do(build_step(gpu, machine["capability"])))
         missing = [device for device in ("cpu", "cuda")[: 1 + gpu] if look().get("missing", {}).get(device)]
@@ -286,9 +289,8 @@ def check(report: Report, only: list[str], deadline: float, rehearse: bool) -> i
         if not only or step.name in only:
             good.append(do(step, reason))
     report.write()
-    print(
-        gpu_report.page(report.out / "gpu_check.tar.gz"), *report.lines(), sep="\n"
-    )  # the summary last, where a tail shows it
+    # The summary comes last, so that the end of the output shows it.
+    print(gpu_report.page(report.out / "gpu_check.tar.gz"), *report.lines(), sep="\n")
     return 128 + stopped[0] if stopped else int(not all(good) or bool(reason))
 
 
@@ -301,14 +303,14 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="run the steps; the folder for the report")
-    what.add_argument("--read", type=Path, metavar="TAR", help="read a report")
+    what.add_argument("--out", type=Path, help="run the steps, and write the report into this folder")
+    what.add_argument("--read", type=Path, metavar="TAR", help="read this report")
     parser.add_argument("--only", nargs="+", metavar="STEP", default=[], choices=names, help="run only these steps")
     parser.add_argument(
         "--budget", type=float, default=560, metavar="SECONDS", help="for all steps together (default: %(default)s)"
     )
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU: small versions of the steps")
-    parser.add_argument("--commit", help="with --read: the commit that was checked, if the report does not know it")
+    parser.add_argument("--rehearse", action="store_true", help="run small versions of the steps, without a GPU")
+    parser.add_argument("--commit", help="with --read: the tested commit, if the report does not have it")
     arguments = parser.parse_args()
     if arguments.read:
         print(gpu_report.page(arguments.read))

@@ -1,4 +1,4 @@
-"""Reads a report of gpu_check.py: a page of what was seen beside what was predicted, and a result file."""
+"""Reads a report of gpu_check.py; makes a page of measurements beside predictions, and a result file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PEERS = ("torchvision", "tutorial")  # contenders, by how their names begin, whose code is not ours
+PEERS = ("torchvision", "tutorial")  # how the names of contenders of other projects begin
 
 
 class Prediction(NamedTuple):
-    """Times of a piece of work: in microseconds, for the whole network in milliseconds.
+    """Measured and predicted times of one piece of work: microseconds for kernels, milliseconds for the network.
 
     Attributes:
-        work: what is timed.
-        seen: where gpu_check.py measures it: the step, the name in its file, the key there.
-        measured: on an H200 in November 2026, commit 5db016da (benchmarks/results/nvidia-h200-16-cores.json).
-        floor: for kernels the bytes that must move at 4.3 TB/s, for the network the arithmetic at 60 % of the peak.
-        predicted: for the planned kernels, estimated from instructions, latencies and launches; the same estimate for
-            the present kernels is within 20 % of what was measured.
-        aim: for the planned version.
+        work: its name.
+        seen: where the report of gpu_check.py has its time: the step, the name in its file, the key.
+        measured: the time on an H200 in November 2026, commit 5db016da.
+        floor: the time of kernels to move their bytes at 4.3 TB/s, and of the network to compute at 60 % of the peak.
+        predicted: an estimate for faster kernels from instructions, latencies and launches; for the present kernels,
+            the same way of estimating is within 20 % of the measured time.
+        aim: the time that the faster version should reach.
     """
 
     work: str
@@ -62,7 +62,7 @@ PREDICTIONS = [
     network("inference 8 bf16", 2.85),
     network("inference 32 bf16", 8.7, 4.8, None, 7),
 ]
-# Microseconds of the present kernels of the loss in the cases of LOSS, estimated from their machine code.
+# Estimated microseconds of the present kernels of the loss, from their machine code, for the cases of LOSS.
 LOSS = ("loss 8x21", "loss 32x21", "loss 128x81")
 MODEL = {
     ("best_pairs", "force_best"): (6, 9.6, 25),
@@ -76,7 +76,7 @@ GAPS = (14, 14, 14)  # between the 11 launches of a graph, 1.3 us each
 
 
 def read(tar: Path) -> dict[str, Any]:
-    """File name -> text, or for a JSON file its value."""
+    """File name -> text; for a JSON file, its value."""
     files: dict[str, Any] = {}
     with tarfile.open(tar) as packed:
         for entry in packed.getmembers():
@@ -85,7 +85,7 @@ def read(tar: Path) -> dict[str, Any]:
             text, name = packed.extractfile(entry).read().decode(errors="replace"), Path(entry.name).name
             try:
                 files[name] = json.loads(text) if name.endswith(".json") else text
-            except json.JSONDecodeError:  # cut off while it was written
+            except json.JSONDecodeError:  # the step was ended while it wrote the file
                 files[f"{name}.damaged"] = text
     return files
 
@@ -103,7 +103,7 @@ def number(x: Any) -> str:
 
 
 def seen(files: dict[str, Any], where: tuple[str, str, str]) -> float | None:
-    """The number that a step measured; the smaller one of two."""
+    """The time that a step measured, the smallest if there are several; None if it is missing."""
     step, name, key = where
     value = files.get(f"{step}.json", {}).get(name)
     found = value.get(key) if isinstance(value, dict) else None
@@ -116,12 +116,12 @@ def predicted(files: dict[str, Any]) -> str:
         now, expected = seen(files, p.seen), p.predicted or p.aim
         ratio = f"{now / expected:.2f}x" if now and expected else None
         rows.append([p.work, p.measured, now, p.floor, p.predicted, p.aim, ratio])
-    head = ["work (us, network: ms)", "2026-11", "seen", "floor", "predicted", "aim", "seen / predicted or aim"]
+    head = ["work (us, network: ms)", "2026-11", "now", "floor", "predicted", "aim", "now / predicted or aim"]
     return markdown(head, rows)
 
 
 def modelled(files: dict[str, Any]) -> str:
-    """The estimated and the measured times of the kernels of the loss."""
+    """A table of the estimated and measured times of the kernels of the loss."""
     tables = [files.get("kernels.json", {}).get(case) for case in LOSS]
     tables = [table if isinstance(table, dict) else {} for table in tables]
     rows = []
@@ -131,16 +131,16 @@ def modelled(files: dict[str, Any]) -> str:
             times = [k["us"] for k in table.get("kernels", []) if any(part in k["name"] for part in parts)]
             cells += [expected, sum(times) if times else None]
         rows.append(cells)
-    cells = ["gaps: the graph less its kernels"]
+    cells = ["gaps: the graph minus its kernels"]
     for table, expected in zip(tables, GAPS, strict=True):
         whole, kernels = table.get("graph_us"), sum(k["us"] for k in table.get("kernels", []))
         cells += [expected, None if whole is None else whole - kernels]
-    head = [f"{case} {what}" for case in LOSS for what in ("model", "seen")]
+    head = [f"{case} {what}" for case in LOSS for what in ("model", "now")]
     return markdown(["us", *head], [*rows, cells])
 
 
 def measured(values: dict[str, Any]) -> str:
-    """The measurements of a step: a line each, and tables of kernels."""
+    """The measurements of a step: one line each, and tables of kernels."""
     lines = []
     for name, value in values.items():
         value = dict(value) if isinstance(value, dict) else value
@@ -153,13 +153,13 @@ def measured(values: dict[str, Any]) -> str:
 
 
 def page(tar: Path) -> str:
-    """The report as Markdown: outcomes, predictions, the measurements of each step, the ends of logs of failures."""
+    """The report as Markdown: outcomes, predictions, measurements, and the ends of the logs of failed steps."""
     files = read(tar)
     steps, machine = files.get("steps.json", {}), files.get("info.json", {})
-    text = [f"# Seen on {machine.get('gpu') or 'a machine without a GPU'}", json.dumps(machine.get("versions", {}))]
+    text = [f"# Measured on {machine.get('gpu') or 'a machine without a GPU'}", json.dumps(machine.get("versions", {}))]
     rows = [[name, r["outcome"], r["seconds"]] for name, r in steps.items()]
     text += ["## Steps", markdown(["step", "outcome", "s"], rows)]
-    text += ["## Predicted and seen", predicted(files), "Kernels of the loss:", modelled(files)]
+    text += ["## Predicted and measured", predicted(files), "Kernels of the loss:", modelled(files)]
     for name, record in steps.items():
         values = files.get(f"{name}.json")
         failed = not record["outcome"].startswith(("passed", "not tried"))
@@ -174,13 +174,13 @@ def page(tar: Path) -> str:
 def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) -> str:
     """Writes the benchmarks of a report to <machine>.json; returns a line of text about it.
 
-    A peer's rows of an earlier file are kept if the case was measured again without the peer, and the versions of
-    torch, torchvision and Python are the same: peers take most of the time, and nothing about them has changed.
+    Peers take most of the time, so a report may have a case without its peers. Their rows are then kept from the
+    earlier result file, if the versions of torch, torchvision and Python are the same.
 
     Args:
         tar: the report.
-        commit: the commit that was checked, if the report does not know it (a copied tree has no history).
-        folder: of the result files.
+        commit: the tested commit, if the report does not have it (a copied tree has no history).
+        folder: the folder of the result files.
     """
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     import compact
@@ -190,9 +190,9 @@ def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) 
     files = read(tar)
     runs = [files[name] for name in sorted(files) if name.endswith(".run.json")]
     if not runs:
-        return "no benchmarks in this report: no result file"
+        return "no result file: the report has no benchmarks"
     if not files["info.json"]["gpu"]:
-        return "a rehearsal: no result file"
+        return "no result file: the report is from a rehearsal"
     result = compact.compact(runs)
     if result["commit"] == "unknown" and commit:
         result["commit"] = commit
@@ -206,7 +206,7 @@ def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) 
     result["results"] = list(rows.values())
     with replacing(out) as temporary:
         temporary.write_text(compact.dumps(result))
-    return f"{len(rows)} measurements: {out}; next: make bench-report"
+    return f"{len(rows)} measurements: {out}; now run `make bench-report`"
 
 
 def case_key(row: dict[str, Any]) -> tuple:

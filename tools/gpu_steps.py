@@ -1,8 +1,9 @@
 """The measuring programs of gpu_check.py: `python tools/gpu_steps.py NAME --out FILE.json [--small]`.
 
-A program rewrites its file after every measurement and starts none for which too little time is left, so being cut off
-costs it one measurement at most. --small: small sizes, to try a program on a CPU. Cases, inputs and peers come from
-tests/ and benchmarks/. Each program imports what it needs, so that a missing module stops no other program.
+A program rewrites its file after every measurement, and skips measurements for which too little time is left. A program
+that is ended early therefore loses at most one measurement. --small uses small sizes, to test a program on a CPU.
+Cases, inputs and peers come from tests/ and benchmarks/. Each program imports only what it needs, so that a missing
+module stops no other program.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
-ENDS = float(os.environ.get("GPU_CHECK_ENDS", "inf"))  # time.time() at which this program is ended
+ENDS = float(os.environ.get("GPU_CHECK_ENDS", "inf"))  # time.time() when gpu_check.py ends this program
 VARIANT = "SSD_EXT_VARIANT"
 
 
@@ -48,7 +49,7 @@ class Results:
         print(f"{name}: {value}", flush=True)
 
     def measure(self, name: str, measured: Callable[[], Any], seconds: float = 5) -> None:
-        """Adds the result of a function, or its error; does not call it if less than `seconds` are left."""
+        """Adds the result of a function or its error; does not call the function if less than `seconds` are left."""
         if ENDS - time.time() < seconds:
             self.add(name, "not measured: no time was left")
             return
@@ -71,7 +72,7 @@ def synchronize() -> None:
 
 
 def info(results: Results, small: bool) -> None:
-    """The machine, and why a library of ssd_ext does not load."""
+    """The GPU, the versions, and the reasons if a library of ssd_ext does not load."""
     gpu = torch.cuda.is_available()
     results.add("gpu", torch.cuda.get_device_name() if gpu else None)
     results.add("capability", "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else "9.0")
@@ -81,7 +82,7 @@ def info(results: Results, small: bool) -> None:
 
         results.add("missing", ssd_ext.info().missing)
         print(ssd_ext.info())
-    except ImportError as error:  # a CPU library of another machine
+    except ImportError as error:  # the CPU library was built for another machine
         results.add("missing", {"cpu": str(error), "cuda": str(error)})
 
 
@@ -98,18 +99,18 @@ def cases(small: bool) -> dict[str, Any]:
     losses = {f"loss {images}x{classes}": loss_case(images, classes, backward=True) for images, classes in sizes}
     found = {f"detection {images}x21": detection("trained", images, 21) for images in ((1,) if small else (1, 8, 32))}
     found |= {f"nms {n}": nms(n) for n in ((200,) if small else (1000, 5000, 20000))}
-    return dict(list(losses.items())[:4]) | found | losses  # the slowest last
+    return dict(list(losses.items())[:4]) | found | losses  # the slowest cases last
 
 
 def microseconds(calls: int, step: Callable) -> float:
-    """Time of one call: the median of ten steps, each of which makes `calls` calls and waits for the device."""
+    """Time of one call, from the median of ten steps; a step makes `calls` calls and waits for the device."""
     from harness import timed
 
     return round(statistics.median(timed(step)[1] for _ in range(10)) / calls * 1e6, 2)
 
 
 def kernel_times(case, tables: bool = True) -> dict[str, Any]:
-    """Microseconds of a call from Python and in a CUDA graph; with `tables` also of each kernel."""
+    """Microseconds of a call from Python and in a CUDA graph; with `tables`, also of each kernel."""
     from harness import OURS, copied, rotating
 
     function, inputs = case.contenders[OURS], copied(case.inputs(), device())
@@ -126,7 +127,7 @@ def kernel_times(case, tables: bool = True) -> dict[str, Any]:
 
 
 def kernel_table(calls: int, step: Callable) -> list[dict[str, Any]]:
-    """Launches and microseconds per call of each kernel, from torch's profiler; on a CPU, of each operator."""
+    """Launches and microseconds per call of each kernel (on a CPU, of each operator), from torch's profiler."""
     from torch.profiler import profile
 
     step()
@@ -192,7 +193,7 @@ def counted(results: Results, small: bool) -> None:
 
 
 def every_case(results: Results, small: bool) -> None:
-    """Calls every op on every case of the tests, for a sanitizer; all ops in turn, so that none is left for later."""
+    """Calls every op on every case of the tests, for a sanitizer; the ops alternate, so that each is called early."""
     from compare import OnGPU
     from ops import OPS
 
@@ -213,7 +214,7 @@ def every_case(results: Results, small: bool) -> None:
 
 
 def options(results: Results, small: bool) -> None:
-    """Compares what no other step calls on a GPU: some options, priors_xyxy, and torchvision's models accelerated."""
+    """Compares what no other step calls on a GPU: some options, priors_xyxy, and accelerated models of torchvision."""
     import compare
     from harness import OURS, copied
     from inputs import PRIORS, PRIORS_XYXY, trained_like
@@ -230,7 +231,7 @@ def options(results: Results, small: bool) -> None:
         return "the same bits in " + " and ".join(namespaces)
 
     predictions = trained_like(images, 21)
-    # Sigmoids of logits around 0 are candidates by the thousand: 0.9 leaves as many as a trained network has.
+    # Sigmoids of logits near 0 give thousands of candidates; a score of 0.9 leaves as many as a trained network has.
     for changed in (
         {"score": "sigmoid", "min_score": 0.9},
         {"clip": True},
@@ -248,7 +249,7 @@ def options(results: Results, small: bool) -> None:
         inputs = copied(case.inputs(), device())
         theirs, ours = (case.contenders[name](inputs) for name in ("torchvision", OURS))
         case.check("torchvision", theirs, ours)
-        return "as torchvision's"
+        return "agrees with torchvision"
 
     for case in CASES:
         if case.sizes["images"] == 1 or not small:
@@ -271,11 +272,11 @@ class Training:
     """Steps of `ssd train` on random batches, which are the same in every run.
 
     Args:
-        width: of the network.
-        images: in a batch.
+        width: width of the network.
+        images: images in a batch.
         bf16: whether to use autocast.
-        recipe: whether to take the layers and the learning rate of `ssd train`; otherwise the network is SSD300 without
-            batch norm and hardly learns, as in the benchmark of a training step.
+        recipe: whether to use the layers and the learning rate of `ssd train`. Otherwise the network is SSD300 without
+            batch norm, with a learning rate of almost 0, as in the benchmark of a training step.
     """
 
     def __init__(self, width: float, images: int, bf16: bool, recipe: bool) -> None:
@@ -293,7 +294,7 @@ class Training:
         self.optimizer = make_optimizer(self.model, self.settings)
 
     def batch(self, index: int):
-        """A batch as a loader gives it: bytes and objects, on the CPU."""
+        """A batch as from a loader: bytes and objects, on the CPU."""
         from inputs import generator, objects
 
         from ssd.data.loader import Batch
@@ -309,12 +310,12 @@ class Training:
     def step(self, batch) -> Tensor:
         from ssd.training.step import train_step
 
-        factor = 0.1  # of the learning rate: there is no warm-up
+        factor = 0.1  # scales the learning rate, since there is no warm-up
         return train_step(self.network, self.criterion, self.optimizer, batch, self.settings, factor, device())
 
 
 def milliseconds(prepare: Callable[[], Callable], autotune: bool = False) -> dict[str, Any]:
-    """Times a step twice, and gives its loss; `autotune` sets cudnn.benchmark."""
+    """Two times of a step, and its loss; `autotune` sets cudnn.benchmark."""
     import training_step
     from harness import timed
 
@@ -350,7 +351,7 @@ def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Cal
         return partial(run.step, batch)
     there = batch.to(device())
     losses: list[Tensor] = []
-    replay = captured(lambda: losses.append(run.step(there)))  # takes an ordinary step first
+    replay = captured(lambda: losses.append(run.step(there)))  # also makes one step before the capture
 
     def step() -> Tensor:
         replay()
@@ -360,6 +361,7 @@ def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Cal
 
 
 def prepared_inference(width: float, images: int, bf16: bool, *flags: str) -> Callable:
+    """Inference; the only flag is "compile"."""
     from ssd.inference.detector import predict_padded
     from ssd.runtime.device import compile_network
 
@@ -371,7 +373,7 @@ def prepared_inference(width: float, images: int, bf16: bool, *flags: str) -> Ca
 
 
 def network(results: Results, small: bool) -> None:
-    """Milliseconds of a training step and of inference, unchanged and with each flag."""
+    """Milliseconds of a training step and of inference, without flags and with each of them."""
     width, batches = (0.02, (1,)) if small else (1.0, (8, 32, 128))
     changes = {"training": [(), ("cudnn.benchmark",), ("fused",)], "inference": [(), ("cudnn.benchmark",)]}
     in_a_graph = {"training": [("fused", "graph"), ("fused", "graph", "cudnn.benchmark")], "inference": []}
@@ -387,18 +389,18 @@ def network(results: Results, small: bool) -> None:
 def compiled(results: Results, small: bool) -> None:
     """Milliseconds of a training step and of inference with a compiled network; compiling takes most of the time."""
     if small:
-        return results.add("compiled", "not measured: takes minutes on a CPU")
+        return results.add("compiled", "not measured: it takes minutes on a CPU")
     for images in (8, 32):
         for what, prepare in (("training", prepared_training), ("inference", prepared_inference)):
             step = partial(prepare, 1.0, images, True, "fused", "compile")
             results.measure(f"{what} {images} bf16, fused, compile", partial(milliseconds, step), seconds=15)
 
 
-Run = tuple[list[float], dict[str, Tensor]]  # losses of all steps, and the state of the network at the end
+Run = tuple[list[float], dict[str, Tensor]]  # losses of all steps, and the final state of the network
 
 
 def apart(one: Run, other: Run) -> str | dict[str, Any]:
-    """Where two runs differ, if they do."""
+    """Where two runs differ, or "equal bits"."""
     if not all(map(math.isfinite, one[0] + other[0])):
         return f"no comparison: losses are not finite: {one[0]} and {other[0]}"
     pairs = {name: (x, other[1][name]) for name, x in one[1].items()}
@@ -420,7 +422,7 @@ def apart(one: Run, other: Run) -> str | dict[str, Any]:
 
 
 def repeat(results: Results, small: bool) -> None:
-    """Whether training gives the same bits twice, and after a resume; and a step under DistributedDataParallel."""
+    """Whether two runs, a resumed run and a step with DistributedDataParallel give the same bits."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -453,7 +455,7 @@ def repeat(results: Results, small: bool) -> None:
             torch.use_deterministic_algorithms(False)
 
     def shared() -> dict[str, Any]:
-        """Compares a step with DistributedDataParallel and normalize="global", in one process, with a step without."""
+        """Compares a step with DistributedDataParallel and normalize="global" in one process with an ordinary step."""
         with tempfile.TemporaryDirectory() as folder:
             backend = "nccl" if device().type == "cuda" else "gloo"
             alone = Training(width, images, False, recipe=True)
@@ -479,7 +481,7 @@ def repeat(results: Results, small: bool) -> None:
 
 
 def demo(results: Results, small: bool) -> None:
-    """`ssd demo` at two epochs: drawing, training, evaluation."""
+    """`ssd demo` with two epochs: drawing, training, evaluation."""
     import ssd.demo
 
     settings = {"epochs": 2}
@@ -502,7 +504,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=PROGRAMS, help="the program")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for the measurements")
-    parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
+    parser.add_argument("--small", action="store_true", help="use small sizes, for a CPU")
     arguments = parser.parse_args()
     results = Results(arguments.out)
     PROGRAMS[arguments.name](results, arguments.small)

@@ -1,8 +1,7 @@
-"""What a user does to an installation, each step shown: `make install-check`.
+"""Tests the steps of an installation: `make install-check`.
 
-The wheel of `make wheel`, in an environment of its own whose path has blanks, is installed, installed again, has torch
-upgraded under it and is uninstalled; then a user without a compiler installs the sdist. Prints a table; takes some
-gigabytes while it runs.
+In a new virtual environment whose path has blanks: installs the wheel of `make wheel`, installs it again, upgrades
+torch, uninstalls it, then installs the sdist without a compiler. Prints a table. Takes some gigabytes of disk.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ print(ssd_ext.nms(boxes, scores, 0.5).tolist())
 
 
 def libraries(site: Path) -> dict[str, str]:
-    """The libraries that are installed, and their content."""
+    """Name -> checksum of the installed libraries of ssd_ext."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (site / "ssd_ext").glob("*.so")}
 
 
 def steps(python: str, shared: Path | None, wheel: Path, sdist: Path) -> Iterator[tuple[str, str]]:
-    """What was done, and what was seen; raises Failed or AssertionError where it is not right."""
+    """Does all steps; yields (step, result), and raises Failed or AssertionError if a step fails."""
     inside = environment(FOLDER, python, OLDEST, shared)
     site = Path(run(inside, "-c", "import site; print(site.getsitepackages()[0])"))
     before = {path.name for path in site.iterdir()}
@@ -71,12 +70,12 @@ def steps(python: str, shared: Path | None, wheel: Path, sdist: Path) -> Iterato
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="python3", help="interpreter (default: %(default)s)")
-    parser.add_argument("--shared", type=Path, help="see tools/compat.py --help")
+    parser.add_argument("--shared", type=Path, help="take NVIDIA's libraries from this site-packages folder")
     arguments = parser.parse_args()
     try:
         (wheel,), (sdist,) = (list((ROOT / "dist").glob(f"*.{suffix}")) for suffix in ("whl", "tar.gz"))
     except ValueError:
-        parser.error("dist does not hold one wheel and one sdist: make wheel")
+        parser.error("dist must contain one wheel and one sdist; run `make wheel` first")
     shutil.rmtree(FOLDER.parent, ignore_errors=True)
     try:
         print("| done | seen |\n|---|---|")

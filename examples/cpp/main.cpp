@@ -1,7 +1,7 @@
-// Objects in one picture, without Python:
+// Finds objects in one picture, without Python:
 //   detect ssd_ext/_cpu.abi3.so run/best.aoti.pt2 picture.rgb
-// The picture is raw: 3 x 300 x 300 bytes, all of red, then green, then blue. Prints a line for each object: its box
-// (xmin ymin xmax ymax, in fractions of the picture), its label, counted from 1, and its score.
+// The picture has 3 x 300 x 300 bytes without a header: first all red values, then green, then blue. Prints a line for
+// each object: xmin ymin xmax ymax (fractions of the picture), its label (from 1) and its score.
 #include <ATen/ops/empty.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -32,7 +32,7 @@ int main(int argc, char** argv) try {
   const int64_t* labels = found[1].const_data_ptr<int64_t>();  // (1, top_k)
   const float* scores = found[2].const_data_ptr<float>();      // (1, top_k)
   const int count = found[3].const_data_ptr<int>()[0];
-  for (int i = 0; i < count; ++i) {  // 9 digits tell every float
+  for (int i = 0; i < count; ++i) {  // 9 digits distinguish all floats
     const float* box = boxes + 4 * i;
     std::printf("%.9g %.9g %.9g %.9g %lld %.9g\n", box[0], box[1], box[2], box[3], (long long)labels[i], scores[i]);
   }
