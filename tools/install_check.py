@@ -52,7 +52,7 @@ def steps(python: str, shared: Path | None, wheel: Path, sdist: Path) -> Iterato
     yield "installed again", works()
     install_torch(inside, "", shared)
     assert libraries(site) == installed
-    yield "torch upgraded under it", works()
+    yield "torch upgraded while the wheel is installed", works()
     pip("uninstall", "-q", "-y", "ssd-ext")
     left = {path.name for path in (*site.iterdir(), *inside.parent.iterdir()) if "ssd" in path.name} - before
     assert not left, left
@@ -64,7 +64,7 @@ def steps(python: str, shared: Path | None, wheel: Path, sdist: Path) -> Iterato
     assert words, said
     said = run(inside, "-c", USED, cwd=FOLDER, **only_ours)
     assert "plain PyTorch" in said, said
-    yield "sdist installed by a user without a compiler", f"{words[0]}; the import says it too"
+    yield "sdist installed by a user without a compiler", f"the build prints `{words[0]}`; the import prints it too"
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
         parser.error("dist must contain one wheel and one sdist; run `make wheel` first")
     shutil.rmtree(FOLDER.parent, ignore_errors=True)
     try:
-        print("| done | seen |\n|---|---|")
+        print("| action | result |\n|---|---|")
         for row in steps(arguments.python, arguments.shared, wheel, sdist):
             print(f"| {' | '.join(row)} |", flush=True)
     except (Failed, AssertionError) as error:
