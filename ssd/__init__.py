@@ -1,4 +1,4 @@
-"""SSD300 in PyTorch: network, loss, detection, training and evaluation, on the ops of `ssd_ext`."""
+"""SSD300 in PyTorch: the network, loss, detection, training and evaluation, built on the ops of `ssd_ext`."""
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
@@ -8,7 +8,7 @@ from ssd.weights.loading import load_weights
 __all__ = ["SSD300", "Detector", "MultiBoxLoss", "accelerate", "detect", "load_weights"]
 
 
-def __getattr__(name: str):  # these take torchvision, and a second or two to import
+def __getattr__(name: str) -> object:  # imported on first use: both import torchvision, which takes seconds
     if name == "accelerate":
         from ssd.acceleration import accelerate
 

@@ -1,4 +1,4 @@
-"""`python -m ssd`, and with it `torchrun -m ssd`."""
+"""Runs the command line for `python -m ssd` and `torchrun -m ssd`."""
 
 import sys
 

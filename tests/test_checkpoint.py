@@ -24,7 +24,7 @@ def test_weights_of_a_checkpoint_with_other_classes(tmp_path):
     assert torch.equal(new.priors_cxcy, old.priors_cxcy)  # which the heads of the offsets belong to
     same = initial_model(3, str(tmp_path / "old.pt"), width=0.01)
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in old.state_dict().items())
-    with pytest.raises(ValueError, match=r"has width 0\.01, and 0\.05 is asked for"):
+    with pytest.raises(ValueError, match=r"has width 0\.01, but 0\.05 was given"):
         initial_model(3, str(tmp_path / "old.pt"), width=0.05)
 
 
@@ -36,7 +36,7 @@ def test_a_network_to_train_is_that_of_the_weights_where_nothing_is_said(tmp_pat
     assert new.config == old.config | {"n_classes": 4}
     assert torch.equal(new.pred_convs.bn_loc_conv7.weight, old.pred_convs.bn_loc_conv7.weight)
     for name, value in (("batch_norm", False), ("head_batch_norm", False), ("priors", "tutorial")):
-        with pytest.raises(ValueError, match=rf"has {name} .*, and {value} is asked for"):
+        with pytest.raises(ValueError, match=rf"has {name} .*, but {value} was given"):
             initial_model(4, str(tmp_path / "old.pt"), **unsaid | {name: value})
 
 
@@ -61,7 +61,7 @@ def test_checkpoints_of_the_first_format_load(tmp_path):
     assert again.config == model.config
     initial_model(5, str(tmp_path / "old.pt"), width=0.01, batch_norm=True)
     torch.save(old | {"format": 9}, tmp_path / "new.pt")
-    with pytest.raises(ValueError, match="has format 9, this version reads 1 to 2"):
+    with pytest.raises(ValueError, match="has format 9; this version of ssd reads formats 1 to 2"):
         load_weights(tmp_path / "new.pt")
 
 
@@ -78,31 +78,34 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_weights(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pt: cannot be read as a checkpoint: .*not a file of torch\.save"):
+    with pytest.raises(ValueError, match=r"text\.pt: cannot be read as a checkpoint: .*torch\.save did not write it"):
         load_weights(tmp_path / "text.pt")
     (tmp_path / "empty.pt").touch()
     with pytest.raises(ValueError, match=r"empty\.pt: cannot be read"):
         load_weights(tmp_path / "empty.pt")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: neither a checkpoint .*torchvision's.*; it holds weights$"):
+    with pytest.raises(ValueError, match=r"other\.pt: neither a checkpoint .*torchvision's.*; it contains weights$"):
         load_weights(tmp_path / "other.pt")
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt: holds no weights, but a list"):
+    with pytest.raises(ValueError, match=r"list\.pt: contains no weights, but a list"):
         load_weights(tmp_path / "list.pt")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {"n_classes": 9}}, r"is not of one network: 8 names are wanted, it has \['a', 'b'\]"),
-        ({"config": {"n_classes": 3, "width": 0.02}}, "is not of one network: Error.* size mismatch"),
-        ({"config": {"n_classes": 3, "width": 1e9}}, "is not of one network"),  # and no memory is asked for
-        ({"config": {"n_classes": 3, "depth": 7}}, "is not of one network: .*'depth'"),
-        ({"classes": ["a"]}, r"is not of one network: 2 names are wanted, it has \['a'\]"),
-        ({"model": {}}, "is not of one network: Error.* Missing key"),
-        ({"model": None}, "is no whole checkpoint, its 'model' is a NoneType"),
-        ({"classes": "ab"}, "is no whole checkpoint, its 'classes' is a str"),
-        ({"format": 9}, "has format 9, this version reads 1 to 2"),
+        ({"config": {"n_classes": 9}}, r"its entries do not fit one network: expected 8 class names, got \['a', 'b'\]"),
+        ({"config": {"n_classes": 3, "width": 0.02}}, "its entries do not fit one network: Error.* size mismatch"),
+        (
+            {"config": {"n_classes": 3, "width": 1e9}},
+            "its entries do not fit one network",
+        ),  # and no memory is asked for
+        ({"config": {"n_classes": 3, "depth": 7}}, "its entries do not fit one network: .*'depth'"),
+        ({"classes": ["a"]}, r"its entries do not fit one network: expected 2 class names, got \['a'\]"),
+        ({"model": {}}, "its entries do not fit one network: Error.* Missing key"),
+        ({"model": None}, "is not a complete checkpoint: its 'model' is a NoneType"),
+        ({"classes": "ab"}, "is not a complete checkpoint: its 'classes' is a str"),
+        ({"format": 9}, "has format 9; this version of ssd reads formats 1 to 2"),
     ],
 )
 def test_parts_that_are_not_of_one_network_are_named(tmp_path, change, message):
@@ -127,5 +130,5 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path):
 def test_a_bomb_is_not_unpacked(tmp_path):
     with ZipFile(tmp_path / "bomb.pt", "w", ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10_000_000))
-    with pytest.raises(ValueError, match=r"bomb\.pt: cannot be read as a checkpoint: is compressed"):
+    with pytest.raises(ValueError, match=r"bomb\.pt: cannot be read as a checkpoint: it is compressed"):
         load_weights(tmp_path / "bomb.pt")

@@ -193,7 +193,7 @@ VAL = "annotations/instances_val.json"
         (
             change(VAL, lambda c: c["annotations"][0].update(image_id=9)),
             ValueError,
-            r"\['image_id'\] is 9, which is not",
+            r"\['image_id'\] is 9, which does not exist",
         ),
         (change(VAL, lambda c: c["annotations"][0].update(category_id=9)), ValueError, r"\['category_id'\] is 9"),
         (
@@ -224,10 +224,10 @@ LABELS = "labels/val/d.txt"
 @pytest.mark.parametrize(
     ("file", "text", "error", "message"),
     [
-        (LABELS, "0 0.5 0.5 0.1", ValueError, r"d\.txt: line 1 must have 4 numbers, or pairs"),
-        (LABELS, "\n0 0.5 0.5 0.1 0.1 0.2", ValueError, "line 2 must have 4 numbers, or pairs of a polygon"),
+        (LABELS, "0 0.5 0.5 0.1", ValueError, r"d\.txt: line 1 must have 4 numbers, or the x and y"),
+        (LABELS, "\n0 0.5 0.5 0.1 0.1 0.2", ValueError, "line 2 must have 4 numbers, or the x and y of a polygon"),
         (LABELS, "dog 0.5 0.5 0.1 0.1", ValueError, "line 1 is not a class and numbers: 'dog"),
-        (LABELS, "3 0.5 0.5 0.1 0.1", ValueError, r"line 1 has the class 3, there are 3: \['dog'"),
+        (LABELS, "3 0.5 0.5 0.1 0.1", ValueError, r"line 1 has class 3, but there are 3 classes: \['dog'"),
         ("data.yaml", "names: [a, b", ValueError, r"data\.yaml: broken YAML"),
         ("data.yaml", "nc: 3", ValueError, r"data\.yaml: 'names' must be a list, or numbered from 0, got None"),
         ("data.yaml", "names: {1: a}", ValueError, "numbered from 0, got {1: 'a'}"),
@@ -269,4 +269,4 @@ def test_the_fit_of_a_data_set(voc):
 
 def test_many_objects_are_a_sample(voc, monkeypatch):
     monkeypatch.setattr(fit, "SAMPLE", 3)
-    assert next(iter(fit.describe_fit(VOCDataset(voc)))).startswith("of 3 objects, drawn from ")
+    assert next(iter(fit.describe_fit(VOCDataset(voc)))).startswith("of 3 objects, drawn at random from ")

@@ -287,7 +287,7 @@ def test_a_stopped_detection_goes_on(many, weights, at_picture, capsys, action, 
     at_picture(3, action)
     assert detect(*HOW, weights=weights, out="found") == 130
     if kept == 4:
-        assert "stopped after 4 of 8 pictures; to go on: the same command with --resume" in capsys.readouterr().out
+        assert "stopped after 4 of 8 pictures; to continue, add --resume to the same command" in capsys.readouterr().out
     stopped = left_by(many / "found")
     assert stopped["detections.0.jsonl"].count(b"\n") == 1 + kept
     assert "detections.json" not in stopped
@@ -302,7 +302,7 @@ def test_a_stopped_detection_goes_on(many, weights, at_picture, capsys, action, 
     assert detect(*HOW, "--resume", weights=weights, out="found") == 1
     assert len(added) == 7 - kept
     printed = capsys.readouterr()
-    assert f"resuming: {kept} of 8 pictures are done already" in printed.err
+    assert f"resuming: {kept} of 8 pictures already have a result" in printed.err
     assert "1 of 8 pictures could not be read" in printed.err
     assert left_by(many / "found") == left_by(many / "whole")
 

@@ -130,10 +130,10 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 11}, r"r.json: \[1\]\['image_id'\] is 11, which is not there"),
-        ({"image_id": [30]}, r"\[1\]\['image_id'\] is \[30\], which is not there"),
-        ({"category_id": 1}, r"\[1\]\['category_id'\] is 1, which is not there"),
-        ({"bbox": [0, 0, -1, 5]}, r"\[1\]\['bbox'\] must be .* not negative, got \[0, 0, -1, 5\]"),
+        ({"image_id": 11}, r"r.json: \[1\]\['image_id'\] is 11, which does not exist"),
+        ({"image_id": [30]}, r"\[1\]\['image_id'\] is \[30\], which does not exist"),
+        ({"category_id": 1}, r"\[1\]\['category_id'\] is 1, which does not exist"),
+        ({"bbox": [0, 0, -1, 5]}, r"\[1\]\['bbox'\] must be .* sizes >= 0, got \[0, 0, -1, 5\]"),
         ({"bbox": [0, 0, 5, -0.5]}, r"\[1\]\['bbox'\] must be "),
         ({"bbox": [0, NAN, 5, 5]}, r"\[1\]\['bbox'\] must be .* finite .* got \[0, nan, 5, 5\]"),
         ({"bbox": [0, 0, INF, 5]}, r"\[1\]\['bbox'\] must be "),
@@ -187,7 +187,7 @@ def test_a_wrong_entry_of_ssd_detect_is_named(data: Path, tmp_path: Path) -> Non
     assert "images[1]['file_name'] is 'a.png', as is images[0]" in error(
         lambda c: c["images"][1].update(file_name="a.png")
     )
-    assert "images[1]['id'] is 1, which another has" in error(lambda c: c["images"][1].update(id=1))
+    assert "images[1]['id'] is 1, a duplicate" in error(lambda c: c["images"][1].update(id=1))
     assert "detections.json: lacks" in (message := error(lambda c: c["images"].pop()))
     assert "c.png" in message
 
@@ -227,8 +227,10 @@ def test_mistakes_of_the_command_are_named(data: Path, tmp_path: Path, capsys: p
         assert stop.value.code == 2
         assert "--detections" in capsys.readouterr().err
     assert "nowhere.json: no such file" in error("--detections", tmp_path / "nowhere.json")
-    assert "r.json: has its detections; leave out --min-score" in error("--detections", listed, "--min-score", 0.1)
-    assert "--iou cannot be chosen for --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
+    assert "r.json: the detections of a file cannot be selected again; leave out --min-score" in error(
+        "--detections", listed, "--min-score", 0.1
+    )
+    assert "--iou cannot be used with --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
     assert "iou_threshold must be in (0, 1], got 7" in error("--detections", listed, "--iou", 7)
     assert "no such folder" in error("--detections", listed, "--curves", tmp_path / "nowhere" / "c.png")
     own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])

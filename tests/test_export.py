@@ -242,7 +242,7 @@ def test_mistakes_are_named(weights, shapes, tmp_path, monkeypatch, capsys):
 
     (tmp_path / "text.pt").write_text("not a checkpoint")
     (tmp_path / "there.pt2").write_text("not an archive")
-    assert "nowhere: no such folder, yet x.pt2" in error("--out", tmp_path / "nowhere" / "x.pt2")
+    assert "nowhere: no such folder; x.pt2" in error("--out", tmp_path / "nowhere" / "x.pt2")
     assert "text.pt" in error("--out", tmp_path / "text.pt" / "x.pt2")
     assert "there.pt2: exists" in error("--out", tmp_path / "there.pt2")
     assert "ends in .pt2" in error("--out", tmp_path / "x.pth")

@@ -55,7 +55,7 @@ def test_what_was_found_in_pixels():
 
 def test_texts():
     names = ["a.jpg", "", "ä é.png", "bad \udce9 byte"]
-    texts = Texts(names)
+    texts = Texts(names, str)
     assert texts == names
     assert texts != names[1:]
     assert (texts[-1], texts[1:3], len(texts)) == (names[-1], names[1:3], 4)

@@ -259,12 +259,17 @@ def test_classes_and_errors(light, tmp_path):
         return str(error.value)
 
     less = {name: value for name, value in light.items() if name != "base.conv6.bias"}
-    assert "not quite sgrvinod's tutorial: without base.conv6.bias, with nothing beyond it" in error_of(less)
+    assert "differs from sgrvinod's tutorial: missing base.conv6.bias; unexpected nothing" in error_of(less)
     more = light | {f"aux_convs.conv12_{i}": torch.zeros(1) for i in range(5)}
-    assert "without nothing, with aux_convs.conv12_0, aux_convs.conv12_1, aux_convs.conv12_2, ... b" in error_of(more)
+    assert "missing nothing; unexpected aux_convs.conv12_0, aux_convs.conv12_1, aux_convs.conv12_2, ..." in error_of(
+        more
+    )
     other = light | {"base.conv7.weight": torch.zeros(1024, 1024, 3, 3)}
-    assert "has base.conv7.weight of shape (1024, 1024, 1, 1), here (1024, 1024, 3, 3)" in error_of(other)
-    assert "it holds features.0.weight" in error_of({"features.0.weight": torch.zeros(64, 3, 3, 3)})
+    assert (
+        "base.conv7.weight of sgrvinod's tutorial must have shape (1024, 1024, 1, 1), got (1024, 1024, 3, 3)"
+        in error_of(other)
+    )
+    assert "it contains features.0.weight" in error_of({"features.0.weight": torch.zeros(64, 3, 3, 3)})
     assert "neither a checkpoint" in error_of(light | dict.fromkeys(light, 1))
 
 
@@ -297,7 +302,7 @@ def test_coco(hub, coco, tmp_path):
     assert start.config == model.config | {"n_classes": 4}
     assert torch.equal(start.pred_convs.loc_conv7.weight, model.pred_convs.loc_conv7.weight)
     assert start.pred_convs.cl_conv7.out_channels == 24
-    with pytest.raises(ValueError, match=r"coco: has width 1\.0, and 0\.5 is asked for"):
+    with pytest.raises(ValueError, match=r"coco: has width 1\.0, but 0\.5 was given"):
         initial_model(4, "coco", width=0.5)
 
 

@@ -46,6 +46,8 @@ def test_encodings_of_annotations(annotation, shapes, encoding):
     text = annotation.read_text().replace("<filename>", f"<folder>{folder}</folder><filename>")
     annotation.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>\n{text}'.encode(encoding))
     assert read_xml(annotation).findtext("folder") == folder
+    annotation.write_bytes(f'<?xml version = "1.0" encoding = "{encoding}" ?>\n{text}'.encode(encoding))
+    assert read_xml(annotation).findtext("folder") == folder
     assert open_dataset(shapes).counts == expected
 
 

@@ -19,8 +19,16 @@ from ssd.runtime.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0 when done, 1 if some pictures failed, 2 for wrong input, 130 for Ctrl-C."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot encode is escaped, as stderr does, and ends nothing
+    """Runs one command of `ssd`.
+
+    Args:
+        argv: the arguments after the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0 for success, 1 if some pictures failed, 2 for wrong input, 130 for Ctrl-C.
+    """
+    # Characters that the output cannot encode are escaped, as on stderr. By default they raise an error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
@@ -36,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssd",
         description="Train, evaluate and run SSD300 object detectors.",
-        epilog="Start with `ssd demo`; then `ssd train --help` tells how to train on your own pictures.",
+        epilog="Start with `ssd demo`. `ssd train --help` describes how to train on your own pictures.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     add_train(commands)

@@ -1,52 +1,66 @@
-"""What several commands share: flags made from options, and the weights that they name."""
+"""Code that several commands share: flags made from the fields of options, and loading of `--weights`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from ssd.training.recipes import RECIPES
 from ssd.training.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
-if TYPE_CHECKING:  # `ssd --help` imports none of them
+if TYPE_CHECKING:  # `ssd --help` does not import it
     from ssd.inference.detector import Detector
 
+Value = TypeVar("Value")
+
 DATA = "folders in Pascal VOC, COCO or YOLO layout"
-WEIGHTS = (
-    "a checkpoint such as run/best.pt, a file of ssd export, weights of another project (see ssd convert), or coco"
+WEIGHTS = (  # the help of --weights
+    "a checkpoint such as run/best.pt, a file written by ssd export, weights of another project (see ssd convert), "
+    "or coco"
 )
 
 
 class Command(argparse.ArgumentParser):
-    """A parser whose flags are added when it is used: what they take their defaults from is slow to import."""
+    """A parser that adds its flags when it is first used.
+
+    The defaults of the flags come from modules that are slow to import. So each command imports only its own.
+
+    Attributes:
+        flags: adds the flags to the parser; None once it was called.
+    """
 
     flags: Callable[[argparse.ArgumentParser], None] | None = None
 
-    def parse_known_args(self, *args, **options):
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Adds the flags, then parses like the base class."""
         if self.flags is not None:
             flags, self.flags = self.flags, None
             flags(self)
-        return super().parse_known_args(*args, **options)
+        return super().parse_known_args(args, namespace)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Command]"  # quoted: the class is not generic at run time
 
 
 def command(
-    commands,
+    commands: Commands,
     run: Callable[[argparse.Namespace], int],
     flags: Callable[[argparse.ArgumentParser], None],
     summary: str,
     description: str,
 ) -> None:
-    """Adds a command that is named after the function that runs it.
+    """Adds a command to `ssd`, named after the function that runs it.
 
     Args:
-        commands: of the parser of `ssd`, whose parsers are `Command`s.
-        run: runs it; returns the exit code.
-        flags: adds its flags to its parser.
-        summary, description: for the help.
+        commands: the subcommands of the parser of `ssd`.
+        run: runs the command and returns the exit code; its name is the command's, with an underscore in front.
+        flags: adds the command's flags to its parser.
+        summary: one line for `ssd --help`.
+        description: the text for `ssd COMMAND --help`.
     """
     raw = argparse.RawDescriptionHelpFormatter
     name = run.__name__.removeprefix("_")
@@ -55,10 +69,18 @@ def command(
     parser.flags = flags
 
 
-def checked(kind: type, *checks: Callable[[Any], None]) -> Callable[[str], Any]:
-    """A type of argparse whose errors say what is wrong."""
+def checked(kind: Callable[[str], Value], *checks: Callable[[Value], None]) -> Callable[[str], Value]:
+    """Makes a `type` for argparse that checks the value and reports why it is wrong.
 
-    def parse(text: str) -> Any:
+    Args:
+        kind: converts the text, such as `int` or `float`.
+        checks: functions that raise ValueError for a value out of range.
+
+    Returns:
+        A function from text to value, which raises `argparse.ArgumentTypeError` if a check fails.
+    """
+
+    def parse(text: str) -> Value:
         value = kind(text)
         try:
             for check in checks:
@@ -67,20 +89,26 @@ def checked(kind: type, *checks: Callable[[Any], None]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it where the text is no such number
+    parse.__name__ = kind.__name__  # argparse names it if the text cannot be converted
     return parse
 
 
-def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[str, Any] | None = None) -> None:
-    """One flag for each field of `Settings` or of a named tuple of options, from the field's type, default and meaning.
+def add_fields(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    options: Any,
+    only: Sequence[str] = (),
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Adds one flag for each field of `Settings` or of a named tuple of options.
 
-    A flag that is not given is absent from the parsed arguments, so that no value stands for "not given".
+    The flag's type, default and help come from the field. A flag that is not given is absent from the parsed
+    arguments, so no value has to mean "not given".
 
     Args:
-        parser: a parser or a group of one.
-        options: `Settings`, or the named tuple, whose values are the defaults.
-        only: these fields; by default all.
-        defaults: other defaults to tell of.
+        parser: a parser, or a group of one.
+        options: the class `Settings`, or a named tuple whose values are the defaults.
+        only: names of the fields to add; empty: all.
+        defaults: for some fields, the default that the help states instead of the field's own.
     """
     hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
     for name in only or [n for n in hints if n not in VARIANCES and n != "data"]:
@@ -88,7 +116,7 @@ def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[st
         if name == "loss":
             add_fields(parser, LossOptions(), [n for n in LossOptions._fields if n not in VARIANCES])
             continue
-        if default := _told((defaults or {}).get(name, getattr(options, name)), name):
+        if default := _default_text((defaults or {}).get(name, getattr(options, name)), name):
             text += f" (default: {default})"
         settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if NoneType in get_args(kind):
@@ -106,11 +134,12 @@ def add_fields(parser, options: Any, only: Sequence[str] = (), defaults: dict[st
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
 
 
-def _told(default: Any, name: str) -> str:
-    """How a help text tells of a default: where recipes differ, with theirs."""
+def _default_text(default: Any, name: str) -> str:
+    """A default as the help states it, with the value of each recipe if recipes differ; empty if there is none."""
     recipes: dict[Any, list[str]] = {}
     for recipe in RECIPES:
-        settings = Settings(("",), recipe=recipe)
+        chosen: dict[str, Any] = {"recipe": recipe}
+        settings = Settings(("",), **chosen)
         value = getattr(settings.loss if name in LossOptions._fields else settings, name, default)
         recipes.setdefault(value, []).append(recipe)
     if name != "recipe" and len(recipes) > 1:
@@ -119,16 +148,29 @@ def _told(default: Any, name: str) -> str:
 
 
 def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]:
-    """The fields of the options that have a flag on the command line."""
+    """The options that were given on the command line.
+
+    Args:
+        arguments: parsed flags, of `add_fields`.
+        options: the class of the options, `Settings` or a named tuple.
+
+    Returns:
+        Dict from the name of each field that was given to its value.
+    """
     return {name: value for name, value in vars(arguments).items() if name in get_type_hints(options)}
 
 
 def class_names(text: str) -> tuple[str, ...]:
+    """Parses the value of `--classes`: names separated by commas, or the path of a file with one name per line.
+
+    Raises:
+        argparse.ArgumentTypeError: the file is not text.
+    """
     from ssd.runtime.text import read_lines
 
     try:
         is_file = Path(text).is_file()
-    except OSError:  # many names are too long for that of a file
+    except OSError:  # many names together are too long for a file name
         is_file = False
     try:
         names = read_lines(Path(text)) if is_file else text.split(",")
@@ -140,6 +182,16 @@ def class_names(text: str) -> tuple[str, ...]:
 def add_machine_options(
     parser: argparse.ArgumentParser, *, workers: str = "processes that read pictures", bf16: bool = True
 ) -> argparse._ArgumentGroup:
+    """Adds the flags of the machine: `--device`, `--workers` and, with `bf16`, `--bf16` and `--compile`.
+
+    Args:
+        parser: the parser of a command.
+        workers: what the workers are, for the help.
+        bf16: also add `--bf16` and `--compile`.
+
+    Returns:
+        The group that the flags are in.
+    """
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
     default = "(default: one per core, at most 4)"
@@ -150,6 +202,12 @@ def add_machine_options(
 
 
 def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:
+    """Adds the flags of detection: `--batch-size` and one for each field of `DetectionOptions`.
+
+    Args:
+        parser: the parser of a command.
+        defaults: the values that the help states as defaults.
+    """
     group = parser.add_argument_group("detections")
     pictures = "pictures per forward pass (default: %(default)s)"
     group.add_argument("--batch-size", type=checked(int, positive), default=8, help=pictures)
@@ -157,7 +215,15 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
 
 
 def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> Detector:
-    """What --weights and the options on the command line ask for."""
+    """Loads the detector that `--weights` names, with the options on the command line.
+
+    Args:
+        arguments: parsed flags, with those of `add_machine_options` and `add_inference_options`.
+        defaults: options of detection that hold where neither the flags nor the file of the weights have others.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: see `ssd.Detector.load`.
+    """
     from ssd.inference.detector import Detector
 
     return Detector.load(

@@ -1,27 +1,28 @@
-"""ssd convert."""
+"""The command `ssd convert`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import class_names, command
+from ssd.cli.arguments import Commands, class_names, command
 
 
-def add_convert(commands) -> None:
+def add_convert(commands: Commands) -> None:
+    """Adds `ssd convert` to the commands of `ssd`."""
     command(
         commands,
         _convert,
         _flags,
         "turn the weights of another project into a checkpoint",
-        """Write a checkpoint of this project from the weights of another, with their priors, input and class names.
-No code from the file is run. IN is one of
+        """Write a checkpoint of this project from the weights of another project, with their priors, input
+normalisation and class names. No code from the file is run. IN is one of
   coco                        torchvision's SSD300, trained on COCO (downloads 136 MB once)
-  checkpoint_ssd300.pth.tar   of sgrvinod's tutorial: with the pickled model, or its state dict
+  checkpoint_ssd300.pth.tar   a checkpoint of sgrvinod's tutorial: the pickled model, or its state dict
   ssd300_vgg16_coco-*.pth     a state dict of torchvision's ssd300_vgg16
   ssd300_mAP_77.43_v2.pth     a state dict of amdegroot's ssd.pytorch
-  run/last.pt                 a checkpoint of this project: leaves out what only --resume needs
-All other commands take these too.
+  run/last.pt                 a checkpoint of this project: the copy lacks what only --resume needs
+All other commands take these files as weights too.
 
 examples:
   ssd convert checkpoint_ssd300.pth.tar voc.pt
@@ -30,11 +31,13 @@ examples:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="the weights")
-    parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint, which must not exist")
-    help = "names of the classes, separated by commas, or a file of one per line (default: those of the project)"
+    parser.add_argument("source", metavar="IN", help="the weights to convert")
+    parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint to write; the file must not exist")
+    help = "names of the classes, separated by commas, or a file with one per line (default: those of the project)"
     parser.add_argument("--classes", type=class_names, help=help)
-    parser.add_argument("--bgr", action="store_true", help="the network takes blue first, as Caffe's do")
+    parser.add_argument(
+        "--bgr", action="store_true", help="the network was trained on BGR input, as Caffe's networks are"
+    )
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -1,29 +1,35 @@
-"""ssd demo."""
+"""The command `ssd demo`."""
 
 from __future__ import annotations
 
 import argparse
 
-from ssd.cli.arguments import add_fields, add_machine_options, command, fields_given
+from ssd.cli.arguments import Commands, add_fields, add_machine_options, command, fields_given
 from ssd.training.settings import Settings
 
 
-def add_demo(commands) -> None:
+def add_demo(commands: Commands) -> None:
+    """Adds `ssd demo` to the commands of `ssd`."""
     command(
         commands,
         _demo,
         _flags,
-        "train and test a small detector on drawn shapes, no download",
-        """Draws pictures of circles, squares and triangles on busy backgrounds, trains a network on them as `ssd train`
-does (a narrow one on a CPU, the full one on a GPU), measures its mAP on pictures it has not seen, and draws what it
-finds there beside the truth.""",
+        "train and test a small detector on drawn shapes, without a download",
+        """Draw pictures of circles, squares and triangles on busy backgrounds, and train a network on them as
+`ssd train` does: a narrow network on a CPU, the full one on a GPU. Then measure its mAP on other pictures, and draw
+the objects that it finds there beside the true ones.""",
     )
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.demo import CPU_WIDTH, SETTINGS
 
-    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        default="demo",
+        metavar="DIR",
+        help="folder for the pictures, the run and the results (default: %(default)s)",
+    )
     add_fields(parser, Settings, ["epochs", "width"], SETTINGS | {"width": f"{CPU_WIDTH} on a CPU, 1 on a GPU"})
     add_machine_options(parser)
 

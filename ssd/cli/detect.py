@@ -1,4 +1,4 @@
-"""ssd detect."""
+"""The command `ssd detect`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd.cli.arguments import WEIGHTS, add_inference_options, add_machine_options, command, open_detector
+from ssd.cli.arguments import WEIGHTS, Commands, add_inference_options, add_machine_options, command, open_detector
 from ssd.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from ssd.runtime.processes import Ranks
 
 
-def add_detect(commands) -> None:
+def add_detect(commands: Commands) -> None:
+    """Adds `ssd detect` to the commands of `ssd`."""
     command(
         commands,
         _detect,
         _flags,
         "find objects in pictures and draw them",
-        """Find objects: draws each picture with boxes, names and scores into --out, and writes detections.json there:
-COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in pixels, with a score; the
-list under "annotations" is what COCO.loadRes takes). What cannot be read is named and left out, the rest is done, and
-the exit code is 1. Only drawings and a detections.json of `ssd detect` itself are ever replaced; where folders are
-searched, its drawings are passed over.
+        """Find objects in pictures. Draws each picture with boxes, names and scores into --out, and writes
+detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
+pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
+skipped, and the exit code is then 1. Of the files in --out, only drawings and a detections.json that `ssd detect`
+wrote are replaced. Its drawings are skipped when folders are searched for pictures.
 
-While it runs, each finished picture is a line in detections.0.jsonl (with torchrun each process has a file, by its
-rank); at the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same command
-with --resume continues, and its detections.json is that of a run that was never stopped.
+During the run, each finished picture adds a line to detections.0.jsonl (with torchrun, each process has a file named
+after its rank). At the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same
+command with --resume continues, and writes the same detections.json as a run without interruption.
 
 examples:
   ssd detect photo.jpg --out found               the 80 classes of COCO; downloads 136 MB once
@@ -42,16 +43,16 @@ examples:
 def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.inference.detector import SHOWN
 
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders that are searched for them")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders to search for pictures")
     parser.add_argument("--weights", default="coco", metavar="FILE", help=f"{WEIGHTS} (default: %(default)s)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures and detections.json")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for drawings and detections.json")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep the results in --out, which must be of the same weights and options, and process only pictures "
-        "without one: after a stopped run, or when pictures were added; without results, start from the beginning",
+        help="keep the results in --out and process only the pictures without a result, after a stopped run or when "
+        "pictures were added; the weights and options must be the same; without results, start from the beginning",
     )
-    parser.add_argument("--no-drawings", action="store_true", help="detections.json alone")
+    parser.add_argument("--no-drawings", action="store_true", help="write detections.json only")
     add_inference_options(parser, SHOWN)
     add_machine_options(parser, workers="threads that read and draw pictures")
 
@@ -59,7 +60,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 def _detect(arguments: argparse.Namespace) -> int:
     from ssd.runtime.processes import UNLIMITED, joined
 
-    with joined(UNLIMITED) as ranks:  # one may have slower pictures than another, hours of them
+    with joined(UNLIMITED) as ranks:  # the pictures of one process may take hours longer than another's
         return _detect_share(arguments, ranks)
 
 
@@ -90,11 +91,12 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     drawings = plan_drawings(arguments.paths, out, draw=drawn, on_error=skip_folder)
     detector = open_detector(arguments, SHOWN)
     info = made_by(arguments.weights, detector.options)
-    how = {"draw": drawn, "resume": arguments.resume, "ranks": ranks, "say": say_error}
-    with open_results(out, drawings, detector.classes, info, **how) as results:
+    with open_results(
+        out, drawings, detector.classes, info, draw=drawn, resume=arguments.resume, ranks=ranks, say=say_error
+    ) as results:
         before = len(drawings) - len(results.left)
         if before:
-            say_error(f"resuming: {before} of {len(drawings)} pictures are done already")
+            say_error(f"resuming: {before} of {len(drawings)} pictures already have a result")
         mine = ranks.block(results.left)
         stopped = False
         with tqdm(total=len(mine), unit="picture", disable=not ranks.first or None) as bar, stop_signals() as stopping:
@@ -106,8 +108,9 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
             def draw(found: Detections) -> Detections | Exception:
                 try:
                     drawing = found.draw()
-                except (ImageReadError, FileNotFoundError) as error:  # the file is another one by now
+                except (ImageReadError, FileNotFoundError) as error:  # the file was changed or removed after detection
                     return error
+                assert found.picture.path is not None  # all pictures are files
                 target = drawings[found.picture.path]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 save_png(drawing, target)
@@ -122,18 +125,18 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                     results.add(found)
                     bar.write(printable(f"{found.picture.path}: {found}"))
                     bar.update()
-                # Of whole batches, so that a resumed run makes the same ones, which give the same last bits.
+                # Stops after whole batches: a resumed run then forms the same batches, which give the same last bits.
                 if stopped := bool(stopping) and n % arguments.batch_size == 0:
                     break
             results.close()
             stopped = stopped or not ranks.wait(stopping)
         if stopped:
             if ranks.first:
-                done = f"{results.done()} of {len(drawings)}"
-                print(f"stopped after {done} pictures; to go on: the same command with --resume")
+                so_far = f"{results.done()} of {len(drawings)}"
+                print(f"stopped after {so_far} pictures; to continue, add --resume to the same command")
             raise KeyboardInterrupt
         if not ranks.first:
-            return 0  # torchrun would end the first at once, which has the last word
+            return 0  # with another exit code, torchrun would end the first process before it writes the results
         done, objects = results.finish()
     print(f"{done} pictures, {objects} objects: {printable(out / JSON_NAME)}")
     if done < len(drawings):

@@ -1,4 +1,4 @@
-"""ssd eval."""
+"""The command `ssd eval`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssd.cli.arguments import (
     DATA,
     WEIGHTS,
+    Commands,
     add_inference_options,
     add_machine_options,
     command,
@@ -26,22 +27,24 @@ if TYPE_CHECKING:
     from ssd.runtime.processes import Ranks
 
 
-def add_eval(commands) -> None:
+def add_eval(commands: Commands) -> None:
+    """Adds `ssd eval` to the commands of `ssd`."""
     command(
         commands,
         _eval,
         _flags,
-        "average precision of a checkpoint, or of detections in a file",
-        """Average precision per class, by the rules of Pascal VOC (area, 11point) or COCO's twelve figures (coco, which
-needs `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult count neither way; COCO's rules know no
-difficult objects, and take them for crowds. Objects that are left out are named, and do not count either.
+        "measure the average precision of a checkpoint, or of detections in a file",
+        """Measure average precision per class by the rules of Pascal VOC (area, 11point), or COCO's twelve figures
+(coco, which needs `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult are ignored: they are neither
+hits nor misses. COCO's rules have no difficult objects; with --method coco these are treated as crowds. Objects with a
+box that cannot be used are listed and not counted.
 
 examples:
   ssd eval my_pictures --weights run/best.pt --split test
-  ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the VOC 2007 metric
+  ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the metric of VOC 2007
   ssd eval coco --weights coco --split val2017 --method coco --curves curves.png
-  ssd eval coco --detections results.json --split val2017 --method coco     COCO's results, of any program
-  ssd eval my_pictures --detections found/detections.json                   what ssd detect wrote""",
+  ssd eval coco --detections results.json --split val2017 --method coco     results of any program, in COCO's format
+  ssd eval my_pictures --detections found/detections.json                   written by ssd detect""",
     )
 
 
@@ -51,12 +54,12 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help=DATA)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help=WEIGHTS)
-    detections = "detections to measure instead: COCO's results, for DATA in COCO's JSON, or a detections.json"
+    detections = "detections to measure: results in COCO's format if DATA is in COCO's format, or a detections.json"
     source.add_argument("--detections", metavar="FILE", help=detections)
-    parser.add_argument("--split", help="list of ImageSets/Main (default: all pictures)")
-    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="default: %(default)s")
-    parser.add_argument("--iou", type=float, help="least IoU of a hit, but for coco (default: 0.5)")
-    parser.add_argument("--curves", metavar="FILE.png", help="draw precision over recall of every class")
+    parser.add_argument("--split", help="split to measure on, such as test (default: all pictures)")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="rules (default: %(default)s)")
+    parser.add_argument("--iou", type=float, help="least IoU of a hit; not with coco (default: 0.5)")
+    parser.add_argument("--curves", metavar="FILE.png", help="draw the precision-recall curve of each class")
     add_inference_options(parser, DetectionOptions())
     add_machine_options(parser)
 
@@ -67,7 +70,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from ssd.runtime.processes import joined
 
     if arguments.iou is not None and not METRICS[arguments.method].takes_iou:
-        raise ValueError(f"--iou cannot be chosen for --method {arguments.method}: leave it out")
+        raise ValueError(f"--iou cannot be used with --method {arguments.method}; leave it out")
     if arguments.curves and not Path(arguments.curves).parent.is_dir():
         raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
     with joined() as ranks:
@@ -87,7 +90,8 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
         detector.predict,
         _open_data(arguments, arguments.weights, detector.classes, ranks, detector.prepare),
         detector.classes,
-        **_metric(arguments),
+        method=arguments.method,
+        iou_threshold=arguments.iou,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         ranks=ranks,
@@ -101,14 +105,13 @@ def _of_file(arguments: argparse.Namespace) -> EvalResult:
 
     if given := fields_given(arguments, DetectionOptions):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{arguments.detections}: has its detections; leave out {flags}")
+        raise ValueError(
+            f"{arguments.detections}: the detections of a file cannot be selected again; leave out {flags}"
+        )
     file = DetectionFile(arguments.detections)
     dataset = _open_data(arguments, arguments.detections, file.classes, ALONE)
-    return score(file.detections(dataset), dataset.truths, dataset.classes, **_metric(arguments))
-
-
-def _metric(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"method": arguments.method, "iou_threshold": arguments.iou}
+    found = file.detections(dataset)
+    return score(found, dataset.truths, dataset.classes, arguments.iou, arguments.method)
 
 
 def _open_data(
@@ -118,7 +121,7 @@ def _open_data(
     ranks: Ranks,
     transform: EvalTransform | None = None,
 ) -> BoxDataset:
-    """The data with the classes of the weights or detections in `source`; what is left out of them is named."""
+    """Opens the data with the classes of the weights or detections in `source`, and prints the objects left out."""
     from ssd.data import UnknownClassError, open_dataset
 
     try:

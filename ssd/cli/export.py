@@ -1,26 +1,28 @@
-"""ssd export."""
+"""The command `ssd export`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import add_fields, command, fields_given
+from ssd.cli.arguments import Commands, add_fields, command, fields_given
 from ssd_ext import DetectionOptions
 
 
-def add_export(commands) -> None:
+def add_export(commands: Commands) -> None:
+    """Adds `ssd export` to the commands of `ssd`."""
     command(
         commands,
         _export,
         _flags,
-        "write a detector as one program, for use without this network's code",
-        """Write a file that takes the bytes of pictures (B, 3, 300, 300) and gives boxes, labels, scores and counts.
-Classes and detection options are inside. Its detections are compared with the network's before it takes its name.
+        "write a detector as one program that runs without the code of `ssd`",
+        """Write a program whose input is pictures as bytes (B, 3, 300, 300) and whose output is boxes, labels, scores
+and counts. The file also holds the class names and detection options. Before the file is written, the program's
+detections are compared with the network's. The formats:
   pt2      a graph that torch loads (torch.export)
-  aoti     compiled by AOTInductor for the likes of this machine; runs in C++ without Python
-  onnx     standard operators only, for ONNX Runtime and whatever else reads ONNX
-  openvino for Intel's processors: an .xml and a .bin; with --int8 the fastest there
+  aoti     compiled by AOTInductor for machines like this one; runs in C++ without Python
+  onnx     standard operators only, for ONNX Runtime and other programs that read ONNX
+  openvino for Intel's processors: an .xml and a .bin file; fastest with --int8
 ssd detect and ssd eval take these files as --weights (docs/shipping.md).
 
 examples:
@@ -34,15 +36,22 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.inference.detector import SHOWN
 
     parser.add_argument("source", metavar="WEIGHTS", help="a checkpoint such as run/best.pt, see ssd convert, or coco")
-    parser.add_argument("--format", choices=FORMATS, default="pt2", help="default: %(default)s")
-    parser.add_argument("--out", metavar="FILE", help="the file, which must not exist (default: named after WEIGHTS)")
-    parser.add_argument("--input", choices=("uint8", "float"), default="uint8", help="pictures as bytes or as 0..1")
-    parser.add_argument("--device", default="cpu", help="that the file shall run on (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="pt2", help="of the file (default: %(default)s)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the file to write, which must not exist (default: named after WEIGHTS)"
+    )
+    parser.add_argument(
+        "--input",
+        choices=("uint8", "float"),
+        default="uint8",
+        help="pictures as bytes, or as numbers in 0..1 (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="device that the program will run on (default: %(default)s)")
     check = parser.add_mutually_exclusive_group()
-    help = "pictures or folders to compare on (default: those trained on, or drawn ones)"
+    help = "pictures or folders for the comparison (default: pictures of the training data, or drawn ones)"
     check.add_argument("--check", nargs="+", metavar="DATA", help=help)
-    check.add_argument("--no-check", dest="check", action="store_const", const=(), help="compare nothing")
-    help = "8-bit convolutions (openvino), by the ranges they have on pictures of this folder, such as those trained on"
+    check.add_argument("--no-check", dest="check", action="store_const", const=(), help="skip the comparison")
+    help = "8-bit convolutions (openvino only), calibrated on pictures of this folder, such as the training data"
     parser.add_argument("--int8", metavar="DATA", help=help)
     add_fields(parser.add_argument_group("detections"), SHOWN)
 

@@ -1,38 +1,40 @@
-"""ssd train."""
+"""The command `ssd train`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import DATA, add_fields, add_machine_options, checked, command, fields_given
+from ssd.cli.arguments import DATA, Commands, add_fields, add_machine_options, checked, command, fields_given
 from ssd.training.settings import Settings, not_negative
 from ssd_ext import LossOptions
 
 
-def add_train(commands) -> None:
+def add_train(commands: Commands) -> None:
+    """Adds `ssd train` to the commands of `ssd`."""
     command(
         commands,
         _train,
         _flags,
         "train a detector on folders of pictures",
-        """Train SSD300 on your pictures and leave last.pt, best.pt, curve.png and worst.png in the folder --out.
+        """Train SSD300 on your pictures. Writes last.pt, best.pt, curve.png and worst.png into the folder --out.
 
-DATA is a folder of one of these layouts, as labelling tools export them:
+DATA is a folder in one of these layouts, as labelling tools export them:
   Pascal VOC  JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ...
   COCO        annotations/instances_train.json and the pictures in train/ or images/train/; or
-              train/_annotations.coco.json beside its pictures; or a JSON file in place of a folder
-  YOLO        images/train/*.jpg or train/images/*.jpg, the same with labels/*.txt, and data.yaml or classes.txt
-Splits are known by their names: train and val, training and validation, train2017 and val2017 ... Without a validation
-split, a tenth of the pictures is held out to choose best.pt on. A test split is measured at the end. Several folders
-are trained on together.
+              train/_annotations.coco.json beside its pictures; or a JSON file instead of a folder
+  YOLO        images/train/*.jpg or train/images/*.jpg, labels/*.txt in the same structure, and data.yaml or
+              classes.txt
+Splits are recognised by their names: train and val, training and validation, train2017 and val2017 ... Without a
+validation split, a tenth of the pictures is held out to choose best.pt. A test split is measured at the end. With
+several folders, the network is trained on all of them together.
 
 examples:
   ssd train my_pictures --out run                           from random weights, offline
-  ssd train my_pictures --out run --weights imagenet        from VGG16's weights, which are downloaded
+  ssd train my_pictures --out run --weights imagenet        from VGG16's weights (a download)
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
-  ssd train --out run --resume                              go on after Ctrl-C, as if never stopped
-  ssd train my_pictures --out run --resume auto             start, or go on: for schedulers that restart jobs""",
+  ssd train --out run --resume                              continue after Ctrl-C, with the same results
+  ssd train my_pictures --out run --resume auto             start or continue, for schedulers that restart jobs""",
     )
 
 
@@ -46,18 +48,18 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="auto",
-        help="continue the run in --out with its own settings; auto: start the run if --out holds none, else continue "
-        "it: DATA and settings are given each time, and must agree with those of the run",
+        help="continue the run in --out with its own settings; auto: start a run if --out has none, else continue "
+        "it; with auto, give DATA and settings each time, the same as at the start",
     )
     add_fields(parser.add_argument_group("settings of the run"), Settings)
-    machine = add_machine_options(parser, bf16=False)  # which is a setting of the run
+    machine = add_machine_options(parser, bf16=False)  # bf16 and compile are settings of the run
     machine.add_argument(
         "--save-every",
         type=checked(float, not_negative),
         default=10.0,
         metavar="MINUTES",
-        help="time between two checkpoints within an epoch, which a killed run goes on from; 0: only at the end of an "
-        "epoch (default: %(default)g)",
+        help="time between two checkpoints within an epoch, from which a killed run can continue; 0: only at the end "
+        "of an epoch (default: %(default)g)",
     )
 
 

@@ -1,7 +1,7 @@
 """Pictures with boxes, for training and evaluation.
 
-Pixel convention, everywhere in this package: the picture spans 0..width and 0..height, and a box is given by its edges.
-Pictures come upright, as viewers and labelling tools show them: the EXIF orientation is applied.
+Pixel coordinates in this package: a picture spans 0..width and 0..height, and a box is given by its edges.
+Pictures are upright, as viewers and labelling tools show them: the EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "read_image",
 ]
 
-AUGMENTATIONS = {  # by the names of `ssd train --augment`
+AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {  # the choices of `ssd train --augment`
     "ssd": TrainTransform,
     "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
     "v2": v2_transform,
@@ -44,7 +44,7 @@ NO_DATA = (
     "holds no data set: neither Annotations and JPEGImages (Pascal VOC), nor images and labels with data.yaml or "
     "classes.txt (YOLO), nor a JSON file with images, annotations and categories (COCO)"
 )
-FORMATS = (VOCDataset, YOLODataset, COCODataset)  # the first that holds a folder reads it
+FORMATS = (VOCDataset, YOLODataset, COCODataset)  # a folder is read by the first one whose `holds` accepts it
 
 
 def open_dataset(
@@ -55,16 +55,16 @@ def open_dataset(
     *,
     keep_crowds: bool = False,
 ) -> BoxDataset:
-    """Opens folders of one of `FORMATS`, which the first folder decides.
+    """Opens folders in Pascal VOC, YOLO or COCO layout; the format is detected from the first folder.
 
     Args:
         roots, split, classes, transform, keep_crowds: see `BoxDataset`.
 
     Returns:
-        dataset of (image, target), see `BoxDataset`.
+        A dataset of (image, target), see `BoxDataset`.
 
     Raises:
-        FileNotFoundError: a folder, a split, an annotation or a picture is missing, or the folder is of no format.
+        FileNotFoundError: a folder, a split, an annotation or a picture is missing, or the folder has no known layout.
         ImageReadError, ValueError: see `BoxDataset`.
     """
     roots = [roots] if isinstance(roots, (str, PathLike)) else list(roots)
@@ -72,7 +72,11 @@ def open_dataset(
 
 
 def list_splits(root: str | PathLike[str]) -> list[str]:
-    """The names of a folder's splits, sorted; empty if it has none."""
+    """Lists the names of a folder's splits, sorted; empty if it has none.
+
+    Raises:
+        FileNotFoundError: the folder is missing or has no known layout.
+    """
     return _format_of(Path(root)).splits(Path(root))
 
 

@@ -1,14 +1,14 @@
-"""From a picture with boxes in pixels to the network's input, with the augmentation of SSD for training.
+"""Turns pictures with boxes in pixels into samples for the network; the augmentation of SSD for training.
 
-What is drawn comes first, from the size of the picture and its boxes alone; then only the pixels that are wanted are
-decoded, resized to their place and kept as bytes. Colours are changed where the network runs (`ssd.data.colour`).
+The random choices come first and need only the picture's size and boxes. Then only the pixels of the sample are
+decoded, resized to their place and kept as bytes. Colours are changed on the network's device (`ssd.data.colour`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -17,21 +17,22 @@ from torch import Tensor
 from ssd.data.colour import TO_YIQ, colour_matrix
 from ssd.data.reading import Picture, as_picture
 
-# Of docs/input.md, which has the sources. A patch is a part of the picture, or of the canvas that it lies on.
-ZOOM_CHANCE, LARGEST_ZOOM = 0.5, 4.0  # side of the canvas, in sides of the picture
-WHOLE = 1.0
-LEAST_IOU = (WHOLE, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of the patch with an object: one of these, all equally often
-TRIALS = 40  # patches drawn for one choice of the least IoU
-LEAST_AREA = 0.1  # of a patch, in that of the canvas
-LARGEST_ASPECT = 2.0  # of a patch, measured against the picture's own: 1/2..2
-COLOUR_CHANCE = 0.5  # of each of the four:
+# docs/input.md has the sources of these numbers. A patch is a part of the picture, or of the canvas around the picture.
+ZOOM_CHANCE, LARGEST_ZOOM = 0.5, 4.0  # the zoom is the side of the canvas divided by the side of the picture
+WHOLE = 1.0  # stands for the whole canvas in place of a patch
+LEAST_IOU = (WHOLE, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of the patch with an object; one is drawn, all equally likely
+TRIALS = 40  # patches drawn for one value of the least IoU
+LEAST_AREA = 0.1  # of a patch, as a fraction of the canvas
+LARGEST_ASPECT = 2.0  # aspect of a patch divided by that of the picture: 1/2..2
+COLOUR_CHANCE = 0.5  # of each of the four changes, whose ranges follow; the hue is in radians
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, math.radians(18)
 
 
 class PictureTransform:
-    """A transform that `ssd.data` hands a `Picture` instead of pixels, so that it says which of them it wants.
+    """Base class of transforms that `BoxDataset` calls with a `Picture` instead of pixels.
 
-    It takes an image (3, H, W) uint8 as well, hence works in a `torchvision.transforms.v2.Compose`.
+    So the transform decides which part is decoded. It also takes an image (3, H, W) uint8, so that it can be part of a
+    `torchvision.transforms.v2.Compose`.
 
     Args:
         size: side of the square result in pixels: the `input_size` of the network.
@@ -42,17 +43,24 @@ class PictureTransform:
 
 
 class EvalTransform(PictureTransform):
-    """The whole picture in the network's size and nothing else."""
+    """Resizes the whole picture to the network's size, without augmentation."""
 
-    def __call__(self, picture: Picture | Tensor, target: dict[str, Any] | None = None) -> Any:
-        """The sample of a picture.
+    @overload
+    def __call__(self, picture: Picture | Tensor, target: None = None) -> Tensor: ...
+    @overload
+    def __call__(self, picture: Picture | Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]: ...
+    def __call__(
+        self, picture: Picture | Tensor, target: dict[str, Any] | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+        """Makes the sample of a picture.
 
         Args:
-            picture: `Picture`, or image (3, H, W) uint8.
-            target: "boxes" (n, 4) xyxy in pixels and anything else; may be left out.
+            picture: a `Picture`, or an image (3, H, W) uint8.
+            target: None, or a dict with "boxes" (n, 4) xyxy in pixels and any other entries.
 
         Returns:
-            image (3, size, size) uint8, alone or with the target, whose boxes are float32 fractions of the picture.
+            The image (3, size, size) uint8; with a target, the image and the target, whose boxes are now float32
+            fractions of the picture.
         """
         picture = as_picture(picture)
         edges = [picture.width, picture.height]
@@ -63,16 +71,16 @@ class EvalTransform(PictureTransform):
 
 
 class TrainTransform(PictureTransform):
-    """The training augmentation: zoom out, a patch, mirror images, colours.
+    """The training augmentation: zoom out, random patch, mirror image, changed colours.
 
     Args:
         size: side of the square result in pixels.
-        flips: also mirror top to bottom, for pictures without an upright, such as those of a microscope.
-        largest_zoom: side of the canvas of a zoom out, in sides of the picture, >= 1.
-        least_area: of a patch, in that of the canvas, in (0, 1].
+        flips: also mirror top to bottom, for pictures without a natural orientation, such as those of a microscope.
+        largest_zoom: largest side of the canvas when zooming out, in sides of the picture, >= 1.
+        least_area: least area of a patch, as a fraction of the canvas, in (0, 1].
 
-    Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325, and its authors'
-    code, where the paper leaves a choice: docs/input.md.
+    Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325. Details that the
+    paper leaves open follow its authors' code, see docs/input.md.
     """
 
     def __init__(
@@ -89,24 +97,26 @@ class TrainTransform(PictureTransform):
         self.least_area = least_area
 
     def __call__(self, picture: Picture | Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """A sample of a picture, by what PyTorch's CPU generator gives next.
+        """Makes a random sample of a picture, seeded by the next number of PyTorch's CPU generator.
 
-        Objects are kept if their centre lies in the patch and they measure at least one pixel in the result.
+        Objects are kept if their centre lies in the patch and both sides are at least one pixel in the result.
 
         Args:
-            picture: `Picture`, or image (3, H, W) uint8.
-            target: "boxes" (n, 4) xyxy in pixels, other tensors of n rows, such as "labels", and anything else.
+            picture: a `Picture`, or an image (3, H, W) uint8.
+            target: "boxes" (n, 4) float xyxy in pixels, other tensors with n rows, such as "labels", and any other
+                entries.
 
         Returns:
-            image (3, size, size) uint8, and the target with the m <= n remaining objects, whose boxes (m, 4) float32
-            are fractions in 0..1 with x0 < x1 and y0 < y1, and with "colour" (3, 4), see `ssd.data.colour.to_input`.
+            The image (3, size, size) uint8, and the target with the m <= n objects that are kept. Its boxes (m, 4)
+            float32 are fractions in 0..1 with x0 < x1 and y0 < y1. It also has "colour" (3, 4) float32, see
+            `ssd.data.colour.to_input`.
         """
         picture = as_picture(picture)
         rng = np.random.default_rng(torch.randint(1 << 62, ()).item())
         boxes = target["boxes"].numpy().astype(np.float64).reshape(-1, 2, 2)
         patch = draw_patch(rng, picture.height, picture.width, boxes, self.largest_zoom, self.least_area)
         changes = draw_colours(rng)
-        flips = [rng.random() < 0.5, self.flips and rng.random() < 0.5]  # from left to right, from top to bottom
+        flips = [rng.random() < 0.5, self.flips and rng.random() < 0.5]  # left to right, top to bottom
 
         image, colour, shown, place = self._render(picture, patch, changes)
         moved = (boxes - shown[0]) * ((place[1] - place[0]) / (shown[1] - shown[0])) + place[0]
@@ -126,13 +136,13 @@ class TrainTransform(PictureTransform):
     def _render(
         self, picture: Picture, patch: np.ndarray, changes: Sequence[float]
     ) -> tuple[Tensor, Tensor, np.ndarray, np.ndarray]:
-        """The patch in the network's size.
+        """Decodes a patch and resizes it to the network's size.
 
         Returns:
-            image: (size, size, 3) uint8; beyond the picture, what will be 0 in the network's input.
-            colour: (3, 4), the changes as a `colour_matrix`.
-            shown: (2, 2) corners of the part of the picture that is in it, in pixels of the picture.
-            place: (2, 2) corners of the same in the image.
+            image: (size, size, 3) uint8; outside of the picture, the colour that becomes 0 in the network's input.
+            colour: (3, 4) float32, the changes as a `colour_matrix`.
+            shown: (2, 2) corners of the visible part of the picture, in pixels of the picture.
+            place: (2, 2) corners of that part in the image.
         """
         part = patch.clip(0, [picture.width, picture.height])
         place = ((part - patch[0]) * (self.size / (patch[1] - patch[0]))).round().astype(int)
@@ -151,7 +161,7 @@ class TrainTransform(PictureTransform):
         return canvas, colour, shown, place
 
 
-# Below, boxes are (n, 2, 2): the corners (x0, y0) and (x1, y1) of each.
+# In the functions below, boxes and patches are (n, 2, 2): the corners (x0, y0) and (x1, y1) of each.
 
 
 def draw_patch(
@@ -162,16 +172,16 @@ def draw_patch(
     largest_zoom: float = LARGEST_ZOOM,
     least_area: float = LEAST_AREA,
 ) -> np.ndarray:
-    """The part of a picture, or of a canvas around it, that a training sample shows.
+    """Draws the part of a picture, or of a canvas around it, for a training sample.
 
     Args:
-        rng: gives the random numbers.
-        height, width: of the picture.
-        boxes: (n, 2, 2) corners in pixels. Where there are none, the picture itself is taken for an object.
+        rng: the source of random numbers.
+        height, width: size of the picture in pixels.
+        boxes: (n, 2, 2) float64 corners in pixels. If n is 0, the whole picture is treated as an object.
         largest_zoom, least_area: see `TrainTransform`.
 
     Returns:
-        (2, 2) corners in pixels of the picture, also outside of it.
+        (2, 2) float64 corners in pixels of the picture; they may lie outside of it.
     """
     whole = np.array([[0.0, 0.0], [width, height]])
     canvas = whole
@@ -188,9 +198,9 @@ def draw_patch(
 
 
 def _draw_fractions(rng: np.random.Generator, n: int, least_area: float) -> np.ndarray:
-    """(n, 2, 2) corners of random patches, in fractions of the whole."""
+    """Draws the corners (n, 2, 2) of random patches, in fractions of the canvas."""
     scale = rng.uniform(math.sqrt(least_area), 1, n)
-    longest = np.minimum(LARGEST_ASPECT, scale**-2)  # that fits in
+    longest = np.minimum(LARGEST_ASPECT, scale**-2)  # the largest that fits into the canvas
     stretch = np.sqrt(rng.uniform(1 / longest, longest))
     sides = np.stack([scale * stretch, scale / stretch], axis=1)  # (n, 2)
     corner = rng.random((n, 2)) * (1 - sides)
@@ -198,13 +208,13 @@ def _draw_fractions(rng: np.random.Generator, n: int, least_area: float) -> np.n
 
 
 def _inside(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(k, n) bool: whether the centre of a box lies in a patch."""
+    """Tells which of k patches contain the centres of which of n boxes, (k, n) bool."""
     centres = boxes.mean(1)
     return ((patches[:, None, 0] < centres) & (centres < patches[:, None, 1])).all(2)
 
 
 def _iou(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(k, n)."""
+    """IoU of k patches with n boxes, (k, n)."""
     low = np.maximum(patches[:, None, 0], boxes[:, 0])
     common = (np.minimum(patches[:, None, 1], boxes[:, 1]) - low).clip(0).prod(2)
     areas = [(corners[:, 1] - corners[:, 0]).prod(1) for corners in (patches, boxes)]
@@ -212,6 +222,6 @@ def _iou(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def draw_colours(rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """How the colours of a training sample change: brightness, contrast, saturation and hue of a `colour_matrix`."""
+    """Draws the colour changes of a training sample: brightness, contrast, saturation and hue for `colour_matrix`."""
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * (rng.random(4) < COLOUR_CHANCE)
     return BRIGHTNESS * brightness, 1 + CONTRAST * contrast, 1 + SATURATION * saturation, HUE * hue

@@ -1,6 +1,6 @@
-"""What was read of a large data set, kept in the user's cache folder, so that it opens at once the next time.
+"""Caches the annotations of large data sets in the user's cache folder, so that they open faster the next time.
 
-It is trusted as long as all files and folders that it was read from have the sizes and times that they had.
+An entry is valid while all files and folders that it was read from have the same sizes and modification times.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ssd.runtime.files import replacing
 from ssd.runtime.packed import Texts
 from ssd.runtime.threads import in_threads_if_slow
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]  # by name, without Python objects
 
-VERSION = 1  # of what is in a file, and of how a data set is read
-WORTH_KEEPING = 3.0  # seconds that the reading must have taken
-YOUNG = 2.0  # seconds: a file that has just changed may change again and have the same time, as some disks count it
-AT_MOST = 4 << 30  # bytes of all files; those that were not used for longest go
+VERSION = 1  # of the cached arrays and of the code that reads data sets
+WORTH_KEEPING = 3.0  # seconds; faster reads are not cached
+YOUNG = 2.0  # seconds; on disks with coarse times, a file that changes twice within them may keep its time
+AT_MOST = 4 << 30  # bytes of all files; the least recently used ones are deleted
 
 
 def cache_folder() -> Path:
-    """`ssd_ext` in the user's folder for caches."""
+    """The folder of cached data sets: `ssd_ext` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_ext"
 
 
 def cached(key: Iterable[object], read: Callable[[], Arrays], sources: Callable[[Arrays], Iterable[str]]) -> Arrays:
-    """What was read before, if it still holds; or else what is read now, which is kept if the reading took long.
+    """Returns cached arrays if they are still valid. Otherwise reads them, and caches them if that took long.
 
     Args:
-        key: what decides the reading, besides the files.
-        read: gives arrays without objects.
-        sources: the files and folders that the arrays were read from.
+        key: values that decide the result besides the files; their `repr` names the entry.
+        read: reads the arrays.
+        sources: lists the files and folders that the arrays were read from.
     """
     name = hashlib.blake2b(repr((VERSION, *key)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     path = cache_folder() / f"{name}.npz"
@@ -46,8 +46,8 @@ def cached(key: Iterable[object], read: Callable[[], Arrays], sources: Callable[
     began, since = time.time(), time.perf_counter()
     arrays = read()
     if time.perf_counter() - since > WORTH_KEEPING:
-        with suppress(OSError):  # no room, or no right to write: the next time takes as long as this one
-            _save(path, arrays, Texts(dict.fromkeys(sources(arrays))), began)
+        with suppress(OSError):  # on a full or read-only disk, nothing is cached
+            _save(path, arrays, Texts(dict.fromkeys(sources(arrays)), str), began)
     return arrays
 
 
@@ -55,12 +55,12 @@ def _load(path: Path) -> Arrays | None:
     try:
         with np.load(path) as file:
             arrays = dict(file)
-        sources = Texts.of(arrays.pop("source_bytes"), arrays.pop("source_ends"))
+        sources = Texts.of(arrays.pop("source_bytes"), arrays.pop("source_ends"), str)
         if not np.array_equal(arrays.pop("source_status"), _status(sources)):
             return None
         os.utime(path)
         return arrays
-    except Exception:  # there is none, or it is damaged, which numpy tells in many ways
+    except Exception:  # the entry is missing or damaged; numpy raises many kinds of errors
         return None
 
 
@@ -71,16 +71,17 @@ def _save(path: Path, arrays: Arrays, sources: Texts[str], began: float) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     source_bytes, source_ends = sources.arrays
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, source_bytes=source_bytes, source_ends=source_ends, source_status=status)
+        of_sources = {"source_bytes": source_bytes, "source_ends": source_ends, "source_status": status}
+        np.savez(file, **arrays, **of_sources)  # type: ignore[arg-type]  # no array is named allow_pickle
     files = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
     sizes = np.cumsum([file.stat().st_size for file in files])
-    for file, size in zip(files[1:], sizes[1:], strict=True):
+    for old, size in zip(files[1:], sizes[1:], strict=True):
         if size > AT_MOST:
-            file.unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
 
 
 def _status(paths: Iterable[str]) -> np.ndarray:
-    """Size and time of each file or folder, (n, 2) int64; -1 and -1 of one that is missing."""
+    """Size in bytes and modification time in ns of each file or folder, (n, 2) int64; -1 and -1 for missing ones."""
 
     def status(path: str) -> tuple[int, int]:
         try:

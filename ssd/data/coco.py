@@ -1,4 +1,4 @@
-"""Datasets in COCO's JSON: one file for many pictures, boxes as (x, y, width, height) in pixels."""
+"""Datasets in COCO's format: one JSON file for many pictures, with boxes as (x, y, width, height) in pixels."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from typing import Any
 
 import numpy as np
 
-from ssd.data.dataset import BoxDataset, Entry, Object
+from ssd.data.dataset import BoxDataset, Entry, ImageId, Object
 from ssd.data.json_rows import START, json_rows
 
 PREFIXES = ("instances_", "_annotations.coco")  # instances_val2017.json; Roboflow's val/_annotations.coco.json
-NUMBERS = {int, float}  # of JSON; a bool is neither
+Id = int | str  # of a picture or a category
+
+NUMBERS = {int, float}  # types of a number in JSON; bool is not among them
 
 
 class CocoRows:
-    """The rows of "annotations", or of a list of COCO's results, in arrays: R of them.
+    """The R rows of "annotations", or of a list of results in COCO's format, as arrays.
 
     Args:
-        scored: whether each has a score, as detections have, whose boxes must be sound too.
+        scored: whether the rows are detections: each has a score, and its box must be finite with sizes >= 0.
 
     Attributes:
-        boxes: (R, 4) float64, x, y, width and height.
-        scores: (R,) float64, if `scored`.
-        crowd: (R,) bool.
-        areas: (R,) float64, NaN where there is none.
+        boxes: (R, 4) float64 x, y, width and height in pixels.
+        scores: (R,) float64; empty unless `scored`.
+        crowd: (R,) bool, whether "iscrowd" is set.
+        areas: (R,) float64 in square pixels, NaN for rows without an area.
     """
 
     def __init__(self, scored: bool = False) -> None:
         self.scored = scored
-        # Each id stands once, by the number that the rows have for it: ids in the order in which they come.
+        # Each id is stored once, with a number in the order of first appearance; the rows hold these numbers.
         self._ids: dict[str, dict[Hashable, int]] = {"image_id": {}, "category_id": {}}
         self._numbers = {key: array("i") for key in self._ids}
         self._boxes, self._scores, self._areas, self._crowd = array("d"), array("d"), array("d"), bytearray()
@@ -46,8 +48,11 @@ class CocoRows:
     def add(self, row: Any) -> None:
         """Adds a row.
 
+        Args:
+            row: a value of the JSON file.
+
         Raises:
-            ValueError: it lacks something, or has what is not allowed; the message goes on behind the row's name.
+            ValueError: a key is missing or has a wrong value. The caller puts the row's name before the message.
         """
         try:
             image, category, box = row["image_id"], row["category_id"], row["bbox"]
@@ -60,8 +65,8 @@ class CocoRows:
             if type(value) is not int and type(value) is not str:
                 if not self.scored:
                     raise ValueError(f"[{key!r}] must be a number or a text, got {value!r}")
-                if isinstance(value, (list, dict)):  # others are looked up as they are: 7.0 finds 7
-                    raise ValueError(f"[{key!r}] is {value!r}, which is not there")
+                if isinstance(value, (list, dict)):  # other values are looked up unchanged: 7.0 finds 7
+                    raise ValueError(f"[{key!r}] is {value!r}, which does not exist")
             ids = self._ids[key]
             number = ids.get(value)
             if number is None:
@@ -70,7 +75,7 @@ class CocoRows:
         sound = type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box))
         if self.scored:
             if not (sound and box[2] >= 0 and box[3] >= 0 and all(map(is_finite, box))):
-                raise ValueError(f"['bbox'] must be x, y, width and height, finite and sizes not negative, got {box!r}")
+                raise ValueError(f"['bbox'] must be x, y, width and height, finite with sizes >= 0, got {box!r}")
             if not is_finite(score):
                 raise ValueError(f"['score'] must be a finite number, got {score!r}")
             self._scores.append(score)
@@ -86,20 +91,23 @@ class CocoRows:
         self._areas.append(area if is_finite(area) else math.nan)
 
     def numbers(self, key: str, known: Mapping[Any, int], where: str) -> np.ndarray:
-        """What stands for the ids of a key, (R,) int64.
+        """Looks up the ids of all rows.
 
         Args:
             key: "image_id" or "category_id".
             known: the number of each id.
-            where: the file, for messages.
+            where: the file and list, for error messages.
+
+        Returns:
+            (R,) int64, for each row the number of its id.
 
         Raises:
-            ValueError: an id is not among them.
+            ValueError: an id is not in `known`.
         """
         for value, number in self._ids[key].items():
             if value not in known:
                 index = self._numbers[key].index(number)
-                raise ValueError(f"{where}[{index}][{key!r}] is {value!r}, which is not there")
+                raise ValueError(f"{where}[{index}][{key!r}] is {value!r}, which does not exist")
         number_of = np.array([known[value] for value in self._ids[key]], np.int64)
         return number_of[np.array(self._numbers[key], np.int64)]
 
@@ -121,26 +129,27 @@ class CocoRows:
 
 
 class CocoFile:
-    """A file of COCO, checked.
+    """Reads and checks a JSON file in COCO's format.
 
     Args:
         path: the file.
-        scored: see `CocoRows`.
+        scored: whether its annotations are detections with a score, see `CocoRows`. The file may then be a plain list.
 
     Attributes:
         images: dict from the id of each picture to its file name.
-        categories: dict from the id of each category to its name, numbers before texts and each in their order.
+        categories: dict from the id of each category to its name, sorted by id, numbers before texts.
         rows: `CocoRows` of its annotations.
-        is_list: whether it is a list of COCO's results, which has no images and categories.
+        is_list: whether the file is a list of results, without images and categories.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the JSON is broken, or a list, a key or a box is missing or is none: file, entry and key are named.
+        ValueError: the JSON is broken, or a list, a key or a value is missing or wrong. The message names the file, the
+            entry and the key.
     """
 
     def __init__(self, path: Path, scored: bool = False) -> None:
-        self.images: dict[Any, str] = {}
-        self.categories: dict[Any, str] = {}
+        self.images: dict[Id, str] = {}
+        self.categories: dict[Id, str] = {}
         self.rows = CocoRows(scored)
         self.is_list = False
         names = {"images": ("file_name", self.images), "categories": ("name", self.categories)}
@@ -159,30 +168,30 @@ class CocoFile:
                     raise ValueError(f"{path}: {part}[{len(self.rows)}]{error}") from None
         for part in () if self.is_list else ("images", "annotations", "categories"):
             if part not in seen:
-                raise ValueError(f"{path}: no list {part!r}, as COCO has it")
+                raise ValueError(f"{path}: no list {part!r}, which COCO's format requires")
         self.categories = dict(sorted(self.categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def _add_name(row: Any, key: str, known: dict[Any, str], where: str) -> None:
+def _add_name(row: Any, key: str, known: dict[Id, str], where: str) -> None:
     for name in ("id", key):
         if not isinstance(row, dict) or name not in row:
             raise ValueError(f"{where} has no {name!r}")
     if type(row["id"]) not in (int, str):
         raise ValueError(f"{where}['id'] must be a number or a text, got {row['id']!r}")
     if row["id"] in known:
-        raise ValueError(f"{where}['id'] is {row['id']!r}, which another has")
+        raise ValueError(f"{where}['id'] is {row['id']!r}, a duplicate")
     if key == "file_name" and not isinstance(row[key], str):
         raise ValueError(f"{where}[{key!r}] must be a text, got {row[key]!r}")
     known[row["id"]] = str(row[key])
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number, of JSON, that a float holds."""
+    """Whether a value of JSON is a number that a float can hold; infinities, NaN and bools are not."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _float(number: float) -> float:
-    """Also of a whole number with hundreds of digits."""
+    """Converts a number; integers that are too large become infinity."""
     try:
         return float(number)
     except OverflowError:
@@ -190,8 +199,7 @@ def _float(number: float) -> float:
 
 
 class _Places:
-    """Which of some folders holds a picture; each folder is listed once, as to ask for each picture takes a network
-    disk minutes."""
+    """Finds pictures in several folders. Each is listed once: on a network disk, checking each file takes minutes."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = list(dict.fromkeys(folders))
@@ -203,7 +211,7 @@ class _Places:
             if name in self._names(os.path.join(folder, inside)):
                 return folder / file_name
         places = [folder / file_name for folder in self.folders]
-        for place in places:  # by another case, where the disk allows it
+        for place in places:  # disks that ignore case find names in another case
             if place.is_file():
                 return place
         looked = ", ".join(str(place.parent) for place in places)
@@ -219,24 +227,25 @@ class _Places:
 
 
 def _files(root: Path) -> dict[str, Path]:
-    """The JSON files of a folder by the names of their splits; a file is a split of its own, without a name."""
+    """Finds the JSON files of a folder, by the names of their splits. A file given as root has the name ""."""
     if root.is_file():
         return {"": root}
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json")) + sorted(root.glob("*/*.json")):
         if path.stem == PREFIXES[1]:
             found.setdefault(path.parent.name if path.parent != root else "", path)
         elif path.parent in (root, root / "annotations"):
             found.setdefault(path.stem.removeprefix(PREFIXES[0]), path)
     instances = {name: path for name, path in found.items() if path.stem.startswith(PREFIXES[0])}
-    return instances or found  # beside COCO's instances lie captions and keypoints
+    return instances or found  # COCO's folder also has files of captions and keypoints
 
 
 class COCODataset(BoxDataset):
-    """COCO's JSON files, see `BoxDataset`: `annotations/instances_<split>.json` with `<split>/` or `images/<split>/`,
-    `<split>/_annotations.coco.json` with the pictures beside it, or one JSON file, itself or in its folder.
+    """A dataset in COCO's format; arguments and attributes are those of `BoxDataset`.
 
-    Labels follow the order of the categories' ids. Boxes of crowds ("iscrowd") are left out but with `keep_crowds`.
+    Its layout is `annotations/instances_<split>.json` with pictures in `<split>/` or `images/<split>/`, or
+    `<split>/_annotations.coco.json` beside its pictures, or a single JSON file, given by its path or by its folder.
+    Labels follow the order of the category ids. Boxes of crowds ("iscrowd") are left out unless `keep_crowds`.
     """
 
     @staticmethod
@@ -252,13 +261,13 @@ class COCODataset(BoxDataset):
     def _chosen(cls, root: Path, split: str | None) -> list[tuple[str, Path]]:
         found = _files(root)
         if not found:
-            raise FileNotFoundError(f"{root}: no JSON file of annotations, as COCO has it")
+            raise FileNotFoundError(f"{root}: no JSON file of annotations in COCO's layout")
         if split is not None and split not in found:
             raise FileNotFoundError(f"{root}: no such split {split!r}; there are: {cls.splits(root) or 'none'}")
         return [(name, path) for name, path in found.items() if split in (None, name)]
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._declared: dict[str, list[tuple[Any, str]]] = {}  # of each file its categories, by their ids
+        self._declared: dict[str, list[tuple[Id, str]]] = {}  # id and name of the categories of each file
         super().__init__(*args, **options)
 
     def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
@@ -286,18 +295,18 @@ class COCODataset(BoxDataset):
                 begin = end
 
     @property
-    def image_ids(self) -> Sequence[Any]:
-        """The id of each picture in its file."""
+    def image_ids(self) -> Sequence[ImageId]:
+        """The id of each picture, a number or a text, in the order of the dataset."""
         return self._image_ids
 
     @property
-    def category_names(self) -> dict[Any, str]:
-        """The names of the categories by their ids.
+    def category_names(self) -> dict[Id, str]:
+        """Dict from the id of each category to its name.
 
         Raises:
-            ValueError: two files have one id for two names.
+            ValueError: two files use the same id for different names.
         """
-        names: dict[Any, str] = {}
+        names: dict[Id, str] = {}
         for path, categories in self._declared.items():
             for id, name in categories:
                 if names.setdefault(id, name) != name:

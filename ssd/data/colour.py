@@ -1,4 +1,4 @@
-"""Colours: what augmentation does to them, and the numbers that the network takes, as one matrix per picture."""
+"""Colour augmentation and normalisation of the network's input, as one matrix per picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD
 
-# Red, green and blue to brightness and two of colour (Y, I and Q of NTSC, as in Python's colorsys), and back.
+# From red, green and blue to brightness Y and chrominance I and Q (NTSC, as in Python's colorsys), and back.
 TO_YIQ = np.array([[0.30, 0.59, 0.11], [0.5990, -0.2773, -0.3217], [0.2130, -0.5251, 0.3121]])
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 
@@ -18,16 +18,17 @@ FROM_YIQ = np.linalg.inv(TO_YIQ)
 def colour_matrix(
     brightness: float = 0.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0, *, grey: float = 0.5
 ) -> Tensor:
-    """From the bytes (r, g, b, 1) of a pixel to the network's input: four changes of its colour, then `to_input`'s.
+    """Makes the matrix from the bytes (r, g, b, 1) of a pixel to the network's input, with changed colours.
 
-    Each leaves what the others change as it is, so their order does not matter.
+    Four changes are followed by the normalisation of ImageNet. The changes do not affect each other, so their order
+    does not matter.
 
     Args:
-        brightness: added to red, green and blue, in 0..1.
-        contrast: factor on the distance of all three from `grey`.
+        brightness: added to red, green and blue, where white is 1.
+        contrast: factor on the distance of red, green and blue from `grey`.
         saturation: factor on I and Q of the colour in YIQ.
-        hue: angle in radians by which I and Q are turned.
-        grey: the mean brightness of the picture, in 0..1.
+        hue: angle in radians by which I and Q are rotated.
+        grey: mean brightness of the pixels in the sample, in 0..1.
 
     Returns:
         (3, 4) float32.
@@ -39,13 +40,13 @@ def colour_matrix(
 
 
 def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
-    """The network's input: colours changed and normalised as for ImageNet, in one product.
+    """Computes the network's input: changes colours and normalises as for ImageNet, in one matrix product.
 
-    What becomes brighter than white or darker than black is not cut, which would take away what a bright picture shows.
+    Values brighter than white or darker than black are not clipped, so that bright pictures keep their details.
 
     Args:
-        images: (B, 3, H, W) uint8; what is floating-point already is returned as it is.
-        colours: (B, 3, 4), a `colour_matrix` for each picture; None changes nothing.
+        images: (B, 3, H, W) uint8; floating-point images are returned unchanged.
+        colours: (B, 3, 4) float32, a `colour_matrix` for each picture; None: only normalise.
 
     Returns:
         (B, 3, H, W) float32, on the device of the images.

@@ -1,7 +1,7 @@
-"""What the data sets of all formats have in common: checks, what is left out, samples.
+"""The base class of datasets of all formats: checks annotations, drops unusable objects, gives samples.
 
-Nothing is kept as a Python object for each picture: hundreds of thousands of them would take gigabytes, and a loader's
-workers, which look at them, would each get a copy of their own.
+Annotations are kept in arrays and not as Python objects per picture. Hundreds of thousands of objects would take
+gigabytes, and each worker of a loader would end up with its own copy of them.
 """
 
 from __future__ import annotations
@@ -32,34 +32,36 @@ from ssd.runtime.packed import Packed, Texts
 from ssd.runtime.text import printable
 from ssd.runtime.threads import in_threads_if_slow
 
-PATIENCE = 3  # seconds until a bar shows how far the opening is
+ImageId = int | str | None  # of a picture in its file; None where the format has none
+
+PATIENCE = 3  # seconds until a progress bar appears
 
 
 class Object(NamedTuple):
-    """An object as a file describes it."""
+    """An annotated object, as a file describes it."""
 
-    index: int  # position in its file, from 0
+    index: int  # type: ignore[assignment]  # position in its file, from 0; hides tuple.index
     name: str  # of its class
-    box: tuple[float, ...]  # four numbers, as the format has them
-    difficult: bool = False  # counts neither way in evaluation
-    crowd: bool = False  # many objects in one box: to learn from it as one would be wrong
-    area: float | None = None  # in square pixels, where the file has it
+    box: tuple[float, ...]  # four numbers, in the convention of the format
+    difficult: bool = False  # ignored in evaluation
+    crowd: bool = False  # many objects in one box, which must not be learned as one object
+    area: float | None = None  # in square pixels, if the file has it
 
 
 class Entry(NamedTuple):
-    """A picture and what a file says of it."""
+    """A picture and its annotation."""
 
-    annotation: Path
+    annotation: Path  # the file
     picture: Path
     objects: list[Object]
-    image_id: Any = None  # where the format numbers its pictures
+    image_id: ImageId = None
 
 
 class Dropped(NamedTuple):
-    """An annotated object that no detector can learn from and the reader left out."""
+    """An annotated object that the reader left out, because its box cannot be used."""
 
     path: Path  # the file of the annotation
-    index: int  # position among the objects of the file, from 0
+    index: int  # type: ignore[assignment]  # position among the objects of the file, from 0; hides tuple.index
     name: str
     box: tuple[float, ...]  # as written in the file
     reason: str
@@ -73,24 +75,28 @@ class UnknownClassError(ValueError):
 
 
 class Annotations(NamedTuple):
-    """What the files of a data set say of N pictures and their R objects."""
+    """The annotations of N pictures with R objects in all."""
 
-    files: Texts[Path]  # N, of the annotation of each picture
+    files: Texts[Path]  # N, the annotation file of each picture
     pictures: Texts[Path]  # N
-    image_ids: Sequence[Any]  # N
+    image_ids: Sequence[ImageId]  # N
     headers: np.ndarray  # (N, 4) int32, `Header`s
-    row_splits: np.ndarray  # (N + 1,) int64, objects of each picture
-    names: tuple[str, ...]  # of the classes, as they come
+    row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
+    names: tuple[str, ...]  # of the classes, in the order of first appearance
     # The R objects, see `Object`:
-    indices: np.ndarray  # int64
-    labels: np.ndarray  # int32, which of the names
+    indices: np.ndarray  # (R,) int64
+    labels: np.ndarray  # (R,) int32, indices into `names`
     boxes: np.ndarray  # (R, 4) float64
-    difficult: np.ndarray  # bool
-    crowd: np.ndarray  # bool
-    areas: np.ndarray  # float64, NaN where the file has none
+    difficult: np.ndarray  # (R,) bool
+    crowd: np.ndarray  # (R,) bool
+    areas: np.ndarray  # (R,) float64, NaN if the file has no area
 
     def to_arrays(self, declared: Any) -> dict[str, np.ndarray]:
-        """All of it, and plain values of the format's own, in arrays without objects."""
+        """Converts everything to arrays without Python objects.
+
+        Args:
+            declared: values of the format itself that JSON can hold; they are stored too.
+        """
         fields = self._asdict()
         arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
         for name in ("files", "pictures"):
@@ -100,23 +106,43 @@ class Annotations(NamedTuple):
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> tuple[Annotations, Any]:
-        """What `to_arrays` was given."""
+        """Restores the annotations and `declared` from the result of `to_arrays`."""
         plain = json.loads(arrays["plain"].tobytes())
-        fields = {name: arrays[name] for name in cls._fields if name in arrays}
-        for name in ("files", "pictures"):
-            fields[name] = Texts.of(arrays[f"{name}_bytes"], arrays[f"{name}_ends"], Path)
-        image_ids, names = _packed(plain["image_ids"]), tuple(plain["names"])
-        return cls(**fields, image_ids=image_ids, names=names), plain["declared"]
+        annotations = cls(
+            files=Texts.of(arrays["files_bytes"], arrays["files_ends"], Path),
+            pictures=Texts.of(arrays["pictures_bytes"], arrays["pictures_ends"], Path),
+            image_ids=_packed(plain["image_ids"]),
+            headers=arrays["headers"],
+            row_splits=arrays["row_splits"],
+            names=tuple(plain["names"]),
+            indices=arrays["indices"],
+            labels=arrays["labels"],
+            boxes=arrays["boxes"],
+            difficult=arrays["difficult"],
+            crowd=arrays["crowd"],
+            areas=arrays["areas"],
+        )
+        return annotations, plain["declared"]
 
 
 def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
-    """Reads annotations and the headers of their pictures; of each the function that reads it, in any thread."""
+    """Reads the annotations and picture headers of a dataset, and shows a progress bar if that takes long.
+
+    Args:
+        readers: for each picture a function that reads its annotation; may be called in any thread.
+
+    Raises:
+        FileNotFoundError, ImageReadError, ValueError: see `BoxDataset`.
+    """
 
     def read(reader: Callable[[], Entry]) -> tuple[Entry, Header]:
         entry = reader()
         return entry, read_header(entry.picture)
 
-    files, pictures, image_ids, names = [], [], [], {}
+    files: list[str] = []
+    pictures: list[str] = []
+    image_ids: list[ImageId] = []
+    names: dict[str, int] = {}  # the number of each
     headers, indices, labels, row_splits = array("i"), array("q"), array("i"), array("q", [0])
     boxes, areas, difficult, crowd = array("d"), array("d"), bytearray(), bytearray()
     bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
@@ -151,72 +177,73 @@ def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
     )
 
 
-def _packed(image_ids: list[Any]) -> Sequence[Any]:
-    """Whole numbers as an array, and others as they are."""
+def _packed(image_ids: list[ImageId]) -> Sequence[ImageId]:
+    """Puts ids into an array if all are integers; otherwise returns the list."""
     try:
-        return array("q", image_ids)
+        return array("q", image_ids)  # type: ignore[type-var]  # others raise
     except (TypeError, OverflowError):
         return image_ids
 
 
 def _upright(headers: np.ndarray) -> np.ndarray:
-    """Height and width (N, 2) of pictures as they are shown, of `Header`s (N, 4)."""
+    """Height and width (N, 2) of upright pictures, from their `Header`s (N, 4)."""
     turned = np.isin(headers[:, 2], TURNED)
     return np.where(turned[:, None], headers[:, 1::-1], headers[:, :2])
 
 
-class BoxDataset(ABC, Dataset):
+class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     """Pictures with boxes, from folders of one format.
 
-    All annotations are read and checked at construction, and the size of a picture is taken from the picture. What took
-    long to read is kept for the next time (`ssd.data.cache`).
-    Boxes are clipped to it; objects whose box has no width or height, is not finite or lies outside of it are
-    left out and listed in `dropped`. Pictures without objects are kept.
+    The constructor reads and checks all annotations, and reads the size of each picture from its file. If that takes
+    long, the result is cached for the next time (`ssd.data.cache`). Boxes are clipped to the picture. Objects whose box
+    has no width or height, is not finite or lies outside of the picture are left out and listed in `dropped`. Pictures
+    without objects are kept.
 
     Args:
-        roots: a folder or several, whose pictures are joined in this order.
-        split: one of `splits`, such as "trainval"; None takes all that is not in splits, or all of them.
-        classes: names of the classes; label i is classes[i - 1] and 0 is the background. None takes the names
-            that the annotations have; give a test set the classes of the training set.
-        transform: called as transform(image, target); a `PictureTransform` gets the picture file for an image, and
-            decodes what it wants of it.
+        roots: a folder, or several folders whose pictures are concatenated in this order.
+        split: one of `splits`, such as "trainval". None: all pictures, whatever their split.
+        classes: names of the classes; label i is classes[i - 1], and 0 is the background. None: the names
+            that the files declare, or else those of the annotations. A test set needs the classes of its training set.
+        transform: called as transform(image, target). A `PictureTransform` gets a `PictureFile` instead of an image,
+            and decodes only the part that it needs.
         keep_difficult: whether targets include objects marked as difficult.
-        keep_crowds: whether they include, as difficult ones, boxes around many objects: for evaluation, which ignores
-            what is found there.
+        keep_crowds: whether targets include boxes around many objects, marked as difficult. Evaluation needs them to
+            ignore detections there.
 
     Attributes:
         classes: tuple of names, without the background.
         pictures: sequence with the path of each picture.
         counts: dict with the number of objects of each class.
-        dropped: list of `Dropped`.
+        dropped: list of `Dropped`, the objects left out.
 
     Raises:
         FileNotFoundError: a folder, a split, an annotation or a picture is missing.
         ImageReadError: the header of a picture is unreadable.
-        ValueError: an annotation is broken or has a class that is not in `classes`, or there are none.
+        ValueError: an annotation is broken or has a class that is not in `classes`, or there are no annotations.
     """
 
-    _declared: Any = None  # what a format reads besides, of values that JSON knows
+    _declared: Any = None  # more values that a format reads, of types that JSON can hold
 
     def __init__(
         self,
-        roots: str | PathLike | Iterable[str | PathLike],
+        roots: str | PathLike[str] | Iterable[str | PathLike[str]],
         split: str | None = None,
         classes: Sequence[str] | None = None,
         transform: Callable[..., Any] | None = None,
         keep_difficult: bool = True,
         keep_crowds: bool = False,
-    ):
-        roots = [Path(root) for root in ([roots] if isinstance(roots, (str, PathLike)) else roots)]
-        read = self._read(roots, split)
+    ) -> None:
+        folders = [Path(root) for root in ([roots] if isinstance(roots, (str, PathLike)) else roots)]
+        read = self._read(folders, split)
         if not len(read.pictures):
-            raise ValueError(f"no annotations in {[str(root) for root in roots]}, split {split!r}")
+            raise ValueError(f"no annotations in {[str(folder) for folder in folders]}, split {split!r}")
         self.classes = tuple(self._names(read.names) if classes is None else classes)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
-        for name in self.classes:  # which tables, lists and terminals could not show
+        for name in self.classes:
+            # Tables, lists and terminals could not show it.
             if any(unicodedata.category(character) == "Cc" for character in name):
-                raise ValueError(f"{roots[0]}: the name of a class has a control character: {name!r}")
+                raise ValueError(f"{folders[0]}: the name of a class has a control character: {name!r}")
         self.transform = transform
         self.dropped: list[Dropped] = []
         self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
@@ -225,7 +252,7 @@ class BoxDataset(ABC, Dataset):
         self._objects = self._wanted(keep_crowds)
 
     def _read(self, roots: Sequence[Path], split: str | None) -> Annotations:
-        """What the files say, or said when they were read before and were what they are."""
+        """Reads the annotations from the files, or from the cache if the files have not changed."""
         tops = [Path(os.path.abspath(root)) for root in roots]
 
         def read() -> dict[str, np.ndarray]:
@@ -249,7 +276,7 @@ class BoxDataset(ABC, Dataset):
         return annotations
 
     def _usable(self, read: Annotations) -> Packed[dict[str, Tensor]]:
-        """All objects but those that are dropped, clipped to their pictures; with the columns of a target, and more."""
+        """Clips all objects to their pictures and drops unusable ones; the columns are a target's, and a few more."""
         label_of = {name: label for label, name in enumerate(self.classes, start=1)}
         labels = np.array([label_of.get(name, 0) for name in read.names], np.int64)[read.labels]
         picture_of = np.arange(len(read.pictures)).repeat(np.diff(read.row_splits))
@@ -287,17 +314,18 @@ class BoxDataset(ABC, Dataset):
         return packed.where(torch.from_numpy(finite & extended & inside))
 
     def _wanted(self, keep_crowds: bool) -> Packed[dict[str, Tensor]]:
-        """The objects that targets include."""
+        """Selects the objects that targets include."""
         columns = self._all.columns
         kept = torch.where(columns["crowd"], keep_crowds, ~columns["difficult"] | self._keep_difficult)
         wanted = self._all.where(kept)
         return Packed({name: c for name, c in wanted.columns.items() if name != "crowd"}, wanted.row_splits)
 
     def view(self, transform: Callable[..., Any] | None, keep_crowds: bool | None = None) -> BoxDataset:
-        """The same pictures and annotations, of which nothing is copied, with another transform.
+        """Makes a dataset with another transform that shares the pictures and annotations of this one.
 
         Args:
-            transform, keep_crowds: see the class; None keeps the crowds of this one.
+            transform: see `BoxDataset`.
+            keep_crowds: see `BoxDataset`. None: as in this dataset.
         """
         view = copy.copy(self)
         view.transform = transform
@@ -308,52 +336,63 @@ class BoxDataset(ABC, Dataset):
     @staticmethod
     @abstractmethod
     def holds(folder: Path) -> bool:
-        """Whether a folder looks like this format."""
+        """Tells whether a folder has the layout of this format."""
 
     @staticmethod
     @abstractmethod
     def splits(folder: Path) -> list[str]:
-        """Sorted names of its parts, such as "train" and "val"; empty if it has none."""
+        """Lists the sorted names of a folder's splits, such as "train" and "val"; empty if it has none."""
 
     @abstractmethod
     def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
-        """For each picture of a folder, or of one of its splits, what reads its annotation; called in any thread."""
+        """For each picture of a folder or of one split, a function that reads its annotation, in any thread."""
 
     def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
-        """The files beside annotations and pictures that decide what is read."""
+        """Files other than annotations and pictures that affect the result, for the cache to check."""
         return ()
 
     @staticmethod
     @abstractmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Left, top, right and bottom edges (R,) of boxes as written (4, R), in pixels; may lie outside of the picture.
+        """Converts boxes as written to left, top, right and bottom edges in pixels.
 
         Args:
-            height, width: (R,) of their pictures.
+            written: (4, R) float64, the numbers in the file.
+            height, width: (R,) size of their pictures in pixels.
+
+        Returns:
+            Four arrays (R,), not clipped to the picture.
         """
 
     @staticmethod
     def _sound(
         written: np.ndarray, edges: np.ndarray, height: np.ndarray, width: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which boxes, as written (4, R) and with these edges (4, R), have a width and a height, and which reach into
-        their pictures: (R,) bool each."""
+        """Tells which boxes have a width and a height, and which overlap their pictures.
+
+        Args:
+            written, edges: (4, R) float64, see `_edges`.
+            height, width: (R,) size of their pictures in pixels.
+
+        Returns:
+            Two arrays (R,) bool.
+        """
         x0, y0, x1, y1 = edges
         return (x1 > x0) & (y1 > y0), (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        """The names of the classes where none are given: those found, sorted."""
+        """The class names if none are given: those in the annotations, sorted."""
         return sorted(found)
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of objects of each class."""
+        """Dict from the name of each class to its number of objects."""
         counts = self._objects.columns["labels"].bincount(minlength=len(self.classes) + 1)[1:]
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
     @property
     def objects(self) -> Packed[dict[str, Tensor]]:
-        """Of each picture "boxes" (n, 4) float32 xyxy in fractions of it, and "labels" (n,) int64."""
+        """For each picture, "boxes" (n, 4) float32 xyxy in fractions of the picture, and "labels" (n,) int64."""
         columns, sizes = self._objects.columns, self.sizes.float().repeat(1, 2)
         boxes = columns["boxes"] / sizes.repeat_interleave(self._objects.counts, 0)
         return Packed({"boxes": boxes, "labels": columns["labels"]}, self._objects.row_splits)
@@ -365,10 +404,10 @@ class BoxDataset(ABC, Dataset):
 
     @property
     def truths(self) -> Packed[dict[str, Any]]:
-        """What evaluation needs to know of each picture, which is not read for it.
+        """The true objects of each picture, for evaluation. No picture is decoded for them.
 
-        "boxes" (n, 4) float32 xyxy in pixels, "labels" (n,) int64, "difficult" (n,) bool, "areas" (n,) float64 in
-        square pixels, as the file has them, or else those of the boxes; and "image_id", if all are whole numbers.
+        For each picture: "boxes" (n, 4) float32 xyxy in pixels, "labels" (n,) int64, "difficult" (n,) bool, "areas"
+        (n,) float64 in square pixels (those of the boxes if the file has none), and "image_id" if all ids are integers.
         """
         of_images = {"image_id": self._image_ids} if isinstance(self._image_ids, array) else {}
         return Packed(self._objects.columns, self._objects.row_splits, of_images)
@@ -377,15 +416,17 @@ class BoxDataset(ABC, Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, Tensor]]:
-        """One picture and its objects, through `transform` if there is one.
+        """Reads one picture and its objects, and applies `transform` if there is one.
 
         Returns:
-            image: tv_tensors.Image (3, H, W) uint8.
-            target: "boxes" tv_tensors.BoundingBoxes (n, 4) float32 xyxy in pixels, "labels" (n,) int64 in
-                1..len(classes), "difficult" (n,) bool.
+            image: tv_tensors.Image (3, H, W) uint8 RGB.
+            target: dict with "boxes" tv_tensors.BoundingBoxes (n, 4) float32 xyxy in pixels, "labels" (n,) int64 in
+                1..len(classes), and "difficult" (n,) bool.
 
         Raises:
-            ImageReadError: the picture is damaged or cut short; the message names it.
+            FileNotFoundError: the picture has been removed.
+            ImageReadError: the picture is damaged or truncated; the message names it.
+            IndexError: there is no such picture.
         """
         index = range(len(self))[index]
         objects = self._objects[index]

@@ -1,4 +1,4 @@
-"""Long lists in a JSON file, row by row: a file of a gigabyte then takes no objects of several."""
+"""Reads long lists in a JSON file row by row, so that a file of 1 GB does not become several GB of Python objects."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-# Outlines of objects, nine tenths of a file of COCO, which a detector of boxes has no use for. Inside of a text the
-# quotes would be escaped, and between these brackets is nothing but numbers.
+# Outlines of objects, 90% of a file in COCO's format; a detector of boxes does not need them. The pattern cannot match
+# inside of a string, where the quotes would be escaped. Between these brackets are only numbers.
 OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[[][0-9eE+\-.,\s]*\]')
 BLANK = re.compile(r"[ \t\n\r]*")
 SEPARATOR = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 
-START = object()  # in place of a row: the list begins
+START = object()  # yielded instead of a row when a list begins
 
-_scan_once = json.JSONDecoder().scan_once
+_value_at = json.JSONDecoder().raw_decode  # (text, position) -> (the value there, the position after it)
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of all lists at the top of a JSON file, each with the key of its list; "" if the file is one list.
+    """Yields the rows of all lists at the top level of a JSON file.
 
-    Before the first row of each list comes `START`. What is no list is passed over, and outlines ("segmentation") are
-    0.
+    Other values at the top level are skipped, and outlines ("segmentation") are read as 0.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Pairs of the key of a list and one of its rows; the key is "" if the whole file is a list. The first pair of
+        each list has `START` instead of a row.
 
     Raises:
         FileNotFoundError: no such file.
@@ -40,10 +46,10 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             text = OUTLINES.sub(b'"segmentation":0', data).decode(encoding, "surrogatepass")
             yield from _top(text)
         except (ValueError, IndexError, RecursionError) as error:
-            try:  # for its words and the place in the file
+            try:  # its message is better and has the position in the file
                 json.loads(data[:])
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: broken JSON ({error})") from error
+            except (ValueError, RecursionError) as said:
+                raise ValueError(f"{path}: broken JSON ({said})") from said
             raise ValueError(f"{path}: broken JSON ({error})") from error
 
 
@@ -56,30 +62,30 @@ def _top(text: str) -> Iterator[tuple[str, Any]]:
         while text[at] != "}":
             if text[at] != '"':
                 raise ValueError
-            key, at = _scan(text, at)
+            key, at = _value_at(text, at)
             at = _after_blank(text, _after_blank(text, at, ":") + 1)
             if text[at] == "[":
                 at = yield from _rows(key, text, at)
             else:
-                _, at = _scan(text, at)
+                _, at = _value_at(text, at)
             at = _after_blank(text, at)
             if text[at] == ",":
                 at = _after_blank(text, at + 1, '"')
         at += 1
     else:
-        _, at = _scan(text, at)
+        _, at = _value_at(text, at)
     if _after_blank(text, at) != len(text):
         raise ValueError
 
 
 def _rows(key: str, text: str, at: int) -> Generator[tuple[str, Any], None, int]:
-    """The rows of a list that begins at this place; returns the place behind it."""
+    """Yields the rows of a list that begins at this position; returns the position after the list."""
     yield key, START
     at = _after_blank(text, at + 1)
     if text[at] == "]":
         return at + 1
     while True:
-        row, at = _scan(text, at)
+        row, at = _value_at(text, at)
         yield key, row
         separator = SEPARATOR.match(text, at)
         if separator is None:
@@ -89,17 +95,10 @@ def _rows(key: str, text: str, at: int) -> Generator[tuple[str, Any], None, int]
             return at
 
 
-def _scan(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at this place, and the place behind it."""
-    try:
-        return _scan_once(text, at)
-    except StopIteration:  # which would end a generator
-        raise ValueError("no value") from None
-
-
 def _after_blank(text: str, at: int, wanted: str = "") -> int:
-    """The next place that is not blank, where the wanted character must be."""
-    at = BLANK.match(text, at).end()
+    """The next position that is not blank; raises ValueError if another character than the wanted one is there."""
+    if blank := BLANK.match(text, at):
+        at = blank.end()
     if wanted and text[at] != wanted:
         raise ValueError
     return at

@@ -1,4 +1,4 @@
-"""Batches of a dataset: in an order and with an augmentation that depend on the seed alone."""
+"""Loaders of batches; their order and augmentation depend only on the seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,31 +20,42 @@ from ssd.loss import pack_targets
 from ssd.runtime.packed import Packed
 from ssd.runtime.processes import ALONE, Ranks
 
+Sample = tuple[Tensor, dict[str, Tensor]]  # an image and its target
+Key = TypeVar("Key", contravariant=True)
+Fetched = TypeVar("Fetched")
+
+
+class Samples(Protocol[Key]):
+    """A map-style dataset: it has a length, and a sample for each key; usually the keys are 0..len-1."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Key, /) -> Any: ...
+
 
 class Batch(NamedTuple):
-    """B samples; their G objects lie in a row, as the loss takes them."""
+    """B samples with G objects in all, in the packed form that the loss takes."""
 
-    images: Tensor  # (B, 3, S, S), bytes, or float where a transform gives these
-    colours: Tensor | None  # (B, 3, 4), see `ssd.data.colour.to_input`; None without changes
+    images: Tensor  # (B, 3, S, S) uint8; float if the transform returns float images
+    colours: Tensor | None  # (B, 3, 4) float32, see `ssd.data.colour.to_input`; None: no changes
     boxes: Tensor  # (G, 4) float32 xyxy, fractions of the image
     labels: Tensor  # (G,) int64
     difficult: Tensor  # (G,) bool
     row_splits: Tensor  # (B + 1,) int32, rows of each image
 
     def to(self, device: torch.device) -> Batch:
-        """On the device, by copies that the host does not wait for where memory is pinned, as that of a loader is."""
-        return Batch(*(None if column is None else column.to(device, non_blocking=True) for column in self))
+        """Copies the batch to a device, asynchronously if its memory is pinned, as in batches of a loader."""
+        return Batch._make(None if column is None else column.to(device, non_blocking=True) for column in self)
 
     def targets(self) -> Packed[dict[str, Tensor]]:
-        """A copy of the objects of each image: "boxes", "labels" and "difficult".
+        """Copies the objects of each image: "boxes", "labels" and "difficult".
 
-        A view would keep the memory that a worker shares, and its open files, as long as the targets are kept.
+        Views would keep the shared memory of a worker and its open files as long as the targets exist.
         """
         columns = {name: getattr(self, name).clone() for name in ("boxes", "labels", "difficult")}
         return Packed(columns, self.row_splits.long())
 
     def parts(self, n: int) -> list[Batch]:
-        """The batch in n parts of neighbouring samples, in numbers that differ by 1 at most."""
+        """Splits the batch into n >= 1 parts of consecutive samples, whose sizes differ by 1 at most."""
         if n == 1:
             return [self]
         rows = self.row_splits.tolist()
@@ -57,21 +68,27 @@ class Batch(NamedTuple):
         return parts
 
 
-def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
-    """Joins samples of images (3, S, S) of one size; in a worker, straight into the memory that it shares."""
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Joins samples into a batch; in a worker of a loader, directly in shared memory.
+
+    Args:
+        samples: at least one (image, target). All images are (3, S, S) of one size and dtype. A target has "boxes"
+            (n, 4) float xyxy in fractions of the image and "labels" (n,) int64, and may have "difficult" (n,) bool and
+            "colour" (3, 4).
+    """
     images, targets = zip(*samples, strict=True)
-    boxes = [t["boxes"].reshape(-1, 4) for t in targets]  # an empty list has the shape (0,)
-    boxes, labels, row_splits = pack_targets(boxes, [t["labels"] for t in targets], images[0].device)
+    boxes_of = [t["boxes"].reshape(-1, 4) for t in targets]  # an empty list has the shape (0,)
+    boxes, labels, row_splits = pack_targets(boxes_of, [t["labels"] for t in targets], images[0].device)
     difficult = torch.cat([t.get("difficult", t["labels"] < 0) for t in targets])
     colours = [t["colour"] for t in targets if "colour" in t]
-    # The colours of a pixel lie together, as decoders leave them: to part them takes a device less time than a worker.
+    # Red, green and blue of a pixel stay adjacent, as decoders write them; the device separates them faster.
     rows = [image.permute(1, 2, 0).contiguous() for image in images]
     try:
-        rows = default_collate(rows)
-    except RuntimeError:  # no shared memory is left
-        rows = torch.stack(rows)
+        pixels: Tensor = default_collate(rows)  # (B, S, S, 3)
+    except RuntimeError:  # shared memory is full
+        pixels = torch.stack(rows)
     return Batch(
-        rows.permute(0, 3, 1, 2), torch.stack(colours) if colours else None, boxes, labels, difficult, row_splits
+        pixels.permute(0, 3, 1, 2), torch.stack(colours) if colours else None, boxes, labels, difficult, row_splits
     )
 
 
@@ -79,39 +96,39 @@ def _seed_of(*key: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
 
 
-class SeededDataset(Dataset):
-    """A view of a dataset whose random transforms depend on (seed, epoch, index) and on nothing else.
+class SeededDataset(Dataset[Any]):
+    """A view of a dataset whose random transforms depend only on (seed, epoch, index).
 
-    So a sample is the same for any number of loader workers and after any interruption, and reading it leaves
-    the global random state as it was. This holds for transforms that draw from PyTorch's CPU generator.
+    So a sample is the same for any number of loader workers and after any interruption. Reading it does not change the
+    global random state. This holds for transforms that take their random numbers from PyTorch's CPU generator.
 
     Args:
-        dataset: any map-style dataset.
+        dataset: any map-style dataset with keys 0..len-1.
         seed: any integer.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Samples[int], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The sample of (epoch, index)."""
+        """Reads the sample with the key (epoch, index)."""
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            # not torch.manual_seed, which would reseed the GPU too
+            # torch.manual_seed would also reseed the GPUs.
             torch.random.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
             return self.dataset[index]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """The number of batches of n samples, without an incomplete last one unless it is the only one."""
+    """Number of batches per epoch of n samples: an incomplete last batch is left out, unless it is the only one."""
     return max(1, n // batch_size)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Shuffle 0..n-1 into batches in an order that depends on the arguments alone.
+    """Shuffles 0..n-1 into the batches of an epoch; the order depends only on the arguments.
 
     Args:
         n: number of samples, at least 1.
@@ -119,7 +136,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
         seed, epoch: any integers.
 
     Returns:
-        the batches of an epoch, as many as `steps_per_epoch` says.
+        `steps_per_epoch(n, batch_size)` lists of indices.
 
     Raises:
         ValueError: n or batch_size is less than 1.
@@ -133,7 +150,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
 
 
 def worker_count(workers: int | None) -> int:
-    """The number of loader workers asked for; by default one per core that this process may use, at most 4."""
+    """Number of loader workers: as given, or for None one per core that this process may use, at most 4."""
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -141,14 +158,14 @@ def worker_count(workers: int | None) -> int:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """For loader workers: Ctrl-C reaches all processes, but the main one decides when to stop."""
+    """Makes a loader worker ignore Ctrl-C, which all processes receive: the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Steps(Sampler):
-    """The keys (epoch, index) of the batches of some steps of a run, as far as they are this process's."""
+class _Steps(Sampler[list[tuple[int, int]]]):
+    """Yields, for each of some steps of a run, the keys (epoch, index) of this process's share of the batch."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, steps: range, ranks: Ranks):
+    def __init__(self, n: int, batch_size: int, seed: int, steps: range, ranks: Ranks) -> None:
         self.n, self.batch_size, self.seed, self.steps, self.ranks = n, batch_size, seed, steps, ranks
 
     def __len__(self) -> int:
@@ -164,26 +181,27 @@ class _Steps(Sampler):
 
 
 def train_loader(
-    dataset: Dataset, batch_size: int, seed: int, steps: range, workers: int = 0, ranks: Ranks = ALONE
-) -> DataLoader:
-    """A loader of a run, or of the rest of one, that gives the same batches whenever it is started.
+    dataset: Samples[int], batch_size: int, seed: int, steps: range, workers: int = 0, ranks: Ranks = ALONE
+) -> DataLoader[Batch]:
+    """Makes a loader for the steps of a run, or for the rest of a run; the batches of a step are always the same.
 
-    Its workers live as long as its iteration, through all epochs, and read ahead from one into the next.
+    Its workers live until the iteration ends. They read ahead across epochs.
 
     Args:
-        dataset: gives (image, target) with images of one size.
-        batch_size: samples per batch, of all processes together; an epoch has no incomplete last batch, unless it is
-            the only one.
+        dataset: its samples are (image, target) with images of one size.
+        batch_size: samples per batch, of all processes together. An incomplete last batch of an epoch is left out,
+            unless it is the only one.
         seed: any integer.
-        steps: of the run, counted through its epochs from 0.
-        workers: processes that read pictures; 0 reads them in this one. Does not change the batches.
+        steps: steps of the run, counted from 0 through all epochs.
+        workers: number of processes that read pictures; 0: this process reads them. Does not change the batches.
         ranks: the processes that share each batch.
 
     Returns:
-        loader of one `Batch` for each step.
+        A loader that yields one `Batch` for each step. It raises OSError or ValueError for a sample that cannot be
+        read, and ChildProcessError if a worker was killed.
 
     Raises:
-        ValueError: a batch has less samples than there are processes.
+        ValueError: a batch has fewer samples than there are processes.
     """
     if (n := min(batch_size, len(dataset))) < ranks.size:
         raise ValueError(f"a batch of {n} pictures cannot be shared by {ranks.size} processes")
@@ -195,21 +213,21 @@ def train_loader(
     )
 
 
-def eval_loader(dataset: Dataset, batch_size: int, workers: int | None = None) -> DataLoader:
-    """A loader of a whole dataset in its order.
+def eval_loader(dataset: Samples[int], batch_size: int, workers: int | None = None) -> DataLoader[Batch]:
+    """Makes a loader for a whole dataset in order.
 
     Args:
-        dataset: gives (image, target) with images of one size.
-        batch_size: samples per batch; the last one may hold fewer.
-        workers: processes that read pictures; by default one per core, at most 4.
+        dataset: its samples are (image, target) with images of one size.
+        batch_size: samples per batch; the last batch may have fewer.
+        workers: see `worker_count`.
 
     Returns:
-        loader of `Batch`.
+        A loader that yields `Batch`es; errors as in `train_loader`.
     """
     return _loader(dataset, worker_count(workers), batch_size=batch_size)
 
 
-def _loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
+def _loader(dataset: Samples[Any], workers: int, **options: Any) -> DataLoader[Batch]:
     return _Loader(
         _Batches(dataset),
         num_workers=workers,
@@ -220,10 +238,10 @@ def _loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
     )
 
 
-class _Batches(Dataset):
-    """What a loader's workers send: a batch, or the error of a sample that cannot be read."""
+class _Batches(Dataset[Batch]):
+    """A dataset of whole batches; a sample that cannot be read gives its error instead of the batch."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Samples[Any]) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -232,55 +250,64 @@ class _Batches(Dataset):
     def __getitems__(self, keys: Sequence[Any]) -> Batch | Exception:
         try:
             batch = collate([self.dataset[key] for key in keys])
-        except (OSError, ValueError) as error:  # torch would put the worker's traceback into its message
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # if it were raised, torch would add the worker's traceback to the message
             return error
         return _to_send(batch) if get_worker_info() else batch
 
 
-def _as_it_is(batch: Batch | Exception) -> Batch | Exception:
+def _as_it_is(batch: Fetched) -> Fetched:
     return batch
 
 
 def _to_send(batch: Batch) -> Batch:
-    """The batch in shared memory, or, where that is full as soon in a container with 64 MB of it, as arrays, which go
-    through a pipe. torch finds out when it sends the batch, and drops it: the run would wait for it for ever."""
+    """Moves the batch to shared memory, or converts it to arrays, which are sent through a pipe, if that is full.
+
+    Containers often have only 64 MB of shared memory. torch itself notices that it is full only while sending, and then
+    loses the batch, for which the run would wait forever.
+    """
     columns = [column for column in batch if column is not None]
     try:
         for column in columns:
             if column.numel():
                 column.share_memory_()
     except RuntimeError:
-        return Batch(*(None if column is None else column.numpy() for column in batch))
+        return Batch._make(None if column is None else column.numpy() for column in batch)
     return batch
 
 
-class _Loader(DataLoader):
-    """Raises the error of a sample as it was, and the death of a worker where a batch is asked for."""
+class _Loader(DataLoader[Batch]):
+    """A loader that raises the original error of a sample, and reports a killed worker when a batch is requested."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
         with _same_handler_of_sigchld():
             batches = super().__iter__()
         try:
             for batch in batches:
                 if isinstance(batch, Exception):
                     raise batch
-                yield Batch(*map(_as_tensor, batch))
+                yield Batch._make(map(_as_tensor, batch))
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise ChildProcessError(
-                f"a process that reads pictures was killed; where memory was short, use fewer --workers ({error})"
+                f"a process that reads pictures was killed; if memory ran out, use fewer --workers ({error})"
             ) from None
 
 
 @contextmanager
 def _same_handler_of_sigchld() -> Iterator[None]:
-    """Keeps the handler of SIGCHLD, for which torch's loaders set one that raises an error in whatever the main thread
-    is doing, such as half a step; without it the loader finds out when it is asked for a batch."""
+    """Restores the handler of SIGCHLD after a loader was started.
+
+    torch's loaders set a handler that raises an error in the main thread at any moment, for example in the middle of a
+    training step. Without it, the loader reports a dead worker when the next batch is requested.
+    """
     number = getattr(signal, "SIGCHLD", None)  # None: Windows
     handler = signal.getsignal(number) if number and threading.current_thread() is threading.main_thread() else None
     yield
-    if handler is not None:
+    if number is not None and handler is not None:
         signal.signal(number, handler)
 
 

@@ -1,4 +1,4 @@
-"""A synthetic detection set in Pascal VOC layout, for demonstrations and tests that need no download."""
+"""Draws a synthetic detection dataset in Pascal VOC layout, for demonstrations and tests without a download."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 SHAPE_CLASSES = ("circle", "square", "triangle")
-CORNERS = {"square": 4, "triangle": 3}
+CORNERS = {"square": 4, "triangle": 3}  # a circle is drawn with 72
 SMALLEST, LARGEST = 0.12, 0.6  # side of an object's box, relative to the shorter side of the picture
-EMPTY_SHARE = 0.04  # of pictures without any object
-SCALE = 2  # of the drawing to the picture, which smooths the edges
+EMPTY_SHARE = 0.04  # fraction of pictures without objects
+SCALE = 2  # side of the drawing divided by the side of the picture; reducing it smooths the edges
 
 Box = tuple[int, int, int, int]  # edges in pixels
+Colour = tuple[int, int, int]  # red, green and blue in 0..255
 
 
-def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> tuple:
-    rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
-    return tuple(round(255 * channel) for channel in rgb)
+def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """A dull gradient with stripes, scratches, specks and faint rings, none of which is an object."""
+    """Draws a dull gradient with stripes, lines, dots and rings, none of which is an object."""
     low, high = (np.array(_colour(rng, (0.05, 0.4), (0.25, 0.8))) for _ in range(2))
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
@@ -49,12 +50,13 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
             case 2:
                 radius *= 10
                 ring = (x - radius, y - radius, x + radius, y + radius)
-                draw.arc(ring, *rng.uniform(0, 360, 2), colour, thickness)
+                start, end = rng.uniform(0, 360, 2)
+                draw.arc(ring, start, end, colour, thickness)
     return image
 
 
 def _contour(rng: np.random.Generator, name: str, box: Box) -> list[tuple[float, float]]:
-    """The corners of a shape, slightly turned and stretched so that it touches all four sides of the box."""
+    """Computes the corners of a shape, slightly rotated and scaled to touch all four sides of the box."""
     n = CORNERS.get(name, 72)
     turn = rng.uniform(-0.2, 0.2) - math.pi / 2 + (math.pi / 4 if name == "square" else 0)
     angles = turn + np.arange(n) * 2 * math.pi / n
@@ -65,7 +67,7 @@ def _contour(rng: np.random.Generator, name: str, box: Box) -> list[tuple[float,
 
 
 def _place(rng: np.random.Generator, width: int, height: int, taken: list[Box]) -> Box | None:
-    """A free spot for one more object, in whole pixels, or None if chance finds none."""
+    """Draws a free place for one more object, in whole pixels. None if 30 attempts find no free place."""
     for _ in range(30):
         side = min(width, height) * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
         w, h = (round(side * rng.uniform(0.85, 1)) for _ in range(2))
@@ -77,7 +79,7 @@ def _place(rng: np.random.Generator, width: int, height: int, taken: list[Box]) 
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Common area relative to the smaller box."""
+    """Area of the intersection, as a fraction of the smaller box."""
     common = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
     return common / min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
 
@@ -113,30 +115,30 @@ def _annotation(filename: str, width: int, height: int, objects: list[tuple[str,
 
 
 def write_shapes(
-    folder: str | PathLike,
+    folder: str | PathLike[str],
     n_train: int = 300,
     n_test: int = 100,
     size: tuple[int, int] = (300, 300),
     seed: int = 0,
 ) -> Path:
-    """Write pictures of coloured circles, squares and triangles on busy backgrounds, with their annotations.
+    """Writes pictures of coloured circles, squares and triangles on busy backgrounds, with their annotations.
 
-    A picture shows up to five shapes that barely overlap; a few show none. The folder appears under its name
-    only when it is complete. The same arguments give the same pictures (with the same versions of NumPy and
-    Pillow); a picture depends on its split, its number, `size` and `seed` only.
+    A picture shows up to five shapes that hardly overlap; a few show none. The folder gets its name only when it is
+    complete. The same arguments give the same pictures (with the same versions of NumPy and Pillow). A picture depends
+    only on its split, its number, `size` and `seed`.
 
     Args:
-        folder: to be created, with its parents; it must be missing or empty.
+        folder: created with its parents; it must be missing or empty.
         n_train: number of pictures in the split "train".
         n_test: number of pictures in the split "test".
         size: width and height of the pictures in pixels, at least 64 each.
-        seed: at least 0.
+        seed: an integer, at least 0.
 
     Returns:
-        the folder, which `VOCDataset` reads; the classes are `SHAPE_CLASSES`.
+        The folder, which `VOCDataset` reads; the classes are `SHAPE_CLASSES`.
 
     Raises:
-        FileExistsError: the folder holds something.
+        FileExistsError: the folder is not empty.
         ValueError: a number is out of range.
     """
     folder, (width, height) = Path(folder), size

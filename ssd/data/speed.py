@@ -1,4 +1,4 @@
-"""How many pictures a core of this machine prepares: what a network would have to wait for."""
+"""Measures how many pictures per second a core of this machine prepares for a network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ssd.data import BoxDataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.loader import SeededDataset, collate, epoch_batches
 
-RATES = (100, 700, 1500)  # pictures/s of a network; a GPU trains SSD300 at 700 to 1500
+RATES = (100, 700, 1500)  # pictures/s that a network may process; a GPU trains SSD300 at 700 to 1500
 
 
 class InputSpeed(NamedTuple):
-    """Pictures a second of CPU time of one core, from files that the system may hold in memory."""
+    """Pictures per second of CPU time of one core. The files may come from the system's cache in memory."""
 
-    reading: float  # decoded in full
-    training: float
-    evaluation: float
+    reading: float  # whole pictures decoded
+    training: float  # training samples
+    evaluation: float  # evaluation samples
 
     def __str__(self) -> str:
         rows = {
@@ -42,14 +42,14 @@ def measure_speed(
     batch_size: int = 8,
     seconds: float = 3.0,
 ) -> InputSpeed:
-    """Prepares pictures of a dataset as training and evaluation do, in this process and with one thread.
+    """Measures how fast pictures of a dataset are prepared for training and evaluation, in one thread.
 
     Args:
-        dataset: as `ssd.data.open_dataset` gives it; it is left as it is.
+        dataset: a dataset of `ssd.data.open_dataset`; it is not changed.
         augment: makes the transform of the training samples: a value of `ssd.data.AUGMENTATIONS`.
-        input_size: of the network, in pixels.
-        batch_size: pictures that are joined, which is measured too.
-        seconds: of CPU time for each of the three.
+        input_size: side of the network's input in pixels.
+        batch_size: pictures per batch; joining them into a batch is measured too.
+        seconds: CPU time in seconds for each of the three measurements.
     """
 
     def rate(transform: Callable[..., Any] | None) -> float:

@@ -1,4 +1,4 @@
-"""torchvision's augmentation for SSD, of its v2 transforms: `ssd train --augment v2`, and the peer of benchmarks."""
+"""torchvision's augmentation for SSD with its v2 transforms: for `ssd train --augment v2` and for benchmarks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD
 
 
-class _IoUCrop(v2.RandomIoUCrop):
-    """Leaves alone a picture without objects, where the base class would search for ever for a crop that holds one,
-    and one so narrow that a side of the crop could be rounded to 0 pixels, by which the base class would divide."""
+class _IoUCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # torchvision has no types
+    """`RandomIoUCrop` that does not crop two kinds of pictures on which the base class fails.
+
+    For a picture without objects, the base class searches forever for a crop with an object. For a very narrow picture,
+    a side of the crop can be rounded to 0 pixels, and the base class divides by it.
+    """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         boxes = next(value for value in flat_inputs if isinstance(value, tv_tensors.BoundingBoxes))
@@ -27,36 +30,36 @@ def _sanitized(sample: tuple[Any, dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _to_fractions(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Boxes in pixels to a plain tensor of fractions of the image."""
+    """Converts boxes in pixels to a plain tensor of fractions of the image."""
     height, width = image.shape[-2:]
     boxes = target["boxes"].as_subclass(torch.Tensor) / torch.tensor([width, height, width, height])
     return image, {**target, "boxes": boxes}
 
 
 def v2_transform(size: int, flips: bool = False) -> v2.Compose:
-    """Colours, zoom out, crop, mirror image, then the network's input format.
+    """Makes torchvision's training transform: changed colours, zoom out, crop, mirror image, normalisation.
 
-    Objects are kept if their centre lies in the crop and they measure at least one pixel in the result.
+    Objects are kept if their centre lies in the crop and both sides are at least one pixel in the result.
 
     Args:
         size: side of the square result in pixels.
         flips: also mirror top to bottom.
 
     Returns:
-        callable that maps an image (3, H, W) uint8 and its target ("boxes" tv_tensors.BoundingBoxes (n, 4) xyxy in
+        A callable that maps an image (3, H, W) uint8 and its target ("boxes" tv_tensors.BoundingBoxes (n, 4) xyxy in
         pixels, "labels" (n,), "difficult" (n,)) to the normalised image (3, size, size) float32 and the target with the
         m <= n remaining objects, whose boxes (m, 4) float32 are fractions in 0..1 with x0 < x1 and y0 < y1.
     """
-    border = [round(255 * mean) for mean in IMAGENET_MEAN]  # becomes 0 in the network's input
+    border = [round(255 * mean) for mean in IMAGENET_MEAN]  # is 0 in the network's input
     return v2.Compose(
         [
-            v2.RandomPhotometricDistort(),  # before the border is there, which keeps its colour
+            v2.RandomPhotometricDistort(),  # before zooming out, so that the border keeps its colour
             v2.RandomZoomOut(fill={tv_tensors.Image: border, "others": 0}),
             _IoUCrop(),
             v2.RandomHorizontalFlip(),
             *([v2.RandomVerticalFlip()] if flips else []),
             v2.Resize((size, size)),
-            v2.ClampBoundingBoxes(),  # rounding may put an edge just outside, for which the next step drops a box
+            v2.ClampBoundingBoxes(),  # the next step drops boxes that rounding moved slightly outside
             v2.SanitizeBoundingBoxes(labels_getter=_sanitized),
             _to_fractions,
             v2.ToDtype(torch.float32, scale=True),

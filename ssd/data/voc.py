@@ -1,8 +1,8 @@
 """Datasets in Pascal VOC layout.
 
-VOC files count pixels from 1 and include the last one, so a box written (xmin, ymin, xmax, ymax) has the edges
-(xmin - 1, ymin - 1, xmax, ymax). Files of other tools are read in the same way; where those count from 0, as LabelImg
-does, boxes reach one pixel further to the left and to the top than drawn.
+VOC files count pixels from 1 and include the last one, so a box written as (xmin, ymin, xmax, ymax) has the edges
+(xmin - 1, ymin - 1, xmax, ymax). Files of other tools are read in the same way. If a tool counts from 0, as LabelImg
+does, boxes extend one pixel further to the left and to the top than drawn.
 """
 
 from __future__ import annotations
@@ -19,50 +19,49 @@ from ssd.runtime.text import read_lines, read_xml
 
 
 def _read_annotation(path: Path) -> tuple[str, list[Object]]:
-    """The picture's file name and the objects of one XML file."""
+    """Reads the picture's file name and the objects from an XML file."""
     root = read_xml(path)
     objects = []
     for index, node in enumerate(root.findall("object")):
         try:
-            name = node.find("name").text.strip()
-            if not name:
+            name, edges = node.findtext("name", "").strip(), node.find("bndbox")
+            if not name or edges is None:
                 raise ValueError
-            edges = node.find("bndbox")
-            box = tuple([float(edges.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")])
-        except (AttributeError, TypeError, ValueError):
+            box = tuple([float(edges.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")])
+        except ValueError:
             raise ValueError(f"{path}: object {index} lacks a <name> or a <bndbox> of four numbers") from None
         objects.append(Object(index, name, box, node.findtext("difficult", "0").strip() == "1"))
     return (root.findtext("filename") or "").strip(), objects
 
 
 class _Folder:
-    """One folder in VOC layout: which annotations it holds and which picture belongs to each."""
+    """A folder in VOC layout: finds its annotations and the picture of each annotation."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = root
         for name in ("Annotations", "JPEGImages"):
             if not (root / name).is_dir():
-                raise FileNotFoundError(f"{root / name}: no such folder, as Pascal VOC has it")
+                raise FileNotFoundError(f"{root / name}: no such folder, which the layout of Pascal VOC requires")
         names = [path.name for path in (root / "JPEGImages").iterdir()]
-        # found whatever the case of letters, but an exact name wins
+        # Names are found in any case of letters; an exact match has priority.
         self.pictures = {name.lower(): name for name in names} | {name: name for name in names}
 
     def annotations(self, split: str | None) -> list[Path]:
         if split is None:
-            paths = (self.root / "Annotations").glob("*.xml")
-            return sorted(path for path in paths if not path.name.startswith("._"))  # of macOS, beside the real ones
+            files = (self.root / "Annotations").glob("*.xml")
+            return sorted(path for path in files if not path.name.startswith("._"))  # files that macOS adds
         listed = self.root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             splits = VOCDataset.splits(self.root) or "none (None takes all annotations)"
             raise FileNotFoundError(f"{listed}: no such split; there are: {splits}")
         paths = []
         for line in read_lines(listed):
-            # A name, which may have blanks, or a name and whether the picture has the class that the list is of.
+            # A line is a name, which may contain blanks; or, in the list of a class, a name and 1, 0 or -1.
             path, before_blank = (self.root / "Annotations" / f"{name}.xml" for name in (line, line.split()[0]))
             if not path.is_file() and before_blank.is_file():
                 path = before_blank
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file, yet {listed} lists it")
+                raise FileNotFoundError(f"{path}: no such file, but {listed} lists it")
             paths.append(path)
         return paths
 
@@ -71,17 +70,20 @@ class _Folder:
         return Entry(path, self.picture(path, filename), objects)
 
     def picture(self, annotation: Path, filename: str) -> Path:
-        filename = filename.replace("\\", "/").rpartition("/")[2]  # some tools write a path
+        filename = filename.replace("\\", "/").rpartition("/")[2]  # some tools write a path with folders
         for name in (filename, *(annotation.stem + suffix for suffix in SUFFIXES)):
             found = self.pictures.get(name) or self.pictures.get(name.lower())
             if found:
                 return self.root / "JPEGImages" / found
         missing = self.root / "JPEGImages" / (filename or f"{annotation.stem}.jpg")
-        raise FileNotFoundError(f"{missing}: no such picture, yet {annotation} describes it")
+        raise FileNotFoundError(f"{missing}: no such picture, but {annotation} describes it")
 
 
 class VOCDataset(BoxDataset):
-    """Folders in Pascal VOC layout: Annotations, JPEGImages, ImageSets/Main with lists; see `BoxDataset`."""
+    """A dataset in Pascal VOC layout: folders Annotations and JPEGImages, and lists of splits in ImageSets/Main.
+
+    Arguments and attributes are those of `BoxDataset`.
+    """
 
     @staticmethod
     def holds(folder: Path) -> bool:
@@ -108,5 +110,5 @@ class VOCDataset(BoxDataset):
         written: np.ndarray, edges: np.ndarray, height: np.ndarray, width: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         xmin, ymin, xmax, ymax = written
-        # One pixel has an extent, for VOC: in practice it is a slip of the mouse.
+        # A box of one pixel is valid in VOC, but in practice it is an accidental click.
         return (xmax > xmin) & (ymax > ymin), (xmin <= width) & (ymin <= height) & (xmax >= 1) & (ymax >= 1)

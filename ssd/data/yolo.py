@@ -1,4 +1,4 @@
-"""Datasets in YOLO's layout: a text file for each picture, a line for each object, boxes in fractions of a picture."""
+"""Datasets in YOLO's layout: a text file per picture, a line per object, boxes in fractions of the picture."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SPLITS = ("train", "val", "valid", "test")
 
 
 def _class_names(root: Path) -> list[str]:
-    """From classes.txt, or from `names` of data.yaml, a list or numbered."""
+    """Reads the class names from classes.txt, or from `names` in data.yaml, a list or a dict with keys 0, 1, ..."""
     listed, described = root / "classes.txt", root / "data.yaml"
     if listed.is_file():
         return read_lines(listed)
     if not described.is_file():
-        raise FileNotFoundError(f"{root}: neither data.yaml nor classes.txt, which name the classes")
+        raise FileNotFoundError(f"{root}: neither data.yaml nor classes.txt with the names of the classes")
     try:
         content = yaml.safe_load(read_text(described))
     except yaml.YAMLError as error:
@@ -37,8 +37,8 @@ def _class_names(root: Path) -> list[str]:
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """Folders of pictures by split; one without a name where there are no splits."""
-    found = {}
+    """Finds the folders of pictures, by the names of their splits; the name is "" if there are no splits."""
+    found: dict[str, Path] = {}
     for split in SPLITS:
         for folder in (root / "images" / split, root / split / "images"):
             if folder.is_dir():
@@ -47,7 +47,7 @@ def _folders(root: Path) -> dict[str, Path]:
 
 
 def _label_file(picture: Path) -> Path:
-    """images/a.jpg -> labels/a.txt: of the folders above the picture the last one of that name."""
+    """The label file of a picture: images/a.jpg -> labels/a.txt. The innermost folder named "images" is replaced."""
     parts = list(picture.parts)
     parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts).with_suffix(".txt")
@@ -61,15 +61,17 @@ def _objects(path: Path, names: Sequence[str]) -> list[Object]:
         if not line.strip():
             continue
         try:
-            label, *numbers = line.split()
-            label, numbers = int(label), [float(number) for number in numbers]
+            first, *rest = line.split()
+            label, numbers = int(first), [float(number) for number in rest]
         except ValueError:
             raise ValueError(f"{path}: line {index + 1} is not a class and numbers: {line!r}") from None
         if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2):
-            raise ValueError(f"{path}: line {index + 1} must have 4 numbers, or pairs of a polygon, got {line!r}")
+            raise ValueError(
+                f"{path}: line {index + 1} must have 4 numbers, or the x and y of a polygon's corners, got {line!r}"
+            )
         if not 0 <= label < len(names):
-            raise ValueError(f"{path}: line {index + 1} has the class {label}, there are {len(names)}: {names}")
-        if len(numbers) > 4:  # the corners of a polygon: its box
+            raise ValueError(f"{path}: line {index + 1} has class {label}, but there are {len(names)} classes: {names}")
+        if len(numbers) > 4:  # corners of a polygon, which are replaced by its box
             xs, ys = numbers[::2], numbers[1::2]
             x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
             numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
@@ -83,8 +85,11 @@ def _entry(picture: Path, names: Sequence[str]) -> Entry:
 
 
 class YOLODataset(BoxDataset):
-    """YOLO's folders, see `BoxDataset`: `images/<split>/` or `<split>/images/` (or `images/`), `labels` in its place,
-    and the names of the classes in data.yaml or classes.txt. A picture without a text file has no objects.
+    """A dataset in YOLO's layout; arguments and attributes are those of `BoxDataset`.
+
+    Pictures are in `images/<split>/`, `<split>/images/` or `images/`. Their text files are in the same place with
+    `labels` instead of `images`; a picture without a text file has no objects. data.yaml or classes.txt has the names
+    of the classes.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

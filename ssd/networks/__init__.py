@@ -1,1 +1,1 @@
-"""Networks, one file each, and the priors that they predict from."""
+"""Networks, one file each, and the prior boxes that their predictions are relative to."""

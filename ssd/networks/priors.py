@@ -6,30 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+Clamp = Literal["cxcywh", "wh", "none"]
+
 
 @dataclass(frozen=True)
 class PriorSpec:
-    """Where the priors of every feature map lie and which shapes they have.
+    """Positions and shapes of the prior boxes of each feature map.
 
-    A cell of map k holds, in this order, a square of side `scales[k]`, one of side `extra_scales[k]` and, for
-    every ratio in `ratios[k]`, a box with the area of the first square. Lengths are fractions of the image.
+    Each cell of map k has, in this order, a square of side `scales[k]`, a square of side `extra_scales[k]` and, for
+    each ratio in `ratios[k]`, a box with the area of the first square. Lengths are fractions of the image side.
 
     Args:
         scales: side of the first square of each map.
         extra_scales: side of the second square of each map.
         ratios: width / height of the other shapes of each map.
-        cells: how many strides of each map fit into the image side: cell i is centred at (i + 0.5) / cells.
-            More than `maps` where the map stops short of the image's edge, less where it reaches beyond.
+        cells: image side divided by the stride of each map: cell i is centred at (i + 0.5) / cells. It is more than
+            `maps` if the map ends before the image's edge, and less if the map extends beyond the edge.
         maps: cells per side of each map.
-        clamp: "cxcywh" limits centres and sizes to 0..1, "wh" only sizes, "none" nothing.
+        clamp: "cxcywh" limits centres and sizes to 0..1, "wh" only sizes, "none" neither.
 
     Raises:
-        ValueError: the tuples differ in length, or `clamp` is none of the three.
+        ValueError: the tuples differ in length, or `clamp` has another value.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2.
     """
@@ -39,13 +41,13 @@ class PriorSpec:
     ratios: tuple[tuple[float, ...], ...]
     cells: tuple[float, ...]
     maps: tuple[int, ...] = (38, 19, 10, 5, 3, 1)
-    clamp: str = "cxcywh"
+    clamp: Clamp = "cxcywh"
 
     def __post_init__(self) -> None:
         for name in ("scales", "extra_scales", "ratios", "cells"):
             if len(getattr(self, name)) != len(self.maps):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.maps)} maps")
-        if self.clamp not in ("cxcywh", "wh", "none"):
+        if self.clamp not in get_args(Clamp):
             raise ValueError(f"clamp must be 'cxcywh', 'wh' or 'none', got {self.clamp!r}")
 
     @property
@@ -55,13 +57,13 @@ class PriorSpec:
 
 
 def _between(scales: tuple[float, ...]) -> tuple[float, ...]:
-    """Geometric means of neighbours: the sides of the extra squares."""
+    """Geometric means of neighbouring scales: the sides of the extra squares."""
     return tuple(sqrt(scale * following) for scale, following in pairwise(scales))
 
 
 def _tutorial() -> PriorSpec:
     scales = (0.1, 0.2, 0.375, 0.55, 0.725, 0.9)
-    few, many = (2.0, 0.5), (2.0, 3.0, 0.5, 0.333)  # .333 and not 1/3, as existing checkpoints have it
+    few, many = (2.0, 0.5), (2.0, 3.0, 0.5, 0.333)  # 0.333 and not 1/3: existing checkpoints were trained with it
     return PriorSpec(
         scales=scales,
         extra_scales=(*_between(scales), 1.0),
@@ -70,8 +72,8 @@ def _tutorial() -> PriorSpec:
     )
 
 
-def _caffe(scales: tuple[float, ...], clamp: str = "cxcywh") -> PriorSpec:
-    """Caffe's layout; `scales` has one entry more than there are maps."""
+def _caffe(scales: tuple[float, ...], clamp: Clamp = "cxcywh") -> PriorSpec:
+    """The layout of the original Caffe code; `scales` has one entry more than there are maps."""
     few, many = (2.0, 1 / 2), (2.0, 1 / 2, 3.0, 1 / 3)
     return PriorSpec(
         scales=scales[:-1],
@@ -94,10 +96,14 @@ PRESETS: dict[str, PriorSpec] = {
 
 
 def find_spec(spec: str | PriorSpec | Mapping[str, Any]) -> PriorSpec:
-    """Looks up a preset by its name, or builds a layout from plain values; a `PriorSpec` comes back as it is.
+    """Finds a layout of priors.
+
+    Args:
+        spec: name of a preset, the fields of a `PriorSpec` as a dict, or a `PriorSpec`, which is returned unchanged.
 
     Raises:
         ValueError: no preset has this name.
+        TypeError: the dict has an unknown field, or lacks one.
     """
     if isinstance(spec, PriorSpec):
         return spec
@@ -113,10 +119,10 @@ def _as_tuples(value: Any) -> Any:
 
 
 def make_priors(spec: str | PriorSpec | Mapping[str, Any] = "tutorial") -> Tensor:
-    """Computes the prior boxes map by map, row by row, cell by cell, shape by shape.
+    """Computes the prior boxes, ordered by map, then row, then column, then shape.
 
     Args:
-        spec: "tutorial", "caffe_voc", "caffe_coco", "torchvision", or a layout of your own.
+        spec: "tutorial", "caffe_voc", "caffe_coco", "torchvision", or another layout, see `find_spec`.
 
     Returns:
         (P, 4) float32 cxcywh in fractions of the image; P = 8732 for the presets. Computed in float64 and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,40 +15,52 @@ from ssd.networks.priors import PriorSpec, find_spec, make_priors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels), a pool after each
+VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # (convolutions, channels); each ends with a pool
 CONV7_CHANNELS = 1024
-EXTRAS = (  # (block, channels of its 1x1, channels of its 3x3, options of its 3x3)
+# (block, channels of its 1x1 convolution, channels of its 3x3 convolution, options of its 3x3 convolution)
+EXTRAS: tuple[tuple[int, int, int, dict[str, int]], ...] = (
     (8, 256, 512, {"stride": 2, "padding": 1}),
     (9, 128, 256, {"stride": 2, "padding": 1}),
     (10, 128, 256, {}),
     (11, 128, 256, {}),
 )
+# The feature maps that are predicted from, with their channels.
 SOURCES = {"conv4_3": 512, "conv7": 1024, "conv8_2": 512, "conv9_2": 256, "conv10_2": 256, "conv11_2": 256}
 MAPS = (38, 19, 10, 5, 3, 1)  # cells per side of each source
 
 
 def scaled(channels: int, width: float) -> int:
-    """Number of channels at this width: a multiple of 8, at least 8."""
+    """Number of channels of a layer at a width (a factor): rounded to a multiple of 8, at least 8."""
     return max(8, 8 * round(channels * width / 8))
 
 
 class ConvStack(nn.Module):
-    """Convolutions `conv<name>`, each with ReLU and, if `batch_norm`, `bn<name>` in between.
+    """Convolutions `conv<name>`, each followed by ReLU, and with `batch_norm` by `bn<name>` before the ReLU.
 
-    With batch norm the convolutions have no bias: normalisation would take it out again.
+    With batch norm the convolutions have no bias, because normalisation would subtract it.
     """
 
     def __init__(self, batch_norm: bool) -> None:
         super().__init__()
         self.batch_norm = batch_norm
 
-    def add_layer(self, name: str, inputs: int, outputs: int, kernel: int, **options: int) -> None:
-        conv = nn.Conv2d(inputs, outputs, kernel, bias=not self.batch_norm, **options)
+    def add_layer(
+        self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+    ) -> None:
+        """Adds the layer `conv<name>`.
+
+        Args:
+            name: the suffix of its parameters' names.
+            inputs, outputs: number of channels.
+            kernel, stride, padding, dilation: see `nn.Conv2d`.
+        """
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=not self.batch_norm)
         self.add_module(f"conv{name}", conv)
         if self.batch_norm:
             self.add_module(f"bn{name}", nn.BatchNorm2d(outputs))
 
     def layer(self, name: str, x: Tensor) -> Tensor:
+        """Applies the layer `conv<name>` with its batch norm and ReLU to (B, inputs, H, W)."""
         x = getattr(self, f"conv{name}")(x)
         if self.batch_norm:
             x = getattr(self, f"bn{name}")(x)
@@ -56,7 +68,7 @@ class ConvStack(nn.Module):
 
 
 class VGGBase(ConvStack):
-    """VGG16 with its fully connected layers turned into the convolutions conv6 and conv7."""
+    """VGG16 whose fully connected layers are the convolutions conv6 and conv7. Arguments: see `SSD300`."""
 
     def __init__(self, width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__(batch_norm)
@@ -71,6 +83,7 @@ class VGGBase(ConvStack):
         self.add_layer("7", outputs, outputs, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes conv4_3 (B, 512, 38, 38) and conv7 (B, 1024, 19, 19) of images (B, 3, 300, 300), at width 1."""
         for block, (convs, _) in enumerate(VGG_BLOCKS, 1):
             for i in range(1, convs + 1):
                 x = self.layer(f"{block}_{i}", x)
@@ -78,14 +91,17 @@ class VGGBase(ConvStack):
                 conv4_3 = x  # (B, 512, 38, 38)
             if block < 5:
                 x = F.max_pool2d(x, 2, ceil_mode=block == 3)  # sides 150, 75, 38 (75 / 2 rounded up), 19
-            else:  # the map keeps its size; the dilation of conv6 makes up for the missing stride
+            else:  # stride 1 keeps the size of the map; conv6 is dilated to compensate for the stride of 2 in VGG16
                 x = F.max_pool2d(x, 3, stride=1, padding=1)  # (B, 512, 19, 19)
         x = self.layer("7", self.layer("6", x))
         return conv4_3, x  # (B, 512, 38, 38), (B, 1024, 19, 19)
 
 
 class AuxiliaryConvolutions(ConvStack):
-    """Extra feature layers: each block narrows the channels by a 1x1 and shrinks the map by a 3x3."""
+    """Extra feature layers: in each block, a 1x1 convolution reduces the channels, and a 3x3 one the size of the map.
+
+    Arguments: see `SSD300`.
+    """
 
     def __init__(self, width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__(batch_norm)
@@ -96,6 +112,7 @@ class AuxiliaryConvolutions(ConvStack):
             inputs = scaled(channels, width)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Computes conv8_2, conv9_2, conv10_2 and conv11_2 of conv7 (B, 1024, 19, 19), at width 1."""
         features = []
         for block, *_ in EXTRAS:
             x = self.layer(f"{block}_2", self.layer(f"{block}_1", x))
@@ -107,6 +124,12 @@ class PredictionConvolutions(nn.Module):
     """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class logits.
 
     With `batch_norm`, `bn_loc_<source>` and `bn_cl_<source>` follow, and the convolutions have no bias.
+
+    Args:
+        n_classes: number of classes C, background included.
+        width: see `SSD300`.
+        boxes_per_cell: number of priors in a cell of each source.
+        batch_norm: whether batch norm follows the convolutions.
     """
 
     def __init__(
@@ -127,6 +150,7 @@ class PredictionConvolutions(nn.Module):
                     self.add_module(f"bn_{head}_{source}", nn.BatchNorm2d(boxes * outputs))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """Predicts offsets (B, P, 4) and class logits (B, P, C) from the maps of `SOURCES`, in that order."""
         predictions = []
         for head, outputs in self.outputs.items():
             maps = []
@@ -144,21 +168,23 @@ class SSD300(nn.Module):
     """SSD for images of 300 x 300 pixels.
 
     Without `batch_norm` and at `width` 1, its state dict has the names and shapes of tutorial checkpoints.
-    Nothing is downloaded here; `ssd.weights.vgg16.load_vgg16_imagenet` fills the base.
+    The parameters are random; `ssd.weights.vgg16.load_vgg16_imagenet` loads trained ones into the base.
 
     Args:
         n_classes: number of classes, background 0 included, at least 2.
-        width: factor on all numbers of channels, which become multiples of 8; more than 0.
-        batch_norm: adds batch norm after every convolution of base and extras; for training from scratch.
-        head_batch_norm: adds batch norm after the convolutions that predict, too.
-        priors: name of a preset of `ssd.networks.priors`, or a layout of your own (a `PriorSpec`, or its fields as a
-            dict) for the maps 38, 19, 10, 5, 3, 1.
-        input_mean, input_std: of red, green and blue in 0..1, by which the input was normalised when the weights were
-            trained elsewhere. `forward` takes images normalised as for ImageNet all the same, and normalises them anew.
+        width: factor on the number of channels of all layers, which is rounded to a multiple of 8; more than 0.
+        batch_norm: adds batch norm after each convolution of the base and the extra layers, for training from scratch.
+        head_batch_norm: adds batch norm after the convolutions that predict.
+        priors: name of a preset of `ssd.networks.priors`, or another layout (a `PriorSpec`, or its fields as a dict)
+            for the maps 38, 19, 10, 5, 3, 1.
+        input_mean, input_std: mean and standard deviation of red, green and blue in 0..1, with which the input was
+            normalised when the weights were trained. Whatever they are, `forward` takes images normalised with those
+            of ImageNet, and converts them.
 
     Attributes:
-        input_size: side of the images in pixels, 300; also of the class.
-        config: plain dict of these arguments; `SSD300(**config)` is the same network with other parameters.
+        input_size: side of the images in pixels, 300; also an attribute of the class.
+        config: these arguments as a dict of plain values; `SSD300(**config)` builds the same network with random
+            parameters.
         priors_cxcy: (P, 4) float32 cxcywh in fractions of the image; not in the state dict.
 
     Raises:
@@ -169,6 +195,10 @@ class SSD300(nn.Module):
     """
 
     input_size = 300
+    config: dict[str, Any]
+    priors_cxcy: Tensor
+    input_scale: Tensor | None  # None if the input is normalised as for ImageNet
+    input_shift: Tensor | None
 
     def __init__(
         self,
@@ -212,7 +242,7 @@ class SSD300(nn.Module):
         self._make_constants()
         for name, conv in self.named_modules():
             if isinstance(conv, nn.Conv2d):
-                if name.startswith("base."):  # 15 layers of ReLU: xavier would leave no signal at the end
+                if name.startswith("base."):  # with Xavier, the signal would vanish over 15 layers with ReLU
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
                 else:
                     nn.init.xavier_uniform_(conv.weight)
@@ -220,7 +250,7 @@ class SSD300(nn.Module):
                     nn.init.zeros_(conv.bias)
 
     def _make_constants(self, device: torch.device | None = None) -> None:
-        """What follows from `config` and is in no state dict."""
+        """Computes the buffers that follow from `config` and are not in the state dict."""
         self.priors_cxcy = make_priors(self.prior_spec).to(device)
         mean, std = self.config["input_mean"], self.config["input_std"]
         if (*mean, *std) != (*IMAGENET_MEAN, *IMAGENET_STD):
@@ -236,7 +266,7 @@ class SSD300(nn.Module):
         """Predicts offsets and class logits for all priors.
 
         Args:
-            images: (B, 3, 300, 300) floating-point RGB, normalised by the mean and deviation of ImageNet.
+            images: (B, 3, 300, 300) floating-point RGB, normalised with the mean and standard deviation of ImageNet.
 
         Returns:
             Offsets (B, P, 4), see `ssd_ext.decode_boxes`, and class logits (B, P, C), class 0 = background, both in
@@ -248,7 +278,8 @@ class SSD300(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
             expected = f"(B, 3, {self.input_size}, {self.input_size}), for which the priors are laid out"
             raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
-        if self.input_scale is not None:  # not folded into conv1_1, whose zero padding comes after it
+        # These cannot be merged into conv1_1: it pads with zeros after the normalisation.
+        if self.input_scale is not None and self.input_shift is not None:
             images = torch.addcmul(self.input_shift, images, self.input_scale)
         conv4_3, conv7 = self.base(images)  # (B, 512, 38, 38), (B, 1024, 19, 19)
         return self.pred_convs(self._rescale(conv4_3), conv7, *self.aux_convs(conv7))  # (B, P, 4), (B, P, C)
@@ -261,21 +292,32 @@ class SSD300(nn.Module):
         max_overlap: float,
         top_k: int,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Turns predictions into boxes, labels and scores per image, see `ssd.detect`."""
+        """Turns predictions into boxes, labels and scores per image, see `ssd.detect`.
+
+        Args:
+            predicted_locs: (B, P, 4) offsets.
+            predicted_scores: (B, P, C) class logits.
+            min_score, max_overlap, top_k: see `ssd.detect`.
+
+        Returns:
+            See `ssd.detect`.
+        """
         return detect(predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k)
 
     def _rescale(self, x: Tensor) -> Tensor:
-        """Gives every cell the L2 norm 1, then each channel its learned factor: the values are large here."""
-        # In float16 the sum of squares would overflow and the guard against a norm of 0 round to 0.
+        """Divides each cell by its L2 norm, because conv4_3 has large values, and scales each channel by a factor."""
+        # In float16 the sum of squares would overflow, and eps would be rounded to 0.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (F.normalize(wide, dim=1, eps=1e-12) * self.rescale_factors).to(x.dtype)  # (B, 512, 38, 38)
 
-    def _apply(self, *args, **kwargs) -> SSD300:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SSD300:
         was_meta = self.priors_cxcy.is_meta
-        super()._apply(*args, **kwargs)
+        nn.Module._apply(self, fn, recurse)
         priors = self.priors_cxcy
-        if was_meta and not priors.is_meta:  # to_empty() has left them without values, and no state dict brings these
+        if (
+            was_meta and not priors.is_meta
+        ):  # to_empty() leaves buffers without values, and the state dict has none for these
             self._make_constants(priors.device)
-        elif priors.dtype.itemsize < 4:  # half() would move priors by up to half a pixel
+        elif priors.dtype.itemsize < 4:  # half() would shift priors by up to half a pixel
             self.priors_cxcy = make_priors(self.prior_spec).to(priors.device)
         return self

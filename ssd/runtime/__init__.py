@@ -1,1 +1,1 @@
-"""What everything else stands on: files, texts, processes, threads, devices, packed rows."""
+"""Code without detection in it, used by all of `ssd`: files, texts, processes, threads, devices, packed rows."""

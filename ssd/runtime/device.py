@@ -1,15 +1,23 @@
-"""Where and how the network runs: the device, the precision, the memory layout, compiled or not."""
+"""How the network runs: on which device, in which precision and memory layout, and whether it is compiled."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssd.runtime.processes import local_rank
 
+Placed = TypeVar("Placed", bound=nn.Module | Tensor)
+
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device, or by default the first GPU (under torchrun that of this process), or else the CPU.
+    """Finds the device to run on.
+
+    Args:
+        name: such as "cpu" or "cuda:1". None: the first GPU (under torchrun, the GPU of this process), or the CPU if
+            there is no GPU.
 
     Raises:
         ValueError: torch does not know the name or cannot use the device.
@@ -27,7 +35,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere autocast would only be slower."""
+    """Tells whether the device multiplies bfloat16 matrices in hardware. On other devices autocast is slower."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
@@ -35,12 +43,18 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    # Before get_capabilities became public (torch 2.13) only these told.
+    # torch before 2.13 has no public get_capabilities.
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(device: torch.device, enabled: bool | None = None, fp16: bool = False) -> torch.autocast:
-    """A bfloat16 autocast context, by default enabled where `has_fast_bfloat16`; or a float16 one."""
+    """Makes an autocast context for a device.
+
+    Args:
+        device: the device of the forward pass.
+        enabled: whether to use bfloat16. None: if `has_fast_bfloat16(device)`.
+        fp16: use float16 instead, whatever `enabled` is.
+    """
     if fp16:
         return torch.autocast(device.type, dtype=torch.float16)
     if enabled is None:
@@ -48,19 +62,34 @@ def autocast(device: torch.device, enabled: bool | None = None, fp16: bool = Fal
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def place(module_or_images: nn.Module | Tensor, device: torch.device) -> nn.Module | Tensor:
-    """On the device, in channels_last, the layout in which convolutions run fastest on CPU and tensor cores."""
-    return module_or_images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
+def place(module_or_images: Placed, device: torch.device) -> Placed:
+    """Moves a network or images to a device in channels_last, the fastest layout for convolutions.
+
+    Args:
+        module_or_images: a module, which is changed in place; or a tensor (B, 3, H, W).
+        device: the target. The copy of a tensor in pinned memory is asynchronous.
+
+    Returns:
+        The module, or the tensor on the device.
+    """
+    how = {"device": device, "memory_format": torch.channels_last, "non_blocking": True}
+    return module_or_images.to(**how)  # type: ignore[call-overload]  # torch does not declare this call of Module.to
 
 
 def compile_network(network: nn.Module, **how: bool) -> None:
-    """Has a network compiled at its first call; `how` goes to `torch.compile`.
+    """Sets up a network in place to be compiled at its first call.
+
+    One op is compiled right away, so that a missing compiler is reported before the long work.
+
+    Args:
+        network: any module with parameters.
+        how: options of `torch.compile`.
 
     Raises:
-        ValueError: nothing can be compiled here, as for want of a C++ compiler: one op is tried, before the long work.
+        ValueError: nothing can be compiled here, for example because there is no C++ compiler.
     """
     try:
         torch.compile(torch.neg)(torch.ones(2, device=next(network.parameters()).device))
-    except Exception as error:  # of torch._inductor.exc, in which versions differ
+    except Exception as error:  # a class of torch._inductor.exc, which depends on the version of torch
         raise ValueError(f"compile: {str(error).strip().splitlines()[0]}") from None
     network.compile(**how)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process at a time writes to."""
+"""Writing files completely or not at all, and locking folders to one process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows, where folders are not locked
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # mypy has no type for a missing module
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Name of a temporary file beside `path`, which takes its place when the block ends without an error.
+    """Gives a context the path of a temporary file, which replaces `path` if the block ends without an error.
+
+    So `path` holds its old content or the complete new content. After an error the temporary file is removed.
+
+    Args:
+        path: the file to write; the temporary file is in the same folder.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
@@ -23,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder, yet {path.name} was to be written there")
+        raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} cannot be written there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -35,26 +40,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors of the block, in which a file is written, name it.
+    """Adds the name of a file to errors of the block that writes it.
+
+    Args:
+        path: the file that the block writes.
 
     Raises:
-        OSError: it could not be written, as where the disk is full; names `path`, or what the error named itself.
+        OSError: the file could not be written, for example because the disk is full. It names `path`, unless the
+            original error names a file.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        if cause.errno is None:  # an encoder's own words, which a file name beside them would hide
+        if cause.errno is None:  # with a file name, str(cause) would not show the message
             raise OSError(f"{path}: {cause}") from None
         cause.filename = cause.filename or str(path)
         raise cause from None
 
 
 def discard_leftovers(*paths: str | os.PathLike[str]) -> None:
-    """Removes what processes that were killed in `replacing(path)` have left; no other may be writing one of them."""
-    wanted = set(map(os.fspath, paths))
+    """Removes the temporary files that processes left when they were killed inside `replacing(path)`.
+
+    Args:
+        paths: the files that were being written. No other process may be writing one of them now.
+    """
+    wanted = {os.fspath(path) for path in paths}
     for folder in set(map(os.path.dirname, wanted)):
         for temporary in Path(folder).glob(".*.tmp"):
             if os.path.join(folder, temporary.name[1:].rsplit(".", 2)[0]) in wanted:
@@ -63,10 +76,13 @@ def discard_leftovers(*paths: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Makes a folder where it is missing, and keeps other runs out of it until the block ends or the process dies.
+    """Creates a folder if it is missing, and locks it until the block ends or the process dies.
+
+    Args:
+        folder: the folder of a run. On Windows and on file systems without locks, nothing is locked.
 
     Raises:
-        ValueError: another run has the folder.
+        ValueError: another run has locked the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +94,10 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
                 raise ValueError(f"{folder}: another run is writing there; choose another folder") from None
             except OSError:  # a file system without locks
                 pass
-            os.register_at_fork(after_in_child=file.close)  # a loader's workers, which outlive a killed run for seconds
+            # A loader's workers live for seconds after their run was killed, and must not keep the lock.
+            os.register_at_fork(after_in_child=file.close)
         try:
             yield
         finally:
-            if fcntl and not file.closed:  # not left to close(), as some process may hold a copy for a moment
+            if fcntl and not file.closed:  # close() alone would keep the lock if a forked process holds a copy
                 fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,26 +1,29 @@
-"""What belongs to many images, in a few arrays: memory that workers share, and that no collector of garbage walks."""
+"""Values of many images in a few arrays instead of many Python objects.
+
+Forked processes share this memory, and the garbage collector does not visit it.
+"""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Text = TypeVar("Text")
-Columns = TypeVar("Columns", bound="dict[str, Tensor] | tuple[Tensor, ...]")
+Columns = TypeVar("Columns", bound="dict[str, Any] | tuple[Tensor, ...]")
 
 
 class Packed(Sequence[Columns], Generic[Columns]):
-    """Rows of N images, those of one behind those of the other; item i has the rows of image i, as views.
+    """Rows of N images in one set of columns; item i holds the rows of image i, as views.
 
     Args:
-        columns: tensors of R rows, in a dict or a named tuple; an item is of the same kind.
-        row_splits: (N + 1,) int64; the rows of image i are row_splits[i] to row_splits[i + 1].
-        of_images: sequences of N values, which items that are dicts have too.
+        columns: tensors with R rows each, in a dict or a named tuple. Items have the same type.
+        row_splits: (N + 1,) int64; the rows of image i are row_splits[i] to row_splits[i + 1] - 1.
+        of_images: for columns in a dict: sequences of N values, one per image, which are added to the items.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class Packed(Sequence[Columns], Generic[Columns]):
 
     @classmethod
     def join(cls, parts: Sequence[Packed[Columns]]) -> Packed[Columns]:
-        """The images of all parts, at least one, in a row."""
+        """Concatenates the images of all parts, at least one, in order; `of_images` is left out."""
         columns = _zipped(torch.cat, [part.columns for part in parts])
         counts = torch.cat([part.row_splits.diff() for part in parts])
         return cls(columns, splits_of(counts))
@@ -42,26 +45,26 @@ class Packed(Sequence[Columns], Generic[Columns]):
     def __getitem__(self, index: int) -> Columns: ...
     @overload
     def __getitem__(self, index: slice) -> list[Columns]: ...
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Columns | list[Columns]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
         start, end = self.row_splits[index : index + 2].tolist()
         item = _zipped(lambda column: column[0][start:end], [self.columns])
-        if self.of_images:
-            item |= {name: values[index] for name, values in self.of_images.items()}
+        if isinstance(item, dict):
+            item.update({name: values[index] for name, values in self.of_images.items()})
         return item
 
     @property
     def counts(self) -> Tensor:
-        """The number of rows of each image, (N,) int64."""
+        """Number of rows of each image, (N,) int64."""
         return self.row_splits.diff()
 
     def where(self, kept: Tensor) -> Packed[Columns]:
-        """All images with some of the rows.
+        """Keeps all images, but only some of the rows.
 
         Args:
-            kept: (R,) bool.
+            kept: (R,) bool, True for the rows to keep.
         """
         if kept.all():
             return self
@@ -69,7 +72,11 @@ class Packed(Sequence[Columns], Generic[Columns]):
         return Packed(_zipped(lambda c: c[0][kept], [self.columns]), before[self.row_splits], self.of_images)
 
     def take(self, images: Tensor) -> Packed[Columns]:
-        """The images with these numbers, (M,) int64, in this order."""
+        """Selects images.
+
+        Args:
+            images: (M,) int64, indices of images in 0..N-1, in the order of the result; an index may repeat.
+        """
         counts = self.counts[images]
         row_splits = splits_of(counts)
         shift = (self.row_splits[images] - row_splits[:-1]).repeat_interleave(counts)
@@ -79,26 +86,29 @@ class Packed(Sequence[Columns], Generic[Columns]):
 
 
 def splits_of(counts: Tensor) -> Tensor:
-    """The row splits (N + 1,) int64 of images with so many rows each, (N,)."""
+    """Computes row splits (N + 1,) int64 from the number of rows of each image, (N,) int64."""
     return torch.cat([counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
-def _zipped(function: Callable[[Sequence[Tensor]], Tensor], columns: Sequence[Columns]) -> Columns:
-    """A function of the columns of one name in all of them."""
-    if isinstance(columns[0], dict):
-        return {name: function([each[name] for each in columns]) for name in columns[0]}
-    return type(columns[0])(*map(function, zip(*columns, strict=True)))
+def _zipped(function: Callable[[list[Tensor]], Tensor], columns: Sequence[Columns]) -> Columns:
+    """Applies a function to each column: to the list of the tensors with that name in all sets of columns."""
+    first: Any = columns[0]
+    if isinstance(first, dict):
+        result: Any = {name: function([each[name] for each in columns]) for name in first}
+    else:
+        result = type(first)(*map(function, map(list, zip(*columns, strict=True))))
+    return cast(Columns, result)  # the type of the first set
 
 
 class Texts(Sequence[Text]):
-    """Many texts, or paths, in one row of bytes; an item is made when it is asked for.
+    """Many texts or paths in one array of bytes. An item is created when it is accessed.
 
     Args:
         texts: the texts, or the paths as texts.
-        kind: what an item is made by of its text.
+        kind: converts a text to an item: `str` or `Path`.
     """
 
-    def __init__(self, texts: Iterable[str], kind: Callable[[str], Text] = str) -> None:
+    def __init__(self, texts: Iterable[str], kind: Callable[[str], Text]) -> None:
         data, ends = bytearray(), array("q", [0])
         for text in texts:
             data += text.encode("utf-8", "surrogateescape")
@@ -107,12 +117,17 @@ class Texts(Sequence[Text]):
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bytes of all texts, and where each ends, behind a 0."""
+        """The UTF-8 bytes of all texts, (bytes,) uint8, and the ends of the texts after a leading 0, (N + 1,) int64."""
         return np.frombuffer(self._data, np.uint8), self._ends
 
     @classmethod
-    def of(cls, data: np.ndarray, ends: np.ndarray, kind: Callable[[str], Text] = str) -> Texts[Text]:
-        """The texts of such `arrays`."""
+    def of(cls, data: np.ndarray, ends: np.ndarray, kind: Callable[[str], Text]) -> Texts[Text]:
+        """Makes texts from their `arrays`.
+
+        Args:
+            data, ends: see `arrays`.
+            kind: converts a text to an item: `str` or `Path`.
+        """
         texts = cls((), kind)
         texts._data, texts._ends = data.tobytes(), ends
         return texts
@@ -124,7 +139,7 @@ class Texts(Sequence[Text]):
     def __getitem__(self, index: int) -> Text: ...
     @overload
     def __getitem__(self, index: slice) -> list[Text]: ...
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Text | list[Text]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
@@ -132,5 +147,3 @@ class Texts(Sequence[Text]):
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
-
-    __hash__ = None

@@ -1,6 +1,6 @@
-"""One run in several processes, as `torchrun` starts them: which one this is, and what all of them agree on.
+"""A run in several processes that `torchrun` started: rank and size, sharing of items, and collective calls.
 
-Without torchrun there is one, which waits for nobody.
+Without torchrun there is one process, and no call communicates.
 """
 
 from __future__ import annotations
@@ -20,36 +20,43 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
-HEARTBEAT = 1.0  # seconds between two collective calls of processes that wait for the first
-LOST = "Connection closed", "Connection reset", "Broken pipe", "remote process exited"  # of gloo and NCCL
-LATE = "Timed out", "timed out", "timeout"  # of both, too
-UNLIMITED = timedelta(days=365)  # to wait for a process that lives; one that dies is noticed at once
+HEARTBEAT = 1.0  # seconds between two collective calls while processes wait for the first one
+LOST = "Connection closed", "Connection reset", "Broken pipe", "remote process exited"  # in errors of gloo and NCCL
+LATE = "Timed out", "timed out", "timeout"  # in errors of gloo and NCCL
+UNLIMITED = timedelta(days=365)  # for waiting on a live process; the death of a process is noticed at once
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run; all must make the same calls of those methods that exchange anything, in the same
-    order."""
+    """The processes of a run.
+
+    The methods that communicate are `any`, `mean`, `to_first`, `from_first`, `synchronise` and `wait`. All processes
+    must call them in the same order.
+
+    Attributes:
+        rank: number of this process, 0..size-1.
+        size: number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this is process 0, which writes files and prints."""
         return self.rank == 0
 
     def every(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of this process, dealt out one by one: of each batch every process gets its share."""
+        """Takes the share of this process: every `size`-th of the items, starting at `rank`."""
         return items[self.rank :: self.size]
 
     def block(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of this process, a run of neighbours: those of all processes in a row are the whole."""
+        """Takes the share of this process: a contiguous block of the items. The blocks follow in the order of ranks."""
         n = len(items)
         return items[self.rank * n // self.size : (self.rank + 1) * n // self.size]
 
-    def any(self, flag: Any) -> bool:
-        """Whether it is true in any process; does not wait for a GPU."""
+    def any(self, flag: object) -> bool:
+        """Whether the flag is true in any process. Does not wait for a GPU."""
         if self.size == 1:
             return bool(flag)
         count = torch.tensor(int(bool(flag)))
@@ -57,7 +64,7 @@ class Ranks:
         return bool(count)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes."""
+        """The mean of a floating-point tensor over the processes, element by element."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -65,7 +72,14 @@ class Ranks:
         return total / self.size
 
     def to_first(self, value: Item) -> list[Item]:
-        """What each process has, in the order of their ranks, in the first; an empty list in the others."""
+        """Collects a value from each process.
+
+        Args:
+            value: any value that can be pickled.
+
+        Returns:
+            In the first process, the values in the order of the ranks; in the others, an empty list.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.first else None
@@ -73,13 +87,22 @@ class Ranks:
         return values or []
 
     def from_first(self, function: Callable[[], Item]) -> Item:
-        """What the function gives, or raises, in the first process: for all. The others wait as long as it takes."""
+        """Calls a function in the first process, and returns its result in all processes.
+
+        The others wait as long as the call takes, also longer than the limit of `joined`.
+
+        Args:
+            function: its result or exception must be picklable.
+
+        Raises:
+            What the function raises, in all processes.
+        """
         if self.size == 1:
             return function()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(function) if self.first else None
             done = False
-            while not done:  # the collective calls of all meet often, whose time to wait has an end
+            while not done:  # many short collective calls, because one long call would exceed the limit
                 done = self.any(future and wait([future], HEARTBEAT).done)
             answer: list[Any] = [None]
             if future:
@@ -91,21 +114,24 @@ class Ranks:
         return value
 
     def synchronise(self, module: nn.Module) -> None:
-        """Gives the buffers of the first process, such as statistics of batch normalisation, to the module of each."""
+        """Copies the buffers of the first process, such as batch norm statistics, to the module of each process."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
-    def wait(self, stopping: Sequence[Any]) -> bool:
-        """Waits for all processes, under the limit of `joined`, or until `stopping` is no longer empty.
+    def wait(self, stopping: Sequence[object]) -> bool:
+        """Waits until all processes have called this, at most for the limit of `joined`.
+
+        Args:
+            stopping: see `ssd.runtime.signals.stop_signals`; the wait ends when it is no longer empty.
 
         Returns:
-            whether all have come here.
+            Whether all processes have arrived.
         """
         if self.size == 1:
             return True
         work = dist.all_reduce(torch.zeros(1), async_op=True)
-        while not (stopping or work.is_completed()):  # a call that blocks would hold up Ctrl-C
+        while not (stopping or work.is_completed()):  # a blocking call would delay Ctrl-C
             time.sleep(0.1)
         if not stopping:
             work.wait()
@@ -117,13 +143,13 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, or is alone; leaves them when the block ends.
+    """Joins the processes that torchrun started until the block ends; without torchrun, gives `ALONE`.
 
     Args:
-        limit: how long one may wait for another; by default as long as torch has it, 10 minutes on GPUs, else 30.
+        limit: how long a process may wait for another; by default torch's limit, 10 minutes for NCCL and 30 for gloo.
 
     Raises:
-        ConnectionError: another of them has died, or let this one wait for longer than the limit.
+        ConnectionError: another process has died, or this one has waited for longer than the limit.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -138,14 +164,17 @@ def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
         own = _own_store(store, rank, size)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
         yield Ranks(rank, size)
-    except RuntimeError as error:  # of gloo, or DistBackendError of NCCL, which is one too
+    except RuntimeError as error:  # raised by gloo; DistBackendError of NCCL is a subclass
         me, reason = f"process {os.environ.get('RANK', '?')}", str(error).splitlines()[0]
         if any(sign in str(error) for sign in LOST):
-            raise ConnectionError(f"{me} lost another, whose end torchrun reports ({reason})") from None
+            raise ConnectionError(
+                f"{me} lost the connection to another process ({reason}); torchrun reports why that one ended"
+            ) from None
         if any(sign in reason for sign in LATE):
             raise ConnectionError(
-                f"{me} timed out waiting for another process ({reason}), which hangs or is too slow, as on a slow disk "
-                "or an overloaded machine; mend that and run the command again, with --resume where it has that option"
+                f"{me} timed out waiting for another process ({reason}), which hangs or is too slow, for example "
+                "because of a slow disk or an overloaded machine; solve that and run the command again, with --resume "
+                "if it has that option"
             ) from None
         raise
     finally:
@@ -154,11 +183,11 @@ def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
 
 
 def _own_store(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """The part of a store that only the processes started together share.
+    """A part of a store that only the processes of this start share.
 
-    After a restart by `torchrun --max-restarts` the store still has what the processes before it wrote, such as
-    addresses where nobody answers (torch 2.14). So the first process draws a name for this start, and gives it to each
-    other that asks under a name that is as new.
+    After a restart by `torchrun --max-restarts` the store still holds the entries of the previous processes, such as
+    addresses that no longer answer (torch 2.14). So the first process draws a random prefix for this start. Each other
+    process draws a random key, writes it to the store, and receives the prefix under that key.
     """
     if rank:
         asks = uuid4().hex
@@ -170,13 +199,13 @@ def _own_store(store: dist.Store, rank: int, size: int) -> dist.Store:
     for other in range(1, size):
         while not store.check([f"{name} {other}"]):
             if time.monotonic() > end:
-                raise dist.DistStoreError(f"timed out: process {other} has not come")
+                raise dist.DistStoreError(f"timed out: process {other} has not joined")
             store.wait([f"asks {other}"])
-            store.set(store.get(f"asks {other}"), name)  # maybe to one before the restart, which takes it no more
+            store.set(store.get(f"asks {other}"), name)  # this may still be the key of a process before the restart
             time.sleep(0.01)
     return dist.PrefixStore(name, store)
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is, hence its GPU."""
+    """The number of this process among those on this machine, from 0; also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,23 +1,24 @@
-"""Signals that end a run after the work at hand."""
+"""Signals that stop a run after the current step."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int | Exception]]:
-    """A list that is empty until Ctrl-C or SIGTERM, a scheduler's notice; a second Ctrl-C interrupts at once.
+    """Gives a context a list that is empty until Ctrl-C or SIGTERM is received. A second Ctrl-C interrupts at once.
 
-    torchrun passes Ctrl-C on as SIGTERM, beside the one that the terminal sends. Whoever runs the block may append an
-    error that is to stop it in the same way.
+    Schedulers send SIGTERM before they end a job. On Ctrl-C, a process receives SIGINT from the terminal and SIGTERM
+    from torchrun. The block may append an exception to the list, to stop in the same way. Outside of the main thread
+    no signal is handled.
     """
     received: list[int | Exception] = []
 
-    def handler(signum: int, frame: Any) -> None:
+    def handler(signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and signum in received:
             raise KeyboardInterrupt
         received.append(signum)
@@ -26,7 +27,7 @@ def stop_signals() -> Iterator[list[int | Exception]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, handler)
-    except ValueError:  # not in the main thread, where Python allows no handler
+    except ValueError:  # Python allows handlers in the main thread only
         yield received
         return
     try:

@@ -1,4 +1,4 @@
-"""Texts of others: files of lists, names of classes, labels and annotations; and what a terminal may show of them."""
+"""Reading text and XML files that other programs wrote, and printing their content safely."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 
 
 def read_text(path: Path) -> str:
-    """UTF-8, or what a byte order mark at the beginning says.
+    """Reads a text file in UTF-8, or in UTF-16 if it begins with that byte order mark.
 
     Raises:
-        ValueError: it is neither.
+        FileNotFoundError: no such file.
+        ValueError: the file has another encoding.
     """
     data = path.read_bytes()
     encoding = next((name for bom, name in BOMS.items() if data.startswith(bom)), "utf-8")
@@ -27,24 +28,30 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines that are not empty, without blanks around them."""
+    """Reads the lines of a text file without surrounding blanks; empty lines are left out. Raises as `read_text`."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file in any encoding that Python knows; tags come without their namespaces.
+    """Reads an XML file in any encoding that Python knows.
+
+    Returns:
+        The root element; all tags are without their namespaces.
 
     Raises:
-        ValueError: it is broken, or its encoding is unknown.
+        FileNotFoundError: no such file.
+        ValueError: the XML is broken, or its encoding is unknown.
     """
     data = path.read_bytes()
     try:
         try:
             root = ElementTree.fromstring(data)
-        except ValueError:  # of several bytes a character, which the parser leaves to Python
-            declared = re.match(rb"""\s*<\?xml[^>]*?encoding=["']([\w.-]+)["'][^>]*\?>""", data)
+        except ValueError:  # the parser cannot decode encodings with several bytes per character; Python can
+            declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""", data)
+            if declared is None:
+                raise
             root = ElementTree.fromstring(data[declared.end() :].decode(declared[1].decode()))
-    except (ElementTree.ParseError, LookupError, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path}: broken XML ({error})") from error
     for node in root.iter():
         if "}" in node.tag:
@@ -53,5 +60,8 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 
 def printable(text: object) -> str:
-    """One line without control characters: they, and bytes of a name that are no text, are escaped as in Python."""
+    """Makes a text safe to print on one line.
+
+    Control characters, and bytes of a file name that are not valid text, are escaped as in Python.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,4 +1,4 @@
-"""Work beside the thread that needs it."""
+"""Applying a function to many items in several threads."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-READERS, CHUNK = 16, 32  # threads for a slow disk, and the items that one takes at a time
-WAITED, SHARE = 0.5, 2.0  # a disk is slow where it lets one wait for seconds, and so many times as long as one works
+READERS, CHUNK = 16, 32  # threads for a slow disk, and items per task of a thread
+# A disk is slow if the time spent waiting for it is more than WAITED seconds and more than SHARE times the CPU time.
+WAITED, SHARE = 0.5, 2.0
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
-    """The result for each item, in order; threads work on those that come next meanwhile.
+    """Yields the result of a function for each item, in order, while threads compute the next results.
 
     Args:
-        function: of one item; it should spend its time outside of Python, as decoders and encoders do.
-        items: taken one by one, by the caller's thread.
-        workers: threads, at least 1.
-        ahead: how many items, at least 1, are taken before the first result is waited for; bounds the memory.
+        function: takes one item. It should release Python's lock (GIL) most of the time, as decoders and encoders do.
+        items: read one by one in the caller's thread.
+        workers: number of threads, at least 1.
+        ahead: number of items, at least 1, that may be in progress while the caller waits for a result. Limits memory.
 
     Raises:
         What the function raises, in place of the result.
@@ -43,14 +44,17 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], worker
 
 
 def in_threads_if_slow(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The result for each item, in order: in this thread, or in several as soon as it waits more than it works.
+    """Yields the result of a function for each item, in order; uses several threads only if the disk is slow.
 
-    Threads that read small files from a fast disk would only be in each other's way; from a network disk they spare
-    almost all of the time.
+    It starts in the caller's thread, and continues in 16 threads once most of the time is spent waiting. On a fast
+    disk threads make reading small files slower; on a network disk they save almost all of the time.
 
     Args:
-        function: of one item; it reads files.
-        items: taken one by one, by the caller's thread.
+        function: takes one item and reads files.
+        items: read one by one in the caller's thread.
+
+    Raises:
+        What the function raises, in place of the result.
     """
     items = iter(items)
     chunks = iter(lambda: list(islice(items, CHUNK)), [])

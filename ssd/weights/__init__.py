@@ -1,1 +1,1 @@
-"""From files of weights to networks: own checkpoints, those of other projects, pickled networks."""
+"""Loading networks from files: checkpoints of this project and of others, and pickled networks."""

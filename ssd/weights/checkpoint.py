@@ -1,4 +1,4 @@
-"""Checkpoints: state dicts and plain metadata only, so that they load with `weights_only` anywhere, for years."""
+"""Checkpoints: files with state dicts and plain metadata only, so that any torch loads them with `weights_only`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import replacing
 from ssd.weights.pickles import read_parameters
 
-FORMAT = 2
+FORMAT = 2  # version of the file's layout
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequence[str], **extra: Any) -> None:
-    """Writes a checkpoint: whole, or not at all.
+    """Writes a checkpoint; if writing fails, an existing file stays as it was.
 
     Args:
-        path: the file.
+        path: the file to write; its folder must exist.
         model: the network.
-        classes: names of the classes, without background.
-        extra: state dicts, numbers, strings, and lists and dicts of these.
+        classes: names of the C-1 classes, without background.
+        extra: more entries: state dicts, numbers, strings, and lists and dicts of these.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     checkpoint = {
         "format": FORMAT,
@@ -33,12 +37,19 @@ def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequen
         "classes": list(classes),
         **extra,
     }
-    with replacing(path) as temporary, open(temporary, "wb") as file:  # by name, a full disk would be no OSError
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+    ):  # given a path, torch raises no OSError for a full disk
         torch.save(checkpoint, file)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, now or in an older version, onto the CPU; runs no code from the file.
+    """Reads a checkpoint that `save_checkpoint` of this or an older version wrote. Runs no code from the file.
+
+    Returns:
+        Dict with "format", "config" (the arguments of `SSD300`), "model" (its state dict, on the CPU), "classes" (C-1
+        names) and the extra entries.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,7 +59,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def current(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What was read from a file, in today's format.
+    """Checks the content of a file, and converts a checkpoint of an older version to the current format.
+
+    Args:
+        checkpoint: see `read`; may be changed in place.
+        path: the file, for error messages.
+
+    Returns:
+        See `load_checkpoint`.
 
     Raises:
         ValueError: it is not a checkpoint of this package.
@@ -56,45 +74,53 @@ def current(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise ValueError(f"{path}: not a checkpoint of this package")
     if type(checkpoint["format"]) is not int or not 1 <= checkpoint["format"] <= FORMAT:
-        raise ValueError(f"{path}: has format {checkpoint['format']!r}, this version reads 1 to {FORMAT}")
+        raise ValueError(
+            f"{path}: has format {checkpoint['format']!r}; this version of ssd reads formats 1 to {FORMAT}"
+        )
     parts = {"classes": list, "model": dict, **({"config": dict} if checkpoint["format"] > 1 else {})}
     for name, kind in parts.items():
         if not isinstance(checkpoint.get(name), kind):
-            raise ValueError(f"{path}: is no whole checkpoint, its {name!r} is a {type(checkpoint.get(name)).__name__}")
-    if checkpoint["format"] == 1:  # did not keep its priors
+            raise ValueError(
+                f"{path}: is not a complete checkpoint: its {name!r} is a {type(checkpoint.get(name)).__name__}"
+            )
+    if checkpoint["format"] == 1:  # this format has no config; its priors are the default ones
         known = {name: checkpoint.pop(name) for name in ("width", "batch_norm") if name in checkpoint}
         checkpoint["config"] = {"n_classes": len(checkpoint["classes"]) + 1, **known}
     return checkpoint
 
 
 def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> SSD300:
-    """The network of what `load_checkpoint` gives, on the CPU.
+    """Builds the network of a checkpoint, on the CPU.
+
+    Args:
+        checkpoint: see `load_checkpoint`.
+        path: the file, for error messages.
 
     Raises:
-        ValueError: its parts are not those of one network; names the file, `path`.
+        ValueError: config, parameters and class names do not fit together.
     """
     try:
         config, state, names = checkpoint["config"], checkpoint["model"], checkpoint["classes"]
         if len(names) != config["n_classes"] - 1 or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{config['n_classes'] - 1} names are wanted, it has {str(names)[:100]}")
-        with torch.device("meta"):  # takes no memory, whatever the numbers say
+            raise ValueError(f"expected {config['n_classes'] - 1} class names, got {str(names)[:100]}")
+        with torch.device("meta"):  # checks the shapes without memory, so a wrong width cannot exhaust it
             SSD300(**config).load_state_dict(state, assign=True)
         model = SSD300(**config)
         model.load_state_dict(state)
         return model
-    except Exception as error:  # what others wrote fails in many ways
-        raise ValueError(f"{path}: is not of one network: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # a file by somebody else can fail in any way
+        raise ValueError(f"{path}: its entries do not fit one network: {' '.join(str(error).split())[:300]}") from error
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """What is in a file of `torch.save`, on the CPU; runs no code from the file.
+    """Reads a file of `torch.save` onto the CPU. Runs no code from the file.
 
     Returns:
-        plain values and tensors as they were saved, or of a network that was pickled whole {"model": its state dict}.
+        Plain values and tensors as they were saved. For a file with a pickled network: {"model": its state dict}.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such file, or damaged.
+        ValueError: the file is damaged, or was not written by `torch.save`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -102,20 +128,20 @@ def read(path: str | os.PathLike[str]) -> Any:
         _check_archive(Path(path))
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # objects among the values, or no such file at all
+        except Exception:  # the file holds other objects, or is no file of torch.save
             return {"model": read_parameters(path)}
-    except Exception as error:  # what is no checkpoint fails in many ways, KeyError among them
+    except Exception as error:  # other files fail with many kinds of errors, such as KeyError
         reason = ((isinstance(error, ValueError) and str(error)) or repr(error)).splitlines()[0][:200]
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from error
 
 
 def _check_archive(path: Path) -> None:
-    """What torch does not look at: the checksums of its archive, and whether it would grow when it is unpacked."""
+    """Checks what torch does not: the checksums of the archive, and that unpacking would not make it larger."""
     if not is_zipfile(path):
         return
     with ZipFile(path) as archive:
         entries = archive.infolist()
         if any(entry.compress_type for entry in entries) or sum(e.file_size for e in entries) > path.stat().st_size:
-            raise ValueError("is compressed, which torch.save never does")
+            raise ValueError("it is compressed, which torch.save never does")
         if damaged := archive.testzip():
-            raise ValueError(f"{damaged} is damaged: its checksum is another")
+            raise ValueError(f"{damaged} is damaged: checksum mismatch")

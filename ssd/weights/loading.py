@@ -1,4 +1,4 @@
-"""Where weights come from: checkpoints of this package and of others, torchvision's downloads, VGG16 for the base."""
+"""Loading of weights: checkpoints of this project and of others, torchvision's downloads, and VGG16 for the base."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ def load_weights(
     bgr: bool = False,
     device: str | None = None,
 ) -> tuple[SSD300, tuple[str, ...]]:
-    """A trained detector and the names of its classes, from a file of this project or of another, see docs/weights.md.
+    """Loads a trained detector and its class names from a file of this project or of another (docs/weights.md).
 
-    Runs no code from the file. Priors and input are those that the weights were trained with.
+    Runs no code from the file. The network has the priors and the input normalisation that its weights were trained
+    with.
 
     Args:
-        source: a file, or "coco": torchvision's SSD300, from torch's hub folder, where the first call downloads it
-            (136 MB).
-        classes: other names for the classes, without background.
-        bgr: the network takes blue first, as ssd.pytorch's conversion of the Caffe weights does; its first layer is
-            turned round, so that it takes RGB as every network here.
-        device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
+        source: a file; or "coco" for torchvision's SSD300, which the first call downloads (136 MB) into torch's hub
+            folder.
+        classes: names to use instead of those of the file, one for each of the C-1 classes, without background.
+        bgr: the network was trained on BGR input, like ssd.pytorch's conversion of the Caffe weights. The channels of
+            its first layer are reversed, so that it takes RGB like every network here.
+        device: such as "cpu" or "cuda:0"; None: a GPU if there is one.
 
     Returns:
         The network in evaluation mode, and the C-1 names.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is none of those, the names are not as many as the classes, or the device cannot be used.
+        ValueError: the file holds no detector that can be loaded, the number of names differs from the number of
+            classes, or the device cannot be used.
         OSError: the download failed.
     """
     checkpoint = open_weights(source)
@@ -47,21 +49,21 @@ def load_weights(
         raise ValueError(f"{source}: has {len(names)} classes, got {len(classes)} names")
     model = build_model(checkpoint, source)
     if bgr:
-        first = model.base.conv1_1.weight
+        first = model.base.get_parameter("conv1_1.weight")
         first.data = first.data.flip(1)
     model = place(model, pick_device(device)).eval()
     return model, names if classes is None else tuple(classes)
 
 
 def open_weights(source: str | PathLike[str]) -> dict[str, Any]:
-    """The checkpoint in a file of this project or of another, from which `build_model` makes the network.
+    """Reads a checkpoint from a file of this project or of another; `build_model` makes a network from it.
 
     Args:
         source: see `load_weights`.
 
     Returns:
-        what `load_checkpoint` gives: "config", "model" and "classes", and what else a file of this project holds, such
-        as "settings" of the run. Tensors are on the CPU.
+        The dict that `load_checkpoint` describes; tensors are on the CPU. Only files of this project have extra
+        entries, such as the "settings" of the run.
 
     Raises:
         FileNotFoundError, ValueError, OSError: see `load_weights`.
@@ -70,18 +72,20 @@ def open_weights(source: str | PathLike[str]) -> dict[str, Any]:
 
 
 def initial_model(n_classes: int, source: str | None = None, **config: Any) -> SSD300:
-    """A network to train, from random or from trained weights.
+    """Builds a network to train, from random or from trained weights, on the CPU.
 
     Args:
-        n_classes: see `SSD300`.
-        source: "imagenet" (VGG16 for the base, downloaded), a file of VGG16's weights, or what `load_weights` takes: a
-            detector, of which all is taken that has the same shape, and its priors and input; with another number of
-            classes the class heads start anew. None: random.
-        config: arguments of `SSD300`; what is missing or None is as in the file.
+        n_classes: number of classes, background included.
+        source: the initial weights. None: random. "imagenet": VGG16 for the base, downloaded. A file of VGG16's
+            weights: the same from a file. Otherwise a detector as `load_weights` takes it: its priors, its input
+            normalisation and all parameters of the same shape are used. If it has another number of classes, its class
+            heads are replaced by random ones.
+        config: arguments of `SSD300`. Those that are missing or None are taken from the detector, or else are the
+            defaults of `SSD300`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is none of those, or its network another than that of `config`.
+        ValueError: the file holds no such weights, or `config` contradicts the network in the file.
         OSError: the download failed.
     """
     config = {name: value for name, value in config.items() if value is not None}
@@ -97,7 +101,7 @@ def initial_model(n_classes: int, source: str | None = None, **config: Any) -> S
     network = build_model(checkpoint, source).config
     for name, value in config.items():
         if network[name] != value:
-            raise ValueError(f"{source}: has {name} {network[name]}, and {value} is asked for: leave it out")
+            raise ValueError(f"{source}: has {name} {network[name]}, but {value} was given; leave out that option")
     model = SSD300(**network | {"n_classes": n_classes})
     state = model.state_dict()
     fitting = {k: v for k, v in checkpoint["model"].items() if k in state and v.shape == state[k].shape}
@@ -112,7 +116,7 @@ def _open(source: str | PathLike[str]) -> dict[str, Any]:
         return download(SSD300_VGG16_Weights.COCO_V1)
     found = read(source)
     if not isinstance(found, dict):
-        raise ValueError(f"{source}: holds no weights, but a {type(found).__name__}")
+        raise ValueError(f"{source}: contains no weights, but a {type(found).__name__}")
     return found
 
 

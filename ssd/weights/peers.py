@@ -1,4 +1,4 @@
-"""SSD300 of other projects: what they call its parameters, and the priors and the input that these belong to."""
+"""SSD300 of other projects: the names of its parameters, and the priors and input normalisation it was trained with."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-BYTE = (1 / 255,) * 3  # the deviation of a network that takes 0..255
+BYTE = (1 / 255,) * 3  # standard deviation for networks whose input is 0..255
 
 
 class Peer(NamedTuple):
-    """One project's SSD300, at width 1 and without batch norm.
+    """The SSD300 of another project, at width 1 and without batch norm.
 
     Attributes:
-        title: how to name it in an error.
-        factors: name of the factors of conv4_3.
-        convs: names of the convolutions in our order: base, extras, heads of the offsets, heads of the classes.
+        title: its name in error messages.
+        factors: name of the parameter that rescales conv4_3.
+        convs: names of the convolutions in the order of `SSD300`: base, extra layers, offset heads, class heads.
         priors: name of a preset of `ssd.networks.priors`.
-        mean, std: of its input, RGB in 0..1.
+        mean, std: mean and standard deviation of the input normalisation, RGB in 0..1.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Peer(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Names of its state dict, in the order of ours."""
+        """Names of its state dict, in the order of the state dict of `SSD300`."""
         return [self.factors, *(f"{conv}.{kind}" for conv in self.convs for kind in ("weight", "bias"))]
 
 
@@ -68,7 +68,7 @@ PEERS = (
         mean=(0.48235, 0.45882, 0.40784),
         std=BYTE,
     ),
-    Peer(  # its loader turns OpenCV's BGR into RGB after subtracting (104, 117, 123), in training and evaluation
+    Peer(  # it subtracts (104, 117, 123) from OpenCV's BGR and then converts to RGB, in training and evaluation
         "amdegroot's ssd.pytorch",
         "L2Norm.weight",
         (
@@ -84,13 +84,14 @@ PEERS = (
 
 
 def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns the state dict of one of `PEERS` into what `ssd.weights.checkpoint.load_checkpoint` gives.
+    """Converts the state dict of one of `PEERS` to a checkpoint, see `ssd.weights.checkpoint.load_checkpoint`.
 
     Args:
-        state: tensors by name, as the project names them or with "module." in front, as `DataParallel` does.
+        state: tensors by the names that the project gives them; a prefix "module." of `DataParallel` is removed.
 
     Returns:
-        "config", "model" and "classes": those of the project, or "class 1" and so on where there are more or less.
+        Dict with "config", "model" and "classes". The names are those of the classes that the project trains on; if
+        their number differs from that of the weights, "class 1", "class 2" and so on.
 
     Raises:
         ValueError: a name is missing or unknown, or a shape differs.
@@ -100,11 +101,11 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     missing, unknown = [n for n in peer.names if n not in state], [n for n in state if n not in peer.names]
     if len(missing) == len(peer.names):
         titles = ", ".join(peer.title for peer in PEERS)
-        raise ValueError(f"neither a checkpoint of this package nor weights of {titles}; it holds {_some(unknown)}")
+        raise ValueError(f"neither a checkpoint of this package nor weights of {titles}; it contains {_some(unknown)}")
     if missing or unknown:
-        raise ValueError(f"not quite {peer.title}: without {_some(missing)}, with {_some(unknown)} beyond it")
+        raise ValueError(f"differs from {peer.title}: missing {_some(missing)}; unexpected {_some(unknown)}")
 
-    n_classes = state[f"{peer.convs[-6]}.bias"].numel() // 4  # 4 boxes in each cell of conv4_3
+    n_classes = state[f"{peer.convs[-6]}.bias"].numel() // 4  # the class head of conv4_3 has 4 boxes per cell
     with torch.device("meta"):
         expected = SSD300(n_classes, priors=peer.priors, input_mean=peer.mean, input_std=peer.std)
     model = {}
@@ -113,7 +114,7 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
         if ours == "rescale_factors":
             value = value.reshape(1, -1, 1, 1)
         if value.shape != like.shape:
-            raise ValueError(f"{peer.title} has {theirs} of shape {tuple(like.shape)}, here {tuple(value.shape)}")
+            raise ValueError(f"{theirs} of {peer.title} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
         model[ours] = value
     return {"config": expected.config, "model": model, "classes": _class_names(peer, n_classes - 1)}
 
@@ -123,7 +124,7 @@ def _class_names(peer: Peer, n: int) -> Sequence[str]:
         from torchvision.models.detection import SSD300_VGG16_Weights
 
         _, *known = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # without background
-        # Labels are COCO's category ids, of which 10 stand for nothing; names must differ.
+        # Labels are COCO's category ids. 10 of these ids have no category; their names must still differ.
         known = [f"N/A {label}" if name == "N/A" else name for label, name in enumerate(known, 1)]
     else:
         known = VOC_CLASSES

@@ -1,12 +1,13 @@
-"""Networks that others pickled whole, read without running anything of them.
+"""Reads the parameters of a pickled network without running code from the file.
 
-Such a file asks for its own classes to be imported and called. Here a pickle is a list of instructions; the few that
-`torch.save` writes are followed on plain lists, dicts and tuples: the parameters of a network come out, all other
-objects become a `Record`. A name from the file is compared with names, and never looked up.
+To unpickle such a file, Python imports and calls the classes that it names. Instead, this reader treats a pickle as a
+list of instructions. It executes the few instructions that `torch.save` writes, on plain lists, dicts and tuples. The
+result holds the parameters of the network; every other object becomes a `Record`. A name from the file is only compared
+with known names, never imported.
 
-`torch.load(weights_only=True)` cannot read these files, whatever `torch.serialization.safe_globals` it is given: it
-refuses the classes that files from before torch 1.6 name by a persistent id, and the entries of an optimizer's
-defaultdict. It would also have to be told all names beforehand, and then call what stands for them.
+`torch.load(weights_only=True)` cannot read these files, whatever `torch.serialization.safe_globals` allows: it refuses
+the classes that files from before torch 1.6 name by a persistent id, and the entries of an optimizer's defaultdict. It
+also needs a list of all names beforehand, and then calls the functions and classes of that list.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ DTYPES = {
 
 
 class Record:
-    """A class, function or object of the file: its name, and its state without any behaviour."""
+    """A class, function or object in the file.
+
+    Attributes:
+        name: "module name" of the class or function.
+        state: the attributes of an object, usually a dict; None for a class or function.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,7 +47,13 @@ class Record:
 
 
 class Storage(NamedTuple):
-    """Numbers in a row, somewhere in the file."""
+    """A one-dimensional array of numbers in the file.
+
+    Attributes:
+        key: its name in the file.
+        dtype: of the numbers.
+        numel: how many there are.
+    """
 
     key: str
     dtype: torch.dtype
@@ -49,11 +61,18 @@ class Storage(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return self.numel * self.dtype.itemsize
 
 
 class View(NamedTuple):
-    """A tensor that is not read yet."""
+    """A tensor whose numbers are not read yet.
+
+    Attributes:
+        storage: the numbers.
+        offset: index of the first element in the storage.
+        size, stride: of the tensor, in elements.
+    """
 
     storage: Storage
     offset: int
@@ -62,7 +81,7 @@ class View(NamedTuple):
 
 
 def read_parameters(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Parameters and buffers of a pickled network, or of the one under "model" in a pickled dict.
+    """Reads the parameters and buffers of a pickled network, or of the network under "model" in a pickled dict.
 
     Args:
         path: a file of `torch.save`, saved on any device.
@@ -72,7 +91,7 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        Exception: of any kind: the file is something else, damaged, or made to harm.
+        Exception: of any class, if the file is of another kind, damaged or malicious.
     """
     return (_read_zip if zipfile.is_zipfile(path) else _read_legacy)(path)
 
@@ -80,35 +99,39 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _read_zip(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         if sum(max(info.file_size, info.compress_size) for info in archive.infolist()) > os.path.getsize(path):
-            raise ValueError("the zip file holds less than it says")
+            raise ValueError("the zip file is smaller than its entries")
         folder = next((n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("data.pkl")), None)
         if folder is None:
-            raise ValueError("a zip file, but not of torch.save")
+            raise ValueError("a zip file that torch.save did not write")
         tree, _ = _follow(io.BytesIO(archive.read(f"{folder}data.pkl")))
         return _load(tree, lambda storage: archive.read(f"{folder}data/{storage.key}"))
 
 
 def _read_legacy(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data.read(len(LEGACY_HEAD)) != LEGACY_HEAD:
-            raise ValueError("not a file of torch.save, or cut short")
-        for _ in range(2):  # the version of the format, the sizes of the machine's numbers
-            _follow(data)
-        tree, storages = _follow(data)
-        keys, _ = _follow(data)
-        places, place = {}, data.tell()
-        for key in keys:  # each: the number of elements in 8 bytes, the elements
+        if file.read(len(LEGACY_HEAD)) != LEGACY_HEAD:
+            raise ValueError("the file is truncated, or torch.save did not write it")
+        for _ in range(2):  # skips the version of the format and the sizes of the machine's integers
+            _follow(file)
+        tree, storages = _follow(file)
+        keys, _ = _follow(file)
+        places, place = {}, file.tell()
+        for key in keys:  # for each: the number of elements in 8 bytes, then the elements
             if int.from_bytes(data[place : place + 8], "little") != storages[key].numel:
-                raise ValueError(f"storage {key} has another size than its tensors know")
+                raise ValueError(f"storage {key} does not have the size that its tensors state")
             places[key], place = place + 8, place + 8 + storages[key].nbytes
         return _load(tree, lambda storage: data[places[storage.key] : places[storage.key] + storage.nbytes])
 
 
-def _follow(pickled: BinaryIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
-    """The object of the next pickle, and the storages that it names."""
+def _follow(pickled: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """Executes the next pickle of a file.
+
+    Returns:
+        The object, and the storages that it uses, by their keys.
+    """
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[int | None, Any] = {}
     storages: dict[str, Storage] = {}
 
     def take(n: int) -> list[Any]:
@@ -149,7 +172,7 @@ def _follow(pickled: BinaryIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[value])
             case "GLOBAL":
-                stack.append(Record(value))  # "module name"
+                stack.append(Record(str(value)))  # "module name"
             case "NEWOBJ":
                 cls, _ = take(2)
                 stack.append(Record(cls.name))
@@ -162,24 +185,25 @@ def _follow(pickled: BinaryIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
                     stack[-1].state = state
             case "BINPERSID":
                 kind, what, *rest = stack.pop()
-                if kind == "module":  # a class, its file and its source, before torch 1.6
+                if kind == "module":  # before torch 1.6: a class, its file and its source
                     stack.append(what)
                 elif kind == "storage":
                     key, _, numel, *view = rest
                     if any(part is not None for part in view) or type(key) is not str or type(numel) is not int:
-                        raise ValueError("a storage that is not described as torch.save does")
+                        raise ValueError("the description of a storage differs from torch.save's")
                     storages[key] = Storage(key, DTYPES[what.name.rpartition(" ")[2]], numel)
                     stack.append(storages[key])
                 else:
-                    raise ValueError(f"a persistent id of {kind!r}")
+                    raise ValueError(f"unknown persistent id {kind!r}")
             case "STOP":
                 return stack.pop(), storages
             case _:
-                raise ValueError(f"opcode {opcode.name}, which torch.save does not write")
+                raise ValueError(f"opcode {opcode.name} is none that torch.save writes")
+    raise ValueError("the pickle has no end")
 
 
 def _reduce(function: str, arguments: tuple[Any, ...]) -> Any:
-    """What a function of the file would give, if it is one of these."""
+    """The result of calling a function: computed for the known ones, otherwise a `Record`."""
     match function:
         case "torch._utils _rebuild_tensor" | "torch._utils _rebuild_tensor_v2":
             return View(*arguments[:4])
@@ -203,24 +227,24 @@ def _load(tree: Any, read: Callable[[Storage], bytes]) -> dict[str, Tensor]:
         storage, offset, size, stride = view
         numbers = (storage.numel, offset, *size, *stride)
         if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError(f"{name} is not described as torch.save does")
+            raise ValueError(f"the description of {name} differs from torch.save's")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if 0 in size or last >= storage.numel or prod(size) > storage.numel:
-            raise ValueError(f"{name} of shape {size} reaches beyond its {storage.numel} values")
+            raise ValueError(f"{name} of shape {size} exceeds its {storage.numel} values")
         if storage not in values:
             content = bytearray(read(storage))
             if len(content) != storage.nbytes:
-                raise ValueError(f"{name} has {len(content)} bytes in place of {storage.nbytes}")
+                raise ValueError(f"{name} has {len(content)} bytes instead of {storage.nbytes}")
             values[storage] = torch.frombuffer(content, dtype=storage.dtype)
         tensors[name] = values[storage].as_strided(size, stride, offset)
     if not tensors:
-        raise ValueError("holds no network")
+        raise ValueError("the file contains no network")
     return tensors
 
 
 def _walk(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, View]]:
-    """The tensors of a module under the names of its state dict, or of a state dict."""
-    if id(module) in seen:  # a module inside itself would never end
+    """Yields the tensors of a module or of a state dict, with their names in the state dict."""
+    if id(module) in seen:  # a module that contains itself would be walked forever
         return
     seen.add(id(module))
     state = module.state if isinstance(module, Record) else {"_parameters": module}

@@ -1,4 +1,4 @@
-"""The weights of VGG16, trained on ImageNet, as the base of an SSD."""
+"""Converts VGG16, trained on ImageNet, to the base of an SSD."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ FC_STEP = FC_CHANNELS // CONV7_CHANNELS  # 4
 def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Converts the state dict of an ImageNet classifier to that of the base of `SSD300`.
 
-    fc6 and fc7, read as convolutions, keep every fourth channel, and fc6 every third row and column.
-    A VGG16 with batch norm fills a base with batch norm: the biases of its convolutions, which the base has
-    not, go into the running means. Its fc6 and fc7 are not normalised; their batch norms start as x + bias.
+    The fully connected layers fc6 and fc7 become convolutions that keep every fourth channel; fc6 also keeps only every
+    third row and column. `vgg16_bn` is converted to a base with batch norm. The convolutions of that base have no
+    bias, so the biases are subtracted from the running means. In `vgg16_bn`, fc6 and fc7 have no batch norm; theirs in
+    the base start as x + bias.
 
     Args:
-        vgg_state: state dict of torchvision's `vgg16` or `vgg16_bn`.
+        vgg_state: state dict of torchvision's `vgg16` or `vgg16_bn`, float tensors.
 
     Returns:
         State dict for `SSD300(...).base` at width 1, with or without batch norm as in `vgg_state`.
@@ -66,7 +67,7 @@ def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     for name, fc, side, steps in (
         ("6", "classifier.0", 7, (FC_STEP, None, 3, 3)),
-        ("7", "classifier.3", 1, (FC_STEP, FC_STEP, None, None)),  # reads the channels that are left of fc6
+        ("7", "classifier.3", 1, (FC_STEP, FC_STEP, None, None)),  # its inputs are the channels that fc6 keeps
     ):
         weight = take(f"{fc}.weight", FC_CHANNELS, inputs * side * side)
         weight = decimate(weight.reshape(-1, inputs, side, side), steps)  # (1024, 512, 3, 3), (1024, 1024, 1, 1)
@@ -82,7 +83,7 @@ def _take(vgg_state: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
         raise ValueError(f"not a state dict of torchvision's VGG16: {name} is missing")
     if vgg_state[name].shape != shape:
         raise ValueError(f"{name} must have the shape {shape}, got {tuple(vgg_state[name].shape)}")
-    if not vgg_state[name].isfinite().all():  # torchvision's IMAGENET1K_FEATURES have no classifier
+    if not vgg_state[name].isfinite().all():  # the classifier of torchvision's IMAGENET1K_FEATURES is NaN
         raise ValueError(f"{name} has values that are not finite")
     return vgg_state[name]
 
@@ -91,12 +92,12 @@ def load_vgg16_imagenet(model: SSD300, weights: str | PathLike[str] | None = Non
     """Fills the base of a model with ImageNet weights, in place.
 
     Args:
-        model: at width 1; with batch norm it takes the weights of `vgg16_bn`, without those of `vgg16`.
-        weights: file with the state dict of torchvision's model. None takes it from torch's hub folder, where
-            the first call downloads it (about 530 MB).
+        model: a network of width 1. With batch norm it needs the weights of `vgg16_bn`, otherwise of `vgg16`.
+        weights: file with the state dict of torchvision's model. None: the first call downloads it (about 530 MB)
+            into torch's hub folder.
 
     Raises:
-        ValueError: the model's width is not 1, or the file is not that of the model's VGG16.
+        ValueError: the model's width is not 1, or the file does not hold the VGG16 that the model needs.
         FileNotFoundError: no such file.
         OSError: the download failed.
     """
