@@ -5,18 +5,12 @@ the whole run and not a quiet run on plain PyTorch.
 """
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import ssd_ext
 from ssd_ext import _load
-
-HERE = Path(__file__).parent
-# ops and compare.py; harness.py and report.py; gpu_check.py
-sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("benchmarks", "tools"))]
 
 # Marked slow, which `make check` leaves out; several processes, which share the files, begin with these: longest first.
 SLOW = (

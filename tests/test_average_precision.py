@@ -6,30 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from evaluation_inputs import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, A, B, found, random_images, truth
 
 from ssd.evaluation.voc import average_precision
 
-CLASSES = ("cat", "dog")
-CAT, DOG = 1, 2
-A, B, C, D = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]  # disjoint squares
+C, D = [40, 0, 50, 10], [60, 0, 70, 10]  # disjoint squares, also from A and B
 NOWHERE = [80, 80, 90, 90]
-
-NOTHING = (torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(0))
-
-
-def found(*rows):
-    """Detections of one image from rows of (box, label, score)."""
-    boxes, labels, scores = zip(*rows, strict=True)
-    return torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), torch.tensor(scores)
-
-
-def truth(*rows):
-    """Target of one image from rows of (box, label) or (box, label, difficult)."""
-    return {
-        "boxes": torch.tensor([row[0] for row in rows], dtype=torch.float32),
-        "labels": torch.tensor([row[1] for row in rows], dtype=torch.int64),
-        "difficult": torch.tensor([len(row) > 2 and row[2] for row in rows], dtype=torch.bool),
-    }
 
 
 def cat_ap(detections, target, **options) -> float:
@@ -85,27 +67,6 @@ def slow_class(detections, targets, label, threshold, method):
         best = [max((p for p, r in zip(precision, recall, strict=True) if r >= x), default=0) for x in points]
         ap = Fraction(sum(best), 11)
     return float(ap), [float(r) for r in recall], [float(p) for p in precision]
-
-
-def random_images(seed: int, n_images: int = 8):
-    """Crowded images, some without objects or detections, without equal scores; class 4 has no object."""
-    rng = np.random.default_rng(seed)
-    scores = iter(rng.permutation(2000) / 2000)
-    detections, targets = [], []
-    for _ in range(n_images):
-        corner = rng.uniform(0, 0.7, (rng.integers(0, 7), 2))
-        boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.3, corner.shape)], 1)
-        boxes = np.concatenate([boxes, boxes[::2] + rng.normal(0, 0.04, boxes[::2].shape)])  # close neighbours
-        labels = rng.integers(1, 4, len(boxes))
-        difficult = torch.from_numpy(rng.random(len(boxes)) < 0.2)
-        truths, kinds = torch.from_numpy(boxes).float(), torch.from_numpy(labels)
-        targets.append({"boxes": truths, "labels": kinds, "difficult": difficult})
-        rows = rng.integers(0, len(boxes), rng.integers(0, 30)) if len(boxes) else []
-        near = boxes[rows] + rng.normal(0, 0.02, (len(rows), 4))
-        guesses = np.where(rng.random(len(rows)) < 0.85, labels[rows], rng.integers(0, 5, len(rows)))
-        its_scores = torch.tensor([next(scores) for _ in rows], dtype=torch.float32)
-        detections.append((torch.from_numpy(near).float(), torch.from_numpy(guesses).long(), its_scores))
-    return detections, targets
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.75])
@@ -324,10 +285,6 @@ def test_without_objects_all_is_nan(detections, targets) -> None:
     assert all(map(math.isnan, result.ap.values()))
     assert str(result)
     assert result.summary()
-
-
-GOOD = (torch.tensor([A, B]), torch.tensor([CAT, DOG]), torch.tensor([0.5, 0.6]))
-GOOD_TARGET = {"boxes": GOOD[0], "labels": GOOD[1], "difficult": torch.tensor([False, True])}
 
 
 @pytest.mark.parametrize(

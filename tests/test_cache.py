@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from test_data import add_picture
+from small_datasets import add_picture
 
 from ssd.data import cache, dataset, open_dataset
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation_inputs import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, found, truth
 from PIL import Image
-from test_average_precision import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, found, truth
 
 from ssd.cli import main
 from ssd.evaluation.coco import FIGURES, coco_average_precision

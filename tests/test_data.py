@@ -9,33 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_datasets import add_picture, add_split, cut
 from torchvision import tv_tensors
 
 from ssd.data import ImageReadError, VOCDataset, dataset, list_splits, open_dataset, read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def add_picture(root: Path, name: str, objects=(), *, size=(60, 40), filename=None, suffix=".jpg", declared=None):
-    """Add one picture of `size` (width, height) with objects (class, xmin, ymin, xmax, ymax[, difficult])."""
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}{suffix}")
-    width, height = declared or size
-    xml = f"<size><width>{width}</width><height>{height}</height></size>"
-    if filename != "":
-        xml += f"<filename>{filename or name + suffix}</filename>"
-    for label, xmin, ymin, xmax, ymax, *difficult in objects:
-        box = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
-        part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"  # as in VOC; to be ignored
-        flag = "".join(f"<difficult>{value}</difficult>" for value in difficult)
-        xml += f"<object>{part}<name>{label}</name>{flag}<bndbox>{box}</bndbox></object>"
-    (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{xml}</annotation>")
-
-
-def add_split(root: Path, split: str, *names: str):
-    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n\n")
 
 
 @pytest.fixture
@@ -242,10 +221,6 @@ def test_truncated_picture(pair):
     dataset = VOCDataset(pair)
     with pytest.raises(ImageReadError, match=r"b\.jpg.*truncated"):
         dataset[1]
-
-
-def cut(path: Path, share: float):
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])

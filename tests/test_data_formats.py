@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import add_picture, add_split
+from small_datasets import add_picture, add_split
 
 from ssd.data import COCODataset, VOCDataset, YOLODataset, list_splits, open_dataset
 from ssd.data import prior_fit as fit

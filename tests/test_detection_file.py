@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluation_inputs import all_methods
 from PIL import Image
-from test_evaluate import all_methods
 
 from ssd.cli import main
 from ssd.data import open_dataset

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pixels import changed, has_color, noise, places
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -12,11 +13,6 @@ from ssd.drawing import class_color, draw_detections
 CLASSES = ("cat", "dog", "bird")
 CAT, DOG, BIRD = 1, 2, 3
 NAN, INF = math.nan, math.inf
-
-
-def noise(height: int, width: int, seed: int = 0) -> Tensor:
-    """A picture in which no class colour and no text colour occurs: (3,H,W) uint8 in 100..139."""
-    return torch.randint(100, 140, (3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
 
 
 def draw(image: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor | None = None, **options) -> Tensor:
@@ -30,22 +26,6 @@ def drawn(image: Tensor, *rows, **options) -> Tensor:
     """The picture with boxes from rows of (box, label, score)."""
     boxes, labels, scores = zip(*rows, strict=True)
     return draw(image, torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), torch.tensor(scores), **options)
-
-
-def changed(before: Tensor, after: Tensor) -> Tensor:
-    return (before != after).any(0)  # (H,W)
-
-
-def has_color(image: Tensor, color: tuple[int, int, int]) -> Tensor:
-    return (image == torch.tensor(color)[:, None, None]).all(0)  # (H,W)
-
-
-def places(image: Tensor, part: Tensor) -> list[tuple[int, int]]:
-    """Row and column of every place where the part lies in the picture, pixel by pixel."""
-    h, w = part.shape[1:]
-    window = image[:, : image.shape[1] - h + 1, : image.shape[2] - w + 1]
-    candidates = (window == part[:, :1, :1]).all(0).nonzero().tolist()
-    return [(y, x) for y, x in candidates if torch.equal(image[:, y : y + h, x : x + w], part)]
 
 
 def tab_of(label: int, score: float, height: int = 240, width: int = 240) -> Tensor:

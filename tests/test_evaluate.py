@@ -8,14 +8,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from evaluation_inputs import CAT, CLASSES, DOG, all_methods, needs_coco, truth
 from own_process import printed_by
-from test_average_precision import CAT, CLASSES, DOG, truth
-from test_data import add_picture
+from small_datasets import add_picture
 from torch.nn.utils.rnn import pad_sequence
 
 import ssd_ext
@@ -27,19 +26,12 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.shapes import write_shapes
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation.coco import CocoResult
-from ssd.evaluation.evaluate import METHODS, EvalResult, evaluate
+from ssd.evaluation.evaluate import EvalResult, evaluate
 from ssd.inference.detector import Predict
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
-
-needs_coco = pytest.mark.skipif(
-    find_spec("faster_coco_eval") is None, reason="no faster-coco-eval: pip install 'ssd-ext[coco]'"
-)
-all_methods = pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=needs_coco if m == "coco" else ()) for m in METHODS]
-)
 
 
 class Replay(torch.nn.Module):

@@ -13,10 +13,9 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import torch
 from own_process import PATHS
 from PIL import Image
-from test_train import NARROW, run, states_equal
+from short_training import NARROW, run, states_equal, train_in_a_process
 
 import ssd.training.run as training
 from ssd.cli import main
@@ -93,23 +92,6 @@ def error_of(capsys, *arguments):
     return errors[0]
 
 
-def _train(out, settings, save_every, begun=None, last_step=None):
-    torch.set_num_threads(1)  # as all tests here do: sums of several threads round otherwise
-    training.LOG_EVERY = 1
-    step, calls = training.train_step, []
-
-    def one_step(*args):
-        calls.append(1)
-        if len(calls) == last_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(*args)
-
-    training.train_step = one_step
-    if begun:
-        begun.set()
-    train(settings, out, resume="auto", save_every=save_every, device="cpu", quiet=True, workers=0)
-
-
 @pytest.fixture
 def context():
     if sys.platform == "win32":
@@ -123,7 +105,7 @@ def context():
 def test_a_run_killed_in_its_first_epoch_goes_on_from_its_last_checkpoint(
     context, settings, tmp_path, unbroken, save_every, saved
 ):
-    process = context.Process(target=_train, args=(tmp_path / "run", settings, save_every, None, 2))
+    process = context.Process(target=train_in_a_process, args=(tmp_path / "run", settings, save_every, None, 2))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -137,7 +119,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(context, settin
     moments, out, kills = random.Random(KILLS), tmp_path / "0", 0
     while True:
         begun = context.Event()
-        process = context.Process(target=_train, args=(out, settings, 1e-5, begun))
+        process = context.Process(target=train_in_a_process, args=(out, settings, 1e-5, begun))
         process.start()
         begun.wait()
         process.join(moments.uniform(0, unbroken[1]) if kills < KILLS else None)

@@ -4,7 +4,6 @@ The same few at each run; `make fuzz`, or SSD_FUZZ_EXAMPLES=10000, tries so many
 """
 
 import contextlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import adversarial as adv
@@ -13,22 +12,14 @@ import torch
 import torch.nn.functional as F
 from compare import as_tuple, check, same_bits
 from cuda_on_cpu import build
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from ops import OPS, Undecided, multibox_loss, postprocess_detections
 
 import ssd_ext
 from ssd_ext import DetectionOptions, LossOptions
 from ssd_ext._boxes import compute_dtype
-
-EXAMPLES = int(os.environ.get("SSD_FUZZ_EXAMPLES", "0"))
-fuzz = settings(
-    max_examples=EXAMPLES or 40,
-    derandomize=not EXAMPLES,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 floats, seeds = st.sampled_from(FLOATS), st.integers(0, 2**31)

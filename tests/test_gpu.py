@@ -6,6 +6,7 @@ import adversarial as adv
 import pytest
 import torch
 from compare import as_tuple, compare_gpu, needs_gpu, same_bits, same_view
+from cuda_graphs import captured
 from ops import OPS
 from ops.multibox_loss import inputs as loss_inputs
 from own_process import printed_by
@@ -32,20 +33,6 @@ def arguments(name, seed=None):
         a[torch.randperm(len(a), device="cuda")] if isinstance(a, torch.Tensor) and a.is_floating_point() else a
         for a in args
     )
-
-
-def captured(function):
-    """A graph of all that a function launches, and its outputs."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())  # which may still write what the function reads
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()  # what happens once only must not happen in the capture
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function()
-    return graph, outputs
 
 
 def copy_into(static, new):

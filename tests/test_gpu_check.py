@@ -16,7 +16,7 @@ import gpu_report
 import gpu_steps
 import pytest
 import torch
-from test_bench_report import bench
+from benchmark_rows import bench
 
 ROOT = gpu_check.ROOT
 # gpu_check with other steps and no patience. A step's program gets the path of its result file, without the suffix.

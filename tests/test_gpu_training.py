@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from compare import needs_gpu
-from test_gpu import captured
+from cuda_graphs import captured
 from torch.amp import GradScaler
 
 pytest.importorskip("torchvision")

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from test_data import add_picture, cut
+from small_datasets import add_picture, cut
 from torch.utils.data import Dataset
 
 from ssd.data import ImageReadError, VOCDataset

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 from PIL import Image
-from test_model import BASE, EXTRAS, HEADS, written_out
+from ssd300_by_hand import BASE, EXTRAS, HEADS, written_out
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from own_process import PATHS
-from test_train import states_equal
+from short_training import states_equal
 
 from ssd.cli import main
 from ssd.data.loader import epoch_batches

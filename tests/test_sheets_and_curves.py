@@ -12,9 +12,9 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
+from evaluation_inputs import random_images
 from PIL import Image
-from test_average_precision import random_images
-from test_draw import changed, has_color, noise, places
+from pixels import changed, has_color, noise, places
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 

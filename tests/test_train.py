@@ -12,6 +12,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from short_training import NARROW, run, states_equal
 from torch.amp import GradScaler
 from tqdm import tqdm
 
@@ -36,26 +37,12 @@ from ssd.training.step import UNSCALED
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from ssd_ext import LossOptions
 
-NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
-
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder, 7, 3)
     return str(folder)
-
-
-def run(settings, out, **options):
-    return train(settings, out, device="cpu", quiet=True, **{"workers": 0, **options})
-
-
-def states_equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(states_equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(states_equal(x, y) for x, y in zip(a, b, strict=True))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize(("head_batch_norm", "rate"), [(False, 1e-3), (True, 1e-2)])
