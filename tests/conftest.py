@@ -5,6 +5,7 @@ the whole run and not a quiet run on plain PyTorch.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ import torch
 import ssd_ext
 from ssd_ext import _load
 
+HERE = Path(__file__).parent
 # Marked slow, which `make check` leaves out; several processes, which share the files, begin with these: longest first.
 SLOW = (
-    *("test_sanitizers", "test_cuda_build", "test_ranks", "test_compile", "test_train", "test_export"),
-    *("test_faults_training", "test_build", "test_export_onnx", "test_accelerate", "test_gpu_check", "test_examples"),
-    *("test_abi", "test_recipes"),
+    *("kernels/test_sanitizers", "kernels/test_cuda_build", "test_several_processes", "cli/test_compile"),
+    *("training/test_run", "export/test_export", "training/test_interruptions", "test_build"),
+    *("export/test_onnx_openvino", "test_acceleration", "tools/test_gpu_check", "test_examples", "kernels/test_abi"),
 )
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -33,10 +35,11 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marker
 def pytest_collection_modifyitems(items):
+    ranks = {HERE / f"{name}.py": rank for rank, name in enumerate(SLOW)}
     for item in items:
-        if item.path.stem in SLOW:
+        if item.path in ranks:
             item.add_marker("slow")
-    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+    items.sort(key=lambda item: ranks.get(item.path, len(SLOW)))
 
 
 def pytest_report_header(config):

@@ -53,7 +53,7 @@ def test_no_object_in_the_batch(n):
 
 
 def test_wrong_input_is_named():
-    """Of tensors, test_multibox_loss.py has more."""
+    """Of tensors, ops/test_multibox_loss.py has more."""
     priors, locs, scores, boxes, labels = example()
     criterion = MultiBoxLoss(priors)
     with pytest.raises(ValueError, match=r"labels must be in 1\.\.3 .* got 4"):

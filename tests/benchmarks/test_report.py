@@ -12,7 +12,7 @@ import report
 import torch
 from benchmark_rows import bench
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")
 OPTIONS = DetectionOptions(min_score=0.3, top_k=50)
-OURS = {name: format for name, format in FORMATS.items() if not format.modules}  # the others: test_export_onnx.py
+OURS = {name: format for name, format in FORMATS.items() if not format.modules}  # the others: test_onnx_openvino.py
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # cmake and ninja come from pip too
-EXAMPLE = Path(__file__).parents[1] / "examples" / "cpp"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 
 
 @pytest.fixture(scope="module")

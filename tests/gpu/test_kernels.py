@@ -183,8 +183,9 @@ def match_with_invalid_row_splits(device, runs, n_priors, seconds):
 def test_bipartite_matching_ends_whatever_the_row_splits(device):
     """In a process of its own, for a kernel that hangs hangs its process."""
     runs, n_priors = (200, adv.N_PRIORS) if device == "cuda" else (10, 300)
-    call = f"match_with_invalid_row_splits({device!r}, {runs}, {n_priors}, 120)"
-    assert f"{runs} runs have ended" in printed_by(f"from test_gpu import *; {call}", timeout=300)
+    code = f"from runpy import run_path; match = run_path({__file__!r})[{match_with_invalid_row_splits.__name__!r}]"
+    call = f"{code}; match({device!r}, {runs}, {n_priors}, 120)"
+    assert f"{runs} runs have ended" in printed_by(call, timeout=300)
 
 
 # ----------------------------------------------------------------------------------------- streams and devices

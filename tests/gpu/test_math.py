@@ -1,4 +1,4 @@
-"""exp and log of the GPU, of every float there is: the bits of the CPU, which test_exact_math.py measures."""
+"""exp and log of the GPU, of every float there is: the bits of the CPU, which kernels/test_exact_math.py measures."""
 
 import math
 

@@ -81,9 +81,11 @@ def test_kernels_are_clean(sanitizer):
 
 
 FUZZ = """
+import sys
 import torch
 from cuda_on_cpu import build
 torch.ops.load_library(build.library(build.CPU_KERNELS, "address"))  # before ssd_ext, see compare.py
+sys.path.insert(0, sys.argv[1])
 import test_fuzz
 test_fuzz.kernels = lambda: {"C++": torch.ops.ssd_ext, "CUDA": build.load("address")}
 for op in test_fuzz.ARGUMENTS:
@@ -94,7 +96,7 @@ print("all done")
 
 
 def test_drawn_inputs_stay_in_bounds():
-    status, output = run("address", "-c", FUZZ)
+    status, output = run("address", "-c", FUZZ, Path(__file__).parent)
     assert status == 0, output
     assert "all done" in output
 

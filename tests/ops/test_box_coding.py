@@ -3,10 +3,10 @@ from functools import partial
 import adversarial as adv
 import pytest
 import torch
-from ops.box_coding import decode_oracle, encode_oracle
 from torch.testing import assert_close
 
 import ssd_ext
+from ops.box_coding import decode_oracle, encode_oracle
 from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype
 from ssd_ext._op import plain
 

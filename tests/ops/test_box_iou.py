@@ -1,10 +1,10 @@
 import adversarial as adv
 import pytest
 import torch
-from ops.box_iou import oracle
 from torch.testing import assert_close
 
 import ssd_ext
+from ops.box_iou import oracle
 from ssd_ext._op import plain
 
 IMPLEMENTATIONS = pytest.mark.parametrize("box_iou", [plain.box_iou, ssd_ext.box_iou], ids=["plain", "public"])

@@ -3,10 +3,10 @@ from functools import partial
 import adversarial as adv
 import pytest
 import torch
-from ops import box_iou
-from ops.match_priors import oracle
 
 import ssd_ext
+from ops import box_iou
+from ops.match_priors import oracle
 from ssd_ext._op import plain
 
 IMPLEMENTATIONS = pytest.mark.parametrize(

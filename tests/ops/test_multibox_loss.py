@@ -2,12 +2,12 @@ import adversarial as adv
 import pytest
 import torch
 import torch.nn.functional as F
-from ops import match_priors, select_hard_negatives
-from ops.multibox_loss import inputs as random_inputs
-from ops.multibox_loss import oracle
 from torch.testing import assert_close
 
 import ssd_ext
+from ops import match_priors, select_hard_negatives
+from ops.multibox_loss import inputs as random_inputs
+from ops.multibox_loss import oracle
 from ssd_ext import LossOptions
 from ssd_ext._boxes import cxcywh_to_xyxy
 from ssd_ext._op import plain

@@ -3,9 +3,9 @@ from functools import partial
 import adversarial as adv
 import pytest
 import torch
-from ops.nms import batched_oracle, oracle, scores_of
 
 import ssd_ext
+from ops.nms import batched_oracle, oracle, scores_of
 from ssd_ext._op import plain
 from ssd_ext.ops import nms as nms_module
 

@@ -4,11 +4,11 @@ from functools import partial
 import adversarial as adv
 import pytest
 import torch
-from ops.postprocess_detections import inputs as predictions
-from ops.postprocess_detections import oracle, padded
 from torch.testing import assert_close
 
 import ssd_ext
+from ops.postprocess_detections import inputs as predictions
+from ops.postprocess_detections import oracle, padded
 from ssd_ext import DetectionOptions
 from ssd_ext.ops import postprocess_detections as module
 from ssd_ext.ops.postprocess_detections import postprocess_detections_plain

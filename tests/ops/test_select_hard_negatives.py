@@ -1,9 +1,9 @@
 import adversarial as adv
 import pytest
 import torch
-from ops.select_hard_negatives import oracle
 
 import ssd_ext
+from ops.select_hard_negatives import oracle
 from ssd_ext._op import plain
 
 IMPLEMENTATIONS = pytest.mark.parametrize(
