@@ -6,8 +6,11 @@ import signal
 import torch
 
 import ssd.training.run as training
+from ssd.cli import main
 from ssd.training.run import train
+from ssd.training.settings import Settings
 
+EPOCHS, STEPS = 3, 9  # of `settings_for`
 NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
 
 
@@ -39,3 +42,16 @@ def train_in_a_process(out, settings, save_every, begun=None, last_step=None):
     if begun:
         begun.set()
     train(settings, out, resume="auto", save_every=save_every, device="cpu", quiet=True, workers=0)
+
+
+def settings_for(shapes):
+    return Settings((str(shapes),), "train", "test", epochs=EPOCHS, eval_every=1, **NARROW)
+
+
+def error_of(capsys, *arguments):
+    """The one line that `ssd` says."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    assert len(errors) == 1, errors
+    return errors[0]

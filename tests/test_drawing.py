@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from pixels import changed, has_color, noise, places
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ssd.drawing import class_color, draw_detections
+from ssd.drawing import class_color, contact_sheet, draw_detections
 
 CLASSES = ("cat", "dog", "bird")
 CAT, DOG, BIRD = 1, 2, 3
@@ -310,3 +311,12 @@ def test_eighty_classes_have_eighty_colours() -> None:
     assert all(type(part) is int and 0 <= part <= 255 for color in colors for part in color)
     assert len(set(colors)) == 80
     assert torch.pdist(torch.tensor(colors[:20], dtype=torch.float32)).min() > 60  # of 441, black to white
+
+
+def test_a_contact_sheet_keeps_every_picture():
+    colours = ["red", "lime", "blue"]
+    sheet = contact_sheet([Image.new("RGB", (40 * (i + 1), 40), c) for i, c in enumerate(colours)], width=60)
+    assert sheet.size == (120, 60 + 20)
+    assert [sheet.getpixel(at) for at in ((30, 30), (90, 15), (30, 70), (90, 50))] == [
+        (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255),
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`--compile`: the same numbers to rounding, of a network as narrow as it gets."""
+"""The option --compile: the same numbers to rounding, of a network as narrow as it gets."""
 
 import json
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from small_datasets import cut
 
-from ssd.data import ImageReadError, PictureFile, reading
+from ssd.data import ImageReadError, PictureFile, read_image, reading
 from ssd.data.reading import Picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,3 +136,54 @@ def test_damage_is_named_at_any_scale(tmp_path, decoder, size):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
         picture.part((0, 0, 1600, 1200), size)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_read_image_refuses_what_is_cut_short(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    assert read_image(path).shape == (3, 64, 64)
+    cut(path, 0.9)
+    with pytest.raises(ImageReadError, match=path.name):
+        read_image(path)
+
+
+def test_read_image_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_read_image_gives_the_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read_image(str(tmp_path / "a.png"))
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *[("L", ".jpg"), ("L", ".png"), ("LA", ".png"), ("1", ".png"), ("I;16", ".png"), ("I;16", ".tiff")],
+        *[("P", ".png"), ("P", ".gif"), ("PA", ".png"), ("RGBA", ".png"), ("RGBA", ".webp"), ("RGB", ".bmp")],
+        *[("CMYK", ".jpg"), ("CMYK", ".tiff")],
+    ],
+)
+def test_read_image_gives_rgb(tmp_path, mode, suffix, recwarn):
+    grey = mode in ("L", "LA", "1", "I;16")
+    colour = (255, 255, 255) if mode == "1" else (90, 90, 90) if grey else (200, 100, 50)
+    picture = Image.new("RGB", (12, 8), colour)
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((8, 12), 90 * 256 + 7, dtype=np.uint16))
+    elif mode in ("P", "PA"):
+        picture = picture.quantize(4)
+        if mode == "PA":  # a palette with transparency
+            picture.info["transparency"] = bytes([255, 0])
+    else:
+        picture = picture.convert(mode)
+    picture.save(tmp_path / f"a{suffix}")
+    image = read_image(tmp_path / f"a{suffix}")
+    assert (image.shape, image.dtype) == ((3, 8, 12), torch.uint8)
+    off = (image.int() - torch.tensor(colour)[:, None, None]).abs().max()
+    assert off <= 8  # JPEG and WebP round, CMYK too
+    assert not [str(warning.message) for warning in recwarn]

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd.detection import Found
 from ssd.runtime.packed import Packed, Texts, splits_of
 
 
@@ -44,13 +43,6 @@ def test_values_of_an_image_go_with_its_rows():
     assert [image["image_id"] for image in images] == [7, "x"]
     assert [image["image_id"] for image in images.take(torch.tensor([1]))] == ["x"]
     assert [image["image_id"] for image in images.where(torch.tensor([True, False, True]))] == [7, "x"]
-
-
-def test_what_was_found_in_pixels():
-    found = Found(torch.tensor([[-0.5, 0.25, 0.5, 2.0]]), torch.tensor([1]), torch.tensor([0.5]))
-    assert found.in_pixels(200, 100).boxes.tolist() == [[0, 25, 100, 100]]
-    both = Packed.join([Packed(found, torch.tensor([0, 1]))] * 2).columns
-    assert both.in_pixels(torch.tensor([200, 20]), torch.tensor([100, 10])).boxes[1].tolist() == [0, 2.5, 10, 10]
 
 
 def test_texts():

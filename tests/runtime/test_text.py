@@ -35,10 +35,6 @@ def test_what_is_no_text_is_named(tmp_path):
         read_text(tmp_path / "a.txt")
 
 
-def test_many_names_are_no_file():
-    assert len(class_names(",".join(f"some class {i}" for i in range(80)))) == 80
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16", "gb2312", "shift_jis"])
 def test_encodings_of_annotations(annotation, shapes, encoding):
     expected = open_dataset(shapes).counts

@@ -15,20 +15,16 @@ from functools import partial
 import pytest
 from own_process import PATHS
 from PIL import Image
-from short_training import NARROW, run, states_equal, train_in_a_process
+from short_training import STEPS, error_of, run, settings_for, states_equal, train_in_a_process
 
 import ssd.training.run as training
-from ssd.cli import main
 from ssd.data.reading import ImageReadError
 from ssd.data.shapes import write_shapes
 from ssd.networks.ssd300 import SSD300
-from ssd.runtime.files import locked
 from ssd.training.run import train
-from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 KILLS = int(os.environ.get("SSD_TEST_KILLS", "2"))  # 20 take three minutes
-EPOCHS, STEPS = 3, 9
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,10 +32,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def shapes(tmp_path):
     return write_shapes(tmp_path / "shapes", 7, 3)
-
-
-def settings_for(shapes):
-    return Settings((str(shapes),), "train", "test", epochs=EPOCHS, eval_every=1, **NARROW)
 
 
 @pytest.fixture
@@ -56,40 +48,12 @@ def unbroken(tmp_path_factory, one_thread):
     return folder / "run", time.monotonic() - start
 
 
-@pytest.fixture
-def at_step(monkeypatch):
-    """Has something done just before a step of the run is taken."""
-    step = training.train_step
-
-    def does(number, action):
-        calls = []
-
-        def interrupted(*args):
-            calls.append(1)
-            if len(calls) == number:
-                action()
-            return step(*args)
-
-        monkeypatch.setattr(training, "train_step", interrupted)
-
-    return does
-
-
 def ends_like(out, unbroken):
     """Asserts that two runs, on data in other folders, left the same files, with the same weights and history."""
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in unbroken.iterdir())
     for name in ("last.pt", "best.pt"):
         states = [load_checkpoint(folder / name) | {"settings": None} for folder in (out, unbroken)]
         assert states_equal(*states), name
-
-
-def error_of(capsys, *arguments):
-    """The one line that `ssd` says."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
-    assert len(errors) == 1, errors
-    return errors[0]
 
 
 @pytest.fixture
@@ -167,27 +131,6 @@ def test_leftovers_of_a_killed_run_are_removed(settings, tmp_path):
         (out / name).touch()
     run(settings, out)
     assert {path.name for path in out.iterdir()} & names == {".other.pt.5.tmp", "mine.tmp"}
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
-def test_a_folder_is_free_as_soon_as_its_run_is_killed(tmp_path):
-    """While its loader's workers, forked from it, live on."""
-    code = (
-        "import os, sys, time; from ssd.runtime.files import locked\n"
-        "with locked(sys.argv[1]):\n"
-        "    if child := os.fork(): print(child, flush=True)\n"
-        "    time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}, text=True) as other:
-        child = int(other.stdout.readline())
-        other.kill()
-        other.wait()
-        try:
-            with locked(tmp_path):
-                pass
-        finally:
-            os.kill(child, signal.SIGKILL)
 
 
 def test_a_killed_worker_costs_no_step(settings, tmp_path, at_step, unbroken):
@@ -274,45 +217,6 @@ def test_a_full_disk_a_read_only_one_and_little_shared_memory(settings, shapes, 
     assert load_checkpoint(kept / "last.pt")["step"] in (3, 6)
     run(None, kept, resume=True)
     ends_like(kept, unbroken[0])
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("more", "training data .* has changed: 9 pictures instead of 7"),
-        ("fewer", "training data .* has changed: 4 pictures instead of 7"),
-        ("other", "training data .* has changed: other pictures"),
-        ("validation", "validation data .* has changed: 2 pictures instead of 3"),
-        ("box", "training data .* has changed: other boxes or classes"),
-    ],
-)
-def test_a_run_is_not_resumed_on_other_data(settings, shapes, tmp_path, at_step, capsys, change, says):
-    at_step(1, partial(os.kill, os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, tmp_path / "run")
-    lists = shapes / "ImageSets" / "Main"
-    names = (lists / "train.txt").read_text().split()
-    others = (lists / "test.txt").read_text().split()
-    if change == "more":
-        (lists / "train.txt").write_text("\n".join(names + others[:2]))
-    elif change == "fewer":
-        (lists / "train.txt").write_text("\n".join(names[:4]))
-    elif change == "other":
-        for folder in ("JPEGImages", "Annotations"):
-            (file,) = (shapes / folder).glob(f"{names[0]}.*")
-            file.rename(file.with_stem("renamed"))
-        (lists / "train.txt").write_text("\n".join(["renamed", *names[1:]]))
-    elif change == "validation":
-        (lists / "test.txt").write_text("\n".join(others[:2]))
-    else:
-        file = next(
-            f for f in sorted((shapes / "Annotations").iterdir()) if f.stem in names and "xmax" in f.read_text()
-        )
-        start, end = file.read_text().split("<xmax>", 1)
-        number, rest = end.split("<", 1)
-        file.write_text(f"{start}<xmax>{float(number) - 1}<{rest}")
-    line = error_of(capsys, "train", "--resume", "--out", tmp_path / "run", "--device", "cpu")
-    assert re.search(says, line)
 
 
 def test_a_run_is_resumed_from_another_working_directory(settings, shapes, tmp_path, at_step, monkeypatch, unbroken):

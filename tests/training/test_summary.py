@@ -5,7 +5,6 @@ import torch
 from PIL import Image
 
 from ssd.data.shapes import write_shapes
-from ssd.drawing import contact_sheet
 from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings
 from ssd.training.splits import open_sets
@@ -54,12 +53,3 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
         assert sheet.width == 2 * 800
     assert sets.train.dataset.transform is not None
     assert type(sets.train.dataset.transform).__name__ == "TrainTransform"  # still augmented
-
-
-def test_a_contact_sheet_keeps_every_picture():
-    colours = ["red", "lime", "blue"]
-    sheet = contact_sheet([Image.new("RGB", (40 * (i + 1), 40), c) for i, c in enumerate(colours)], width=60)
-    assert sheet.size == (120, 60 + 20)
-    assert [sheet.getpixel(at) for at in ((30, 30), (90, 15), (30, 70), (90, 50))] == [
-        (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255),
-    ]  # fmt: skip

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models._api import WeightsEnum
 
-from ssd.boxes import decimate
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.vgg16 import load_vgg16_imagenet, vgg16_to_ssd
 
@@ -47,17 +46,6 @@ def light_state(batch_norm: bool) -> dict[str, Tensor]:
         name: (torch.tensor(0) if like.ndim == 0 else torch.tensor(0.001 * (i + 1))).expand(like.shape)
         for i, (name, like) in enumerate(shapes.items())
     }
-
-
-def test_decimate() -> None:
-    tensor = torch.arange(2 * 7 * 5).view(2, 7, 5)
-    assert torch.equal(decimate(tensor, [None, 3, 2]), tensor[:, [0, 3, 6]][:, :, [0, 2, 4]])
-    assert decimate(tensor, [None, 3, 2]).is_contiguous()
-    assert torch.equal(decimate(tensor, (None, 1, None)), tensor)
-    with pytest.raises(ValueError, match=r"3 dimensions, got \[2, 2\]"):
-        decimate(tensor, [2, 2])
-    with pytest.raises(ValueError, match=r"got \[1, 0, 1\]"):
-        decimate(tensor, [1, 0, 1])
 
 
 def test_base_computes_what_torchvision_computes(vgg_state: dict[str, Tensor]) -> None:
