@@ -137,7 +137,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     benches = [*quoted, *(name for name in benches if name not in quoted)]
     whole_network = "(training-step or inference) and 21-classes and not 1-image"
     ours = f"cuda and ssd_ext and not ({whole_network})"
-    exported = "tests/gpu/test_export.py" if gpu else "tests/export/test_export.py::test_a_file_that_takes_floats"
+    exported = "tests/gpu/test_export.py" if gpu else "tests/export/test_torch_formats.py::test_a_file_that_takes_floats"
     return [
         measure("kernels", 25),
         measure("variants", 40),

@@ -7,50 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluation_inputs import all_methods
-from PIL import Image
+from detection_files import IDS, results, write, write_coco, write_own
 
-from ssd.cli import main
 from ssd.data import open_dataset
-from ssd.data.reading import PictureFile
 from ssd.evaluation.detection_file import DetectionFile
-from ssd.inference.detector import Detections
-from ssd.inference.results import as_line, coco_results
 
-IDS = {"a": 30, "b": 10, "c": 20}
-TRUTHS = {"a": [(7, [0, 0, 20, 20])], "b": [(2, [5, 5, 30, 10]), (7, [30, 20, 25, 15])], "c": []}
 CLASSES = ("cat", "dog")  # categories 2 and 7
-
-
-def write_coco(root: Path) -> Path:
-    """Three pictures with cats and dogs in COCO's JSON."""
-    root.mkdir()
-    for name in IDS:
-        Image.new("RGB", (60, 40)).save(root / f"{name}.png")
-    rows = [{"image_id": IDS[name], "category_id": c, "bbox": box} for name, its in TRUTHS.items() for c, box in its]
-    content = {
-        "images": [{"id": image_id, "file_name": f"{name}.png"} for name, image_id in IDS.items()],
-        "annotations": rows,
-        "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],
-    }
-    (root / "truth.json").write_text(json.dumps(content))
-    return root
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_coco(tmp_path / "data")
-
-
-def results() -> list[dict]:
-    """A list as COCO has it: all objects but that of the picture a."""
-    rows = [(IDS[name], c, box) for name, its in TRUTHS.items() for c, box in its if name != "a"]
-    return [{"image_id": i, "category_id": c, "bbox": box, "score": 0.5} for i, c, box in rows]
-
-
-def write(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
-    return path
 
 
 def read(path: Path, data: Path):
@@ -67,19 +34,6 @@ def test_a_list_goes_by_the_ids_of_the_data(data: Path, tmp_path: Path) -> None:
     assert scores.tolist() == [0.5, 0.5]
     assert [column.dtype for column in b] == [torch.float64, torch.int64, torch.float64]
     assert all(len(rows) == 0 for image in read(write(tmp_path / "none.json", []), data) for rows in image)
-
-
-def write_own(out: Path, pictures: list[Path]) -> Path:
-    """What `ssd detect` writes of them, by a detector of dogs, cows and cats that finds all but the dog of a."""
-    classes = ("dog", "cow", "cat")
-    with coco_results(out, classes) as file:
-        for path in pictures:
-            rows = [row for row in TRUTHS.get(path.stem, []) if path.stem != "a"]
-            boxes = torch.tensor([[x, y, x + w, y + h] for _, (x, y, w, h) in rows], dtype=torch.float32)
-            labels = torch.tensor([{7: 1, 2: 3}[c] for c, _ in rows], dtype=torch.int64)
-            scores = torch.full((len(rows),), 0.5)
-            file.add(as_line(Detections(PictureFile(path), boxes.reshape(-1, 4), labels, scores, classes)))
-    return out / "detections.json"
 
 
 def test_the_file_of_ssd_detect_goes_by_names(data: Path, tmp_path: Path) -> None:
@@ -190,53 +144,6 @@ def test_a_wrong_entry_of_ssd_detect_is_named(data: Path, tmp_path: Path) -> Non
     assert "images[1]['id'] is 1, which another has" in error(lambda c: c["images"][1].update(id=1))
     assert "detections.json: lacks" in (message := error(lambda c: c["images"].pop()))
     assert "c.png" in message
-
-
-@all_methods
-def test_the_command(method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    listed = write(tmp_path / "r.json", results())
-    own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])
-    dogs, mean = {  # one of two dogs is found: at half of the recalls, at 6 of 11 points, at 51 of 101
-        "area": ("0.5000", "0.7500"),
-        "11point": ("0.5455", "0.7727"),
-        "coco": ("0.5050", "0.7525"),
-    }[method]
-    for path in (listed, own):
-        curves = tmp_path / f"{path.stem}.png"
-        arguments = ["eval", str(data), "--detections", str(path), "--method", method, "--curves", str(curves)]
-        assert main(arguments) == 0
-        table = capsys.readouterr().out.split("\n\n")[0]
-        rows = {line.split()[0]: line.split()[-1] for line in table.splitlines()[1:] if "---" not in line}
-        assert rows.pop("cow", "-") == "-"
-        assert (rows.pop("cat"), rows.pop("dog"), *rows.values()) == ("1.0000", dogs, mean)
-        assert Image.open(curves).format == "PNG"
-
-
-def test_mistakes_of_the_command_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    listed = str(write(tmp_path / "r.json", results()))
-
-    def error(*arguments) -> str:
-        assert main(["eval", str(data), *map(str, arguments)]) == 2
-        printed, errors = capsys.readouterr()
-        assert printed == ""
-        return errors
-
-    for wrong in ([], ["--weights", "w", "--detections", "d"]):
-        with pytest.raises(SystemExit) as stop:
-            main(["eval", str(data), *wrong])
-        assert stop.value.code == 2
-        assert "--detections" in capsys.readouterr().err
-    assert "nowhere.json: no such file" in error("--detections", tmp_path / "nowhere.json")
-    assert "r.json: has its detections; leave out --min-score" in error("--detections", listed, "--min-score", 0.1)
-    assert "--iou is not for --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
-    assert "iou_threshold must be in (0, 1], got 7" in error("--detections", listed, "--iou", 7)
-    assert "no such folder" in error("--detections", listed, "--curves", tmp_path / "nowhere" / "c.png")
-    own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])
-    content = json.loads(own.read_text())
-    content["categories"][0]["name"] = "bird"
-    message = error("--detections", write(own, content))
-    assert "detections.json: its classes are not those of the data" in message
-    assert "unknown class 'dog'; the classes are ('bird', 'cow', 'cat')" in message
 
 
 def test_a_list_needs_ids(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from torch.nn.utils.rnn import pad_sequence
 import ssd_ext
 from ssd import SSD300
 from ssd.boxes import cxcy_to_xy
-from ssd.cli import main
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.shapes import write_shapes
@@ -30,7 +29,6 @@ from ssd.evaluation.evaluate import EvalResult, evaluate
 from ssd.inference.detector import Predict
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
-from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 
@@ -242,17 +240,6 @@ assert all(torch.equal(t["boxes"], truth["boxes"]) for t in truths)
 
 def test_no_files_are_kept_open_for_the_batches_of_workers() -> None:
     printed_by(FEW_FILES)
-
-
-def test_classes_that_are_not_those_of_the_data_are_named(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_checkpoint(tmp_path / "w.pt", SSD300(3, width=0.01), ["circle", "square"])
-    arguments = ["eval", str(shapes), "--weights", str(tmp_path / "w.pt"), "--device", "cpu", "--workers", "0"]
-    assert main(arguments) == 2
-    message = capsys.readouterr().err
-    assert "w.pt: its classes are not those of the data: " in message
-    assert ".xml: unknown class 'triangle'; the classes are ('circle', 'square')" in message
 
 
 @all_methods

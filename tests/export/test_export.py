@@ -1,6 +1,5 @@
 """Exported files: one program from bytes to detections, that says what the network says, or is not there."""
 
-import json
 import os
 import random
 import re
@@ -16,14 +15,10 @@ import torch
 import ssd.export as exporting
 import ssd_ext
 from ssd import load_weights
-from ssd.cli import main
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
-from ssd.data.shapes import write_shapes
-from ssd.export import FORMATS, DetectionProgram, Metadata, export, load
-from ssd.export.program import missing_rows
+from ssd.export import FORMATS, Metadata, export, load
 from ssd.inference.detector import Detector, predict_padded
-from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
@@ -35,40 +30,11 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network that never trained, with scores that spread from 0 to 1."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_checkpoint(path, SSD300(4, width=0.05), CLASSES)
-    return path
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 3, 0)
-
-
-@pytest.fixture(scope="module")
-def pictures(shapes):
-    return torch.stack([EvalTransform()(PictureFile(path)) for path in sorted((shapes / "JPEGImages").iterdir())])
-
-
-@pytest.fixture(scope="module")
 def files(weights):
     """Exported files by format, compared with the network on drawn shapes."""
     for name, format in OURS.items():
         export(weights, weights.with_suffix(format.suffix), name, OPTIONS)
     return {name: weights.with_suffix(format.suffix) for name, format in OURS.items()}
-
-
-def test_the_program_has_the_bits_of_the_detector(weights, pictures):
-    model, _ = load_weights(weights, device="cpu")
-    expected = predict_padded(model, pictures, OPTIONS, bf16=False)
-    assert expected[3].min() > 0
-    with torch.no_grad():
-        for images in (pictures, pictures.float() / 255):
-            for ours, its in zip(DetectionProgram(model, OPTIONS)(images), expected, strict=True):
-                assert torch.equal(ours, its)
 
 
 @pytest.mark.parametrize("format", OURS)
@@ -96,17 +62,6 @@ def test_a_detector_from_a_file_is_that_of_the_network(files, weights, shapes, f
         Detector.load(files[format], min_score=None)
 
 
-def test_a_file_that_takes_floats(weights, pictures, tmp_path):
-    metadata = export(weights, tmp_path / "f.pt2", options=OPTIONS, input_dtype="float32")
-    assert metadata.input_dtype == "float32"
-    exported = load(tmp_path / "f.pt2")
-    model, _ = load_weights(weights, device="cpu")
-    for ours, its in zip(exported(pictures), predict_padded(model, pictures, OPTIONS, bf16=False), strict=True):
-        assert torch.equal(ours, its)
-    with torch.no_grad():
-        assert torch.equal(exported.program(pictures.float() / 255)[0], exported(pictures)[0])
-
-
 @pytest.mark.skipif(not shutil.which("cmake", path=TOOLS), reason="no cmake")
 def test_the_cpp_example_gives_the_bits_of_python(files, pictures, tmp_path):
     """In a process without Python: the library of the ops and the package are all it loads."""
@@ -129,14 +84,6 @@ def test_the_cpp_example_gives_the_bits_of_python(files, pictures, tmp_path):
     assert torch.equal(rows[:, 5], scores[:count])
     done = subprocess.run([*command, tmp_path / "none.rgb"], capture_output=True, text=True)
     assert (done.returncode, "none.rgb" in done.stderr) == (1, True)
-
-
-def test_metadata_survives_json():
-    metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), "float32")
-    assert Metadata.from_json(metadata.to_json()) == metadata
-    for text in ("", "[]", "{}", '{"options": {"colour": 1}, "classes": []}'):
-        with pytest.raises(ValueError, match="not the metadata"):
-            Metadata.from_json(text)
 
 
 def lost(boxes, labels, scores, counts):
@@ -170,21 +117,6 @@ def test_a_file_that_differs_is_not_left(weights, tmp_path, monkeypatch, change)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt2"]
 
 
-def test_ties_may_come_in_any_order():
-    boxes, labels = torch.arange(12.0).reshape(3, 4), torch.tensor([1, 2, 2])
-    scores = torch.tensor([0.9, 0.5, 0.5])
-    swapped = boxes[[0, 2, 1]], labels, scores
-    assert missing_rows((boxes, labels, scores), swapped, OPTIONS) == []
-    other = boxes + torch.tensor([0, 0, 1])[:, None], labels, scores
-    assert missing_rows((boxes, labels, scores), other, OPTIONS) == [2]
-    three = OPTIONS._replace(top_k=3)  # either of them may be the third
-    assert missing_rows((boxes, labels, scores), other, three) == []
-    overlapping = boxes + torch.tensor([0, 0, 0.1])[:, None], labels, scores  # NMS keeps one of the two
-    assert missing_rows((boxes, labels, scores), overlapping, OPTIONS) == []
-    assert missing_rows((boxes, labels, scores), overlapping, OPTIONS._replace(max_overlap=0.9)) == [2]
-    assert missing_rows((boxes, labels, scores), [t[:0] for t in other], OPTIONS) == [0, 1, 2]
-
-
 def test_few_pictures_are_from_all_over_a_folder(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.jpg").touch()
@@ -204,84 +136,6 @@ def test_what_is_compared(weights, shapes, tmp_path):
     for data, n in ((shapes, 3), (tmp_path / "gone", exporting.N_CHECKED)):
         save_checkpoint(trained, load_weights(weights)[0], CLASSES, settings={"data": [str(data)]})
         assert len(exporting._pictures(trained, None, tmp_path / f"c{n}")) == n
-
-
-def test_detect_and_eval_take_a_file(weights, shapes, tmp_path, capsys):
-    file = tmp_path / "best.pt2"
-    options = ["--min-score", "0.3", "--top-k", "20"]
-    assert main(["export", str(weights), "--out", str(file), *options, "--check", str(shapes)]) == 0
-    assert "3 classes: circle, square, triangle" in capsys.readouterr().out
-    for out, name, more in (("a", weights, [*options, "--no-bf16"]), ("b", file, [])):
-        common = ["--out", str(tmp_path / out), "--device", "cpu", "--no-drawings"]
-        assert main(["detect", str(shapes), "--weights", str(name), *common, *more]) == 0
-    a, b = (json.loads((tmp_path / out / "detections.json").read_text()) for out in "ab")
-    weights = [content["info"].pop("weights").partition(" ")[0] for content in (a, b)]
-    assert weights[1] == f"{weights[0]}2"  # best.pt and best.pt2
-    assert a == b
-    assert len(a["annotations"]) > 3
-    assert main(["eval", str(shapes), "--weights", str(file), *options]) == 0
-    assert "mAP@0.5" in capsys.readouterr().out
-
-    def error(*arguments):
-        assert main(["detect", str(shapes), "--weights", str(file), "--out", str(tmp_path / "c"), *arguments]) == 2
-        return capsys.readouterr().err
-
-    assert "has top_k 20, not 21; leave it out" in error("--top-k", "21")
-    assert "has min_score 0.3, not 0.2; leave it out" in error("--min-score", "0.2")
-    assert "has clip False, not True; leave it out" in error("--clip")
-    assert "has compile False, not True; leave it out" in error("--compile")
-    assert "has device cpu, not meta; leave it out" in error("--device", "meta")
-
-
-def test_mistakes_are_named(weights, shapes, tmp_path, monkeypatch, capsys):
-    def error(*arguments, source=weights):
-        assert main(["export", str(source), *map(str, arguments)]) == 2
-        return capsys.readouterr().err
-
-    (tmp_path / "text.pt").write_text("not a checkpoint")
-    (tmp_path / "there.pt2").write_text("not an archive")
-    assert "nowhere: no such folder, yet x.pt2" in error("--out", tmp_path / "nowhere" / "x.pt2")
-    assert "text.pt" in error("--out", tmp_path / "text.pt" / "x.pt2")
-    assert "there.pt2: exists" in error("--out", tmp_path / "there.pt2")
-    assert "ends in .pt2" in error("--out", tmp_path / "x.pth")
-    assert "none.pt: no such checkpoint" in error("--out", tmp_path / "x.pt2", source=tmp_path / "none.pt")
-    assert "cannot be read as a checkpoint" in error("--out", tmp_path / "x.pt2", source=tmp_path / "text.pt")
-    assert "none.jpg" in error("--out", tmp_path / "x.pt2", "--check", tmp_path / "none.jpg")
-    assert "no pictures" in error("--out", tmp_path / "x.pt2", "--check", tmp_path)
-    with pytest.raises(SystemExit):
-        main(["export", str(weights), "--format", "caffe"])
-    assert "invalid choice: 'caffe'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="format must be one of pt2, aoti"):
-        export(weights, tmp_path / "x.pt2", "caffe")
-    with pytest.raises(ValueError, match="input_dtype must be one of"):
-        export(weights, tmp_path / "x.pt2", input_dtype="int8")
-
-    def no_compiler(*arguments, **settings):
-        raise RuntimeError("InvalidCxxCompiler: none\n\nmore")
-
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", no_compiler)
-    message = error("--format", "aoti", "--out", tmp_path / "x.pt2")
-    assert message.endswith("aoti needs a C++ compiler that works: InvalidCxxCompiler: none\n")
-    monkeypatch.setitem(FORMATS, "pt2", FORMATS["pt2"]._replace(modules=("torch", "no_such_package")))
-    assert "pt2 needs no_such_package: pip install 'ssd-ext[pt2]'" in error("--out", tmp_path / "x.pt2")
-    assert {path.name for path in tmp_path.iterdir()} == {"text.pt", "there.pt2"}
-
-
-def test_files_that_are_none_are_named(weights, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.pt2: no such file"):
-        load(tmp_path / "none.pt2")
-    with pytest.raises(ValueError, match=r"best\.pt: not an exported file"):
-        load(weights)
-    (tmp_path / "text.pt2").write_text("text")
-    with pytest.raises(ValueError, match=r"text\.pt2: not an archive"):
-        load(tmp_path / "text.pt2")
-    shutil.copy(weights, tmp_path / "checkpoint.pt2")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt2: cannot be loaded"):
-        load(tmp_path / "checkpoint.pt2")
-    graph = torch.export.export(torch.nn.ReLU(), (torch.ones(1),))
-    torch.export.save(graph, tmp_path / "other.pt2")
-    with pytest.raises(ValueError, match=r"other\.pt2: cannot be loaded: not the metadata"):
-        load(tmp_path / "other.pt2")
 
 
 WHOLE = [name for name, format in FORMATS.items() if name != "aoti" and all(map(find_spec, format.modules))]

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 import ssd
+from ssd import load_weights
 from ssd.data import ImageReadError, PictureFile, read_image
 from ssd.data.augmentation import EvalTransform
+from ssd.data.colour import to_input
 from ssd.drawing import draw_detections
-from ssd.inference.detector import SHOWN, Detections
+from ssd.inference.detector import SHOWN, Detections, Detector
 from ssd.inference.results import JSON_NAME, as_line, coco_results
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
@@ -198,3 +200,42 @@ def test_top_k_takes_no_more_memory_than_there_are_candidates(weights, files):
     assert len(greedy(files[0])) == 3 * 8732
     offsets, logits = torch.zeros(1, 4, 4), torch.zeros(1, 4, 3)
     assert len(ssd.detect(offsets, logits, torch.rand(4, 4) + 1, 0.1, 1.0, 10**12)[0][0]) == 8
+
+
+def test_detector_gives_what_the_files_show(shapes, weights):
+    detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
+    paths = [str(path) for path in sorted((shapes / "JPEGImages").iterdir())]
+    every = list(detector(iter(paths), batch_size=3))
+    assert [str(found.picture.path) for found in every] == paths
+    for found in every:
+        picture, boxes, labels, scores = found.picture, found.boxes, found.labels, found.scores
+        assert torch.equal(picture.pixels(), read_image(picture.path))
+        assert boxes.shape == (7, 4)
+        assert boxes.min() >= 0
+        assert (boxes <= 300).all()
+        assert boxes.max() > 1
+        assert sorted(scores.tolist(), reverse=True) == scores.tolist()
+        assert set(labels.tolist()) <= {1, 2, 3}
+        offsets, logits = detector.model(to_input(EvalTransform()(picture)[None]))
+        (expected,), (expected_labels,), _ = detector.model.detect_objects(offsets, logits, 0.1, 0.45, 7)
+        torch.testing.assert_close(boxes, expected.clamp(0, 1) * 300, rtol=1e-3, atol=0.05)  # other batches, other sums
+        assert torch.equal(labels, expected_labels)
+
+
+def test_boxes_are_in_the_pixels_of_a_picture_that_is_no_square(weights, tmp_path):
+    Image.effect_noise((600, 150), 90).save(tmp_path / "wide.png")
+    detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1))
+    found = detector(tmp_path / "wide.png")
+    assert 500 < found.boxes[:, [0, 2]].max() <= 600
+    assert 120 < found.boxes[:, [1, 3]].max() <= 150
+
+
+def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
+    detector, errors = Detector(*load_weights(weights, device="cpu")), []
+    every = detector(iter(paths), batch_size=2, on_error=errors.append)
+    assert [found.picture.path for found in every] == paths[1:-1]
+    assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
+    with pytest.raises(ImageReadError, match=r"text\.png"):
+        detector(paths)

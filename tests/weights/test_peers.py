@@ -3,16 +3,14 @@
 import json
 import sys
 import types
-import urllib.error
 import zipfile
 
 import pytest
 import torch
+from peer_networks import MEAN, SsdPytorch, Tutorial
 from PIL import Image
-from ssd300_by_hand import BASE, EXTRAS, HEADS, written_out
 from torch import nn
-from torch.nn import functional as F
-from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16
+from torchvision.models.detection import ssd300_vgg16
 
 from ssd import load_weights
 from ssd.cli import main
@@ -24,73 +22,6 @@ from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd.weights.loading import initial_model
 from ssd.weights.peers import VOC_CLASSES
 from ssd_ext import DetectionOptions, decode_boxes, postprocess_detections
-
-MEAN = torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)  # of Caffe's VGG16, red first
-
-
-class Tutorial(nn.Module):
-    """The tutorial's network by its names; pickled, it is SSD300 of a module `model`."""
-
-    def __init__(self, n_classes):
-        super().__init__()
-        self.n_classes = n_classes
-        self.rescale_factors = nn.Parameter(torch.full((1, 512, 1, 1), 20.0))
-        for part, convs in (("base", BASE), ("aux_convs", EXTRAS)):
-            self.add_module(part, nn.Module())
-            for name, (inputs, outputs) in convs.items():
-                kernel = 1 if name in ("7", "8_1", "9_1", "10_1", "11_1") else 3
-                getattr(self, part).add_module(f"conv{name}", nn.Conv2d(inputs, outputs, kernel))
-        self.base.pool1 = nn.MaxPool2d(2)
-        self.pred_convs = nn.Module()
-        for head, outputs in (("loc", 4), ("cl", n_classes)):
-            for name, (inputs, boxes) in HEADS.items():
-                self.pred_convs.add_module(f"{head}_conv{name}", nn.Conv2d(inputs, boxes * outputs, 3))
-        self.priors_cxcy = make_priors()
-
-    def forward(self, images):
-        return written_out(self.state_dict(), images, self.n_classes)
-
-
-class SsdPytorch(nn.Module):
-    """amdegroot's network: layers by their number."""
-
-    def __init__(self, n_classes):
-        super().__init__()
-        self.n_classes = n_classes
-        vgg, inputs = [], 3
-        for layer in (64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 512, 512):
-            if isinstance(layer, str):
-                vgg.append(nn.MaxPool2d(2, ceil_mode=layer == "C"))
-            else:
-                vgg += [nn.Conv2d(inputs, layer, 3, padding=1), nn.ReLU()]
-                inputs = layer
-        vgg += [nn.MaxPool2d(3, 1, padding=1), nn.Conv2d(512, 1024, 3, padding=6, dilation=6), nn.ReLU()]
-        self.vgg = nn.ModuleList([*vgg, nn.Conv2d(1024, 1024, 1), nn.ReLU()])
-        self.L2Norm = nn.Module()
-        self.L2Norm.weight = nn.Parameter(torch.full((512,), 20.0))
-        options = {"8_2": (3, 2, 1), "9_2": (3, 2, 1), "10_2": (3,), "11_2": (3,)}
-        self.extras = nn.ModuleList(nn.Conv2d(*EXTRAS[name], *options.get(name, (1,))) for name in EXTRAS)
-        for head, outputs in (("loc", 4), ("conf", n_classes)):
-            convs = [nn.Conv2d(inputs, boxes * outputs, 3, padding=1) for inputs, boxes in HEADS.values()]
-            self.add_module(head, nn.ModuleList(convs))
-
-    def forward(self, x):
-        sources = []
-        for i, layer in enumerate(self.vgg):
-            x = layer(x)
-            if i == 22:
-                norm = x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10
-                sources.append(self.L2Norm.weight.view(1, -1, 1, 1) * (x / norm))
-        sources.append(x)
-        for i, layer in enumerate(self.extras):
-            x = F.relu(layer(x))
-            if i % 2:
-                sources.append(x)
-        loc, conf = (
-            torch.cat([conv(x).permute(0, 2, 3, 1).flatten(1) for conv, x in zip(head, sources, strict=True)], dim=1)
-            for head in (self.loc, self.conf)
-        )
-        return loc.view(len(loc), -1, 4), conf.view(len(conf), -1, self.n_classes)
 
 
 def trained(network, deviation=1.0):
@@ -161,20 +92,6 @@ def test_peers_in_their_own_networks(peer, picture):
         order = (10 * labels + boxes[:, 0]).argsort()  # scores may be so close that rounding swaps them
         rows.append(torch.column_stack([labels, boxes, scores])[order])
     torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-4)
-
-
-def light_state(network):
-    """A state dict whose tensors are all different and share 22 MB."""
-    pool = torch.randn(5_500_000, generator=torch.Generator().manual_seed(0), device="cpu")
-    shapes = network.state_dict()
-    return {n: pool[i * 999 :][: like.numel()].view(like.shape) for i, (n, like) in enumerate(shapes.items())}
-
-
-@pytest.fixture(scope="module")
-def light():
-    """Of a tutorial network."""
-    with torch.device("meta"):
-        return light_state(Tutorial(21))
 
 
 @pytest.fixture(scope="module")
@@ -268,20 +185,6 @@ def test_classes_and_errors(light, tmp_path):
     assert "neither a checkpoint" in error_of(light | dict.fromkeys(light, 1))
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    return tmp_path / "hub" / "checkpoints" / "ssd300_vgg16_coco-b556d3b4.pth"
-
-
-@pytest.fixture(scope="module")
-def coco():
-    """Of torchvision's network."""
-    with torch.device("meta"):
-        return light_state(ssd300_vgg16(weights=None, weights_backbone=None))
-
-
 def test_coco(hub, coco, tmp_path):
     torch.save(coco, hub)
     model, classes = load_weights("coco", device="cpu")
@@ -299,42 +202,3 @@ def test_coco(hub, coco, tmp_path):
     assert start.pred_convs.cl_conv7.out_channels == 24
     with pytest.raises(ValueError, match=r"coco: has width 1\.0, and 0\.5 is asked for"):
         initial_model(4, "coco", width=0.5)
-
-
-def test_coco_without_internet(hub, monkeypatch, capsys):
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    assert main(["convert", "coco", str(hub.parent / "coco.pt")]) == 2
-    error = capsys.readouterr().err
-    assert f"{hub}: cannot be downloaded or read (<urlopen error no route to host>)" in error
-    assert SSD300_VGG16_Weights.COCO_V1.url in error
-    assert list(hub.parent.iterdir()) == []
-
-
-def test_a_harmful_file_in_the_hub_is_not_run(hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    hub.write_bytes(b"\x80\x02cos\nmkdir\nX\x04\x00\x00\x00made\x85R.")
-    with pytest.raises(OSError, match="cannot be downloaded or read"):
-        load_weights("coco")
-    assert not (tmp_path / "made").exists()
-
-
-def test_convert(light, tmp_path, capsys):
-    torch.save(light, tmp_path / "their.pth")
-    names = [f"thing {i}" for i in range(20)]
-    command = ["convert", str(tmp_path / "their.pth"), str(tmp_path / "ours.pt")]
-    assert main([*command, "--classes", ",".join(names), "--bgr"]) == 0
-    assert "20 classes: thing 0, thing 1" in capsys.readouterr().out
-    model, classes = load_weights(tmp_path / "ours.pt", device="cpu")
-    assert classes == tuple(names)
-    assert torch.equal(model.base.conv1_1.weight, light["base.conv1_1.weight"].flip(1))
-    before = (tmp_path / "ours.pt").stat()
-    assert main(command) == 2
-    assert "ours.pt: exists" in capsys.readouterr().err
-    assert (tmp_path / "ours.pt").stat() == before
-    torch.save({"x": 1}, tmp_path / "their.pth")
-    assert main([*command[:-1], str(tmp_path / "new.pt")]) == 2
-    assert "their.pth: neither" in capsys.readouterr().err
-    assert not (tmp_path / "new.pt").exists()
