@@ -11,11 +11,15 @@ from ssd.data.speed import InputSpeed, measure_speed
 def test_a_data_set_is_measured_and_left_as_it_is(tmp_path):
     transform = EvalTransform()
     dataset = open_dataset(write_shapes(tmp_path / "shapes", 3, 0), transform=transform)
-    threads = torch.get_num_threads()
-    speed = measure_speed(dataset, TrainTransform(), batch_size=2, seconds=0.01)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        speed = measure_speed(dataset, TrainTransform(), batch_size=2, seconds=0.01)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert min(speed) > 0
     assert dataset.transform is transform
-    assert torch.get_num_threads() == threads
 
 
 def test_cores_are_rounded_up():

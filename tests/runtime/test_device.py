@@ -11,9 +11,8 @@ def test_a_device_that_cannot_be_used_is_named():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("toaster", "cuda:99", "meta"):
-        with pytest.raises(ValueError, match=f"'{name}'") as error:
+        with pytest.raises(ValueError, match=f"'{name}'"):
             pick_device(name)
-        assert "\n" not in str(error.value)
 
 
 def test_precision_of_autocast():
