@@ -13,6 +13,7 @@ import torch
 import ssd_ext
 from ssd_ext import _load
 
+pytest.register_assert_rewrite("short_training")  # so that its assertions say what they compared, as those of tests do
 HERE = Path(__file__).parent
 # Marked slow, which `make check` leaves out; several processes, which share the files, begin with these: longest first.
 SLOW = (
