@@ -41,13 +41,14 @@ test: lint
 	$(PYTEST)
 
 ifdef OP
-# csrc/<file>/<file>.cpp registers the op, and tests/test_<file>.py has its tests; -k selects that file by its name.
+# csrc/<file>/<file>.cpp registers the op, and tests/ops/test_<file>.py has its tests; -k selects that file by its name.
 OP_FILE := $(basename $(notdir $(shell grep -l 'm.impl."$(OP)"' csrc/*/*.cpp)))
 ifeq ($(OP_FILE),)
 $(error OP=$(OP) is not an op; choose from: $(shell grep -oh 'm.impl."[a-z_]*' csrc/*/*.cpp | cut -d'"' -f2 | sort -u))
 endif
+OF_EVERY_OP := $(patsubst %,tests/kernels/test_%.py,cuda_on_cpu fuzz registry golden)
 check: .venv/built
-	$(PYTEST) -k "$(OP) or test_$(OP_FILE)" $(patsubst %,tests/test_%.py,cuda_on_cpu fuzz $(OP_FILE) registry golden)
+	$(PYTEST) -k "$(OP) or test_$(OP_FILE)" tests/ops/test_$(OP_FILE).py $(OF_EVERY_OP)
 else
 check: lint
 	$(PYTEST) -m "not slow"
@@ -56,8 +57,8 @@ endif
 EXAMPLES ?= 10000
 fuzz: .venv/built
 	SSD_EXT_REQUIRE=cpu SSD_FUZZ_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE \
-		$(BIN)/python -m pytest -q -n auto tests/test_fuzz.py tests/test_fuzz_files.py \
-		tests/test_sanitizers.py::test_drawn_inputs_stay_in_bounds
+		$(BIN)/python -m pytest -q -n auto tests/kernels/test_fuzz.py tests/test_fuzz_files.py \
+		tests/kernels/test_sanitizers.py::test_drawn_inputs_stay_in_bounds
 
 lint: .venv/built
 	$(BIN)/ruff check .

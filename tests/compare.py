@@ -2,7 +2,7 @@
 
 `python compare.py gpu` compares a GPU's with the CPU's, also under compute-sanitizer. `python compare.py address|thread
 [KERNEL ...]` runs the CUDA sources on the CPU under a sanitizer, in a process of its own, and then these kernels of
-cuda_on_cpu/selftest.cu: see test_sanitizers.py.
+cuda_on_cpu/selftest.cu: see kernels/test_sanitizers.py.
 """
 
 from __future__ import annotations

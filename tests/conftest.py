@@ -5,7 +5,6 @@ the whole run and not a quiet run on plain PyTorch.
 """
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,13 @@ import torch
 import ssd_ext
 from ssd_ext import _load
 
+pytest.register_assert_rewrite("short_training")  # so that its assertions say what they compared, as those of tests do
 HERE = Path(__file__).parent
-# ops and compare.py; harness.py and report.py; gpu_check.py
-sys.path[:0] = [str(HERE), *(str(HERE.parent / folder) for folder in ("benchmarks", "tools"))]
-
 # Marked slow, which `make check` leaves out; several processes, which share the files, begin with these: longest first.
 SLOW = (
-    *("test_sanitizers", "test_cuda_build", "test_ranks", "test_compile", "test_train", "test_export"),
-    *("test_faults_training", "test_build", "test_export_onnx", "test_accelerate", "test_gpu_check", "test_examples"),
-    *("test_abi", "test_recipes"),
+    *("kernels/test_sanitizers", "kernels/test_cuda_build", "test_several_processes", "cli/test_compile"),
+    *("training/test_run", "export/test_export", "training/test_interruptions", "test_build"),
+    *("export/test_onnx_openvino", "test_acceleration", "tools/test_gpu_check", "test_examples", "kernels/test_abi"),
 )
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -39,10 +36,11 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marker
 def pytest_collection_modifyitems(items):
+    ranks = {HERE / f"{name}.py": rank for rank, name in enumerate(SLOW)}
     for item in items:
-        if item.path.stem in SLOW:
+        if item.path in ranks:
             item.add_marker("slow")
-    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+    items.sort(key=lambda item: ranks.get(item.path, len(SLOW)))
 
 
 def pytest_report_header(config):

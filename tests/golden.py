@@ -1,7 +1,7 @@
 """The hashes in tests/ops: of what the compiled ops give for all cases, made on the CPU.
 
-A GPU, another processor or another compiler has to come to the same bits: `test_golden.py`. Where a change of an op or
-of its cases is meant: `python tests/golden.py` puts the new hashes into the files.
+A GPU, another processor or another compiler has to come to the same bits: `kernels/test_golden.py`. Where a change of
+an op or of its cases is meant: `python tests/golden.py` puts the new hashes into the files.
 """
 
 import hashlib

@@ -5,6 +5,7 @@ import torch
 
 import ssd_ext
 from ssd import boxes
+from ssd.boxes import decimate
 from ssd.networks.priors import make_priors
 
 
@@ -71,3 +72,14 @@ def test_empty_sets() -> None:
     assert boxes.gcxgcy_to_cxcy(none, none).shape == (0, 4)
     assert boxes.find_intersection(none, some).shape == (0, 3)
     assert boxes.find_jaccard_overlap(some, none).shape == (3, 0)
+
+
+def test_decimate() -> None:
+    tensor = torch.arange(2 * 7 * 5).view(2, 7, 5)
+    assert torch.equal(decimate(tensor, [None, 3, 2]), tensor[:, [0, 3, 6]][:, :, [0, 2, 4]])
+    assert decimate(tensor, [None, 3, 2]).is_contiguous()
+    assert torch.equal(decimate(tensor, (None, 1, None)), tensor)
+    with pytest.raises(ValueError, match=r"3 dimensions, got \[2, 2\]"):
+        decimate(tensor, [2, 2])
+    with pytest.raises(ValueError, match=r"got \[1, 0, 1\]"):
+        decimate(tensor, [1, 0, 1])

@@ -10,11 +10,11 @@ import random
 
 import pytest
 import torch
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_data import add_picture
-from test_fuzz import fuzz
+from small_datasets import add_picture
 
 from ssd.data import COCODataset, VOCDataset, YOLODataset
 from ssd.data.dataset import UnknownClassError

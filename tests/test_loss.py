@@ -1,30 +1,13 @@
 """What MultiBoxLoss adds to ssd_ext.multibox_loss: lists, packed batches, errors, options, several processes."""
 
-import os
 import socket
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from loss_example import C, P, example, one_process
 
 from ssd.loss import MultiBoxLoss, pack_targets
-
-P, C = 40, 4
-
-
-def example(n=3, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    centre, size = 0.2 + 0.6 * torch.rand(P, 2, generator=g), 0.1 + 0.3 * torch.rand(P, 2, generator=g)
-    priors = torch.cat([centre, size], dim=1)
-    locs = torch.randn(n, P, 4, generator=g).requires_grad_()
-    scores = torch.randn(n, P, C, generator=g).requires_grad_()
-    boxes = []
-    for i in range(n):
-        corner = torch.rand(i, 2, generator=g) * 0.5  # the first image is empty
-        boxes.append(torch.cat([corner, corner + 0.3], dim=1))
-    labels = [torch.randint(1, C, (len(b),), generator=g) for b in boxes]
-    return priors, locs, scores, boxes, labels
 
 
 def test_packed_batch_gives_the_same(device):
@@ -70,7 +53,7 @@ def test_no_object_in_the_batch(n):
 
 
 def test_wrong_input_is_named():
-    """Of tensors, test_multibox_loss.py has more."""
+    """Of tensors, ops/test_multibox_loss.py has more."""
     priors, locs, scores, boxes, labels = example()
     criterion = MultiBoxLoss(priors)
     with pytest.raises(ValueError, match=r"labels must be in 1\.\.3 .* got 4"):
@@ -89,23 +72,12 @@ def test_wrong_input_is_named():
         MultiBoxLoss(priors, normalize="all")
 
 
-def _one_process(rank, world, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    priors, locs, scores, boxes, labels = example(4)
-    mine = slice(2 * rank, 2 * rank + 2)
-    loss = MultiBoxLoss(priors, normalize="global")(locs[mine], scores[mine], boxes[mine], labels[mine])
-    loss.backward()
-    torch.save((loss.detach(), locs.grad, scores.grad), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_global_normalisation_over_two_processes(tmp_path):
     """The mean over processes, which is what DistributedDataParallel takes, equals the joined batch."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_one_process, (2, port, str(tmp_path)), nprocs=2)
+    mp.spawn(one_process, (2, port, str(tmp_path)), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     priors, locs, scores, boxes, labels = example(4)
     joined = MultiBoxLoss(priors)(locs, scores, boxes, labels)

@@ -27,7 +27,7 @@ def test_promised_targets_exist():
 @pytest.mark.parametrize("op", OPS)
 def test_check_of_an_op_names_files(op):
     done = make("check", f"OP={op}")
-    files = re.findall(r"tests/test_\w+\.py", done.stdout)
+    files = re.findall(r"tests/\w+/test_\w+\.py", done.stdout)
     assert done.returncode == 0, done.stderr
     assert len(files) == 5
     assert all((ROOT / file).exists() for file in files)

@@ -22,7 +22,7 @@ VISIONS = {"2.11.0": "0.26.0"}
 NEEDED = ("numpy", "pillow>=10.1", "tqdm", "matplotlib", "pyyaml", "pytest", "simplejpeg>=1.8")
 OF_TORCH = ("filelock", "typing-extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools>=77")
 OPS = sorted(path.stem for path in (ROOT / "ssd_ext" / "ops").glob("[a-z]*.py"))
-TESTS = (*OPS, "drop_in", "registry", "golden")
+TESTS = (*(f"ops/test_{op}" for op in OPS), "test_drop_in", "kernels/test_registry", "kernels/test_golden")
 VERSIONS = "import platform, torch; print(f'{torch.__version__} | {platform.python_version()}')"
 LOADED = "import ssd_ext; reasons = ssd_ext.info().missing; assert not any(reasons.values()), reasons"
 
@@ -73,7 +73,7 @@ def cell(folder: Path, python: str, torch: str, shared: Path | None, wheel: Path
         inside = environment(folder, python, torch, shared)
         run(inside, "-m", "pip", "install", "-q", "--no-deps", wheel)
         run(inside, "-W", "error", "-c", LOADED, cwd=folder)
-        tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+        tests = [ROOT / "tests" / f"{name}.py" for name in TESTS]
         options = ("-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
         result = run(inside, "-m", "pytest", *options, *tests, cwd=folder, SSD_EXT_REQUIRE="cpu").splitlines()[-1]
         return f"| {run(inside, '-c', VERSIONS)} | {result.strip('= ')} |"

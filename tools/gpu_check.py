@@ -131,7 +131,8 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     ncu = [program("ncu"), "--clock-control=none", "--csv", *sections, f"--metrics={metrics}", kernels]
 
     rooms = sorted(path.name for path in (ROOT / "csrc").iterdir())
-    names = [f"tests/test_{name}.py" for name in (*rooms, "loss", "gpu_math", "gpu_sizes", "registry")]
+    names = ["test_loss", "gpu/test_math", "gpu/test_sizes", "kernels/test_registry"]
+    names = [f"tests/{name}.py" for name in (*(f"ops/test_{room}" for room in rooms), *names)]
     on_both = [name for name in names if (ROOT / name).exists()]
     # The README has these results, so they come first in case the time runs out.
     quoted = [f"benchmarks/test_bench_{name}.py" for name in ("loss", "detection", "nms")]
@@ -139,20 +140,21 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     benches = [*quoted, *(name for name in benches if name not in quoted)]
     whole_network = "(training-step or inference) and 21-classes and not 1-image"
     ours = f"cuda and ssd_ext and not ({whole_network})"
-    exported = "tests/test_gpu_export.py" if gpu else "tests/test_export.py::test_a_file_that_takes_floats"
+    exported = "gpu/test_export.py" if gpu else "export/test_torch_formats.py::test_a_file_that_takes_floats"
+    golden = "test_gpu" if gpu else "test_cpu"
     return [
         measure("kernels", 25),
         measure("variants", 40),
-        test("test_gpu", 25, "tests/test_gpu.py", needs=("pytest",)),
-        test("test_golden", 20, "tests/test_golden.py", "-k", "test_gpu" if gpu else "test_cpu", needs=("pytest",)),
-        test("test_gpu_training", 15, "tests/test_gpu_training.py", not_tried=needs_gpu),
+        test("test_gpu", 25, "tests/gpu/test_kernels.py", needs=("pytest",)),
+        test("test_golden", 20, "tests/kernels/test_golden.py", "-k", golden, needs=("pytest",)),
+        test("test_gpu_training", 15, "tests/gpu/test_training.py", not_tried=needs_gpu),
         test("test_ops", 20, *on_both, "-k", "cuda and not (cuda_on_cpu or on_the_cpu)", not_tried=needs_gpu),
         bench("network_and_peer", 45, "benchmarks/test_bench_gpu.py", "-k", whole_network, not_tried=needs_gpu),
         measure("network", 45),
         measure("repeat", 20),
         *map(sanitize, ("initcheck", "synccheck", "memcheck")),
         measure("counters", 60, "counted", ncu if gpu else None, not_tried="needs ncu" if gpu and not ncu[0] else ""),
-        test("export", 50, exported),
+        test("export", 50, f"tests/{exported}"),
         measure("demo", 30, needs=(*SSD, "matplotlib")),
         measure("options", 20),
         measure("compiled", 60),

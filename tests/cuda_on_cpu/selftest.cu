@@ -1,5 +1,5 @@
 // Kernels that show what the runner gets right and which mistakes it reports; used by
-// tests/test_cuda_on_cpu.py alone.
+// tests/kernels/test_cuda_on_cpu.py alone.
 #include "core/checks.h"
 #include "core/cuda/launch.cuh"
 

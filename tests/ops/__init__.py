@@ -1,6 +1,7 @@
 """What the tests know of every op, in the file of its name: a slow oracle, a sample, cases, the hash of its bits.
 
-A new op needs a file here: all generic suites go over `OPS`. What is drawn of it at random stands in test_fuzz.py.
+A new op needs a file here: all generic suites go over `OPS`.
+What is drawn of it at random stands in kernels/test_fuzz.py.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ class Undecided(tuple):
     """Arguments with which a rounding decides what comes first: kernels are compared with each other only."""
 
 
-_MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+_MODULES = [
+    import_module(f"{__name__}.{module.name}")
+    for module in iter_modules(__path__)
+    if not module.name.startswith("test_")
+]
 
-#: name -> op, of all files of this folder.
+#: name -> op, of all files of this folder but those of tests.
 OPS: dict[str, Op] = {op.name: op for module in _MODULES for op in module.OPS}

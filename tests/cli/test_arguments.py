@@ -1,0 +1,47 @@
+"""Options of the commands: each stands in one place, and a value out of range is named."""
+
+import re
+from typing import get_args, get_type_hints
+
+import pytest
+
+from ssd.cli import main
+from ssd.cli.arguments import class_names
+from ssd.training.settings import VARIANCES, Settings
+from ssd_ext import DetectionOptions, LossOptions
+
+
+def test_many_names_are_no_file():
+    assert len(class_names(",".join(f"some class {i}" for i in range(80)))) == 80
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *[["train", "d", "--out", "o", *flag.split()] for flag in ("--epochs 0", "--lr 0", "--width 0", "--epochs -1")],
+        *[["train", "d", "--out", "o", *flag.split()] for flag in ("--batch-size 0", "--lr nan", "--warmup -1")],
+        *[["train", "d", "--out", "o", *flag.split()] for flag in ("--schedule x", "--loc-loss x", "--workers -1")],
+        *[["detect", "d", "--weights", "w", "--out", "o", "--batch-size", n] for n in ("-1", "0", "1.5")],
+        *[["eval", "d", "--weights", "w", "--batch-size", "-1"], ["demo", "--epochs", "0"], ["demo", "--width", "-1"]],
+    ],
+    ids=" ".join,
+)
+def test_numbers_out_of_range_are_named(wrong, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(wrong)
+    assert stop.value.code == 2
+    assert f"argument {wrong[-2]}: " in capsys.readouterr().err
+
+
+def test_every_option_is_a_flag(capsys):
+    """With its meaning and its default, from the one place where they stand."""
+    for command, options in (("train", (Settings, LossOptions)), ("eval", (DetectionOptions,))):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        for name, hint in (pair for kind in options for pair in get_type_hints(kind, include_extras=True).items()):
+            flag = re.search(rf"--{name.replace('_', '-')}[ ,]", shown)
+            assert bool(flag) == (name not in (*VARIANCES, "data", "loss")), name
+            assert not flag or get_args(hint)[1].replace("-", "") in shown.replace("-", ""), name
+        told = "(default: 0.45)" if command == "eval" else "(default: scratch 0.03; tutorial 0.001)"
+        assert told in shown

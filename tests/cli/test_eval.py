@@ -1,0 +1,80 @@
+"""`ssd eval`: of weights and of files of detections."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from detection_files import results, write, write_coco, write_own
+from evaluation_inputs import all_methods
+from PIL import Image
+
+from ssd import SSD300
+from ssd.cli import main
+from ssd.weights.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_coco(tmp_path / "data")
+
+
+@all_methods
+def test_the_command(method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = write(tmp_path / "r.json", results())
+    own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])
+    dogs, mean = {  # one of two dogs is found: at half of the recalls, at 6 of 11 points, at 51 of 101
+        "area": ("0.5000", "0.7500"),
+        "11point": ("0.5455", "0.7727"),
+        "coco": ("0.5050", "0.7525"),
+    }[method]
+    for path in (listed, own):
+        curves = tmp_path / f"{path.stem}.png"
+        arguments = ["eval", str(data), "--detections", str(path), "--method", method, "--curves", str(curves)]
+        assert main(arguments) == 0
+        table = capsys.readouterr().out.split("\n\n")[0]
+        rows = {line.split()[0]: line.split()[-1] for line in table.splitlines()[1:] if "---" not in line}
+        assert rows.pop("cow", "-") == "-"
+        assert (rows.pop("cat"), rows.pop("dog"), *rows.values()) == ("1.0000", dogs, mean)
+        assert Image.open(curves).format == "PNG"
+
+
+def test_mistakes_of_the_command_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = str(write(tmp_path / "r.json", results()))
+
+    def error(*arguments) -> str:
+        assert main(["eval", str(data), *map(str, arguments)]) == 2
+        printed, errors = capsys.readouterr()
+        assert printed == ""
+        return errors
+
+    for wrong in ([], ["--weights", "w", "--detections", "d"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", str(data), *wrong])
+        assert stop.value.code == 2
+        assert "--detections" in capsys.readouterr().err
+    assert "nowhere.json: no such file" in error("--detections", tmp_path / "nowhere.json")
+    assert "r.json: the detections of a file cannot be selected again; leave out --min-score" in error(
+        "--detections", listed, "--min-score", 0.1
+    )
+    assert "--iou cannot be used with --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
+    assert "iou_threshold must be in (0, 1], got 7" in error("--detections", listed, "--iou", 7)
+    assert "no such folder" in error("--detections", listed, "--curves", tmp_path / "nowhere" / "c.png")
+    own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])
+    content = json.loads(own.read_text())
+    content["categories"][0]["name"] = "bird"
+    message = error("--detections", write(own, content))
+    assert "detections.json: its classes are not those of the data" in message
+    assert "unknown class 'dog'; the classes are ('bird', 'cow', 'cat')" in message
+
+
+def test_classes_that_are_not_those_of_the_data_are_named(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "w.pt", SSD300(3, width=0.01), ["circle", "square"])
+    arguments = ["eval", str(shapes), "--weights", str(tmp_path / "w.pt"), "--device", "cpu", "--workers", "0"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "w.pt: its classes are not those of the data: " in message
+    assert ".xml: unknown class 'triangle'; the classes are ('circle', 'square')" in message

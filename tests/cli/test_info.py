@@ -1,0 +1,41 @@
+"""`ssd info`: of the installation and of data."""
+
+import math
+import re
+
+import pytest
+
+from ssd.cli import main
+from ssd.data import AUGMENTATIONS, speed
+from ssd.data.shapes import SHAPE_CLASSES
+from ssd.networks.priors import PRESETS
+
+
+def test_info_lists_every_op(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch " in printed
+    assert "postprocess_detections" in printed
+
+
+def test_info_of_data(shapes, capsys, monkeypatch):
+    assert main(["info", str(shapes)]) == 0
+    printed = capsys.readouterr().out
+    counts = dict(reversed(part.split()) for part in printed.splitlines()[0].split(", "))
+    assert counts["pictures"] == "7"
+    text = "".join(file.read_text() for file in (shapes / "Annotations").iterdir())
+    assert {name: int(counts[name]) for name in SHAPE_CLASSES} == {n: text.count(f"<name>{n}<") for n in SHAPE_CLASSES}
+    assert all(f"  {name}: " in printed for name in (*SHAPE_CLASSES, *PRESETS))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_info_tells_how_fast_pictures_are_read(shapes, capsys, monkeypatch, augment):
+    monkeypatch.setattr(speed.measure_speed, "__kwdefaults__", {"batch_size": 2, "seconds": 0.05})
+    assert main(["info", str(shapes), "--speed", "--augment", augment]) == 0
+    printed = capsys.readouterr().out
+    rates = {name: float(n) for name, n in re.findall(r"^(\w+(?: samples)?): (\d+) pictures/s$", printed, re.MULTILINE)}
+    assert set(rates) == {"reading", "training samples", "evaluation samples"}
+    assert min(rates.values()) > 0
+    assert math.ceil(700 / (rates["training samples"] + 0.5)) <= int(re.search(r"at 700 .*: (\d+) cores", printed)[1])
+    assert main(["info", "--speed"]) == 2
+    assert "name at least one folder" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""Samples of any data set: their boxes, their pictures, and how much is held and read."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_datasets import add_picture, cut
+
+from ssd.data import ImageReadError, VOCDataset, dataset, open_dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_samples_are_not_shared(pair):
+    dataset = VOCDataset(pair)
+    for value in dataset[0][1].values():
+        value.zero_()
+    assert dataset[0][1]["labels"].tolist() == [2, 1]
+    assert dataset[0][1]["boxes"].any()
+
+
+def test_unusable_boxes_are_dropped_and_reported(tmp_path):
+    good = ("x", 50, 30, 70, 45)  # partly outside
+    faults = {
+        (10, 10, 10, 20): "no width",
+        (10, 20, 30, 20): "no width or height",
+        (30, 10, 20, 20): "no width",
+        ("nan", 1, 5, 5): "not finite",
+        (1, 1, "inf", 5): "not finite",
+        (61, 1, 70, 5): "outside the picture of 60 x 40",
+        (1, 41, 5, 50): "outside",
+        (-9, 1, 0, 5): "outside",
+        (1, -9, 5, 0): "outside",
+    }
+    add_picture(tmp_path, "a", [good, *(("x", *box) for box in faults)])
+    dataset = VOCDataset(tmp_path)
+    assert dataset[0][1]["boxes"].tolist() == [[49, 29, 60, 40]]
+    assert [(entry.path.name, entry.name, entry.index) for entry in dataset.dropped] == [
+        ("a.xml", "x", index) for index in range(1, len(faults) + 1)
+    ]
+    for entry, (box, reason) in zip(dataset.dropped, faults.items(), strict=True):
+        assert entry.reason.startswith(reason), entry
+        assert repr(entry.box) == repr(tuple(map(float, box)))
+
+
+@pytest.mark.parametrize("box", [(60, 40, 99, 99), (-5, -5, 1, 1), (60, 1, 61, 2)])
+def test_a_kept_box_measures_a_pixel_at_least(tmp_path, box):
+    add_picture(tmp_path, "a", [("x", *box)])
+    x0, y0, x1, y1 = VOCDataset(tmp_path)[0][1]["boxes"][0].tolist()
+    assert x1 - x0 >= 1
+    assert y1 - y0 >= 1
+    assert 0 <= x0 < x1 <= 60
+    assert 0 <= y0 < y1 <= 40
+
+
+@pytest.mark.parametrize("declared", [(0, 0), (30, 20), (600, 400)])
+def test_the_size_is_that_of_the_picture(tmp_path, declared):
+    add_picture(tmp_path, "a", [("x", 31, 21, 90, 90), ("x", 100, 100, 200, 200)], declared=declared)
+    dataset = VOCDataset(tmp_path)
+    assert dataset[0][1]["boxes"].tolist() == [[30, 20, 60, 40]]
+    assert len(dataset.dropped) == 1
+
+
+def test_truncated_picture(pair):
+    cut(pair / "JPEGImages" / "b.jpg", 0.7)
+    dataset = VOCDataset(pair)
+    with pytest.raises(ImageReadError, match=r"b\.jpg.*truncated"):
+        dataset[1]
+
+
+def test_pictures_are_upright(tmp_path):
+    add_picture(tmp_path, "a", [("x", 1, 1, 60, 60)])
+    path = tmp_path / "JPEGImages" / "a.jpg"
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:, :30] = 255  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter: left becomes top
+    Image.fromarray(pixels).save(path, exif=exif)
+    image, target = VOCDataset(tmp_path)[0]
+    assert image.shape == (3, 60, 40)
+    assert image[:, :29].min() > 200
+    assert image[:, 31:].max() < 50
+    assert target["boxes"].canvas_size == (60, 40)
+    assert target["boxes"].tolist() == [[0, 0, 40, 60]]
+
+
+def test_an_orientation_in_a_png_is_ignored_in_header_and_pixels_alike(tmp_path):
+    add_picture(tmp_path, "a", suffix=".png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / "a.png", exif=exif)
+    image, target = VOCDataset(tmp_path, classes=("x",))[0]
+    assert image.shape == (3, 40, 60)
+    assert target["boxes"].canvas_size == (40, 60)
+
+
+def test_pictures_are_no_python_objects(tmp_path):
+    """A loader's workers would each get a copy of them, page by page, and the collector of garbage walk them all."""
+    for i in range(100):
+        add_picture(tmp_path, f"{i}", [("dog", 3, 2, 30, 20), ("cat", 1, 1, 9, 9)])
+    gc.collect()
+    before = len(gc.get_objects())
+    opened = open_dataset(tmp_path)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
+    assert len(opened) == 100
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.0])
+def test_threads_read_where_the_disk_is_slow(tmp_path, monkeypatch, seconds):
+    names = [f"{i:03}" for i in range(100)]
+    for name in names:
+        add_picture(tmp_path, name, [("dog", 3, 2, 30, 20)])
+    readers, read_header = set(), dataset.read_header
+
+    def slow(path):
+        time.sleep(seconds)
+        readers.add(threading.get_ident())
+        return read_header(path)
+
+    monkeypatch.setattr(dataset, "read_header", slow)
+    assert [path.stem for path in open_dataset(tmp_path).pictures] == names
+    assert (len(readers) > 1) == (seconds > 0)
+
+
+def test_a_view_shares_what_was_read(tmp_path):
+    add_picture(tmp_path, "a", [("dog", 3, 2, 30, 20)])
+    whole = open_dataset(tmp_path)
+    view = whole.view(lambda image, target: (image, len(target["labels"])))
+    assert view[0][1] == 1
+    assert whole[0][1]["labels"].tolist() == [1]
+    assert view._all is whole._all

@@ -1,0 +1,241 @@
+"""`ssd.Detector`: what it opens, what it takes for a picture, what it gives, in threads and in little memory."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ssd
+from ssd import load_weights
+from ssd.data import ImageReadError, PictureFile, read_image
+from ssd.data.augmentation import EvalTransform
+from ssd.data.colour import to_input
+from ssd.drawing import draw_detections
+from ssd.inference.detector import SHOWN, Detections, Detector
+from ssd.inference.results import JSON_NAME, as_line, coco_results
+from ssd.networks.ssd300 import SSD300
+from ssd.weights.checkpoint import save_checkpoint
+from ssd_ext import DetectionOptions
+
+CLASSES = ("circle", "square", "triangle")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network that never trained, with scores that spread from 0 to 1."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    save_checkpoint(path, SSD300(4, width=0.01), CLASSES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(weights):
+    return ssd.Detector.load(weights, min_score=0.3, top_k=9, device="cpu", bf16=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """PNG, which give the same bits to whoever reads them, each of another size."""
+    folder = tmp_path_factory.mktemp("pictures")
+    grey = np.random.default_rng(0).integers(0, 256, (210, 350), np.uint8)
+    for i in range(6):
+        Image.fromarray(grey[:, : 150 + 40 * i]).convert("RGB").save(folder / f"{i}.png")
+    return sorted(folder.iterdir())
+
+
+def assert_same(found, expected):
+    for column in ("boxes", "labels", "scores"):
+        assert torch.equal(getattr(found, column), getattr(expected, column))
+
+
+def test_options_are_those_given_over_what_is_worth_looking_at(weights):
+    loaded = ssd.Detector.load(weights, device="cpu", top_k=3, clip=True)
+    assert loaded.options == SHOWN._replace(top_k=3, clip=True)
+    assert loaded.classes == CLASSES
+    assert ssd.Detector.load(weights, defaults=DetectionOptions(), device="cpu").options == DetectionOptions()
+    with pytest.raises(TypeError, match="no option minimum; there are min_score, "):
+        ssd.Detector.load(weights, minimum=0.3)
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        ssd.Detector.load("none.pt")
+
+
+def test_every_kind_of_picture_is_the_same(detector, files):
+    path = files[2]
+    expected = detector(path)
+    assert len(expected) > 0
+    pixels = read_image(path)
+    array = pixels.permute(1, 2, 0).numpy()  # not contiguous
+    read_only = np.array(array)
+    read_only.flags.writeable = False
+    with Image.open(path) as picture:
+        kinds = [str(path), picture, picture.convert("L"), PictureFile(path), pixels, array, read_only, array[:, :, 0]]
+        kinds += [array[:, :, ::-1], pixels.flip(0)]  # grey, so that blue may come first
+        for image in kinds:
+            assert_same(detector(image), expected)
+    assert detector(path).picture.path == path
+    assert detector(pixels).picture.path is None
+    assert (detector(array).picture.width, detector(array).picture.height) == (230, 210)
+
+
+def test_one_many_and_no_end_of_pictures(detector, files):
+    expected = [detector(path) for path in files]
+    assert isinstance(expected[0], Detections)
+    for images in (files, tuple(files)):
+        found = detector(images)
+        assert isinstance(found, list)
+        assert [each.picture.path for each in found] == files
+    assert detector([]) == []
+    lazy = detector(iter([*files, "gone.png"]), batch_size=1, workers=1)
+    for one in expected:
+        assert_same(next(lazy), one)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        next(lazy)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_iterable_is_read_no_more_than_two_batches_ahead(detector, batch_size):
+    taken = []
+    frames = (taken.append(i) or torch.full((3, 20, 30), i, dtype=torch.uint8) for i in range(20))
+    results = detector(frames, batch_size=batch_size, workers=2)
+    assert taken == []
+    for seen, found in enumerate(results, 1):
+        assert int(found.picture.pixels()[0, 0, 0]) == seen - 1
+        assert len(taken) - seen <= 2 * batch_size - 1
+    assert seen == len(taken) == 20
+
+
+def test_threads_share_a_detector(detector, files):
+    expected = [detector(path) for path in files]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: [detector(path) for path in files], range(4)):
+            for its, ours in zip(found, expected, strict=True):
+                assert_same(its, ours)
+        several = detector(files, batch_size=2)
+        for found in pool.map(lambda _: list(detector(iter(files), batch_size=2)), range(4)):
+            for its, ours in zip(found, several, strict=True):
+                assert_same(its, ours)
+
+
+def test_a_result_knows_its_objects_and_its_picture(detector, files):
+    found = detector(files[0])
+    objects = list(found)
+    assert len(objects) == len(found) == 9
+    assert [o.score for o in objects] == sorted((o.score for o in objects), reverse=True) == found.scores.tolist()
+    assert [list(o.box) for o in objects] == found.boxes.tolist()
+    assert [o.name for o in objects] == [CLASSES[label - 1] for label in found.labels.tolist()]
+    counts = {name: sum(o.name == name for o in objects) for name in dict.fromkeys(o.name for o in objects)}
+    assert str(found) == ", ".join(f"{n} {name}" for name, n in counts.items())
+    assert repr(found) == f"<Detections in {files[0]} (150 x 210): {found}>"
+    strict = ssd.Detector(detector.model, CLASSES, DetectionOptions(min_score=1.0))(read_image(files[0]))
+    assert repr(strict) == "<Detections in a picture (150 x 210): nothing found>"
+    drawn = draw_detections(read_image(files[0]), found.boxes, found.labels, found.scores, classes=CLASSES)
+    assert found.draw().tobytes() == drawn.tobytes() != strict.draw().tobytes()
+
+
+def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
+    every = detector(files[:2])
+    with coco_results(tmp_path, CLASSES) as results:
+        for found in every:
+            results.add(as_line(found))
+    rows = json.loads((tmp_path / JSON_NAME).read_text())["annotations"]
+    ours = [row for i, found in enumerate(every, 1) for row in found.to_coco(i)]
+    assert [{"id": i, **row} for i, row in enumerate(ours, 1)] == rows
+    x0, y0, x1, y1 = (one := next(iter(every[0]))).box
+    assert rows[0]["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.01)
+    assert (rows[0]["category_id"], rows[0]["score"]) == (one.label, pytest.approx(one.score, abs=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "named"),
+    [
+        (5, TypeError, "got int"),
+        (b"photo.jpg", TypeError, "got bytes"),
+        ([None], TypeError, "got NoneType"),
+        (np.zeros((4, 5, 4), np.uint8), ValueError, r"an array must be \(H, W, 3\) or .* got \(4, 5, 4\) uint8"),
+        (np.zeros((4, 5, 3)), ValueError, r"got \(4, 5, 3\) float64"),
+        (np.zeros((0, 5, 3), np.uint8), ValueError, r"got \(0, 5, 3\) uint8"),
+        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), ValueError, r"a tensor must be .* got \(2, 3, 4, 5\) torch.uint8"),
+        (torch.zeros(3, 4, 5), ValueError, r"got \(3, 4, 5\) torch.float32"),
+        ("gone.png", FileNotFoundError, "gone.png"),
+        (".", ImageReadError, "not a regular file"),
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_named(detector, image, error, named):
+    with pytest.raises(error, match=named):
+        detector(image)
+
+
+def test_a_picture_of_pillow_that_is_cut_short_is_named(detector, files, tmp_path):
+    (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-5000])
+    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(ImageReadError, match=r"PngImageFile.*truncated"):
+        detector(picture)
+
+
+def test_a_batch_of_nothing_is_refused(detector, files):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        detector(files, batch_size=0)
+
+
+def test_boxes_that_are_nan_are_not_found(weights, files):
+    broken = ssd.Detector.load(weights, min_score=0.3, top_k=10**5, device="cpu", bf16=False)
+    with torch.no_grad():  # the width of the first box of each cell
+        for name, parameter in broken.model.pred_convs.named_parameters():
+            if name.startswith("loc_") and name.endswith("bias"):
+                parameter[2] = torch.nan
+    boxes, _, _, counts = broken.predict(EvalTransform(300)(read_image(files[0]))[None])
+    wrong = int(boxes.isnan().any(dim=2).sum())
+    found = broken(files[0])
+    assert 0 < len(found) == int(counts) - wrong < int(counts)
+    assert not found.boxes.isnan().any()
+
+
+def test_top_k_takes_no_more_memory_than_there_are_candidates(weights, files):
+    every = DetectionOptions(min_score=0.0, max_overlap=1.0, top_k=10**12)
+    greedy = ssd.Detector.load(weights, defaults=every, device="cpu")
+    assert len(greedy(files[0])) == 3 * 8732
+    offsets, logits = torch.zeros(1, 4, 4), torch.zeros(1, 4, 3)
+    assert len(ssd.detect(offsets, logits, torch.rand(4, 4) + 1, 0.1, 1.0, 10**12)[0][0]) == 8
+
+
+def test_detector_gives_what_the_files_show(shapes, weights):
+    detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1, top_k=7), bf16=False)
+    paths = [str(path) for path in sorted((shapes / "JPEGImages").iterdir())]
+    every = list(detector(iter(paths), batch_size=3))
+    assert [str(found.picture.path) for found in every] == paths
+    for found in every:
+        picture, boxes, labels, scores = found.picture, found.boxes, found.labels, found.scores
+        assert torch.equal(picture.pixels(), read_image(picture.path))
+        assert boxes.shape == (7, 4)
+        assert boxes.min() >= 0
+        assert (boxes <= 300).all()
+        assert boxes.max() > 1
+        assert sorted(scores.tolist(), reverse=True) == scores.tolist()
+        assert set(labels.tolist()) <= {1, 2, 3}
+        offsets, logits = detector.model(to_input(EvalTransform(300)(picture)[None]))
+        (expected,), (expected_labels,), _ = detector.model.detect_objects(offsets, logits, 0.1, 0.45, 7)
+        torch.testing.assert_close(boxes, expected.clamp(0, 1) * 300, rtol=1e-3, atol=0.05)  # other batches, other sums
+        assert torch.equal(labels, expected_labels)
+
+
+def test_boxes_are_in_the_pixels_of_a_picture_that_is_no_square(weights, tmp_path):
+    Image.effect_noise((600, 150), 90).save(tmp_path / "wide.png")
+    detector = Detector(*load_weights(weights, device="cpu"), DetectionOptions(min_score=0.1))
+    found = detector(tmp_path / "wide.png")
+    assert 500 < found.boxes[:, [0, 2]].max() <= 600
+    assert 120 < found.boxes[:, [1, 3]].max() <= 150
+
+
+def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    paths = [tmp_path / "text.png", *sorted((shapes / "JPEGImages").iterdir()), tmp_path / "gone.png"]
+    detector, errors = Detector(*load_weights(weights, device="cpu")), []
+    every = detector(iter(paths), batch_size=2, on_error=errors.append)
+    assert [found.picture.path for found in every] == paths[1:-1]
+    assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
+    with pytest.raises(ImageReadError, match=r"text\.png"):
+        detector(paths)

@@ -1,0 +1,105 @@
+"""Files that are whole or not there, and folders that one process at a time writes to."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from own_process import PATHS
+
+from ssd.runtime.files import discard_leftovers, locked, naming, replacing
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
+def test_a_folder_is_free_as_soon_as_its_run_is_killed(tmp_path):
+    """While its loader's workers, forked from it, live on."""
+    code = (
+        "import os, sys, time; from ssd.runtime.files import locked\n"
+        "with locked(sys.argv[1]):\n"
+        "    if child := os.fork(): print(child, flush=True)\n"
+        "    time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}, text=True) as other:
+        child = int(other.stdout.readline())
+        other.kill()
+        other.wait()
+        try:
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("old", [b"old", None])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_file_is_replaced_when_it_is_whole(tmp_path, monkeypatch, old, fails):
+    monkeypatch.chdir(tmp_path)
+    path = Path("a.bin")  # of the working folder
+    if old:
+        path.write_bytes(old)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            assert temporary.parent == path.parent  # on the same file system, where it can take the old one's place
+            assert path.read_bytes() == old if old else not path.exists()  # nobody sees the half
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert left == ({"a.bin": old} if old else {}) if fails else {"a.bin": b"half"}
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), replacing(tmp_path / "nowhere" / "a.bin"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def error_of_torch_save():
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError:
+        raise RuntimeError("enforce fail") from None
+
+
+def raised(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("write", "kind", "says"),
+    [
+        (lambda: raised(OSError(28, "No space left on device")), OSError, "No space left on device: 'a.pt'"),
+        (lambda: raised(OSError(27, "Too large", "b.pt")), OSError, "Too large: 'b.pt'"),
+        (lambda: raised(OSError("encoder error")), OSError, "a.pt: encoder error"),
+        (error_of_torch_save, OSError, "No space left on device: 'a.pt'"),
+        (lambda: raised(RuntimeError("another")), RuntimeError, "another"),
+    ],
+    ids=["a full disk", "another file", "an encoder", "torch.save", "another error"],
+)
+def test_errors_name_the_file(write, kind, says):
+    with pytest.raises(kind, match=f"{re.escape(says)}$"), naming("a.pt"):
+        write()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name in (".a.pt.123.tmp", ".b.pt.9.tmp", ".c.pt.5.tmp", "a.pt.1.tmp", "a.pt"):
+        (tmp_path / name).touch()
+    discard_leftovers(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {".c.pt.5.tmp", "a.pt.1.tmp", "a.pt"}
+
+
+def test_one_at_a_time_in_a_folder(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with locked(folder):
+        with pytest.raises(ValueError, match="run: "), locked(folder):
+            pass
+        with locked(tmp_path / "other"):
+            pass
+    with locked(folder):
+        pass

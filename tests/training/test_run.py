@@ -1,0 +1,239 @@
+"""Training on small drawn sets, with networks as narrow as they get: what is tested is the machinery, not the mAP."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import types
+from functools import partial
+
+import pytest
+import torch
+from short_training import NARROW, run, states_equal
+from torch.amp import GradScaler
+
+import ssd.training.progress
+import ssd.training.run as training
+from ssd import load_weights
+from ssd.cli import main
+from ssd.data.shapes import write_shapes
+from ssd.loss import MultiBoxLoss
+from ssd.networks.priors import make_priors
+from ssd.networks.ssd300 import SSD300
+from ssd.training.progress import MIN_SCALE
+from ssd.training.run import train
+from ssd.training.settings import Settings
+from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
+from ssd_ext import LossOptions
+
+
+@pytest.mark.parametrize(("head_batch_norm", "rate"), [(False, 1e-3), (True, 1e-2)])
+def test_the_rate_of_finetuning_is_that_of_the_network(shapes, tmp_path, capsys, head_batch_norm, rate):
+    network = SSD300(4, width=0.01, batch_norm=True, head_batch_norm=head_batch_norm)
+    save_checkpoint(tmp_path / "w.pt", network, ["circle", "square", "triangle"])
+    settings = Settings((shapes,), "train", "test", weights=str(tmp_path / "w.pt"), epochs=1, batch_size=2)
+    train(settings, tmp_path / "run", device="cpu", workers=0)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["settings"]["lr"] == rate
+    assert f"lr {rate}" in capsys.readouterr().out
+
+
+def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
+    history = run(Settings((shapes,), "train", "test", epochs=2, eval_every=1, **NARROW), tmp_path / "run")
+    assert history["step"] == [1, 2, 3, 4, 5, 6]  # 7 pictures are 3 whole batches of 2
+    assert all(math.isfinite(x) for x in history["loss"])
+    assert history["eval_step"] == [3, 6]
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"last.pt", "best.pt", "curve.png"}
+    last = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert last["classes"] == ["circle", "square", "triangle"]
+    assert last["settings"]["lr"] == 1e-3
+    assert last["step"] == 6
+    model, classes = load_weights(tmp_path / "run" / "best.pt", device="cpu")
+    assert classes == ("circle", "square", "triangle")
+    assert not model.training
+
+
+FP16 = {"fp16": True, "clip_grad": 5.0, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("number", "stop_after", "more"),  # in an epoch, at its end
+    [(signal.SIGINT, 2, {}), (signal.SIGTERM, 3, {}), (signal.SIGINT, 1, FP16)],
+)
+def test_resume_after_a_signal_is_exact(shapes, tmp_path, monkeypatch, number, stop_after, more):
+    monkeypatch.setattr(ssd.training.progress, "KEPT", 4)
+    settings = Settings((shapes,), "train", "test", **{"epochs": 2, "eval_every": 1, **NARROW, **more})
+    straight = run(settings, tmp_path / "straight")
+    assert len(straight["loss"]) <= 4
+
+    step, calls, before = training.train_step, [], signal.getsignal(number)
+
+    def interrupted_step(*args):
+        calls.append(1)
+        if len(calls) == stop_after:
+            os.kill(os.getpid(), number)
+        return step(*args)
+
+    monkeypatch.setattr(training, "train_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "resumed")
+    assert load_checkpoint(tmp_path / "resumed" / "last.pt")["step"] == stop_after
+    monkeypatch.setattr(training, "train_step", step)
+    resumed = run(None, tmp_path / "resumed", resume=True, workers=2)
+
+    assert resumed == straight  # losses, and mAP at the end of both epochs
+    ends = [load_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "resumed")]
+    assert states_equal(ends[0]["model"], ends[1]["model"])
+    assert states_equal(ends[0]["optimizer"], ends[1]["optimizer"])
+    assert ends[0]["scaler"] == ends[1]["scaler"]
+    assert bool(ends[0]["scaler"]) == settings.fp16
+    assert signal.getsignal(number) is before
+
+
+def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "run")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            written.append(("closed", 0))
+
+        def add_scalar(self, tag, value, step):
+            written.append((tag, step))
+
+    stub = types.ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    run(Settings((shapes,), "train", "test", epochs=1, **NARROW), tmp_path / "run")
+    assert [step for tag, step in written if tag == "loss"] == [1, 2, 3]
+    assert written[-1] == ("closed", 0)
+    assert {tag for tag, step in written if step == 3} >= {"mAP", "AP/circle", "AP/square", "AP/triangle"}
+
+
+def test_a_run_takes_over_priors_and_input_of_a_detector(shapes, tmp_path, monkeypatch):
+    config = {"width": 0.01, "batch_norm": True, "priors": "caffe_voc", "input_std": (1, 1, 1)}
+    save_checkpoint(tmp_path / "other.pt", SSD300(21, **config), [f"class {i}" for i in range(20)])
+    settings = Settings((shapes,), "train", "test", epochs=1, weights=str(tmp_path / "other.pt"), **NARROW)
+    criteria = []
+    monkeypatch.setattr(
+        training, "MultiBoxLoss", lambda *args, **kw: criteria.append(MultiBoxLoss(*args, **kw)) or criteria[0]
+    )
+    run(settings, tmp_path / "run")
+    assert torch.equal(criteria[0].priors_cxcy, make_priors("caffe_voc"))
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["config"].items() >= config.items()
+
+
+def test_another_seed_is_another_run(shapes, tmp_path):
+    one, two = (run(Settings((shapes,), epochs=1, seed=s, **NARROW), tmp_path / str(s)) for s in (0, 1))
+    assert one["loss"] != two["loss"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
+    run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    (tmp_path / "run" / "last.pt").unlink()
+    best = (tmp_path / "run" / "best.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"best\.pt would be replaced"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    for folder in ("run", "elsewhere"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
+            run(None, tmp_path / folder, resume=True)
+    assert (tmp_path / "run" / "best.pt").read_bytes() == best
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, capsys):
+    out, given = tmp_path / "run", {"epochs": 1, **NARROW, "loss": {"neg_pos_ratio": 2.0}}
+    with pytest.raises(ValueError, match=r"run/last\.pt is not there to resume, and a new run needs settings"):
+        run(None, out, resume="auto")
+    settings = Settings((shapes,), "train", "test", **given)
+    history = run(settings, out, resume="auto")
+    monkeypatch.setattr(training, "train_step", None)
+    monkeypatch.chdir(tmp_path)
+    assert run(Settings((os.path.relpath(shapes),), **given), out, resume="auto") == history
+    with pytest.raises(ValueError, match=r"run holds a run with other settings: seed is 0 in the run, and 7 was") as e:
+        run(Settings((shapes,), seed=7, **given), out, resume="auto")
+    assert "give the settings of the run, or leave them out; for a new run, choose another folder" in str(e.value)
+    assert str(e.value).count(" was asked for") == 1
+    with pytest.raises(ValueError, match="resume must be True, False or \"auto\", got 'Auto'"):
+        run(settings, out, resume="Auto")
+
+    line = ["train", "--out", str(out), "--resume", "auto", "--workers", "0", "--device", "cpu", shapes]
+    assert main([*line, "--width", "0.01", "--neg-pos-ratio", "2"]) == 0
+    for flags, says in (
+        ([str(tmp_path)], f"data is {shapes} in the run, and {shapes}, {tmp_path} was asked for"),
+        (["--seed", "0", "--batch-size", "8"], "settings: batch_size is 2 in the run, and 8 was asked for. To go on"),
+        (["--neg-pos-ratio", "1"], "loss.neg_pos_ratio is 2.0 in the run, and 1.0 was asked for"),
+        (["--classes", "a,b"], "classes is circle, square, triangle in the run, and a, b was asked for"),
+    ):
+        assert main([*line, *flags]) == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", [-1.0, math.nan])
+def test_the_time_between_checkpoints_is_checked(tmp_path, minutes):
+    with pytest.raises(ValueError, match=f"save_every must be >= 0, got {minutes}"):
+        run(Settings(("x",)), tmp_path / "run", save_every=minutes)
+
+
+def test_one_run_at_a_time_in_a_folder(shapes, tmp_path):
+    """Also where the other run was killed, which leaves its lock file but not its lock."""
+    code = """
+import sys, time
+from ssd.runtime.files import locked
+with locked(sys.argv[1]):
+    print(flush=True)
+    time.sleep(99)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=f"{tmp_path}: another run is writing there"):
+            run(Settings((shapes,), epochs=1, **NARROW), tmp_path)
+        other.kill()
+    assert run(Settings((shapes,), epochs=1, **NARROW), tmp_path)["step"]
+
+
+def test_a_loss_that_explodes_in_float16_is_named_once_the_scale_cannot_help(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "GradScaler", partial(GradScaler, init_scale=2 * MIN_SCALE))
+    with pytest.raises(FloatingPointError, match=r"became nan at step 2: try a lower learning rate"):
+        run(Settings((shapes,), epochs=1, fp16=True, **{**NARROW, "lr": 1e30}), tmp_path / "run")
+
+
+def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"at step \d+: try a lower learning rate"):
+        run(Settings((shapes,), epochs=9, **{**NARROW, "lr": 1e30, "batch_norm": False}), tmp_path / "run")
+    if (tmp_path / "run" / "last.pt").exists():
+        state = load_checkpoint(tmp_path / "run" / "last.pt")
+        assert all(math.isfinite(x) for x in state["history"]["loss"])
+
+
+def test_images_without_any_object_train(tmp_path):
+    folder = tmp_path / "empty"
+    write_shapes(folder, 4, 0)
+    for file in (folder / "Annotations").iterdir():
+        text = file.read_text()
+        first, last = text.find("<object>"), text.rfind("</object>")
+        if first >= 0:
+            file.write_text(text[:first] + text[last + len("</object>") :])
+    settings = Settings((str(folder),), "train", classes=("thing",), held_out=0, epochs=1, **NARROW)
+    assert run(settings, tmp_path / "run")["loss"] == [0.0, 0.0]
+    settings = Settings(
+        (str(folder),), "train", classes=("thing",), held_out=0, epochs=1, loss=LossOptions(min_negatives=3), **NARROW
+    )
+    assert min(run(settings, tmp_path / "run2")["loss"]) > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_picture_is_named(tmp_path, workers):
+    folder = tmp_path / "broken"
+    write_shapes(folder, 4, 0)
+    victim = sorted((folder / "JPEGImages").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=victim.name):
+        run(Settings((str(folder),), "train", epochs=1, **NARROW), tmp_path / "run", workers=workers)

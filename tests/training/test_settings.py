@@ -1,0 +1,44 @@
+"""Settings of a run: those of older checkpoints, and what does not fit."""
+
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+
+from ssd.data import AUGMENTATIONS
+from ssd.training.settings import Settings
+from ssd_ext import LossOptions
+
+
+def test_settings_of_older_checkpoints(shapes):
+    """They had the options of the loss beside the others."""
+    settings = Settings((shapes,), epochs=7, loss=LossOptions(loc_loss="smooth_l1", min_negatives=3))
+    saved = settings.as_dict()
+    assert Settings.from_dict(saved) == settings
+    del saved["loss"]
+    assert (
+        Settings.from_dict(saved | {"loc_loss": "smooth_l1", "matching": "per_prior", "min_negatives": 3}) == settings
+    )
+
+
+def test_runs_of_older_versions_keep_torchvisions_augmentation(shapes):
+    saved = Settings((shapes,), augment="ssd").as_dict()
+    assert Settings.from_dict(saved).augment == "ssd"
+    del saved["augment"]
+    assert Settings.from_dict(saved).augment == "v2"
+    choices, _ = get_args(get_type_hints(Settings)["augment"])  # or None
+    assert set(AUGMENTATIONS) == set(get_args(choices))
+
+
+def test_one_of_bf16_and_fp16():
+    with pytest.raises(ValueError, match="one of bf16 and fp16"):
+        Settings(("x",), bf16=True, fp16=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}],
+)
+def test_bad_settings_name_themselves(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
+        Settings(("x",), **wrong)

@@ -1,0 +1,83 @@
+"""Which pictures a run trains on, validates and tests on."""
+
+import pytest
+
+from ssd.data.shapes import write_shapes
+from ssd.training.settings import Settings
+from ssd.training.splits import open_sets
+
+
+def test_splits_are_found_and_pictures_without_lists_held_out(shapes, tmp_path):
+    sets = open_sets(Settings((shapes,), "train", held_out=0.3))  # beside it there is a test list, and none for val
+    assert (len(sets.train), len(sets.val), len(sets.test)) == (5, 2, 3)
+    assert sets.names == {"split": "train", "val_split": None, "test_split": "test"}
+    assert sets.classes == ("circle", "square", "triangle")
+    assert sets.notes == []
+    assert open_sets(Settings((shapes,), held_out=0)).val is None
+    bare = tmp_path / "bare"
+    write_shapes(bare, 20, 0)
+    for file in (bare / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    train_set, val_set, test_set, *_ = open_sets(Settings((str(bare),)))
+    assert (len(train_set), len(val_set), test_set) == (18, 2, None)
+    assert not set(train_set.indices) & set(val_set.indices)
+    with pytest.raises(FileNotFoundError, match=r"there are: .*test.*train"):
+        open_sets(Settings((shapes,), split="trainval"))
+
+
+def test_which_lists_a_run_takes(tmp_path):
+    write_shapes(tmp_path, 6, 2)
+    lists = tmp_path / "ImageSets" / "Main"
+    text = (lists / "train.txt").read_text().splitlines(keepends=True)
+
+    def names(**settings):
+        return tuple(open_sets(Settings((str(tmp_path),), **settings)).names.values())
+
+    (lists / "val.txt").write_text("".join(text[:2]))
+    assert names() == ("train", "val", "test")
+    assert names(test_split="val", val_split="test") == ("train", "test", "val")
+    (lists / "trainval.txt").write_text("".join(text))
+    assert names() == ("trainval", None, "test")  # of which a part is held out
+    assert names(split="train") == ("train", "val", "test")
+    (lists / "test.txt").write_text("no_such_picture\n")
+    sets = open_sets(Settings((str(tmp_path),)))
+    assert sets.test is None
+    assert "test will not be measured" in sets.notes[0]
+    assert "no_such_picture" in sets.notes[0]
+    with pytest.raises(FileNotFoundError, match="no_such_picture"):
+        names(test_split="test")
+
+
+@pytest.mark.parametrize(
+    ("lists", "settings", "expected"),
+    [
+        ("train2017 val2017", {}, ("train2017", "val2017", None)),
+        ("train2017 val2017", {"split": "train2017"}, ("train2017", "val2017", None)),
+        ("train2017 val2017", {"split": "val2017"}, ("val2017", None, None)),
+        ("training validation testing", {}, ("training", "validation", "testing")),
+        ("train dev test-2", {}, ("train", "dev", "test-2")),
+        ("train valid validation", {}, ("train", "valid", None)),
+        ("train train2017 val2017", {}, ("train", None, None)),
+        ("trainval_a train_a val_a test_a test_b", {}, ("trainval_a", None, "test_a")),
+        ("train14 train17 val14 val17", {"split": "train17"}, ("train17", "val17", None)),
+        ("train14 train17 val14", {"split": "train17"}, ("train17", None, None)),  # val14 may be a part of it
+        ("train14 train17 val14", {}, r"to train on, with --split: there are train14, train17, val14"),
+        ("train val_a val_b", {}, r"to validate train on, with --val-split: there are val_a, val_b"),
+        ("train_test test", {}, r"to train on, with --split: there are test, train_test"),  # of VOC's class "train"
+        ("trained value", {}, r"to train on, with --split: there are trained, value"),
+    ],
+)
+def test_splits_are_known_by_their_kind(tmp_path, lists, settings, expected):
+    write_shapes(tmp_path, 2, 0)
+    folder = tmp_path / "ImageSets" / "Main"
+    text = (folder / "train.txt").read_text()
+    for file in folder.iterdir():
+        file.unlink()
+    for name in lists.split():
+        (folder / f"{name}.txt").write_text(text)
+    settings = Settings((str(tmp_path),), **settings)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            open_sets(settings)
+    else:
+        assert tuple(open_sets(settings).names.values()) == expected

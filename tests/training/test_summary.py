@@ -1,0 +1,55 @@
+"""What a run says at its end, and its sheet of the worst pictures."""
+
+import pytest
+import torch
+from PIL import Image
+
+from ssd.data.shapes import write_shapes
+from ssd.networks.ssd300 import SSD300
+from ssd.training.settings import Settings
+from ssd.training.splits import open_sets
+from ssd.training.summary import advice, find_mistakes, report
+
+NOTHING = torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(0)
+
+
+def test_mistakes_are_counted():
+    boxes = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0.6, 0.3, 1]])
+    truth = {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), "difficult": torch.tensor([False, False, True])}
+    everything = boxes, truth["labels"], torch.tensor([0.9, 0.8, 0.7])
+    twice = boxes[[0, 0, 1]], torch.tensor([1, 1, 1]), torch.tensor([0.9, 0.8, 0.7])  # and the second of a wrong class
+    faint = boxes[:2], truth["labels"][:2], torch.tensor([0.9, 0.1])
+    found = list(find_mistakes([everything, twice, faint, NOTHING], [truth] * 4))
+    assert [(m.index, m.missed, m.wrong) for m in found] == [(0, 0, 0), (1, 1, 2), (2, 1, 0), (3, 2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen", "expected"),
+    [
+        (0.99, 0.7, "more pictures"),
+        (0.8, 0.75, "not learnt all of them yet"),
+        (0.99, 0.95, "would change little"),
+        (float("nan"), 0.5, "no objects held out"),
+    ],
+)
+def test_advice(seen, unseen, expected):
+    assert expected in advice(seen, unseen)
+
+
+def test_the_closing_lines_and_the_sheet(tmp_path):
+    write_shapes(tmp_path / "data", 6, 2)
+    torch.manual_seed(0)
+    model = SSD300(4, width=0.01)
+    settings = Settings((str(tmp_path / "data"),), held_out=0.4, bf16=False)
+    sets = open_sets(settings)
+    text, test = report(model, sets, settings, tmp_path, workers=0)
+    assert text.startswith("test, not looked at before:\n")
+    assert "mAP@0.5 (area)" in text
+    assert "weakest class: " in text
+    assert f"{tmp_path / 'worst.png'}: the 2 worst of 2 pictures held out" in text
+    assert test.n_truths == {name: sum(t["labels"].tolist().count(i) for _, t in sets.test)
+                             for i, name in enumerate(sets.classes, 1)}  # fmt: skip
+    with Image.open(tmp_path / "worst.png") as sheet:
+        assert sheet.width == 2 * 800
+    assert sets.train.dataset.transform is not None
+    assert type(sets.train.dataset.transform).__name__ == "TrainTransform"  # still augmented

@@ -1,0 +1,82 @@
+"""Weights for a network to train, and files that hold none."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ssd import load_weights
+from ssd.networks.ssd300 import SSD300
+from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.loading import initial_model
+
+
+def test_weights_of_a_checkpoint_with_other_classes(tmp_path):
+    torch.manual_seed(0)
+    old = SSD300(3, width=0.01, priors="caffe_voc", input_std=(1, 1, 1))
+    save_checkpoint(tmp_path / "old.pt", old, classes=["a", "b"])
+    new = initial_model(5, str(tmp_path / "old.pt"), width=0.01)
+    assert torch.equal(new.base.conv3_1.weight, old.base.conv3_1.weight)
+    assert torch.equal(new.pred_convs.loc_conv7.weight, old.pred_convs.loc_conv7.weight)
+    assert new.pred_convs.cl_conv7.weight.shape[0] == 5 * 6
+    assert new.config == old.config | {"n_classes": 5}
+    assert torch.equal(new.priors_cxcy, old.priors_cxcy)  # which the heads of the offsets belong to
+    same = initial_model(3, str(tmp_path / "old.pt"), width=0.01)
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in old.state_dict().items())
+    with pytest.raises(ValueError, match=r"has width 0\.01, but 0\.05 was given"):
+        initial_model(3, str(tmp_path / "old.pt"), width=0.05)
+
+
+def test_a_network_to_train_is_that_of_the_weights_where_nothing_is_said(tmp_path):
+    old = SSD300(3, width=0.01, batch_norm=True, head_batch_norm=True, priors="torchvision")
+    save_checkpoint(tmp_path / "old.pt", old, classes=["a", "b"])
+    unsaid = {"width": None, "batch_norm": None, "head_batch_norm": None, "priors": None}
+    new = initial_model(4, str(tmp_path / "old.pt"), **unsaid)
+    assert new.config == old.config | {"n_classes": 4}
+    assert torch.equal(new.pred_convs.bn_loc_conv7.weight, old.pred_convs.bn_loc_conv7.weight)
+    for name, value in (("batch_norm", False), ("head_batch_norm", False), ("priors", "tutorial")):
+        with pytest.raises(ValueError, match=rf"has {name} .*, but {value} was given"):
+            initial_model(4, str(tmp_path / "old.pt"), **unsaid | {name: value})
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_weights(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt: cannot be read as a checkpoint: .*torch\.save did not write it"):
+        load_weights(tmp_path / "text.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(ValueError, match=r"empty\.pt: cannot be read"):
+        load_weights(tmp_path / "empty.pt")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: neither a checkpoint .*torchvision's.*; it contains weights$"):
+        load_weights(tmp_path / "other.pt")
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt: contains no weights, but a list"):
+        load_weights(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"n_classes": 9}}, r"its entries do not fit one network: expected 8 class names, got \['a', 'b'\]"),
+        ({"config": {"n_classes": 3, "width": 0.02}}, "its entries do not fit one network: Error.* size mismatch"),
+        (
+            {"config": {"n_classes": 3, "width": 1e9}},
+            "its entries do not fit one network",
+        ),  # and no memory is asked for
+        ({"config": {"n_classes": 3, "depth": 7}}, "its entries do not fit one network: .*'depth'"),
+        ({"classes": ["a"]}, r"its entries do not fit one network: expected 2 class names, got \['a'\]"),
+        ({"model": {}}, "its entries do not fit one network: Error.* Missing key"),
+        ({"model": None}, "is not a complete checkpoint: its 'model' is a NoneType"),
+        ({"classes": "ab"}, "is not a complete checkpoint: its 'classes' is a str"),
+        ({"format": 9}, "has format 9; this version of ssd reads formats 1 to 2"),
+    ],
+)
+def test_parts_that_are_not_of_one_network_are_named(tmp_path, change, message):
+    model = SSD300(3, width=0.01)
+    whole = {"format": 2, "config": model.config, "model": model.state_dict(), "classes": ["a", "b"]}
+    torch.save(whole | change, tmp_path / "w.pt")
+    for load in (partial(load_weights, device="cpu"), partial(initial_model, 3)):
+        with pytest.raises(ValueError, match=rf"^\S*w\.pt: {message}"):
+            load(tmp_path / "w.pt")
