@@ -140,13 +140,15 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
     benches = [*quoted, *(name for name in benches if name not in quoted)]
     whole_network = "(training-step or inference) and 21-classes and not 1-image"
     ours = f"cuda and ssd_ext and not ({whole_network})"
-    exported = "gpu/test_export.py" if gpu else "export/test_torch_formats.py::test_a_file_that_takes_floats"
-    golden = "test_gpu" if gpu else "test_cpu"
+    golden = "tests/kernels/test_golden.py", "-k", "test_gpu" if gpu else "test_cpu"
+    exported = (
+        "tests/gpu/test_export.py" if gpu else "tests/export/test_torch_formats.py::test_a_file_that_takes_floats"
+    )
     return [
         measure("kernels", 25),
         measure("variants", 40),
         test("test_gpu", 25, "tests/gpu/test_kernels.py", needs=("pytest",)),
-        test("test_golden", 20, "tests/kernels/test_golden.py", "-k", golden, needs=("pytest",)),
+        test("test_golden", 20, *golden, needs=("pytest",)),
         test("test_gpu_training", 15, "tests/gpu/test_training.py", not_tried=needs_gpu),
         test("test_ops", 20, *on_both, "-k", "cuda and not (cuda_on_cpu or on_the_cpu)", not_tried=needs_gpu),
         bench("network_and_peer", 45, "benchmarks/test_bench_gpu.py", "-k", whole_network, not_tried=needs_gpu),
@@ -154,7 +156,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
         measure("repeat", 20),
         *map(sanitize, ("initcheck", "synccheck", "memcheck")),
         measure("counters", 60, "counted", ncu if gpu else None, not_tried="needs ncu" if gpu and not ncu[0] else ""),
-        test("export", 50, f"tests/{exported}"),
+        test("export", 50, exported),
         measure("demo", 30, needs=(*SSD, "matplotlib")),
         measure("options", 20),
         measure("compiled", 60),
