@@ -1,8 +1,7 @@
-"""torchvision's detectors with the loss and the detection of `ssd_ext`, in place."""
+"""Replaces the loss and the detection of torchvision's detectors by those of `ssd_ext`, in place."""
 
-from __future__ import annotations
-
-from functools import cache
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -18,57 +17,67 @@ from ssd_ext import DetectionOptions, LossOptions, batched_nms, decode_boxes, mu
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Gives a torchvision detector our loss and detection, in place; all else, its state dict too, stays as it is.
+    """Makes a torchvision detector use our loss and detection, in place. Everything else stays, its state dict too.
 
-    Of an `SSD` (`ssd300_vgg16`, `ssdlite320_mobilenet_v3_large`) loss and detection are replaced, of a `RetinaNet`
-    detection. Calls, targets and results are torchvision's, thresholds are read from the model at each call, losses
-    agree to a relative 1e-5 and detections in number, labels and order, but where rounding decides: docs/semantics.md,
-    "Where an accelerated model differs". In evaluation an accelerated SSD works under `torch.export` and
-    `torch.compile(fullgraph=True)`; `torch.jit.script` takes the plain model only.
+    In an `SSD` (`ssd300_vgg16`, `ssdlite320_mobilenet_v3_large`) the loss and the detection are replaced, in a
+    `RetinaNet` only the detection. The model is called as before and returns results of the same form. Thresholds are
+    read from the model at each call. Losses agree with torchvision's to a relative 1e-5; detections agree in number,
+    labels and order, except where rounding decides: docs/semantics.md, "Where an accelerated model differs". In
+    evaluation mode an accelerated SSD works with `torch.export` and `torch.compile(fullgraph=True)`. `torch.jit.script`
+    works only with the original model.
 
     Args:
-        model: a torchvision `SSD` or `RetinaNet`, not wrapped; one that is accelerated already stays as it is.
+        model: a torchvision `SSD` or `RetinaNet`, not wrapped. A model that is accelerated already is not changed.
 
     Returns:
-        The same object, now of a subclass of its class.
+        The same object, now an instance of a subclass of its class.
 
     Raises:
-        TypeError: no such model; its class, box coder, matcher or anchor generator is not torchvision's in what would
-            be replaced.
+        TypeError: the model is of another class, overrides a method that would be replaced, or has a box coder, matcher
+            or anchor generator that is not torchvision's.
         ValueError: the box coder weighs x and y differently, or the matcher of an SSD allows low-quality matches.
     """
     if isinstance(model, _Accelerated):
         return model
-    kind = next((kind for kind in _MIXINS if isinstance(model, kind)), None)
-    if kind is None:
-        raise TypeError(f"accelerate takes torchvision's SSD or RetinaNet, got {type(model).__name__}")
-    for name in (name for name in vars(_MIXINS[kind]) if not name.startswith("_")):
-        if name in vars(model) or getattr(type(model), name) is not getattr(kind, name):
-            raise TypeError(f"{type(model).__name__} has a {name} of its own, which would be replaced")
-    _variances(model)
-    if kind is SSD:
-        _threshold(model)
-    generator = AnchorGenerator if kind is RetinaNet else DefaultBoxGenerator
-    given = type(model.anchor_generator)
-    if getattr(given, "forward", None) is not generator.forward:
-        raise TypeError(f"anchor_generator must be torchvision's {generator.__name__}, got {given.__name__}")
+    _check_replaceable(model)
     model.__class__ = _subclass(type(model))
     return model
 
 
+def _check_replaceable(model: nn.Module) -> None:
+    """Raises the errors of `accelerate`."""
+    if not isinstance(model, (SSD, RetinaNet)):
+        raise TypeError(f"accelerate takes torchvision's SSD or RetinaNet, got {type(model).__name__}")
+    kind: type[nn.Module] = SSD if isinstance(model, SSD) else RetinaNet
+    for name in (name for name in vars(_MIXINS[kind]) if not name.startswith("_")):
+        if name in vars(model) or getattr(type(model), name) is not getattr(kind, name):
+            raise TypeError(f"{type(model).__name__} has a {name} of its own, which would be replaced")
+    _variances(model)
+    if isinstance(model, SSD):
+        _threshold(model)
+    generator = DefaultBoxGenerator if isinstance(model, SSD) else AnchorGenerator
+    given = type(model.anchor_generator)
+    if getattr(given, "forward", None) is not generator.forward:
+        raise TypeError(f"anchor_generator must be torchvision's {generator.__name__}, got {given.__name__}")
+
+
 class _Accelerated:
-    """Marks a model that is accelerated; pickle and deepcopy make its class anew, which no module has."""
+    """Marks an accelerated model. Its class is in no module, so pickle and deepcopy create the class again."""
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        _, _, *state = super().__reduce_ex__(max(protocol, 2))
-        return _new, (type(self).__bases__[1],), *state
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        reduced = tuple(super().__reduce_ex__(max(index(protocol), 2)))  # function, arguments, then the state
+        return _new, (type(self).__bases__[1],), *reduced[2:]
 
 
-class _SSD(_Accelerated):
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None):
+class _SSD(_Accelerated, SSD):
+    # torchvision annotates the pair that TorchScript returns; in Python it is the losses or the detections.
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
         if not self.training:
             return super().forward(images, targets)
-        torch._assert(targets is not None, "targets should not be none when in training mode")
+        if targets is None:
+            raise AssertionError("targets should not be none when in training mode")
         for target in targets:
             boxes = target["boxes"]
             torch._assert(isinstance(boxes, Tensor), f"Expected target boxes to be of type Tensor, got {type(boxes)}.")
@@ -76,13 +85,13 @@ class _SSD(_Accelerated):
                 boxes.dim() == 2 and boxes.shape[1] == 4,
                 f"Expected target boxes to be a tensor of shape [N, 4], got {boxes.shape}.",
             )
-        images, targets = self.transform(images, targets)
+        batch, targets = self.transform(images, targets)
         _check_sides([target["boxes"] for target in targets])
-        features = self.backbone(images.tensors)
+        features = self.backbone(batch.tensors)
         features = [features] if isinstance(features, Tensor) else list(features.values())
         predictions = self.head(features)
-        # All images have the same anchors: those of the first will do.
-        anchors = self.anchor_generator(ImageList(images.tensors, images.image_sizes[:1]), features)
+        # All images have the same anchors, so they are made for the first image only.
+        anchors = self.anchor_generator(ImageList(batch.tensors, batch.image_sizes[:1]), features)
         return self.eager_outputs(self.compute_loss(targets, predictions, anchors), [])
 
     def compute_loss(
@@ -92,7 +101,7 @@ class _SSD(_Accelerated):
         anchors: list[Tensor],
         matched_idxs: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Both losses; anchors[0] are those of every image. With `matched_idxs` it is torchvision's."""
+        """Computes both losses with anchors[0] for every image; with `matched_idxs` by torchvision's own method."""
         if matched_idxs is not None:
             return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         logits = head_outputs["cls_logits"]
@@ -127,16 +136,17 @@ class _SSD(_Accelerated):
             clip=True,
             max_log_scale=self.box_coder.bbox_xform_clip,
         )
-        # In fractions of the image, at which 0 and 1 cut; all images have the same anchors.
+        # In fractions of the image, since `clip` cuts boxes at 0 and 1. All images have the same anchors.
         size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
         priors = xy_to_cxcy(image_anchors[0] / size)
         boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
         rows = zip(boxes, scores, labels, counts.tolist(), strict=True)
-        # Multiplied last: the compiler of torch 2.11 cannot cut a product to a number of rows that the data decide.
+        # Cut to n rows first, multiplied after: the compiler of torch 2.11 cannot slice a product by a number of rows
+        # that depends on the data.
         return [{"boxes": b[:n] * size, "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
 
 
-class _RetinaNet(_Accelerated):
+class _RetinaNet(_Accelerated, RetinaNet):
     def postprocess_detections(
         self,
         head_outputs: dict[str, list[Tensor]],
@@ -158,19 +168,21 @@ class _RetinaNet(_Accelerated):
         sizes = boxes.new_tensor([(width, height, width, height) for height, width in image_shapes])
         boxes = boxes.clamp(min=0).minimum(sizes[image])
         keep = batched_nms(boxes, score, image * n_classes + label, self.nms_thresh)
-        keep = keep[image[keep].argsort(stable=True)]  # image after image, each best first
+        keep = keep[image[keep].argsort(stable=True)]  # by image, and in each image by descending score
         counts = image[keep].bincount(minlength=n_images).tolist()
         kept = [rows[: self.detections_per_img] for rows in keep.split(counts)]
         return [{"boxes": boxes[rows], "scores": score[rows], "labels": label[rows]} for rows in kept]
 
 
-_MIXINS = {SSD: _SSD, RetinaNet: _RetinaNet}
+_MIXINS: dict[type[nn.Module], type[nn.Module]] = {SSD: _SSD, RetinaNet: _RetinaNet}
+_SUBCLASSES: dict[type[nn.Module], type[nn.Module]] = {}  # one for each class that was accelerated
 
 
-@cache
 def _subclass(base: type[nn.Module]) -> type[nn.Module]:
-    mixin = next(mixin for kind, mixin in _MIXINS.items() if issubclass(base, kind))
-    return type(f"Accelerated{base.__name__}", (mixin, base), {})
+    if base not in _SUBCLASSES:
+        mixin = _SSD if issubclass(base, SSD) else _RetinaNet
+        _SUBCLASSES[base] = type(f"Accelerated{base.__name__}", (mixin, base), {})
+    return _SUBCLASSES[base]
 
 
 def _new(base: type[nn.Module]) -> nn.Module:
@@ -178,8 +190,8 @@ def _new(base: type[nn.Module]) -> nn.Module:
     return accelerated.__new__(accelerated)
 
 
-def _variances(model: nn.Module) -> tuple[float, float]:
-    """Of the centres and of the sizes."""
+def _variances(model: SSD | RetinaNet) -> tuple[float, float]:
+    """The variances of the centres and of the sizes, from the box coder."""
     coder = model.box_coder
     if type(coder) is not BoxCoder:
         raise TypeError(f"box_coder must be torchvision's BoxCoder, got {type(coder).__name__}")
@@ -189,8 +201,8 @@ def _variances(model: nn.Module) -> tuple[float, float]:
     return 1 / x, 1 / width
 
 
-def _threshold(model: nn.Module) -> float:
-    """Least IoU of a positive anchor."""
+def _threshold(model: SSD) -> float:
+    """The least IoU of a positive anchor, from the matcher."""
     matcher = model.proposal_matcher
     if type(matcher) is not SSDMatcher:
         raise TypeError(f"proposal_matcher must be torchvision's SSDMatcher, got {type(matcher).__name__}")
@@ -200,7 +212,7 @@ def _threshold(model: nn.Module) -> float:
 
 
 def _check_sides(boxes: list[Tensor]) -> None:
-    """Raises as torchvision does for a box without width or height; asks the device once for the whole batch."""
+    """Raises torchvision's error for a box without width or height; waits for the device once per batch."""
     packed = torch.cat(boxes)
     degenerate = (packed[:, 2:] <= packed[:, :2]).any(dim=1)
     if degenerate.any():
@@ -214,12 +226,15 @@ def _check_sides(boxes: list[Tensor]) -> None:
 
 
 def _best_of_rows(scores: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and value of the `most` largest scores > min_score of each row, row after row and best first."""
+    """Finds in each row the scores > min_score, at most the `most` largest.
+
+    Returns row, column and value of each; rows in order, and in a row by descending score.
+    """
     row, column = (scores > min_score).nonzero(as_tuple=True)
     passing = scores[row, column]
     counts = row.bincount(minlength=len(scores))
     first = counts.cumsum(0) - counts
-    # Few pass: in rows of their own they are sorted far sooner than among all.
+    # Few scores pass. Packed into shorter rows they are sorted much faster than among all scores.
     padded = scores.new_full((len(scores), max(1, int(counts.max()))), -1)
     padded[row, torch.arange(len(row), device=row.device) - first[row]] = passing
     best = padded.topk(min(most, padded.shape[1]))

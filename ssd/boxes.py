@@ -1,10 +1,9 @@
-"""Box arithmetic under the names of the tutorial, and boxes of callers, checked; boxes are (..., 4).
+"""Box arithmetic with the names of the tutorial, and checks of boxes that callers pass. Boxes are (..., 4).
 
-`xy` is (x0, y0, x1, y1), `cxcy` centre and size, in fractions of the image. `gcxgcy` are offsets from a prior with the
-variances 0.1 and 0.2: Liu et al., SSD: Single Shot MultiBox Detector, equation 2.
+`xy` means the corners (x0, y0, x1, y1); `cxcy` means centre and size (cx, cy, w, h), in fractions of the image.
+`gcxgcy` means offsets from a prior, with the variances 0.1 and 0.2: Liu et al., SSD: Single Shot MultiBox Detector,
+equation 2.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -29,21 +28,21 @@ __all__ = [
 
 
 def xy_to_cxcy(xy: Tensor) -> Tensor:
-    """Converts (..., 4) xyxy to (..., 4) cxcywh."""
+    """Converts corners (..., 4) xyxy to centres and sizes (..., 4) cxcywh."""
     low, high = xy.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def cxcy_to_xy(cxcy: Tensor) -> Tensor:
-    """Converts (..., 4) cxcywh to (..., 4) xyxy."""
+    """Converts centres and sizes (..., 4) cxcywh to corners (..., 4) xyxy."""
     return cxcywh_to_xyxy(cxcy)
 
 
 def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:
-    """Encodes boxes relative to priors; `ssd_ext.encode_boxes` takes xyxy boxes.
+    """Encodes boxes as offsets from priors; `ssd_ext.encode_boxes` does this for xyxy boxes.
 
     Args:
-        cxcy: (..., P, 4) cxcywh, widths and heights more than 0.
+        cxcy: (..., P, 4) cxcywh, with widths and heights greater than 0.
         priors_cxcy: (P, 4) cxcywh.
 
     Returns:
@@ -55,36 +54,47 @@ def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:
 
 
 def gcxgcy_to_cxcy(gcxgcy: Tensor, priors_cxcy: Tensor) -> Tensor:
-    """Decodes offsets, the inverse of `cxcy_to_gcxgcy`; `ssd_ext.decode_boxes` returns xyxy boxes."""
+    """Decodes offsets from priors into boxes, the inverse of `cxcy_to_gcxgcy`; `ssd_ext.decode_boxes` returns xyxy.
+
+    Args:
+        gcxgcy: (..., P, 4) offsets.
+        priors_cxcy: (P, 4) cxcywh.
+
+    Returns:
+        (..., P, 4) cxcywh.
+    """
     centre, size = gcxgcy.split(2, dim=-1)
     prior_centre, prior_size = priors_cxcy.split(2, dim=-1)
     return torch.cat([centre * prior_size / 10 + prior_centre, torch.exp(size / 5) * prior_size], dim=-1)
 
 
 def find_intersection(set_1: Tensor, set_2: Tensor) -> Tensor:
-    """The area (N, M) that each of (N, 4) xyxy boxes shares with each of (M, 4), 0 where they do not overlap."""
+    """Returns the areas (N, M) of the intersections of boxes (N, 4) and (M, 4), both xyxy; 0 without overlap."""
     low = torch.maximum(set_1[:, None, :2], set_2[None, :, :2])  # (N, M, 2)
     high = torch.minimum(set_1[:, None, 2:], set_2[None, :, 2:])  # (N, M, 2)
     return (high - low).clamp(min=0).prod(dim=2)  # (N, M)
 
 
 def find_jaccard_overlap(set_1: Tensor, set_2: Tensor) -> Tensor:
-    """`ssd_ext.box_iou`: (N, M) in 0..1; 0 for a box without area, where the tutorial has NaN."""
+    """Returns the IoU (N, M), in 0..1, of boxes (N, 4) and (M, 4), both xyxy, by `ssd_ext.box_iou`.
+
+    It is 0 for a box without area; the tutorial's function returns NaN there.
+    """
     return box_iou(set_1, set_2)
 
 
 def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
-    """Keeps every m[d]-th entry of dimension d, starting with the first.
+    """Keeps every m[d]-th entry of dimension d, beginning with the first entry.
 
     Args:
         tensor: any shape and dtype.
-        m: one step of at least 1 per dimension; None keeps all entries.
+        m: for each dimension a step of at least 1, or None to keep all entries.
 
     Returns:
         The smaller tensor, contiguous.
 
     Raises:
-        ValueError: m has not one step per dimension, or a step below 1.
+        ValueError: the length of m is not the number of dimensions, or a step is less than 1.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.
     """
@@ -94,23 +104,45 @@ def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
 
 
 def read_boxes(boxes: Tensor, labels: Tensor, allowed: range, of: str = "") -> tuple[Tensor, np.ndarray]:
-    """Boxes (k,4) in float64, so that no IoU below a threshold is rounded up to it, and labels (k,) int64.
+    """Checks boxes and their labels, and copies them to the host.
 
-    A shape that does not fit and a label that is not allowed are a ValueError, whose message begins with `of`.
+    Args:
+        boxes: (k, 4), or empty in any shape.
+        labels: (k,) integer.
+        allowed: the labels that are valid.
+        of: text that begins every error message, such as "targets[3]: ".
+
+    Returns:
+        The boxes (k, 4) float64, in which rounding lifts no IoU to a threshold, and the labels (k,) int64.
+
+    Raises:
+        ValueError: a shape does not fit, or a label is not allowed.
     """
     boxes = torch.as_tensor(boxes).detach().cpu().double()
     if boxes.numel() == 0:
         boxes = boxes.reshape(0, 4)  # an empty list has shape (0,)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{of}boxes must have shape (k, 4), got {tuple(boxes.shape)}")
-    labels = read_column(labels, f"{of}labels", len(boxes)).long().numpy()
-    for wrong in labels[(labels < allowed.start) | (labels >= allowed.stop)]:
+    numbers: np.ndarray = read_column(labels, f"{of}labels", len(boxes)).long().numpy()
+    for wrong in numbers[(numbers < allowed.start) | (numbers >= allowed.stop)]:
         raise ValueError(f"{of}labels must be in {allowed.start}..{allowed.stop - 1}, got {wrong}")
-    return boxes, labels
+    return boxes, numbers
 
 
 def read_column(values: Tensor, name: str, n_boxes: int) -> Tensor:
-    """One value for each box; more or fewer are a ValueError."""
+    """Checks that there is one value for each box, and copies the values to the host.
+
+    Args:
+        values: (n_boxes,).
+        name: name of the values in the error message.
+        n_boxes: number of boxes.
+
+    Returns:
+        (n_boxes,) of the same dtype, on the CPU.
+
+    Raises:
+        ValueError: there are more or fewer values.
+    """
     values = torch.as_tensor(values).detach().cpu()
     if values.shape != (n_boxes,):
         raise ValueError(f"{name} must have shape ({n_boxes},), one for each box, got {tuple(values.shape)}")

@@ -1,4 +1,7 @@
-"""`ssd demo`: the whole path on drawn shapes: write pictures, train, evaluate, draw. No network, no download."""
+"""The demonstration `ssd demo`: writes pictures of shapes, trains a detector, evaluates it and draws its detections.
+
+It needs no network connection.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ N_TRAIN, N_TEST = 400, 100
 N_DRAWN = 12
 DRAWN = DetectionOptions(min_score=0.5)
 CPU_WIDTH = 0.25
-SETTINGS = {"epochs": 10, "eval_every": 5}
+SETTINGS: dict[str, Any] = {"epochs": 10, "eval_every": 5}  # fields of Settings, each with a type of its own
 
 
 def demo(
@@ -28,40 +31,43 @@ def demo(
     *,
     device: str | None = None,
     workers: int | None = None,
-    **settings: Any,
+    **settings: Any,  # each of the type that its field of Settings has
 ) -> float:
-    """Trains and tests a detector on drawn circles, squares and triangles, through the ordinary training path.
+    """Trains and tests a detector on drawn circles, squares and triangles, with the same code as `ssd train`.
 
     Args:
-        out: folder for the pictures (`shapes`), the run (`run_<n>`) and the drawings of held-out pictures (`held_out`).
+        out: folder for the pictures (`shapes`), the run (`run_<n>`) and the drawings of test pictures (`held_out`).
         device, workers: see `ssd.training.run.train`.
-        settings: fields of `Settings` other than in `SETTINGS`; width is by default 0.25 on a CPU and 1 on a GPU.
+        settings: fields of `Settings`. By default 10 epochs with validation every 5, and the width is 0.25 on a CPU and
+            1 on a GPU.
 
     Returns:
-        The mAP on the held-out pictures.
+        The mAP on the test pictures, in 0..1.
     """
     started = time.perf_counter()
-    out = Path(out)
-    data = out / "shapes"
+    folder = Path(out)
+    data = folder / "shapes"
     if not data.exists():
         write_shapes(data, N_TRAIN, N_TEST)
-    run = next(folder for n in range(1, 10_000) if not (folder := out / f"run_{n}").exists())
+    run = next(free for n in range(1, 10_000) if not (free := folder / f"run_{n}").exists())
     width = CPU_WIDTH if pick_device(device).type == "cpu" else 1.0
     chosen = Settings((str(data),), **{"width": width, **SETTINGS, **settings})
     (mean,) = train(chosen, run, device=device, workers=workers)["test_mAP"]
 
-    folder = out / "held_out"
-    folder.mkdir(exist_ok=True)
+    drawings = folder / "held_out"
+    drawings.mkdir(exist_ok=True)
     detector = Detector.load(run / BEST, defaults=DRAWN, device=device, bf16=chosen.bf16)
     held_out = open_dataset(data, "test", detector.classes)
-    for index, found in enumerate(detector(held_out.pictures[:N_DRAWN])):
+    paths = held_out.pictures[:N_DRAWN]
+    for index, (path, found) in enumerate(zip(paths, detector(paths), strict=True)):
         image, truth = held_out[index]
         right = draw_detections(image, truth["boxes"], truth["labels"], classes=detector.classes)
-        save_png(side_by_side(found.draw(), right, ("found", "truth")), folder / f"{found.picture.path.stem}.png")
+        save_png(side_by_side(found.draw(), right, ("found", "truth")), drawings / f"{path.stem}.png")
     minutes = (time.perf_counter() - started) / 60
     print(
-        f"mAP {mean:.3f} after {minutes:.1f} minutes. Look at {folder}/*.png (found beside truth) "
+        f"mAP {mean:.3f} after {minutes:.1f} minutes. Look at {drawings}/*.png (found beside truth) "
         f"and {run / 'curve.png'}.\n"
-        f"Detect elsewhere: ssd detect {data / 'JPEGImages'} --weights {run / BEST} --out {out / 'found'}"
+        f"Detect objects in other pictures: "
+        f"ssd detect {data / 'JPEGImages'} --weights {run / BEST} --out {folder / 'found'}"
     )
     return mean

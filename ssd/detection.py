@@ -1,4 +1,4 @@
-"""Detections of a batch as lists, image by image: a drop-in for the tutorial's `detect_objects`."""
+"""Detections of a batch as a list for each image: a drop-in replacement for the tutorial's `detect_objects`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,39 @@ from ssd.runtime.packed import Packed, splits_of
 from ssd_ext import DetectionOptions, postprocess_detections
 
 DEFAULTS = DetectionOptions()
+Padded = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, labels, scores, counts, see `ssd_ext.postprocess_detections`
 
 
 class Found(NamedTuple):
-    """What was found in an image, or in many, whose rows then follow each other."""
+    """The k detections of one image, or of several images one after the other."""
 
-    boxes: Tensor  # (k, 4) xyxy
-    labels: Tensor  # (k,) int64
-    scores: Tensor  # (k,)
+    boxes: Tensor  # (k, 4) xyxy, in fractions of the image or in pixels
+    labels: Tensor  # (k,) int64, 0 for the background
+    scores: Tensor  # (k,) in 0..1
 
     def in_pixels(self, width: Tensor | float, height: Tensor | float) -> Found:
-        """Boxes in fractions of the image as boxes in pixels, cut at the edges of the image.
+        """Converts boxes from fractions of the image to pixels, and cuts them at the edges of the image.
 
         Args:
-            width, height: of the image in pixels; or (k,), of the image of each row.
+            width, height: size of the image in pixels; or (k,), for each row the size of its image.
+
+        Returns:
+            The same detections with boxes in pixels.
         """
         size = torch.stack([torch.as_tensor(side).to(self.boxes) for side in (width, height) * 2], dim=-1)
         return self._replace(boxes=self.boxes.clamp(0, 1) * size)
 
 
 def bounded(options: DetectionOptions, n_priors: int, n_classes: int) -> DetectionOptions:
-    """Options that find the same in no more rows than there are candidates, however large top_k is.
+    """Limits top_k to the number of candidates, so that a large top_k allocates no rows that stay empty.
 
     Args:
-        options: as given.
-        n_priors, n_classes: of the network, background included.
+        options: the options to limit.
+        n_priors: number of the network's priors.
+        n_classes: number of the network's classes, background included.
+
+    Returns:
+        Options with which the same detections are found.
     """
     return options._replace(top_k=min(options.top_k, n_priors * (n_classes - 1)))
 
@@ -47,12 +55,12 @@ def detect(
     min_score: float = DEFAULTS.min_score,
     max_overlap: float = DEFAULTS.max_overlap,
     top_k: int = DEFAULTS.top_k,
-    **options: Any,
+    **options: Any,  # each of the type that its field of DetectionOptions has
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Decodes predictions, suppresses overlaps per class and keeps the best of each image.
+    """Decodes predictions, removes overlapping boxes of each class, and keeps the best detections of each image.
 
-    The lists need the number of detections on the host, one copy per batch; `ssd_ext.postprocess_detections` returns
-    the same as padded tensors without it.
+    To build the lists, the numbers of detections are copied to the host once per batch.
+    `ssd_ext.postprocess_detections` returns the same detections as padded tensors, without this copy.
 
     Args:
         predicted_locs: (B, P, 4) predicted offsets.
@@ -61,12 +69,12 @@ def detect(
         min_score, max_overlap, top_k, options: see `ssd_ext.DetectionOptions`.
 
     Returns:
-        Three lists of length B: boxes (k, 4) float32 fractional xyxy, labels (k,) int64, scores (k,) float32, by
-        descending score. An image with nothing found has the one box [0, 0, 1, 1] with label 0 and score 0.
+        Three lists of length B: boxes (k, 4) float32 xyxy in fractions of the image, labels (k,) int64, scores (k,)
+        float32, by descending score. An image without detections has one box, [0, 0, 1, 1], with label 0 and score 0.
 
     Raises:
-        ValueError: wrong shape, dtype, device or number.
-        TypeError: an unknown option.
+        ValueError: a shape, dtype, device or number is not allowed.
+        TypeError: an option is unknown.
     """
     chosen = bounded(DetectionOptions(min_score, max_overlap, top_k, **options), *predicted_scores.shape[-2:])
     boxes, labels, scores, counts = postprocess_detections(predicted_locs, predicted_scores, priors_cxcy, chosen)
@@ -79,11 +87,15 @@ def detect(
     return all_boxes, all_labels, all_scores
 
 
-def unpad(padded: tuple[Tensor, Tensor, Tensor, Tensor]) -> Packed[Found]:
-    """What was found in each image, on the host, without boxes that are NaN.
+def unpad(padded: Padded) -> Packed[Found]:
+    """Copies padded detections to the host, and removes the padding and boxes with NaN.
 
     Args:
-        padded: boxes, labels, scores and counts, as `ssd_ext.postprocess_detections` gives them.
+        padded: boxes (B, K, 4), labels (B, K), scores (B, K) and counts (B,), as `ssd_ext.postprocess_detections`
+            returns them.
+
+    Returns:
+        The detections of each image.
     """
     boxes, labels, scores, counts = (column.cpu() for column in padded)
     real = torch.arange(boxes.shape[1]) < counts[:, None]

@@ -1,4 +1,4 @@
-"""Pictures of detections and of training curves."""
+"""Draws detections into pictures, and training curves."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ __all__ = [
 
 Box = tuple[int, int, int, int]
 
-# Twenty colours as far apart from each other in Oklab as the bright and saturated ones can be, farthest first.
+# Twenty bright and saturated colours with the largest distances in Oklab; the most different ones come first.
 PALETTE = bytes.fromhex(
     "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
-MARK = "ssd detect"  # in a PNG under "Software": who wrote it, and so may replace it
-PLOTTED = 4000  # points of a line, at most: several for each pixel of its width
-SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40 and so on
+MARK = "ssd detect"  # the text "Software" of our PNG files; only files with it are replaced
+PLOTTED = 4000  # most points of a line: several for each pixel of its width
+SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40, 41-60 and 61-80
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Colour of a class, the same in every picture and another one for each of 80 neighbouring classes.
+    """Returns the colour of a class. It is the same in every picture; 80 consecutive labels have different colours.
 
     Args:
-        label: class label >= 1.
+        label: class label, at least 1.
 
     Returns:
-        (red, green, blue) in 0..255.
+        (red, green, blue), each in 0..255.
     """
     shade, color = divmod((label - 1) % 80, 20)
     red, green, blue = (round(SHADES[shade] * channel) for channel in PALETTE[3 * color : 3 * color + 3])
@@ -67,49 +67,49 @@ def draw_detections(
     classes: Sequence[str],
     width: int | None = None,
 ) -> Image.Image:
-    """Picture with boxes, each with the name of its class and, if given, its score.
+    """Draws boxes into a picture, each with the name of its class and, if given, its score.
 
-    Lines and text grow with the picture. A box is cut at the picture's edge; one that is wholly outside, empty,
-    inverted or NaN is left out, as is label 0 (the "nothing found" row of `ssd.detect`).
+    The width of lines and the size of text depend on the size of the picture. A box is cut at the picture's edge. Boxes
+    that are outside, empty, inverted or NaN are left out, and so is label 0 (the "nothing found" row of `ssd.detect`).
 
     Args:
-        image: (3,H,W) uint8 RGB.
-        boxes: (k,4) xyxy in pixels, k >= 0.
+        image: (3, H, W) uint8 RGB.
+        boxes: (k, 4) xyxy in pixels, k >= 0.
         labels: (k,) integer in 0..C-1.
-        scores: (k,), in 0..1; the higher one is drawn on top. Without scores earlier rows are on top.
-        classes: the C-1 names without background; label i is `classes[i - 1]`.
-        width: line width in pixels, >= 1; by default 1/150 of the picture's size, at least 2.
+        scores: (k,) in 0..1; boxes with higher scores are drawn on top. Without scores, earlier rows are on top.
+        classes: the C-1 class names without background; label i is `classes[i - 1]`.
+        width: line width in pixels, at least 1; by default 1/150 of the square root of the picture's area, at least 2.
 
     Returns:
-        the drawing, of the size of the image.
+        The drawing, of the same size as the image.
 
     Raises:
-        ValueError: a shape, dtype, label or width that does not fit.
+        ValueError: a shape, dtype, label or width is not allowed.
     """
     picture = _to_pil(image)
     if width is not None and width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    boxes, labels = read_boxes(boxes, labels, range(len(classes) + 1))
-    # Without scores all rows rank alike, in their own order.
-    ranks = np.zeros(len(labels)) if scores is None else read_column(scores, "scores", len(labels)).double().numpy()
+    boxes, numbers = read_boxes(boxes, labels, range(len(classes) + 1))
+    # Without scores all ranks are equal, and the sort below keeps the order of the rows.
+    ranks = np.zeros(len(boxes)) if scores is None else read_column(scores, "scores", len(boxes)).double().numpy()
     size = _size(picture)
     width = width or max(2, round(size / 150))
-    font = ImageFont.load_default(size=max(11, round(size / 28)))
+    font = _font(max(11, round(size / 28)))
 
     shown = []  # best first
     for i in np.argsort(-ranks, kind="stable"):
-        corners = _to_pixels(boxes[i].numpy(), picture.size)
-        if corners and labels[i] > 0:
-            text = classes[labels[i] - 1] + ("" if scores is None else f" {ranks[i]:.2f}")
-            shown.append((corners, _fit(text, font, picture.width - 2 * _pad(font)), class_color(int(labels[i]))))
+        corners, label = _to_pixels(boxes[i].numpy(), picture.size), int(numbers[i])
+        if corners and label > 0:
+            text = classes[label - 1] + ("" if scores is None else f" {ranks[i]:.2f}")
+            shown.append((corners, _fit(text, font, picture.width - 2 * _pad(font)), class_color(label)))
 
     draw = ImageDraw.Draw(picture)
     for corners, _, color in reversed(shown):
         x0, y0, x1, y1 = corners
-        # Pillow draws a line that is wider than the box outside of it too.
+        # Pillow draws outside of the box too if the line is wider than the box.
         draw.rectangle(corners, outline=color, width=min(width, (min(x1 - x0, y1 - y0) + 2) // 2))
     tabs: list[Box] = []
-    for corners, text, _ in shown:  # the best one chooses its place first ...
+    for corners, text, _ in shown:  # the best detection gets its place first ...
         tabs.append(_place_tab(corners, text, font, picture.size, tabs))
     for tab, (_, text, color) in reversed(list(zip(tabs, shown, strict=True))):  # ... and is drawn over the others
         _draw_tab(draw, tab, text, font, color)
@@ -117,11 +117,16 @@ def draw_detections(
 
 
 def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str]) -> Image.Image:
-    """Two pictures beside each other on white, each below its caption; the lower one is enlarged to the other's height.
+    """Puts two pictures beside each other on white, each with a caption above it.
+
+    The picture with the smaller height is enlarged to the height of the other one.
 
     Args:
         left, right: RGB pictures.
-        captions: text above the left and above the right picture; cut if it is wider than its picture.
+        captions: texts above the left and the right picture; a text that is wider than its picture is cut.
+
+    Returns:
+        A new RGB picture.
 
     Raises:
         ValueError: not exactly two captions.
@@ -134,7 +139,7 @@ def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str
         for p in (left, right)
     ]
     size = min(map(_size, pictures))
-    font = ImageFont.load_default(size=max(12, round(size / 22)))
+    font = _font(max(12, round(size / 22)))
     margin = max(4, round(size / 40))
     ascent, descent = font.getmetrics()
     top = 2 * margin + ascent + descent
@@ -145,19 +150,22 @@ def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str
     for picture, caption in zip(pictures, captions, strict=True):
         sheet.paste(picture, (x, top))
         caption = _fit(caption, font, picture.width)
-        overhang = min(0, font.getbbox(caption)[0])  # some letters begin left of where the text begins
+        overhang = min(0, font.getbbox(caption)[0])  # some letters extend to the left of the start of the text
         draw.text((x - overhang, margin), caption, fill=(40, 40, 40), font=font)
         x += picture.width + margin
     return sheet
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2, width: int = 800) -> Image.Image:
-    """Pictures in rows on white, each as wide as the others.
+    """Puts pictures in rows on white, all resized to one width.
 
     Args:
         pictures: RGB pictures, at least one.
-        columns: pictures in a row.
-        width: of each picture in pixels.
+        columns: number of pictures in a row, at least 1.
+        width: width of each picture in pixels.
+
+    Returns:
+        A new RGB picture.
     """
     pictures = [p.resize((width, max(1, round(p.height * width / p.width)))) for p in pictures]
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
@@ -170,11 +178,13 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2, width: int 
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write a drawing as PNG; the file appears, or replaces an older one, only when it is complete.
+    """Writes a drawing to a PNG file, with a mark that `is_drawing` reads.
+
+    The file appears, or replaces an older one, only when it is complete.
 
     Args:
         picture: the drawing.
-        path: file to write, in an existing folder; `is_drawing` knows it by its mark.
+        path: file to write, in an existing folder.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -182,33 +192,33 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     mark = PngInfo()
     mark.add_text("Software", MARK)
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=mark, compress_level=1)  # a quarter of the time of the default, 6
+        picture.save(temporary, format="PNG", pnginfo=mark, compress_level=1)  # 4 times as fast as the default, 6
 
 
 def is_drawing(path: str | os.PathLike[str]) -> bool:
-    """Whether `save_png` wrote this file, by its header."""
+    """Tells from the header of a file whether `save_png` wrote it; False if there is no such file."""
     try:
-        if not os.path.isfile(path):  # of a pipe one would wait for what never comes
+        if not os.path.isfile(path):  # to open a pipe would wait forever
             return False
         with Image.open(path, formats=["PNG"]) as picture:
             return picture.info.get("Software") == MARK
-    except Exception:  # on damage, Pillow raises OSError, SyntaxError, struct.error, ...
+    except Exception:  # for damaged files Pillow raises OSError, SyntaxError, struct.error, ...
         return False
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
-    """Draw loss and mAP over the training steps into one PNG file.
+    """Plots loss and mAP over the training steps into a PNG file.
 
     Args:
-        history: lists of numbers: "step" and "loss", of one length, and "eval_step" and "mAP" (0..1), of one
-            length. A pair may be absent or empty; NaN leaves a gap.
+        history: two pairs of lists of numbers: "step" and "loss", of the same length, and "eval_step" and "mAP" (in
+            0..1), of the same length. A pair may be absent or empty. NaN leaves a gap in the curve.
         path: file to write, in an existing folder.
 
     Raises:
-        ValueError: two lists of a pair differ in length.
+        ValueError: the two lists of a pair have different lengths.
         FileNotFoundError: the folder does not exist.
     """
-    from matplotlib.figure import Figure  # slow to import, and only training needs it
+    from matplotlib.figure import Figure  # slow to import, and only needed here
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
@@ -216,13 +226,13 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
 
     step, loss = _pair(history, "step", "loss")
     loss_axes.plot(*_envelope(step, loss), color="tab:blue", alpha=0.25, linewidth=1)
-    # Dots while there are few points: one between two gaps has no line to be seen by.
+    # Few points are marked by dots: a single point between two gaps has no line.
     every = slice(None, None, math.ceil(len(loss) / PLOTTED) or 1)
     mean = _running_mean(loss)[every]
     loss_axes.plot(step[every], mean, color="tab:blue", linewidth=2, marker="o" if len(loss) < 50 else "")
     loss_axes.set_ylabel("loss")
     if np.isfinite(loss).any():
-        # Single high values, above all the first ones, would press the curve flat.
+        # The axis ends near the 99th percentile: single high values, such as the first ones, would flatten the curve.
         loss_axes.set_ylim(0, 1.2 * np.percentile(loss[np.isfinite(loss)], 99) or 1)
 
     eval_step, mean_ap = _pair(history, "eval_step", "mAP")
@@ -237,7 +247,12 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure of matplotlib as PNG: whole, or not at all."""
+    """Adds a grid to all axes of a matplotlib figure, and writes it to a PNG file, complete or not at all.
+
+    Args:
+        figure: the figure; its axes are changed.
+        path: file to write, in an existing folder.
+    """
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -251,13 +266,19 @@ def _to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())  # (H,W,3)
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow without FreeType has only a bitmap font of one size
+    return font
+
+
 def _size(picture: Image.Image) -> float:
-    """Side of the square of the same area: what lines and text are measured against."""
+    """Side of the square of the same area in pixels; line widths and text sizes are proportional to it."""
     return (picture.width * picture.height) ** 0.5
 
 
 def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:
-    """First and last column and row (x0, y0, x1, y1) of a box's visible part; None if there is none."""
+    """First column, first row, last column and last row of the visible part of a box; None if nothing is visible."""
     columns, rows = size
     x0, y0, x1, y1 = np.clip(box, 0, [columns, rows, columns, rows])
     if not (x0 < x1 and y0 < y1):  # NaN fails as well
@@ -269,7 +290,7 @@ def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:
 def _place_tab(
     corners: Box, text: str, font: ImageFont.FreeTypeFont, size: tuple[int, int], taken: Sequence[Box]
 ) -> Box:
-    """Tab for the text at a corner of the box, inside the picture and, if possible, off the tabs taken."""
+    """Places the tab of a text at a corner of the box: inside the picture and, if possible, beside the tabs taken."""
     ascent, descent = font.getmetrics()
     pad = _pad(font)
     w, h = round(font.getlength(text)) + 2 * pad, ascent + descent + pad
@@ -293,7 +314,7 @@ def _pad(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _inside(place: tuple[int, int], extent: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The place moved so that a tab of that extent stays in the picture."""
+    """Moves the place so that a tab of this extent stays inside a picture of this size."""
     x, y = (max(0, min(p, s - 1 - e)) for p, e, s in zip(place, extent, size, strict=True))
     return x, y
 
@@ -303,7 +324,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or its beginning and three dots where it is wider than `width` pixels."""
+    """Shortens a text that is wider than `width` pixels to its beginning and three dots."""
 
     def fits(text: str) -> bool:
         left, _, right, _ = font.getbbox(text)
@@ -324,7 +345,8 @@ def _pair(history: Mapping[str, Sequence[float]], x: str, y: str) -> tuple[np.nd
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the finite values in a window of about a fortieth of the curve, at each point."""
+    """Mean, at each point, of the finite values in a window of about 1/40 of the curve; NaN where the value is not
+    finite."""
     if len(values) == 0:
         return values
     size = 2 * (len(values) // 80) + 1
@@ -335,10 +357,11 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _window_sums(values: np.ndarray, size: int) -> np.ndarray:
-    """Sums of the values in a window of odd size around each, in a time that does not depend on the size.
+    """Sums the values in a window of odd size around each value, in a time that does not depend on the size.
 
-    A window is the end of one block of that size and the beginning of the next, whose sums are cumulative. The
-    difference of two cumulative sums of all values would lose the small ones after a large one.
+    The values are divided into blocks of this size. A window is the end of one block and the beginning of the next
+    one, and the sums of both come from cumulative sums inside the blocks. Differences of cumulative sums over all
+    values would lose small values that follow a large one.
     """
     n = len(values)
     padded = np.zeros((n // size + 2) * size)
@@ -350,8 +373,8 @@ def _window_sums(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _envelope(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A line of at most `PLOTTED` points that looks like a longer one: the lowest and the highest of neighbours in
-    turn, of the finite ones."""
+    """Reduces a line to at most `PLOTTED` points that look the same: the lowest and the highest finite value of each
+    group of neighbours."""
     if len(ys) <= PLOTTED:
         return xs, ys
     size = math.ceil(2 * len(ys) / PLOTTED)

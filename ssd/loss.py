@@ -1,9 +1,7 @@
-"""The SSD training loss as a module: a drop-in for the tutorial's class of the same name."""
-
-from __future__ import annotations
+"""The SSD training loss as a module: a drop-in replacement for the tutorial's class of the same name."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,17 +14,18 @@ DEFAULTS = LossOptions()
 
 
 class MultiBoxLoss(nn.Module):
-    """conf_loss + alpha * loc_loss over a batch, see `ssd_ext.multibox_loss` for both parts.
+    """The SSD loss of a batch: conf_loss + alpha * loc_loss, the two results of `ssd_ext.multibox_loss`.
 
     Args:
         priors_cxcy: (P, 4) cxcywh, fractions of the image.
         threshold, neg_pos_ratio: see `ssd_ext.LossOptions`.
         alpha: weight of the localisation loss.
-        normalize: "batch" divides by the positives of this process, "global" by those of all processes: the average
-            of the gradients over processes, as DistributedDataParallel takes it, is then that of the joined batch.
-        parts: return (conf_loss, loc_loss), unweighted, instead of their sum.
-        check: check the values of labels on CUDA too, at the price of a copy to the host.
-        options: further fields of `ssd_ext.LossOptions`, such as loc_loss, matching and min_negatives.
+        normalize: "batch" divides by the number of positive priors of this process; "global" divides by the mean of
+            this number over all processes. With "global", gradients averaged by DistributedDataParallel equal the
+            gradients of one process with the whole batch.
+        parts: return the pair (conf_loss, loc_loss), unweighted, instead of the sum.
+        check: check the values of labels on CUDA too; this copies data to the host.
+        options: other fields of `ssd_ext.LossOptions`, such as loc_loss, matching and min_negatives.
 
     Raises:
         TypeError: an option is unknown.
@@ -45,18 +44,18 @@ class MultiBoxLoss(nn.Module):
         neg_pos_ratio: float = DEFAULTS.neg_pos_ratio,
         alpha: float = 1.0,
         *,
-        normalize: str = "batch",
+        normalize: Literal["batch", "global"] = "batch",
         parts: bool = False,
         check: bool = False,
-        **options: Any,
+        **options: Any,  # each of the type that its field of LossOptions has
     ) -> None:
         super().__init__()
         if priors_cxcy.dim() != 2 or priors_cxcy.shape[1] != 4:
             raise ValueError(f"priors_cxcy must be (P, 4), got {tuple(priors_cxcy.shape)}")
         if normalize not in ("batch", "global"):
             raise ValueError(f"normalize must be 'batch' or 'global', got {normalize!r}")
-        LossOptions(threshold, neg_pos_ratio, **options)  # an unknown one is an error here and not in the first step
-        # The buffer follows the module to its device; not persistent, so the state dict stays empty.
+        LossOptions(threshold, neg_pos_ratio, **options)  # raises for an unknown option before the first step
+        # A buffer moves to a device with its module. It is not persistent, so the state dict stays empty.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
         self.threshold = threshold
         self.neg_pos_ratio = neg_pos_ratio
@@ -75,25 +74,30 @@ class MultiBoxLoss(nn.Module):
         row_splits: Tensor | None = None,
         divisor: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of one batch.
+        """Computes the loss of one batch.
 
         Args:
             predicted_locs: (B, P, 4) predicted offsets.
             predicted_scores: (B, P, C) predicted class logits, class 0 = background.
-            boxes: B tensors (n_i, 4) of fractional xyxy; or, with `row_splits`, one packed tensor (G, 4).
-            labels: B tensors (n_i,) int64 in 1..C-1; or one packed tensor (G,).
-            row_splits: (B + 1,) int32, the rows of each image in a packed batch (static buffers for a CUDA graph).
-            divisor: see `divisor`; by default of this batch. With that of a larger batch, of which this is a part, the
-                losses of the parts add up to the loss of the whole.
+            boxes: B tensors (n_i, 4) xyxy in fractions of the image; with `row_splits` one packed tensor (G, 4).
+            labels: B tensors (n_i,) int64 in 1..C-1; with `row_splits` one packed tensor (G,).
+            row_splits: (B + 1,) int32, the rows of each image in a packed batch. A CUDA graph needs packed targets,
+                since its buffers are static.
+            divisor: the number that the losses are divided by, 0-d, from the method `divisor`; by default that of this
+                batch. If this batch is a part of a larger one, pass the divisor of the larger one: then the losses of
+                the parts add up to its loss.
 
         Returns:
-            The 0-d loss, or (conf_loss, loc_loss) with `parts`. No positives: exactly 0, with zero gradients.
+            The 0-d loss, or (conf_loss, loc_loss) with `parts`. Without positives it is exactly 0, with zero gradients;
+            with `min_negatives` the negatives count even then.
 
         Raises:
-            ValueError: shapes, dtypes or devices do not fit; a label outside 1..C-1; an option out of its range.
+            ValueError: shapes, dtypes or devices do not fit; a label is outside 1..C-1; an option is out of range.
         """
         if row_splits is None:
             boxes, labels, row_splits = pack_targets(boxes, labels, predicted_scores.device)
+        if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
+            raise ValueError("with row_splits, boxes and labels must be packed tensors")
         options = LossOptions(self.threshold, self.neg_pos_ratio, **self.options)
         targets = boxes, labels, row_splits
         conf_loss, loc_loss, n_pos = multibox_loss(
@@ -107,8 +111,18 @@ class MultiBoxLoss(nn.Module):
         return (conf_loss, loc_loss) if self.parts else conf_loss + self.alpha * loc_loss
 
     def divisor(self, boxes: Tensor, row_splits: Tensor) -> Tensor:
-        """What the loss of packed targets is divided by, 0-d: their positives, or with "global" the mean of these over
-        all processes, and at least 1 positive."""
+        """Returns the number that `forward` divides by: the positive priors of a batch, at least 1.
+
+        With normalize "global" it is the positives of all processes, at least 1, divided by the number of processes;
+        then every process must call this method.
+
+        Args:
+            boxes: (G, 4) xyxy in fractions of the image, packed.
+            row_splits: (B + 1,) int32, the rows of each image.
+
+        Returns:
+            0-d; int64, or float32 with "global" in several processes.
+        """
         priors = cxcywh_to_xyxy(self.priors_cxcy)
         mode = self.options.get("matching", DEFAULTS.matching)
         n_pos = (match_priors(boxes, row_splits, priors, self.threshold, mode) >= 0).sum()
@@ -119,17 +133,20 @@ class MultiBoxLoss(nn.Module):
 
 
 def pack_targets(
-    boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device
+    boxes: Sequence[Tensor] | Tensor, labels: Sequence[Tensor] | Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objects of a batch in a row: boxes (G, 4), labels (G,), row_splits (B + 1,) int32.
+    """Concatenates the objects of all images of a batch.
 
     Args:
-        boxes: B tensors (n_i, 4).
-        labels: B tensors (n_i,).
-        device: where `row_splits` is put, and empty boxes and labels of an empty batch.
+        boxes: B tensors (n_i, 4), or one tensor (B, n, 4).
+        labels: B tensors (n_i,), or one tensor (B, n).
+        device: device of `row_splits`; if B is 0, of all results.
+
+    Returns:
+        boxes (G, 4), labels (G,) and row_splits (B + 1,) int32: image i has the rows row_splits[i]:row_splits[i + 1].
 
     Raises:
-        ValueError: an image has not as many labels as boxes, or the lists differ in length.
+        ValueError: an image has different numbers of boxes and labels, or the lists have different lengths.
     """
     if len(boxes) != len(labels):
         raise ValueError(f"boxes has {len(boxes)} images, labels has {len(labels)}")

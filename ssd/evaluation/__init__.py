@@ -1,1 +1,1 @@
-"""How good detections are: the metrics of Pascal VOC and COCO, of a network or of a file."""
+"""Measures detections, of a network or of a file, by the metrics of Pascal VOC and COCO."""

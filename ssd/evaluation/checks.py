@@ -1,6 +1,4 @@
-"""Boxes with their labels and scores, as callers hand them over: read onto the host and checked."""
-
-from __future__ import annotations
+"""Checks the boxes, labels and scores that callers pass to the metrics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,14 +8,25 @@ from torch import Tensor
 
 from ssd.boxes import read_boxes, read_column
 
+Checked = tuple[Tensor, np.ndarray, np.ndarray]  # boxes, labels, and scores or whether difficult
+
 
 def read_images(
     detections: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Sequence[Mapping[str, Tensor]], n_classes: int
-) -> Iterator[tuple[tuple[Tensor, np.ndarray, np.ndarray], tuple[Tensor, np.ndarray, np.ndarray]]]:
-    """Of each image (boxes, labels, scores) of the detections and (boxes, labels, difficult) of the objects.
+) -> Iterator[tuple[Checked, Checked]]:
+    """Checks the detections and the objects of each image, and copies them to the host.
 
-    Their types are float64, int64 and, in the third place, float64 and bool. Labels are in 0..n_classes - 1, those of
-    objects not 0. What does not fit, and lists of two lengths, are a ValueError.
+    Args:
+        detections: for each image (boxes (k, 4), labels (k,), scores (k,)); labels in 0..n_classes - 1.
+        targets: for each image "boxes" (n, 4), "labels" (n,) in 1..n_classes - 1 and optionally "difficult" (n,).
+        n_classes: number of classes, background included.
+
+    Yields:
+        For each image the pair (boxes (k, 4) float64, labels (k,) int64, scores (k,) float64) of the detections and
+        (boxes (n, 4) float64, labels (n,) int64, difficult (n,) bool) of the objects.
+
+    Raises:
+        ValueError: the numbers of images or rows differ, or a shape or label is not allowed.
     """
     if len(detections) != len(targets):
         raise ValueError(f"detections has {len(detections)} images, targets has {len(targets)}")

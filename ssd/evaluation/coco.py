@@ -1,11 +1,11 @@
-"""The twelve figures of COCO, computed by faster-coco-eval (the extra `coco`)."""
+"""The twelve metrics of COCO, computed by faster-coco-eval (the extra `coco`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,31 +21,34 @@ if TYPE_CHECKING:
 __all__ = ["FIGURES", "CocoResult", "coco_average_precision"]
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-BLOCK = 300_000  # rows of some classes that are measured at once, each of which takes 2 kB meanwhile
+BLOCK = 300_000  # rows of detections and objects that are measured at once; each needs 2 kB of memory meanwhile
 
 
 @dataclass(frozen=True)
 class CocoResult(EvalResult):
-    """What `coco_average_precision` found; `print` shows it as a table, with the twelve figures below.
+    """The result of `coco_average_precision`; `print` shows it as a table, followed by the twelve metrics.
 
     Attributes:
-        mAP: the first of the figures.
-        ap: mean of a class's average precision over the IoUs 0.5, 0.55 .. 0.95; NaN for a class without ground truth.
-        n_truths: ground-truth objects by class name, crowds and difficult ones not counted.
-        n_detections: detections by class name.
-        iou_threshold: 0.5, of the curves.
+        mAP: "AP" of the twelve metrics, in 0..1; NaN if there is no object.
+        ap: average precision by class name, the mean over the IoUs 0.5, 0.55 .. 0.95, in 0..1; NaN for a class without
+            ground truth.
+        n_truths: number of ground-truth objects by class name, without crowds and difficult objects.
+        n_detections: number of detections by class name.
+        iou_threshold: 0.5, the IoU of the curves.
         method: "coco".
-        curves: by class name the recalls 0, 0.01 .. 1 and the best precision at that recall or more, both (101,); empty
-            for a class without ground truth.
-        figures: AP (over the ten IoUs), AP50, AP75 (at one), APs, APm, APl (small: up to 32 * 32 pixels, medium, large:
-            from 96 * 96), and the recalls AR1, AR10, AR100 (with so many detections of a class in an image), ARs, ARm,
-            ARl; in 0..1, NaN where there is no such object.
+        curves: by class name the recalls 0, 0.01 .. 1 and the highest precision at this recall or a higher one, both
+            (101,); empty for a class without ground truth.
+        figures: the twelve metrics by name, in 0..1; NaN if there is no such object. AP is the mean over ten IoUs; AP50
+            and AP75 are at one IoU; APs, APm and APl are those of small (up to 32 * 32 pixels), medium and large (from
+            96 * 96 pixels) objects. AR1, AR10 and AR100 are the recalls with at most so many detections of a class in
+            an image; ARs, ARm and ARl are the recalls of small, medium and large objects.
     """
 
     figures: dict[str, float]
 
     @property
     def title(self) -> str:
+        """Name of the mean: "mAP@0.5:0.95"."""
         return "mAP@0.5:0.95"
 
     def __str__(self) -> str:
@@ -59,28 +62,28 @@ def coco_average_precision(
     targets: Sequence[Mapping[str, Tensor]],
     classes: Sequence[str],
 ) -> CocoResult:
-    """COCO's average precision and recall over a set of images.
+    """Computes COCO's average precision and recall over a set of images.
 
-    Detections of which a crowd, or a difficult object, is what fits best count neither way: COCO's converters of Pascal
-    VOC mark difficult objects as crowds, and so does this.
+    A detection whose best match is a crowd or a difficult object is ignored. COCO's converters of Pascal VOC mark
+    difficult objects as crowds, and so does this function.
 
     Args:
-        detections: for each image (boxes (k,4) xyxy in pixels, labels (k,) integer in 0..C-1, scores (k,)), k >= 0.
-            Label 0 is left out. Of a class, the 100 of an image with the highest scores count.
-        targets: for each image a mapping with "boxes" (n,4) xyxy in pixels, "labels" (n,) integer in 1..C-1, optionally
-            "difficult" (n,) bool, also of crowds, "areas" (n,) in square pixels, by default those of the boxes, and
-            "image_id"; as `BoxDataset.truths` has them.
-        classes: the C-1 different names without background; label i is `classes[i - 1]`.
+        detections: for each image (boxes (k, 4) xyxy in pixels, labels (k,) integer in 0..C-1, scores (k,)), k >= 0.
+            Label 0 is left out. In each image and class, the 100 detections with the highest scores count.
+        targets: for each image a mapping, as from `BoxDataset.truths`: "boxes" (n, 4) xyxy in pixels and "labels" (n,)
+            integer in 1..C-1; optionally "difficult" (n,) bool, True also for crowds, "areas" (n,) in square pixels, by
+            default the areas of the boxes, and "image_id".
+        classes: the C-1 different class names without background; label i is `classes[i - 1]`.
 
     Returns:
         A `CocoResult`.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: numbers of images or rows that differ; a label or name not allowed.
+        ValueError: the numbers of images or rows differ; a label or name is not allowed.
 
-    Ties: equal scores go by "image_id", or else the place of the image, then by row; NaN scores come last. A box that
-    is not finite fits nothing.
+    Ties: detections with equal scores are ordered by "image_id", or by the position of the image if there is none, then
+    by row; NaN scores come last. A box that is not finite matches nothing.
 
     Source: Lin et al., Microsoft COCO: Common Objects in Context, 2014; cocodataset.org/#detection-eval.
     """
@@ -89,7 +92,7 @@ def coco_average_precision(
     found, truths = _columns(detections, targets, len(classes) + 1)
     parts: dict[str, list[np.ndarray]] = {"precision": [], "recall": []}
     for labels in _blocks(found, truths, len(classes)):
-        evaluation = _evaluate(found, truths, labels)  # of which nothing else is kept
+        evaluation = _evaluate(found, truths, labels)  # large, so only these arrays are kept
         for name, part in parts.items():
             part.append(evaluation.eval[name])
     precision, recall = (np.concatenate(part, -3) for part in parts.values())
@@ -97,7 +100,7 @@ def coco_average_precision(
     evaluation.summarize()
     figures = {name: _known(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
 
-    # (ten IoUs, 101 recalls, classes) of all sizes and 100 detections; -1 for a class without ground truth
+    # (10 IoUs, 101 recalls, classes), of all sizes and with 100 detections; -1 for a class without ground truth
     precision = precision[..., 0, -1]
     ap = {name: _known(precision[..., k].mean()) for k, name in enumerate(classes)}
     recall = np.asarray(evaluation.params.recThrs)
@@ -115,36 +118,42 @@ def coco_average_precision(
 
 
 class _Columns(NamedTuple):
-    """Detections, or objects, of all images: R rows in the order of the images."""
+    """The R detections, or objects, of all images, in the order of the images."""
 
-    images: np.ndarray  # numbers, in the order of the images' ids
-    labels: np.ndarray
-    boxes: np.ndarray  # (R, 4) x, y, width, height
-    areas: np.ndarray
-    scores: np.ndarray  # of detections
-    crowd: np.ndarray  # of objects
+    images: np.ndarray  # (R,) int64: numbers of the images, counted in the order of their ids
+    labels: np.ndarray  # (R,) int64
+    boxes: np.ndarray  # (R, 4) x, y, width, height in pixels
+    areas: np.ndarray  # (R,) in square pixels
+    scores: np.ndarray  # (R,); 0 for objects
+    crowd: np.ndarray  # (R,) bool; False for detections
 
 
 def _columns(
     detections: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Sequence[Mapping[str, Tensor]], n_classes: int
 ) -> tuple[_Columns, _Columns]:
-    """All detections and all objects."""
+    """Joins the detections, and the objects, of all images."""
     by_id = sorted(range(len(targets)), key=lambda i: targets[i].get("image_id", i))
-    numbers = np.empty(len(targets), np.int64)
+    numbers: np.ndarray = np.empty(len(targets), np.int64)
     numbers[by_id] = np.arange(len(targets))
     found: list[tuple[np.ndarray, ...]] = []
     objects: list[tuple[np.ndarray, ...]] = []
     for i, (detection, truth) in enumerate(read_images(detections, targets, n_classes)):
         boxes, labels, scores = detection
-        boxes = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, 0.0)  # a NaN would pass for any IoU
+        boxes = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, 0.0)  # a NaN would match at any IoU
         xywh = _xywh(boxes)
         scores = np.where(np.isnan(scores), -np.inf, scores)
         found.append((labels, xywh, xywh[:, 2] * xywh[:, 3], scores, np.zeros(len(labels), bool)))
         boxes, labels, difficult = truth
-        areas = targets[i].get("areas", (boxes[:, 2:] - boxes[:, :2]).prod(1))
-        areas = read_column(areas, f"targets[{i}]: areas", len(labels)).numpy()
+        given = targets[i].get("areas", (boxes[:, 2:] - boxes[:, :2]).prod(1))
+        areas: np.ndarray = read_column(given, f"targets[{i}]: areas", len(labels)).numpy()
         objects.append((labels, _xywh(boxes), areas, np.zeros(len(labels)), difficult))
-    none = np.empty(0, np.int64), np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0, bool)
+    none: tuple[np.ndarray, ...] = (
+        np.empty(0, np.int64),
+        np.empty((0, 4)),
+        np.empty(0),
+        np.empty(0),
+        np.empty(0, bool),
+    )
 
     def joined(images: list[tuple[np.ndarray, ...]]) -> _Columns:
         counts = [len(labels) for labels, *_ in images]
@@ -155,7 +164,7 @@ def _columns(
 
 
 def _blocks(found: _Columns, truths: _Columns, n_classes: int) -> Iterator[range]:
-    """The labels, in blocks whose rows are a little more than `BLOCK` at most."""
+    """Divides the labels into blocks. Each ends with the class at which its number of rows reaches `BLOCK`."""
     rows = np.bincount(np.concatenate([found.labels, truths.labels]), minlength=n_classes + 1)
     start, total = 1, 0
     for label in range(1, n_classes + 1):
@@ -166,7 +175,7 @@ def _blocks(found: _Columns, truths: _Columns, n_classes: int) -> Iterator[range
 
 
 def _evaluate(found: _Columns, truths: _Columns, labels: range) -> COCOeval_faster:
-    """The evaluation of some classes, which do not depend on the others."""
+    """Evaluates some of the classes; the results of a class do not depend on other classes."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     found, truths = (
@@ -181,11 +190,11 @@ def _evaluate(found: _Columns, truths: _Columns, labels: range) -> COCOeval_fast
     return evaluation
 
 
-def _rows(columns: _Columns) -> list[dict[str, Any]]:
-    """As COCO's annotations."""
+def _rows(columns: _Columns) -> list[dict[str, object]]:
+    """Converts rows to a list of COCO's annotations."""
     names = "image_id", "category_id", "bbox", "area", "score", "iscrowd"
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [{"id": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]  # 0 is no object
+    return [{"id": i, **dict(zip(names, row, strict=True))} for i, row in enumerate(rows, 1)]  # id 0 means no match
 
 
 def _xywh(boxes: Tensor) -> np.ndarray:
@@ -193,7 +202,7 @@ def _xywh(boxes: Tensor) -> np.ndarray:
 
 
 def _known(value: float) -> float:
-    """A figure of COCO's, in which -1 stands for nothing to measure."""
+    """Converts a metric of COCO; -1, which means that there is nothing to measure, becomes NaN."""
     return float(value) if value >= 0 else float("nan")
 
 
@@ -201,8 +210,13 @@ def _count(classes: Sequence[str], labels: np.ndarray) -> dict[str, int]:
     return dict(zip(classes, np.bincount(labels, minlength=len(classes) + 1)[1:].tolist(), strict=True))
 
 
-def check_metric(classes: tuple[str, ...]) -> None:
-    """What can be found wrong before there are detections."""
+def check_metric(classes: Sequence[str]) -> None:
+    """Checks everything that can be checked before there are detections.
+
+    Raises:
+        ImportError: faster-coco-eval is not installed.
+        ValueError: a name is in `classes` twice.
+    """
     check_classes(classes)
     if find_spec("faster_coco_eval") is None:
         raise ImportError("method 'coco' needs faster-coco-eval: pip install 'ssd-ext[coco]'")

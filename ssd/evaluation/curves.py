@@ -1,4 +1,4 @@
-"""Precision over recall, drawn."""
+"""Plots precision over recall."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import os
 from ssd.drawing import class_color, save_figure
 from ssd.evaluation.voc import EvalResult
 
-LEGEND_ROWS = 25  # as many lines as fit beside the curves
+LEGEND_ROWS = 25  # number of lines that fit beside the curves
 
 
 def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
-    """Draw the precision of every class that has ground truth over its recall, into one PNG file.
+    """Plots precision over recall for every class that has ground truth, into a PNG file.
 
     Args:
-        result: its curves are drawn, in the colours of `class_color`; the legend has its average precisions.
+        result: the result with the curves. The colours are those of `class_color`; the legend shows the average
+            precision of each class.
         path: file to write, in an existing folder.
 
     Raises:
@@ -29,7 +30,7 @@ def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
     for label, (name, ap) in enumerate(result.ap.items(), start=1):
         if not math.isnan(ap):
             color = tuple(channel / 255 for channel in class_color(label))
-            text = name.replace("$", r"\$")  # what begins with a $ is a formula
+            text = name.replace("$", r"\$")  # matplotlib takes text between two $ for a formula
             axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{ap:.3f} {text}")
     axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
     title = f"{result.title} {result.mAP:.3f}"

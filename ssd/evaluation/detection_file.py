@@ -1,4 +1,4 @@
-"""Detections that a program left in a file: a list of COCO's results, or what `ssd detect` writes."""
+"""Reads detections from a file: a list in COCO's format of results, or the detections.json of `ssd detect`."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 
-from ssd.data.coco import COCODataset, CocoFile
-from ssd.data.dataset import BoxDataset
+from ssd.data.coco import COCODataset, CocoFile, Id
+from ssd.data.dataset import BoxDataset, ImageId
 from ssd.detection import Found
 from ssd.runtime.packed import Packed, splits_of
 
 
 class DetectionFile:
-    """The detections of a file, by the pictures of a data set.
+    """A file of detections, which are assigned to the pictures of a data set.
 
-    A list, as COCO has it, speaks of the ids of a data set in COCO's JSON. A file with "images", "categories" and
-    "annotations" brings its names: a picture is the one of the data set that shares most of the end of its path.
+    The file is one of two kinds. A list, COCO's format of results, refers to pictures and categories by the ids of a
+    data set in COCO's JSON. A file with "images", "categories" and "annotations" has names: each of its images is the
+    picture of the data set with the same file name; of several, the one whose path has the most parts in common,
+    counted from the end.
 
     Args:
         path: the file.
 
     Attributes:
-        classes: the names of its categories by rising id; None for a list, which has those of the data set.
+        classes: names of the categories by ascending id; None for a list, which has the categories of the data set.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the JSON is broken, or neither of the two.
+        ValueError: the JSON is damaged or of neither kind.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -40,22 +41,24 @@ class DetectionFile:
         self.classes = None if self._content.is_list else tuple(self._content.categories.values())
 
     def detections(self, dataset: BoxDataset) -> Packed[Found]:
-        """What was found in each picture.
+        """Assigns the detections to the pictures of a data set.
 
         Args:
-            dataset: opened with `classes`, if the file has them.
+            dataset: the data set, opened with `classes` if the file has them.
 
         Returns:
-            for each picture boxes (k, 4) float64 xyxy in pixels, labels (k,) int64 and scores (k,) float64.
+            For each picture boxes (k, 4) float64 xyxy in pixels, labels (k,) int64 and scores (k,) float64.
 
         Raises:
-            ValueError: an entry has what is unknown to the data set: file, entry and key are named.
+            ValueError: the data set does not have a picture or category of the file, or the file does not have a
+                picture of the data set; the message names the file, the entry and the key.
         """
         content = self._content
         if content.is_list:
             if not isinstance(dataset, COCODataset):
                 raise ValueError(
-                    f"{self.path}: is a list, whose ids are of data in COCO's JSON, not a {type(dataset).__name__}"
+                    f"{self.path}: a list refers to ids of data in COCO's JSON, and this data is a "
+                    f"{type(dataset).__name__}"
                 )
             where, places, names = f"{self.path}: ", self._by_id(dataset.image_ids), dataset.category_names
         else:
@@ -72,43 +75,41 @@ class DetectionFile:
         columns = (torch.from_numpy(column[order]) for column in (boxes, labels, content.rows.scores))
         return Packed(Found(*columns), splits_of(torch.from_numpy(np.bincount(images, minlength=len(dataset)))))
 
-    def _by_id(self, ids: Sequence[Any]) -> dict[Any, int]:
-        """The place of each picture by its id."""
+    def _by_id(self, ids: Sequence[ImageId]) -> dict[ImageId, int]:
+        """Returns the position of each picture in the data set by its id."""
         places = {image_id: place for place, image_id in enumerate(ids)}
         for place, image_id in enumerate(ids):
             if places[image_id] != place:
-                raise ValueError(
-                    f"{self.path}: image_id {image_id!r} is in two files of the data; take one split of it"
-                )
+                raise ValueError(f"{self.path}: image_id {image_id!r} is in two files of the data; use only one split")
         return places
 
-    def _by_name(self, images: Iterable[tuple[Any, str]], pictures: Sequence[Path]) -> dict[Any, int]:
-        """The place of each picture by the id that the file gives it."""
+    def _by_name(self, images: Iterable[tuple[Id, str]], pictures: Sequence[Path]) -> dict[ImageId, int]:
+        """Returns the position of each picture in the data set by its id in the file."""
         named: dict[str, list[int]] = {}
         for place, picture in enumerate(pictures):
             named.setdefault(picture.name, []).append(place)
-        places: dict[Any, int] = {}
-        taken: dict[int, int] = {}  # by which of the images
+        places: dict[ImageId, int] = {}
+        taken: dict[int, int] = {}  # number of the image that a position belongs to
         for index, (image_id, file_name) in enumerate(images):
             where = f"{self.path}: images[{index}]['file_name'] is {file_name!r}"
             path = PurePosixPath(file_name.replace("\\", "/"))
             alike = {place: _shared_end(path, pictures[place]) for place in named.get(path.name, ())}
             best = [place for place, n in alike.items() if n == max(alike.values())]
             if not best:
-                raise ValueError(f"{where}, which is no picture of the data")
+                raise ValueError(f"{where}, and the data has no such picture")
             if len(best) > 1:
-                raise ValueError(f"{where}, which may be {pictures[best[0]]} or {pictures[best[1]]}")
+                raise ValueError(f"{where}, and this may be {pictures[best[0]]} or {pictures[best[1]]}")
             if best[0] in taken:
-                raise ValueError(f"{where}, as is images[{taken[best[0]]}]: {pictures[best[0]]}")
+                raise ValueError(f"{where}: this is {pictures[best[0]]}, and so is images[{taken[best[0]]}]")
             places[image_id] = best[0]
             taken[best[0]] = index
         if missing := set(range(len(pictures))).difference(taken):
             names = f"{pictures[min(missing)]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
-            raise ValueError(f"{self.path}: lacks {names} of the data; take a split whose pictures it has")
+            raise ValueError(f"{self.path}: does not have {names} of the data; use a split whose pictures it has")
         return places
 
 
 def _shared_end(a: PurePath, b: PurePath) -> int:
-    """How many names two paths share, from the last one on."""
+    """Counts the parts that two paths have in common, from the last one."""
     pairs = zip(reversed(a.parts), reversed(b.parts), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

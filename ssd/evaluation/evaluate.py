@@ -1,4 +1,4 @@
-"""From a network and a data set to a figure: its detections in all pictures, measured by one of `METHODS`."""
+"""Runs a network on a data set, and measures its detections by one of `METHODS`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ssd.data.dataset import BoxDataset
-from ssd.data.loader import eval_loader
-from ssd.detection import Found, unpad
+from ssd.data.loader import Sample, Samples, eval_loader
+from ssd.detection import Found, Padded, unpad
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
 from ssd.evaluation.voc import EvalResult
@@ -27,13 +27,13 @@ __all__ = ["METHODS", "EvalResult", "detect_all", "evaluate", "score"]
 
 
 class Metric(NamedTuple):
-    """How a method measures.
+    """The functions of a method of measuring detections.
 
     Attributes:
-        check: raises an error if classes, and the least IoU of a hit if the method takes one, cannot be measured.
-        measure: the result of detections and targets, followed by the same.
-        in_pixels: boxes are in pixels, not in fractions of the picture.
-        takes_iou: the least IoU of a hit can be chosen.
+        check: takes the classes, and `iou_threshold` if `takes_iou`; raises an error if these cannot be measured.
+        measure: takes detections, targets and the same arguments as `check`; returns the result.
+        in_pixels: whether boxes must be in pixels, not in fractions of the picture.
+        takes_iou: whether the smallest IoU of a true positive can be chosen.
     """
 
     check: Callable[..., None]
@@ -42,7 +42,7 @@ class Metric(NamedTuple):
     takes_iou: bool = True
 
 
-METRICS = {
+METRICS: dict[str, Metric] = {
     **{
         method: Metric(
             partial(voc_metrics.check_metric, method=method), partial(voc_metrics.average_precision, method=method)
@@ -52,12 +52,12 @@ METRICS = {
     "coco": Metric(coco_metrics.check_metric, coco_metrics.coco_average_precision, in_pixels=True, takes_iou=False),
 }
 METHODS = tuple(METRICS)
-READ_EVERY = 32  # batches between two reads of the detections, each of which waits for the device
+READ_EVERY = 32  # batches between two copies of detections to the host; each copy waits for the device
 
 
 def evaluate(
     model: SSD300 | Predict,
-    dataset: Dataset,
+    dataset: Samples[int],
     classes: Sequence[str],
     options: DetectionOptions = DetectionOptions(),
     *,
@@ -69,25 +69,29 @@ def evaluate(
     quiet: bool = False,
     ranks: Ranks = ALONE,
 ) -> EvalResult:
-    """Runs a network over a dataset and measures its average precision; the defaults are the tutorial's.
+    """Runs a network on a data set and measures its average precision. The defaults are those of the tutorial.
 
     Args:
-        model: the network, run on the device of its parameters and left in evaluation mode, or what
-            `ssd.inference.detector.predictor` takes in its place.
-        dataset: gives (image, target) as `ssd.data.open_dataset` with `EvalTransform` does.
-        classes: the C-1 names without background.
+        model: the network, which runs on the device of its parameters and is put into evaluation mode; or a function
+            that detects, see `ssd.inference.detector.predictor`.
+        dataset: samples (image, target), as from `ssd.data.open_dataset` with `EvalTransform`.
+        classes: the C-1 class names without background.
         options: see `ssd_ext.DetectionOptions`.
         iou_threshold: see `score`.
-        method: see `score`; "coco" cuts detections at the picture's edges, as `ssd detect` does, and needs the pixels
-            of a `BoxDataset`.
-        batch_size: pictures per forward pass.
-        bf16: bfloat16 autocast; None uses it where the hardware has it.
-        workers: processes that read pictures; by default one per core, at most 4.
-        quiet: no progress bar.
-        ranks: processes that share the pictures; each returns the result of all.
+        method: see `score`. "coco" cuts detections at the picture's edges, as `ssd detect` does, and needs a
+            `BoxDataset`, which knows the sizes of its pictures in pixels.
+        batch_size: pictures per forward pass, at least 1.
+        bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
+        workers: number of processes that read pictures; by default one per core, at most 4.
+        quiet: whether to show no progress bar.
+        ranks: processes that share the pictures; all of them return the result of the whole data set.
 
     Returns:
-        An `EvalResult`.
+        An `EvalResult`; with "coco" a `CocoResult`.
+
+    Raises:
+        ValueError: see `score`; or "coco" is used with another data set than a `BoxDataset`.
+        ImportError: see `score`.
     """
     classes = tuple(classes)
     metric, _ = _checked(method, classes, iou_threshold)
@@ -98,19 +102,18 @@ def evaluate(
     )
 
     def measure() -> EvalResult:
-        found, truth = detections, targets
-        if metric.in_pixels:
-            width, height = dataset.sizes.repeat_interleave(found.counts, 0).T
-            found = Packed(found.columns.in_pixels(width, height), found.row_splits)
-            truth = dataset.truths
-        return score(found, truth, classes, iou_threshold, method)
+        if metric.in_pixels and isinstance(dataset, BoxDataset) and isinstance(detections, Packed):
+            width, height = dataset.sizes.repeat_interleave(detections.counts, 0).T
+            found = Packed(detections.columns.in_pixels(width, height), detections.row_splits)
+            return score(found, dataset.truths, classes, iou_threshold, method)
+        return score(detections, targets, classes, iou_threshold, method)
 
     return ranks.from_first(measure)
 
 
 def detect_all(
     model: SSD300 | Predict,
-    dataset: Dataset,
+    dataset: Samples[int],
     options: DetectionOptions = DetectionOptions(),
     *,
     batch_size: int = 8,
@@ -119,18 +122,20 @@ def detect_all(
     quiet: bool = False,
     ranks: Ranks = ALONE,
 ) -> tuple[Packed[Found] | tuple[()], Packed[dict[str, Tensor]] | tuple[()]]:
-    """Runs a network over a dataset.
+    """Runs a network on a data set.
 
     Args:
-        see `evaluate`.
+        model, dataset, options, batch_size, bf16, workers, quiet, ranks: see `evaluate`.
 
     Returns:
-        what it finds in every picture, and what there is, in fractions of the picture: as `score` takes them. Of
-        several processes the first has all of it, and the others nothing.
+        The detections and the targets of every picture, in fractions of the picture, as `score` takes them. With
+        several processes the first one gets those of all pictures, and the others get empty tuples.
     """
     predict = predictor(model, options, bf16=bf16)
-    loader = eval_loader(Subset(dataset, ranks.every(range(len(dataset)))), batch_size, workers)
-    waiting: list[tuple[Tensor, ...]] = []
+    indices = ranks.every(range(len(dataset)))
+    mine: Subset[Sample] = Subset(dataset, indices)  # type: ignore[arg-type]  # torch takes more than its Dataset
+    loader = eval_loader(mine, batch_size, workers)
+    waiting: list[Padded] = []
     detections: list[Packed[Found]] = []
     targets: list[Packed[dict[str, Tensor]]] = []
 
@@ -144,11 +149,11 @@ def detect_all(
         if len(waiting) == READ_EVERY:
             read()
     read()
-    mine = (Packed.join(detections), Packed.join(targets)) if targets else None
-    parts = [part for part in ranks.to_first(mine) if part is not None]
+    own = (Packed.join(detections), Packed.join(targets)) if targets else None
+    parts = [part for part in ranks.to_first(own) if part is not None]
     if len(parts) < 2:
         return parts[0] if parts else ((), ())
-    place = torch.arange(len(dataset))  # a picture is that of number place // size of process place % size
+    place = torch.arange(len(dataset))  # process place % size has this picture at place // size
     before = torch.tensor([0, *(len(found) for found, _ in parts)]).cumsum(0)
     order = before[place % ranks.size] + place // ranks.size
     found, truth = (Packed.join(each).take(order) for each in zip(*parts, strict=True))
@@ -162,27 +167,31 @@ def score(
     iou_threshold: float | None = None,
     method: str = "area",
 ) -> EvalResult:
-    """Average precision of detections, by one of `METHODS`.
+    """Measures the average precision of detections, by one of `METHODS`.
 
     Args:
-        detections, targets, classes: see `ssd.evaluation.voc.average_precision`; for "coco" boxes in pixels, see
-            `ssd.evaluation.coco.coco_average_precision`.
-        iou_threshold: smallest IoU that counts as found, in (0, 1]; by default 0.5. Not for "coco", which averages over
-            ten.
-        method: "area" or "11point" of Pascal VOC, or "coco".
+        detections, targets, classes: see `ssd.evaluation.voc.average_precision`; for "coco" the boxes are in pixels,
+            see `ssd.evaluation.coco.coco_average_precision`.
+        iou_threshold: smallest IoU of a true positive, in (0, 1]; by default 0.5. Cannot be chosen for "coco", which
+            averages over ten IoUs.
+        method: "area" or "11point" for the rules of Pascal VOC, or "coco".
 
     Returns:
-        An `EvalResult`; of "coco" a `CocoResult`.
+        An `EvalResult`; with "coco" a `CocoResult`.
+
+    Raises:
+        ValueError: the method is unknown; the IoU is not allowed; see also the function of the method.
+        ImportError: "coco" needs faster-coco-eval, which is not installed.
     """
     metric, chosen = _checked(method, classes, iou_threshold)
     return metric.measure(detections, targets, classes, **chosen)
 
 
 def _checked(method: str, classes: Sequence[str], iou_threshold: float | None) -> tuple[Metric, dict[str, float]]:
-    """The metric of a method and the least IoU that it takes, if it takes one.
+    """Returns the metric of a method, and the arguments for it: `iou_threshold`, or nothing if it takes none.
 
     Raises:
-        ValueError: an unknown method, or the method cannot measure these classes or take this IoU.
+        ValueError: the method is unknown, or cannot measure these classes or take this IoU.
     """
     if method not in METRICS:
         raise ValueError(f"method must be one of {', '.join(METRICS)}, got {method!r}")

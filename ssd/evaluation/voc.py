@@ -1,9 +1,10 @@
-"""Mean average precision by the rules of the PASCAL VOC development kit."""
+"""Mean average precision by the rules of the Pascal VOC development kit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +14,8 @@ from ssd_ext import box_iou
 
 __all__ = ["EvalResult", "average_precision"]
 
-METHODS = ("area", "11point")
+Method = Literal["area", "11point"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,12 @@ class EvalResult:
     Attributes:
         mAP: mean of `ap` over the classes that have ground truth, in 0..1; NaN if there is no such class.
         ap: average precision by class name, in 0..1; NaN for a class without ground truth.
-        n_truths: ground-truth objects by class name, difficult ones not counted.
-        n_detections: detections by class name, those ignored for a difficult object included.
+        n_truths: number of ground-truth objects by class name, without difficult objects.
+        n_detections: number of detections by class name, including those ignored for a difficult object.
         iou_threshold: smallest IoU of a true positive.
         method: "area" or "11point".
-        curves: (recall (d,), precision (d,)) float64 by class name, after each of the d detections that
-            count, by falling score; empty for a class without ground truth.
+        curves: by class name (recall (d,), precision (d,)) float64, after each of the d detections that count, by
+            descending score; empty for a class without ground truth.
     """
 
     mAP: float
@@ -41,11 +43,11 @@ class EvalResult:
 
     @property
     def title(self) -> str:
-        """The name of the mean."""
+        """Name of the mean, such as "mAP@0.5"."""
         return f"mAP@{self.iou_threshold:g}"
 
     def summary(self) -> str:
-        """One line: the mean, then every class."""
+        """The mean and the average precision of every class, in one line."""
         per_class = ", ".join(f"{name} {show(ap)}" for name, ap in self.ap.items())
         return f"{self.title} {show(self.mAP)} ({per_class})"
 
@@ -65,35 +67,35 @@ def average_precision(
     targets: Sequence[Mapping[str, Tensor]],
     classes: Sequence[str],
     iou_threshold: float = 0.5,
-    method: str = "area",
+    method: Method = "area",
 ) -> EvalResult:
-    """Average precision of every class, and their mean, over a set of images.
+    """Computes the average precision of every class, and their mean, over a set of images.
 
-    The detections of one class in all images are gone through by falling score. Each looks at the object of
-    its image and class with the highest IoU, and only at that one: below `iou_threshold` it is a false
-    positive; if the object is difficult it is ignored; if an earlier detection took the object it is a false
-    positive; else a true positive.
+    The detections of a class in all images are examined by descending score. Each is compared only with the object of
+    its image and class that has the highest IoU. If this IoU is below `iou_threshold`, the detection is a false
+    positive. If the object is difficult, the detection is ignored. If an earlier detection matched the object, it is a
+    false positive. Otherwise it is a true positive.
 
     Args:
-        detections: for each image (boxes (k,4) xyxy, labels (k,) integer in 0..C-1, scores (k,)), k >= 0, in
-            any order. Label 0 (background, the "nothing found" row of `ssd.detect`) is left out.
-        targets: for each image a mapping with "boxes" (n,4) xyxy in the unit of the detections (fractions of
-            the image or pixels), "labels" (n,) integer in 1..C-1, optionally "difficult" (n,) bool; n >= 0.
-        classes: the C-1 different names without background; label i is `classes[i - 1]`.
-        iou_threshold: smallest IoU that counts as found, in (0, 1]; compared with >=, as VOC does.
-        method: "area" is the area under the curve with its precision made non-increasing (VOC2010 and
-            later); "11point" the mean, over recalls 0, 0.1 .. 1, of the best precision at that recall or more
+        detections: for each image (boxes (k, 4) xyxy, labels (k,) integer in 0..C-1, scores (k,)), k >= 0, in any
+            order. Label 0 (background, the "nothing found" row of `ssd.detect`) is left out.
+        targets: for each image a mapping with "boxes" (n, 4) xyxy in the same unit as the detections (fractions of the
+            image or pixels), "labels" (n,) integer in 1..C-1, and optionally "difficult" (n,) bool; n >= 0.
+        classes: the C-1 different class names without background; label i is `classes[i - 1]`.
+        iou_threshold: smallest IoU of a true positive, in (0, 1]; compared with >=, as in VOC.
+        method: "area" is the area under the curve after its precision was made non-increasing (VOC2010 and later);
+            "11point" is the mean, over the recalls 0, 0.1 .. 1, of the highest precision at this recall or a higher one
             (VOC2007).
 
     Returns:
-        An `EvalResult`. A class without (non-difficult) ground truth has AP NaN and stays out of the mean; a
-        class with ground truth and no detection has AP 0. With no image, or no such object, mAP is NaN.
+        An `EvalResult`. A class without ground truth, or with difficult objects only, has the AP NaN and is not in the
+        mean. A class with ground truth and no detection has the AP 0. If no class has ground truth, mAP is NaN.
 
     Raises:
-        ValueError: numbers of images or rows that differ; a label, threshold, method or name not allowed.
+        ValueError: the numbers of images or rows differ; a label, threshold, method or name is not allowed.
 
-    Ties: equal scores go by image, then by row; NaN scores come last. Equal IoUs go to the first object.
-    Boxes are continuous: width is xmax - xmin, without the +1 of the development kit's whole pixels.
+    Ties: equal scores are ordered by image, then by row; NaN scores come last. Of equal IoUs the first object counts.
+    Boxes are continuous: the width is xmax - xmin, without the +1 of the development kit's whole pixels.
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2; VOC2012
     development kit, VOCevaldet.m.
@@ -102,7 +104,10 @@ def average_precision(
     check_metric(classes, iou_threshold, method)
     labels, scores, found, truth_labels, difficult = _join(detections, targets, len(classes) + 1, iou_threshold)
 
-    ap, n_truths, n_detections, curves = {}, {}, {}, {}
+    ap: dict[str, float] = {}
+    n_truths: dict[str, int] = {}
+    n_detections: dict[str, int] = {}
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for label, name in enumerate(classes, start=1):  # label 0, nothing found, is left out
         rows = np.flatnonzero(labels == label)
         n_detections[name] = len(rows)
@@ -123,8 +128,8 @@ def _join(
     n_classes: int,
     iou_threshold: float,
 ) -> tuple[np.ndarray, ...]:
-    """Of all images: label, score and found object (or -1) of each detection (D,); label (G,) and difficulty (G+1,) of
-    each object, where the last, index -1, stands for no object."""
+    """Joins all images: label, score and matched object (or -1) of each detection (D,), label of each object (G,), and
+    whether each object is difficult (G+1,), where the last entry, index -1, stands for no object."""
     rows: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
     objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
     n_objects = 0
@@ -143,17 +148,28 @@ def _join(
 def best_object(
     boxes: Tensor, labels: np.ndarray, gt_boxes: Tensor, gt_labels: np.ndarray, iou_threshold: float
 ) -> np.ndarray:
-    """Row of the object of the same class that overlaps most, for each detection; -1 below the threshold."""
+    """Finds for each detection in an image the object of the same class with the highest IoU.
+
+    Args:
+        boxes: (k, 4) xyxy of the detections, in the same unit and dtype as `gt_boxes`.
+        labels: (k,) of the detections.
+        gt_boxes: (n, 4) xyxy of the objects.
+        gt_labels: (n,) of the objects.
+        iou_threshold: smallest IoU of a match.
+
+    Returns:
+        (k,) rows of the objects; -1 without a match. Of equal IoUs the first object is taken.
+    """
     if len(labels) == 0 or len(gt_labels) == 0:
         return np.full(len(labels), -1)
-    iou = box_iou(boxes, gt_boxes).numpy()  # (k,n)
+    iou = box_iou(boxes, gt_boxes).numpy()  # (k, n)
     iou = np.where(labels[:, None] == gt_labels, iou, 0.0)
-    best = iou.argmax(axis=1)
+    best: np.ndarray = iou.argmax(axis=1)
     return np.where(iou.max(axis=1) >= iou_threshold, best, -1)
 
 
 def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision after each detection of one class, from the object (or -1) that each one found."""
+    """Recall and precision after each detection of one class, from the object (or -1) that each detection matched."""
     if n_truths == 0:
         return np.empty(0), np.empty(0)
     objects, first = np.unique(found, return_index=True)
@@ -165,21 +181,27 @@ def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
     """Average precision in 0..1 from a curve whose recall does not fall."""
-    # best[d]: highest precision at the recall of detection d or more; the last, 0: at recalls never reached.
-    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)
+    # best[d]: highest precision at the recall of detection d or a higher one; the last entry, 0: at unreached recalls.
+    best: np.ndarray = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)
     if method == "11point":
-        # i/10 and tp/n_truths are both correctly rounded quotients, so equal fractions compare equal; with
-        # i*0.1 a recall of exactly 3/10 would miss its point.
+        # i / 10 and tp / n_truths are both correctly rounded quotients, so equal fractions compare equal. i * 0.1 is
+        # not: a recall of exactly 3/10 would be below the point 0.3.
         return float(best[np.searchsorted(recall, np.arange(11) / 10)].mean())
     return float(np.diff(recall, prepend=0.0) @ best[:-1])
 
 
-def check_classes(classes: tuple[str, ...]) -> None:
+def check_classes(classes: Sequence[str]) -> None:
+    """Raises ValueError if a name is in `classes` twice."""
     if len(set(classes)) != len(classes):
         raise ValueError(f"classes has a name twice: {classes}")
 
 
-def check_metric(classes: tuple[str, ...], iou_threshold: float, method: str) -> None:
+def check_metric(classes: Sequence[str], iou_threshold: float, method: str) -> None:
+    """Checks everything that can be checked before there are detections, see `average_precision`.
+
+    Raises:
+        ValueError: a name is in `classes` twice, or the threshold or the method is not allowed.
+    """
     check_classes(classes)
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
@@ -188,5 +210,5 @@ def check_metric(classes: tuple[str, ...], iou_threshold: float, method: str) ->
 
 
 def show(value: float) -> str:
-    """A figure of 0..1, or a dash where there was nothing to measure."""
+    """Formats a value of 0..1 with four decimals; NaN, nothing to measure, becomes a dash."""
     return "-" if np.isnan(value) else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""Trained detectors as files that need none of this network's code: each takes the bytes of pictures and detects."""
+"""Exports trained detectors to files that run without this package: from the bytes of pictures to detections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import SUFFIXES, PictureFile, is_picture
 from ssd.data.shapes import write_shapes
-from ssd.detection import unpad
+from ssd.detection import Padded, unpad
 from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
 from ssd.runtime.device import pick_device, place
@@ -27,20 +27,22 @@ from ssd_ext import DetectionOptions
 
 __all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]
 
-N_CHECKED = 8  # pictures
-N_CHOICE = 10_000  # candidates of a picture, best first, of which an exported file may keep another one
-N_CALIBRATION = 300  # as many as nncf takes by default
+N_CHECKED = 8  # number of pictures whose detections are compared
+N_CHOICE = 10_000  # number of candidates of a picture, best first, from which rounding may make a file keep another one
+N_CALIBRATION = 300  # number of pictures; the default of nncf
 
 
 class Format(NamedTuple):
-    """How a format is written and read.
+    """The functions of a file format.
 
     Attributes:
-        suffix: of its files; what follows the last dot tells how to load it.
-        save: writes a program to a path, with its metadata.
-        load: the callable of a file, which takes and gives what `DetectionProgram` does, and its metadata.
-        modules: packages that it needs, which `pip install 'ssd-ext[<format>]'` brings.
-        quantize: rewrites a file in int8 by the pictures (n, 3, 300, 300) that it is given, with new metadata.
+        suffix: suffix of the files. The part after the last dot determines how a file is loaded.
+        save: writes a program and its metadata to a path.
+        load: returns the program in a file, a function with the arguments and results of `DetectionProgram`, and the
+            metadata.
+        modules: packages that the format needs; `pip install 'ssd-ext[<format>]'` installs them.
+        quantize: converts a file to int8, with the ranges of values in pictures (n, 3, size, size) and with new
+            metadata; None if the format has no int8.
     """
 
     suffix: str
@@ -50,7 +52,7 @@ class Format(NamedTuple):
     quantize: Callable[[Path, Tensor, Metadata], None] | None = None
 
 
-FORMATS = {
+FORMATS: dict[str, Format] = {
     "pt2": Format(".pt2", torch_formats.save_pt2, torch_formats.load),
     "aoti": Format(".aoti.pt2", torch_formats.save_aoti, torch_formats.load),
     "onnx": Format(".onnx", onnx.save, onnx.load, ("onnx", "onnxscript", "onnxruntime")),
@@ -61,31 +63,40 @@ FORMATS = {
 
 
 class Exported:
-    """A loaded file: from pictures to padded detections, as `ssd.inference.detector.predict_padded` gives them."""
+    """A loaded file: a function from pictures to padded detections, like `ssd.inference.detector.predict_padded`.
+
+    Args:
+        program: takes images in the dtype of the file; returns boxes, labels, scores and counts.
+        metadata: the metadata of the file.
+
+    Attributes:
+        input_size: side of the images in pixels.
+    """
 
     def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], metadata: Metadata) -> None:
         self.program, self.metadata = program, metadata
         self.input_size = metadata.input_size
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Boxes, labels, scores and counts of (B, 3, 300, 300) uint8 images."""
+    def __call__(self, images: Tensor) -> Padded:
+        """Takes images (B, 3, input_size, input_size) uint8; returns boxes, labels, scores and counts."""
         images = images.to(self.metadata.device, non_blocking=True).contiguous()
-        return tuple(self.program(as_input(images, self.metadata.input_dtype)))
+        boxes, labels, scores, counts = self.program(as_input(images, self.metadata.input_dtype))
+        return boxes, labels, scores, counts
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of an exported file, by its suffix."""
+    """Tells from the suffix whether a file is an exported detector."""
     return _suffix(path) in {_suffix(format.suffix) for format in FORMATS.values()}
 
 
 def load(path: str | os.PathLike[str]) -> Exported:
-    """Loads an exported file. It is a program: load only what comes from those whom you trust.
+    """Loads an exported file. It is a program: load only files from people whom you trust.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is none of ours, or cannot run here.
-        ImportError: a package that its format needs is missing.
+        FileNotFoundError: there is no such file.
+        ValueError: the file was not written by `export`, or cannot run here.
+        ImportError: a package that the format needs is not installed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -108,30 +119,34 @@ def export(
     check: Sequence[str | os.PathLike[str]] | None = None,
     int8: str | os.PathLike[str] | None = None,
 ) -> Metadata:
-    """Writes a trained detector as one program, from the bytes of pictures to detections.
+    """Writes a trained detector to a file: one program from the bytes of pictures to detections.
 
-    The file is loaded again and its detections compared with the network's, and only then takes its name.
+    The file is first written under a temporary name, loaded, and its detections are compared with those of the network.
+    If they agree, the file gets its name.
 
     Args:
-        source: see `ssd.load_weights`.
-        path: of the file, which must not exist, with the suffix of the format.
-        format: a name of `FORMATS`.
-        options: of the detection; the file fixes them.
-        input_dtype: of the images that the file takes: "uint8", or "float32" in 0..1.
-        device: that the program shall run on.
-        check: pictures to compare on, or folders that are searched for a few; by default those that the checkpoint was
-            trained on, where they still are, or else drawn shapes. Empty: nothing is compared.
-        int8: a folder of pictures like those that will be seen, such as those trained on, of which up to 300 are read:
-            the convolutions become int8 by their ranges on these, after the check, which int8 would not pass.
+        source: the weights, see `ssd.load_weights`.
+        path: the file, which must not exist, with the suffix of the format.
+        format: a key of `FORMATS`.
+        options: options of the detection; they cannot be changed in the file.
+        input_dtype: dtype of the images that the file takes: "uint8", or "float32" in 0..1.
+        device: device that the program runs on; None: a GPU if there is one.
+        check: pictures, or folders with pictures, on which detections are compared; of a folder 8 pictures are used. By
+            default the data that the checkpoint was trained on, or drawn shapes if this data is not there. Empty:
+            nothing is compared.
+        int8: folder with pictures like those that the detector will see, such as the training data. The convolutions
+            are converted to int8 with the ranges of values in up to 300 of them. The comparison is done before this,
+            since int8 changes detections.
 
     Returns:
-        The metadata inside of the file.
+        The metadata in the file.
 
     Raises:
-        FileNotFoundError, FileExistsError, OSError: no such weights, pictures or folder; the file exists or cannot be
-            written.
-        ValueError: unknown format or suffix, no weights, or detections that differ.
-        ImportError: a package that the format needs is missing.
+        FileNotFoundError: the weights, a picture or a folder does not exist.
+        FileExistsError: the file exists.
+        OSError: the file cannot be written, or the weights cannot be downloaded.
+        ValueError: the format, the suffix or the weights are not allowed, or the detections differ.
+        ImportError: a package that the format needs is not installed.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -147,7 +162,7 @@ def export(
     if path.exists():
         raise FileExistsError(f"{path}: exists; choose another name")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder, yet {path.name} was to be written there")
+        raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} would be written there")
 
     checkpoint = open_weights(source)
     model = place(build_model(checkpoint, source), pick_device(device)).eval()
@@ -158,7 +173,7 @@ def export(
     compared = check is None or len(check) > 0
     places = _trained_on(checkpoint) if check is None else check
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        # before the long work
+        # read first, so that a picture that cannot be read is an error before the long work
         images = _pictures(places, model.input_size, Path(folder) / "shapes") if compared else None
         temporary = Path(folder, "export", path.name)
         temporary.parent.mkdir()
@@ -166,13 +181,13 @@ def export(
             form.save(program, temporary, metadata)
         if images is not None:
             _compare(program, load(temporary), images)
-        if int8 is not None:
+        if int8 is not None and form.quantize is not None:
             metadata = replace(metadata, precision="int8")
             calibration = _read(_few(Path(int8), N_CALIBRATION), model.input_size)
             with naming(path):
                 form.quantize(temporary, calibration, metadata)
             load(temporary)
-        files = sorted(temporary.parent.iterdir(), key=lambda file: file == temporary)  # this one last
+        files = sorted(temporary.parent.iterdir(), key=lambda file: file == temporary)  # `path` last
         if there := [name for file in files if (name := path.parent / file.name).exists()]:
             raise FileExistsError(f"{there[0]}: exists; choose another name")
         for file in files:
@@ -190,12 +205,12 @@ def _require(format: str) -> None:
 
 
 def _trained_on(checkpoint: dict[str, Any]) -> list[str]:
-    """The folders of pictures that a checkpoint was trained on and that still exist."""
+    """Returns the folders of pictures that a checkpoint was trained on, if they still exist."""
     return [folder for folder in checkpoint.get("settings", {}).get("data", ()) if Path(folder).is_dir()]
 
 
 def _pictures(places: Sequence[str | os.PathLike[str]], input_size: int, scratch: Path) -> Tensor:
-    """(n, 3, input_size, input_size) uint8: pictures of files and folders or, if there are none, drawn; at least 2."""
+    """Reads pictures of files and folders, or draws some: (n, 3, input_size, input_size) uint8, n at least 2."""
     paths = [file for path in places for file in _few(Path(path))] or _few(write_shapes(scratch, N_CHECKED, 0))
     images = _read(paths, input_size)
     return images if len(images) > 1 else images.repeat(2, 1, 1, 1)
@@ -216,9 +231,9 @@ def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
 
 
 def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> None:
-    """Raises ValueError where detections differ, in batches of one picture and of all others."""
+    """Raises ValueError if detections differ, in a batch of one picture or in a batch of all other pictures."""
     options, first = program.options, 0
-    # What NMS chooses from: of two such boxes, rounding may choose the other.
+    # All candidates of NMS. If two of them overlap, rounding decides which one NMS keeps.
     everything = DetectionProgram(program.model, options._replace(max_overlap=1.0, top_k=max(options.top_k, N_CHOICE)))
     for batch in images.split([1, len(images) - 1]):
         with torch.no_grad():
@@ -231,7 +246,7 @@ def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> N
             extra = missing_rows(its, ours, options, genuine[:, None])
             if missing or extra or len(ours[1]) != len(its[1]):
                 raise ValueError(
-                    f"the exported program differs from the network: in picture {i + 1} of {len(images)} it has "
-                    f"{len(its[1])} objects instead of {len(ours[1])}, {len(missing)} missing and {len(extra)} others"
+                    f"the exported program differs from the network: in picture {i + 1} of {len(images)} it detects "
+                    f"{len(its[1])} objects instead of {len(ours[1])}; {len(missing)} are missing, {len(extra)} are new"
                 )
         first += len(batch)

@@ -1,10 +1,11 @@
-"""ONNX: standard operators only, detection included, as ONNX Runtime and OpenVINO read them."""
+"""The format ONNX: the network and the detection as standard operators, for ONNX Runtime and others."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,23 @@ from torch import Tensor
 from ssd.export.program import DetectionProgram, Metadata
 from ssd_ext._boxes import rounded_down
 
+if TYPE_CHECKING:
+    from onnxscript.ir import Value  # a tensor of the graph
+else:
+    Value = Any  # torch evaluates the annotations of `detection`, and onnxscript is slow to import
+
 METADATA = "ssd"  # key of the metadata in the file
 OUTPUTS = ["boxes", "labels", "scores", "counts"]
 OPSET = 18
 
 
 def save(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
-    """Writes a model for any number of pictures."""
+    """Writes an ONNX model for any number of pictures."""
     trace(program, metadata).save(path)
 
 
 def trace(program: DetectionProgram, metadata: Metadata) -> torch.onnx.ONNXProgram:
-    """The program in ONNX, with its metadata.
+    """Converts the program to ONNX, with its metadata.
 
     Raises:
         ValueError: top_k is 0.
@@ -31,7 +37,7 @@ def trace(program: DetectionProgram, metadata: Metadata) -> torch.onnx.ONNXProgr
     if program.options.top_k < 1:
         raise ValueError(f"top_k must be at least 1 for ONNX, got {program.options.top_k}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter: nothing that a user could do
+        warnings.simplefilter("ignore")  # warnings of the exporter, which a user cannot act on
         traced = torch.onnx.export(
             program,
             (program.example(metadata.input_dtype),),
@@ -48,10 +54,13 @@ def trace(program: DetectionProgram, metadata: Metadata) -> torch.onnx.ONNXProgr
 
 
 def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
-    """A session of ONNX Runtime on the CPU, with as many threads as torch has, and the metadata.
+    """Loads a file into ONNX Runtime on the CPU, with as many threads as torch has.
+
+    Returns:
+        A function that takes images and returns boxes, labels, scores and counts; and the metadata.
 
     Raises:
-        ValueError: the file is none of ours.
+        ValueError: the file was not written by this package.
     """
     import onnxruntime
 
@@ -60,7 +69,7 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     try:
         session = onnxruntime.InferenceSession(path, how, providers=["CPUExecutionProvider"])
         metadata = Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA, ""))
-    except Exception as error:  # of onnxruntime's own kinds
+    except Exception as error:  # onnxruntime has its own classes of errors
         raise ValueError(f"{path}: cannot be loaded: {str(error).splitlines()[0][:200]}") from error
 
     def run(images: Tensor) -> list[Tensor]:
@@ -70,9 +79,9 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
 
 
 def detection(
-    pred_offsets,
-    pred_logits,
-    priors_cxcywh,
+    pred_offsets: Value,
+    pred_logits: Value,
+    priors_cxcywh: Value,
     min_score: float,
     max_overlap: float,
     top_k: int,
@@ -82,21 +91,30 @@ def detection(
     score: str,
     clip: bool,
     max_log_scale: float | None = None,
-):
-    """`ssd_ext.postprocess_detections` in operators of ONNX, as exact and without a limit of its own.
+) -> tuple[Value, Value, Value, Value]:
+    """Builds `ssd_ext.postprocess_detections` from ONNX operators; it is as exact, and has no other limits.
 
-    NonMaxSuppression keeps a score > its threshold, drops an IoU > its threshold, takes the lowest index first on equal
-    scores, and stops after top_k of a class, more than which no image has: so it is quick with thousands of candidates.
+    NonMaxSuppression keeps scores > its threshold, drops IoUs > its threshold, and takes the lowest index first if
+    scores are equal. It stops after top_k detections of a class. An image has no more than that, and with this limit
+    thousands of candidates are fast.
+
+    Args:
+        pred_offsets, pred_logits, priors_cxcywh: tensors of the graph, see `ssd_ext.postprocess_detections`.
+        min_score, max_overlap, top_k, pre_nms_top_k, center_variance, size_variance, score, clip, max_log_scale: see
+            `ssd_ext.DetectionOptions`.
+
+    Returns:
+        Boxes, labels, scores and counts, as tensors of the graph.
     """
     from onnxscript import opset18 as op
 
-    def number(x: float):
+    def number(x: float) -> Value:
         return op.Constant(value_float=x)
 
-    def ints(*x: int):
+    def ints(*x: int) -> Value:
         return op.Constant(value_ints=list(x))
 
-    def part(value, first: int, end: int, axis: int):
+    def part(value: Value, first: int, end: int, axis: int) -> Value:
         return op.Slice(value, ints(first), ints(end), ints(axis))
 
     n_priors, n_classes = pred_logits.shape[1:]
@@ -121,7 +139,7 @@ def detection(
     overlap = number(rounded_down(max_overlap, torch.float32))
     kept = op.NonMaxSuppression(boxes, scores, ints(top_k), overlap, number(min_score))  # (n, 3) image, class, prior
     left = op.ScatterND(op.Expand(number(-1.0), op.Shape(scores)), kept, op.GatherND(scores, kept))
-    scores, at = op.TopK(op.Flatten(left, axis=1), ints(top_k))  # ties to the lowest class, then the lowest prior
+    scores, at = op.TopK(op.Flatten(left, axis=1), ints(top_k))  # ties: the lowest class, then the lowest prior
     found = op.GreaterOrEqual(scores, number(0.0))
     boxes = op.GatherND(boxes, op.Unsqueeze(op.Mod(at, ints(n_priors)), ints(2)), batch_dims=1)
     boxes = op.Where(op.Unsqueeze(found, ints(2)), boxes, number(0.0))

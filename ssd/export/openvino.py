@@ -1,4 +1,4 @@
-"""OpenVINO: an .xml of the graph and a .bin of the weights, in float32 or in int8."""
+"""The format OpenVINO: an .xml file with the graph and a .bin file with the weights, in float32 or in int8."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,14 +17,18 @@ from ssd.export.onnx import OUTPUTS, trace
 from ssd.export.program import DetectionProgram, Metadata, as_input
 from ssd_ext._boxes import rounded_down
 
-METADATA = ["ssd"]  # where the metadata is in rt_info
+if TYPE_CHECKING:
+    import openvino
+
+METADATA = ["ssd"]  # path of the metadata in rt_info
 
 
 def save(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
-    """Writes a model for any number of pictures, and its weights beside it as .bin."""
+    """Writes a model for any number of pictures, and its weights to a .bin file beside it."""
     import openvino
 
-    # Its NonMaxSuppression drops an IoU that equals the threshold too: the next number up makes it ours.
+    # NonMaxSuppression of OpenVINO also drops IoUs that equal the threshold. With the next larger number as the
+    # threshold it keeps them, as postprocess_detections does.
     overlap = torch.tensor(rounded_down(program.options.max_overlap, torch.float32)).nextafter(torch.tensor(torch.inf))
     program = copy(program)
     program.options = program.options._replace(max_overlap=float(overlap))
@@ -32,33 +37,38 @@ def save(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
 
 
 def quantize(path: Path, images: Tensor, metadata: Metadata) -> None:
-    """Rewrites a file: its convolutions in int8, all after them in float32.
+    """Rewrites a file with int8 convolutions; everything after the convolutions stays in float32.
 
     Args:
-        images: (n, 3, 300, 300) uint8, from which the ranges of all activations are taken.
-        metadata: of the new file.
+        path: the file.
+        images: (n, 3, size, size) uint8, from which the ranges of all activations are computed.
+        metadata: metadata of the new file.
     """
     import nncf
     import openvino
 
-    nncf.set_log_level(logging.WARNING)  # not a line for every operation that stays float32
+    nncf.set_log_level(logging.WARNING)  # without a line for every operation that stays in float32
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the .bin is overwritten
+    core.set_property({"ENABLE_MMAP": False})  # the .bin file is overwritten, so it must not be mapped
     model = core.read_model(path)
     pictures = nncf.Dataset([as_input(image[None], metadata.input_dtype).numpy() for image in images])
     ignored = nncf.IgnoredScope(names=_after_convolutions(model))
-    preset = nncf.QuantizationPreset.MIXED  # activations that are not all positive, of the heads' inputs, asymmetric
+    preset = nncf.QuantizationPreset.MIXED  # asymmetric for activations with negative values, as the heads' inputs have
     model = nncf.quantize(model, pictures, subset_size=len(images), preset=preset, ignored_scope=ignored)
     _write(model, path, metadata)
 
 
 def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
-    """A model compiled for the CPU, with as many threads as torch has, and the metadata.
+    """Compiles a model for the CPU, with as many threads as torch has.
 
-    float32 is float32 here; what int8 leaves of a network runs in what OpenVINO takes for the fastest.
+    A float32 model runs in float32. In an int8 model, OpenVINO chooses the fastest precision for the operations that
+    are not int8.
+
+    Returns:
+        A function that takes images and returns boxes, labels, scores and counts; and the metadata.
 
     Raises:
-        ValueError: the file is none of ours, or its .bin is missing.
+        ValueError: the file was not written by this package, or its .bin file is missing.
     """
     import openvino
 
@@ -68,11 +78,11 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
         metadata = Metadata.from_json(model.get_rt_info(METADATA).astype(str))
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         if metadata.precision == "float32":
-            settings["INFERENCE_PRECISION_HINT"] = "f32"  # and not bfloat16 where the CPU has it
+            settings["INFERENCE_PRECISION_HINT"] = "f32"  # the default is bfloat16 on CPUs that support it
         compiled = core.compile_model(model, "CPU", settings)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be loaded: {str(error).strip().splitlines()[-1][:200]}") from error
-    own = threading.local()  # threads that shared a request would get the results of each other
+    own = threading.local()  # one request per thread: threads that share a request get each other's results
 
     def run(images: Tensor) -> list[Tensor]:
         if not hasattr(own, "request"):
@@ -83,19 +93,20 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     return run, metadata
 
 
-def _write(model, path: Path, metadata: Metadata) -> None:
+def _write(model: openvino.Model, path: Path, metadata: Metadata) -> None:
     import openvino
 
     model.set_rt_info(metadata.to_json(), METADATA)
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:  # all that it says of a full disk
+    except RuntimeError as error:  # OpenVINO's error for a full disk
         raise OSError(f"cannot be written: {error}") from error
 
 
-def _after_convolutions(model) -> list[str]:
-    """The names of all operations from which no way leads to a convolution: the detection."""
-    before, after = set(), []
+def _after_convolutions(model: openvino.Model) -> list[str]:
+    """Finds the operations from which no path leads to a convolution: the detection. Returns their names."""
+    before: set[str] = set()
+    after: list[str] = []
     for node in reversed(model.get_ordered_ops()):
         readers = [reader.get_node() for output in node.outputs() for reader in output.get_target_inputs()]
         name, kind = node.get_friendly_name(), node.get_type_name()

@@ -1,4 +1,4 @@
-"""What an exported file holds: all from the bytes of pictures to detections, and what there is to know of it."""
+"""The content of an exported file: the program from the bytes of pictures to detections, and its metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ssd.detection import bounded
+from ssd.detection import Padded, bounded
 from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 
@@ -20,7 +20,7 @@ Precision = Literal["float32", "int8"]
 
 
 def our_version() -> str:
-    """The version of this package, or "unknown" where it is not installed."""
+    """Returns the version of this package, or "unknown" if it is not installed."""
     try:
         return version("ssd-ext")
     except PackageNotFoundError:
@@ -29,17 +29,17 @@ def our_version() -> str:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What travels inside of an exported file.
+    """The metadata in an exported file.
 
     Attributes:
-        format: a name of `ssd.export.FORMATS`.
-        classes: the C-1 names without background; label i is `classes[i - 1]`.
-        options: of the detection, fixed in the file.
+        format: a key of `ssd.export.FORMATS`.
+        classes: the C-1 class names without background; label i is `classes[i - 1]`.
+        options: options of the detection; they cannot be changed in the file.
         input_size: side of the images in pixels.
-        input_dtype: of the images: "uint8", or "float32" in 0..1.
+        input_dtype: dtype of the images: "uint8", or "float32" in 0..1.
         device: type of the device that the program runs on, such as "cpu".
-        precision: of the convolutions.
-        version: of this package.
+        precision: number format of the convolutions.
+        version: version of this package.
     """
 
     format: str
@@ -52,15 +52,15 @@ class Metadata:
     version: str = our_version()
 
     def to_json(self) -> str:
-        """One line of JSON, which `from_json` reads."""
+        """Returns one line of JSON that `from_json` reads."""
         return json.dumps({**asdict(self), "options": self.options._asdict()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Metadata:
-        """What `to_json` gave.
+        """Reads the result of `to_json`.
 
         Raises:
-            ValueError: the text is something else.
+            ValueError: the text is not metadata.
         """
         try:
             found = json.loads(text)
@@ -71,12 +71,15 @@ class Metadata:
 
 
 class DetectionProgram(nn.Module):
-    """Normalisation, network and detection in one, in float32; in evaluation mode.
+    """Normalisation, network and detection in one module, in float32 and in evaluation mode.
 
     Args:
-        model: the network.
+        model: the network; it is put into evaluation mode.
         options: see `ssd_ext.DetectionOptions`.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: SSD300, options: DetectionOptions = DetectionOptions()) -> None:
         super().__init__()
@@ -87,36 +90,41 @@ class DetectionProgram(nn.Module):
         self.to(model.priors_cxcy.device).eval()
 
     def example(self, dtype: InputDtype) -> Tensor:
-        """Images (2, 3, size, size) of zeros, for a tracer; some formats keep them."""
+        """Returns images (2, 3, size, size) of zeros, with which the program is traced."""
         size = self.model.input_size
         return torch.zeros(2, 3, size, size, dtype=getattr(torch, dtype), device=self.mean.device)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detects in a batch of pictures.
+    def forward(self, images: Tensor) -> Padded:
+        """Finds objects in a batch of pictures.
 
         Args:
-            images: (B, 3, 300, 300) RGB, uint8, or float32 in 0..1.
+            images: (B, 3, size, size) RGB, uint8, or float32 in 0..1; size is the `input_size` of the network.
 
         Returns:
-            boxes (B, top_k, 4) float32 xyxy in fractions, labels (B, top_k) int64, scores (B, top_k) float32, counts
-            (B,) int32, as of `ssd_ext.postprocess_detections`.
+            Boxes (B, top_k, 4) float32 xyxy in fractions of the picture, labels (B, top_k) int64, scores (B, top_k)
+            float32 and counts (B,) int32, see `ssd_ext.postprocess_detections`.
         """
         pixels = images * 255 if images.is_floating_point() else images.float()
-        # The bits of to_input, but not in place: AOTInductor takes its views for a batch of one fixed size.
+        # The same bits as to_input, but not in place: AOTInductor would fix the size of the batch.
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return postprocess_detections(*self.model(pixels), self.model.priors_cxcy, self.options)
+        offsets, logits = self.model(pixels)
+        return postprocess_detections(offsets, logits, self.model.priors_cxcy, self.options)
 
 
 def as_input(images: Tensor, dtype: InputDtype) -> Tensor:
-    """uint8 images in the dtype that a program takes: as they are, or float32 in 0..1."""
+    """Converts uint8 images to the dtype that a program takes: unchanged, or float32 in 0..1."""
     return images if dtype == "uint8" else images.float() / 255
 
 
 def is_among(rows: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """(n, m) bool: which rows are which others, by label, to 1e-5 in score and 1e-4 in every side.
+    """Compares n detections with m others.
 
     Args:
-        rows, others: boxes (n, 4) in fractions, labels (n,) and scores (n,), and the same of m.
+        rows: boxes (n, 4) in fractions of the picture, labels (n,) and scores (n,).
+        others: the same of m detections.
+
+    Returns:
+        (n, m) bool, True if the labels are equal, and the scores agree to 1e-5 and every coordinate to 1e-4.
     """
     return _tied(rows, others) & ((rows[0][:, None] - others[0]).abs() <= 1e-4).all(dim=2)
 
@@ -128,15 +136,19 @@ def _tied(rows: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
 def missing_rows(
     expected: Sequence[Tensor], found: Sequence[Tensor], options: DetectionOptions, genuine: Tensor | None = None
 ) -> list[int]:
-    """Rows of one picture's detections that are not among others, see `is_among`.
+    """Finds the expected detections of a picture that are not among the found ones, see `is_among`.
 
-    Where scores are equal to 1e-5 rounding decides: which of two boxes that overlap is kept, and which is the last of
-    top_k.
+    If scores agree to 1e-5, rounding decides which of two overlapping boxes NMS keeps, and which detection is the last
+    of top_k. Such detections are not missing.
 
     Args:
-        expected, found: boxes (k, 4) in fractions, labels (k,), scores (k,).
-        genuine: bool that broadcasts to (rows of expected, rows of found): where one may have been kept for the other;
-            None: everywhere.
+        expected, found: boxes (k, 4) in fractions of the picture, labels (k,) and scores (k,), by descending score.
+        options: options with which both were detected.
+        genuine: bool that broadcasts to (rows of expected, rows of found): whether NMS may have kept the found
+            detection instead of the expected one; None: always.
+
+    Returns:
+        The rows of `expected` that are missing.
     """
     boxes, labels, scores = expected
     instead = _tied(expected, found) & (box_iou(boxes, found[0]) > options.max_overlap)

@@ -1,4 +1,4 @@
-"""The formats of torch itself: a graph that torch runs (pt2), and compiled code (aoti). Both are `.pt2` archives."""
+"""The two formats of torch: a graph that torch runs (pt2), and compiled code (aoti). Both are `.pt2` archives."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from torch import Tensor
 
 from ssd.export.program import DetectionProgram, Metadata
 
-LARGEST_BATCH = 65535  # of the batch norm of cuDNN, which a trace for a GPU takes
-METADATA = "ssd.json"  # name of the extra file of a pt2, and of the entry of an aoti's metadata
+LARGEST_BATCH = 65535  # limit of the batch norm of cuDNN, which is part of a trace for a GPU
+METADATA = "ssd.json"  # name of the extra file in a pt2, and key of the metadata in an aoti
 
 
 def save_pt2(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
-    """Writes a graph, for any number of pictures; see `torch.export.save`."""
+    """Writes a graph for any number of pictures, see `torch.export.save`."""
     graph = _trace(program, metadata)
-    graph.example_inputs = None  # a megabyte or two of zeros
-    content = io.BytesIO()  # written by torch, a full disk would abort the process
+    graph.example_inputs = None  # zeros, which would take one or two megabytes
+    content = io.BytesIO()  # if torch writes to a file itself, a full disk aborts the process
     with _quiet():
         torch.export.save(graph, content, extra_files={METADATA: metadata.to_json()})
     path.write_bytes(content.getbuffer())
 
 
 def save_aoti(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
-    """Writes a library, compiled here for the likes of this machine and any number of pictures.
+    """Writes a library for any number of pictures. It is compiled here, and runs on machines like this one.
 
     Raises:
-        OSError: it cannot be compiled, for want of a C++ compiler for one.
+        OSError: it cannot be compiled, for example because there is no C++ compiler.
     """
     configs = {"aot_inductor.metadata": {METADATA: metadata.to_json()}}
     graph = _trace(program, metadata)
     try:
         torch._inductor.aoti_compile_and_package(graph, package_path=str(path), inductor_configs=configs)
-    except Exception as error:  # of torch._inductor.exc, in which versions differ
-        raise OSError(f"aoti needs a C++ compiler that works: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # classes of torch._inductor.exc, which depend on the version of torch
+        raise OSError(f"aoti needs a working C++ compiler: {str(error).strip().splitlines()[0]}") from error
 
 
 def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
-    """The program of either format, and its metadata.
+    """Loads a file of either format: returns the program and its metadata.
 
     Raises:
-        ValueError: the file is none of ours, or of a torch that this one cannot read.
+        ValueError: the file was not written by this package, or by a version of torch that this version cannot read.
     """
     if not is_zipfile(path):
         raise ValueError(f"{path}: not an archive of torch")
@@ -62,7 +62,7 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
                 program = torch.export.load(path, extra_files=extra).module()
             text = extra[METADATA]
         return program, Metadata.from_json(text)
-    except Exception as error:  # what is damaged fails in many ways
+    except Exception as error:  # damaged files raise many kinds of errors
         raise ValueError(f"{path}: cannot be loaded: {str(error).strip().splitlines()[0][:200]}") from error
 
 
@@ -74,7 +74,7 @@ def _trace(program: DetectionProgram, metadata: Metadata) -> torch.export.Export
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings about weights in channels_last, which it writes and reads well."""
+    """Hides torch's warnings about weights in channels_last. They are written and read correctly."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

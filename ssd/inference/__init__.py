@@ -1,1 +1,1 @@
-"""Pictures in, detections out: the detector, and what `ssd detect` leaves in a folder."""
+"""The detector, and the files that `ssd detect` writes."""

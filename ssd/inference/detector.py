@@ -1,4 +1,4 @@
-"""Pictures in, detections out: the one way from pictures to boxes in pixels."""
+"""The detector: takes pictures and returns boxes in pixels. All commands and users of `ssd` detect with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
-from ssd.detection import bounded, unpad
+from ssd.detection import Padded, bounded, unpad
 from ssd.drawing import draw_detections
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, compile_network, place
@@ -26,40 +26,44 @@ from ssd.runtime.threads import in_threads
 from ssd.weights.loading import load_weights
 from ssd_ext import DetectionOptions, postprocess_detections
 
-SHOWN = DetectionOptions(min_score=0.2)  # of detections that are to be looked at, not measured
+SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
 
-Predict = Callable[[Tensor], tuple[Tensor, ...]]  # from prepared pictures to what `predict_padded` gives
+Predict = Callable[[Tensor], Padded]  # takes prepared pictures and returns the same as `predict_padded`
+OneImage = TypeVar("OneImage", bound=AnyImage)
+OnError = Callable[[Exception], None]
 
 
 class Program(Protocol):
-    """A detector without options, such as `ssd.export.load` gives."""
+    """The type of functions that detect objects with options of their own, such as the result of `ssd.export.load`."""
 
-    input_size: int  # side of the images in pixels
+    @property
+    def input_size(self) -> int:
+        """Side of the images in pixels."""
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Prepared images (B, 3, input_size, input_size) uint8 to what `predict_padded` gives."""
+    def __call__(self, images: Tensor) -> Padded:
+        """Takes prepared images (B, 3, input_size, input_size) uint8, returns the same as `predict_padded`."""
 
 
 class Detection(NamedTuple):
-    """One object."""
+    """One detected object."""
 
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     label: int  # in 1..C-1
-    name: str  # of its class
+    name: str  # name of its class
     score: float  # in 0..1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """What was found in one picture, by descending score; iteration gives each `Detection`.
+    """The k detections in one picture, by descending score, on the CPU; iterating over them gives `Detection` tuples.
 
     Attributes:
-        picture: where it was found, with its `path` (None of a picture without file), `width` and `height`. Of a file
-            no pixels are kept; others are kept as long as this.
-        boxes: (k, 4) float32 xyxy in pixels, cut at the picture's edges, on the CPU as all of it.
+        picture: the picture, with `path` (None if it is not from a file), `width` and `height` in pixels. The pixels of
+            a file are not kept in memory; pixels from elsewhere are.
+        boxes: (k, 4) float32 xyxy in pixels, cut at the picture's edges.
         labels: (k,) int64 in 1..C-1.
-        scores: (k,) float32.
-        classes: the C-1 names; label i is `classes[i - 1]`.
+        scores: (k,) float32 in 0..1.
+        classes: the C-1 class names without background; label i is `classes[i - 1]`.
     """
 
     picture: Picture
@@ -72,11 +76,12 @@ class Detections:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[Detection]:
-        for box, label, score in zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True):
-            yield Detection(tuple(box), label, self.classes[label - 1], score)
+        rows = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
+        for (x0, y0, x1, y1), label, score in rows:
+            yield Detection((x0, y0, x1, y1), label, self.classes[label - 1], score)
 
     def __str__(self) -> str:
-        """How many of which class, such as "2 dog, 1 cat"."""
+        """The number of objects of each class, such as "2 dog, 1 cat"."""
         counts = Counter(found.name for found in self)
         return ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing found"
 
@@ -85,15 +90,23 @@ class Detections:
         return f"<Detections in {picture.path or 'a picture'} ({picture.width} x {picture.height}): {self}>"
 
     def draw(self) -> Image.Image:
-        """The picture with boxes, names and scores, see `ssd.drawing.draw_detections`; a file is read once more.
+        """Draws boxes, names and scores into the picture, see `ssd.drawing.draw_detections`; reads a file again.
 
         Raises:
-            FileNotFoundError, ImageReadError: the file is gone or damaged.
+            FileNotFoundError: the file no longer exists.
+            ImageReadError: the file is damaged.
         """
         return draw_detections(self.picture.pixels(), self.boxes, self.labels, self.scores, classes=self.classes)
 
-    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
-        """The objects as `COCO.loadRes` takes them: bbox is [x, y, width, height] in pixels, category_id the label."""
+    def to_coco(self, image_id: int = 1) -> list[dict[str, int | float | list[float]]]:
+        """Converts the detections to the list of dicts that pycocotools' `COCO.loadRes` takes.
+
+        Args:
+            image_id: the "image_id" of every row.
+
+        Returns:
+            A dict for each object: "bbox" is [x, y, width, height] in pixels, "category_id" is the label.
+        """
         return [
             {
                 "image_id": image_id,
@@ -109,16 +122,17 @@ class Detections:
 
 
 class Detector:
-    """A trained network, the names of its classes, and which detections are wanted. Threads may share it.
+    """Finds objects in pictures with a trained network. Several threads may use one detector.
 
     Args:
         model: the network, or a `Program`, which has its own options.
         options, bf16: see `predict_padded`.
-        classes: the C-1 names without background; label i is `classes[i - 1]`.
+        classes: the C-1 class names without background; label i is `classes[i - 1]`.
 
     Attributes:
-        prepare: from a picture to the pixels that `predict` takes.
-        predict: from prepared pictures to padded detections, as `ssd.evaluation.evaluate.evaluate` takes it.
+        prepare: function from a picture to the pixels that `predict` takes.
+        predict: function from prepared pictures to padded detections, which `ssd.evaluation.evaluate.evaluate` takes as
+            its model.
     """
 
     def __init__(
@@ -144,31 +158,36 @@ class Detector:
         device: str | None = None,
         bf16: bool | None = None,
         compile: bool = False,
-        **options: Any,
+        **options: Any,  # each of the type that its field of DetectionOptions has
     ) -> Detector:
-        """A detector from weights of any kind, or from a file of `ssd export`, which is a program: trust its origin.
+        """Creates a detector from a file of weights or a file of `ssd export`.
+
+        An exported file is a program: load only files from people whom you trust.
 
         Args:
-            path: what `ssd.load_weights` takes, "coco" among it, or an exported file.
-            defaults: what holds where no other option is given; an exported file has its own.
-            device: such as "cpu" or "cuda:0"; by default a GPU if there is one, or that of the exported file.
+            path: anything that `ssd.load_weights` takes, such as "coco", or an exported file.
+            defaults: options that apply if `options` does not have them. An exported file has its own options.
+            device: such as "cpu" or "cuda:0"; by default a GPU if there is one, or the device of the exported file.
             bf16: see `predictor`.
-            compile: compile the network, which takes a minute.
-            options: see `ssd_ext.DetectionOptions`.
+            compile: whether to compile the network, which takes a minute.
+            options: fields of `ssd_ext.DetectionOptions`.
 
         Raises:
-            FileNotFoundError, OSError, ImportError: no such file, no download, or a package is missing.
-            ValueError: the file is none of those, or an exported file has another value of something that is given.
-            TypeError: an unknown option.
+            FileNotFoundError: there is no such file.
+            OSError: the weights cannot be downloaded.
+            ImportError: a package that the file needs is not installed.
+            ValueError: the file has another format, or an exported file has another device or option than the one
+                given.
+            TypeError: an option is unknown.
         """
-        from ssd.export import is_exported, load  # which reads and compares pictures, with what stands here
+        from ssd.export import is_exported, load  # imported late: it imports much that weights do not need
 
         if unknown := options.keys() - set(DetectionOptions._fields):
             raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
         if not is_exported(path):
             model, classes = load_weights(path, device=device)
             if compile:
-                compile_network(model, dynamic=True)  # once, for a last batch of fewer pictures too
+                compile_network(model, dynamic=True)  # dynamic: the last batch may have fewer pictures
             return cls(model, classes, defaults._replace(**options), bf16=bf16)
         exported = load(path)
         its = exported.metadata
@@ -176,40 +195,59 @@ class Detector:
         fixed = its.options._asdict() | {"device": its.device, "bf16": False, "compile": False}
         for name, value in given.items():
             if value != fixed[name] and (value is not None or name in options):
-                raise ValueError(f"{path}: has {name} {fixed[name]}, not {value}; leave it out, or export it anew")
+                raise ValueError(f"{path}: has {name} {fixed[name]}, not {value}; leave it out, or export a new file")
         return cls(exported, its.classes, its.options)
 
     @overload
-    def __call__(self, images: AnyImage) -> Detections: ...
-    @overload
-    def __call__(self, images: list[AnyImage] | tuple[AnyImage, ...], **how: Any) -> list[Detections]: ...
-    @overload
-    def __call__(self, images: Iterable[AnyImage], **how: Any) -> Iterator[Detections]: ...
     def __call__(
         self,
-        images,
+        images: list[OneImage] | tuple[OneImage, ...],
         *,
         batch_size: int = 8,
         workers: int | None = None,
-        on_error: Callable[[Exception], None] | None = None,
-    ):
-        """Detects in one picture or in many; threads read the next batch meanwhile.
+        on_error: OnError | None = None,
+    ) -> list[Detections]: ...
+    @overload
+    def __call__(
+        self,
+        images: Iterator[AnyImage],  # not Iterable: a str, an array and a tensor are iterables too
+        *,
+        batch_size: int = 8,
+        workers: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Detections]: ...
+    @overload
+    def __call__(
+        self, images: AnyImage, *, batch_size: int = 8, workers: int | None = None, on_error: OnError | None = None
+    ) -> Detections: ...
+    def __call__(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        batch_size: int = 8,
+        workers: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Finds objects in one picture or in several; threads read the next batch while the network runs.
 
         Args:
-            images: a picture of any size as `ssd.data.reading.as_picture` takes it: a path, a picture of Pillow, an
-                array or a tensor; or a list or tuple of pictures, or any other iterable of them.
+            images: one picture of any size: a path, a Pillow picture, an array or a tensor (see
+                `ssd.data.reading.as_picture`); or a list, a tuple or another iterable of pictures.
             batch_size: pictures per forward pass, at least 1.
-            workers: threads, at least 1; by default one per core, at most 4.
-            on_error: called with the error of a picture of several that cannot be read, which is left out; by default
-                it is raised.
+            workers: number of threads, at least 1; by default one per core, at most 4.
+            on_error: called with the error of each picture that cannot be read; the picture is left out. By default
+                the error is raised. Has no effect on a single picture.
 
         Returns:
-            the `Detections` of the picture; a list of them, in the order of the pictures; or an iterator, which takes
-            at most two batches of pictures more than it has given results, and keeps nothing else.
+            For one picture its `Detections`; for a list or a tuple a list of `Detections` in the same order; for
+            another iterable an iterator, which reads at most two batches of pictures ahead of its results, and keeps
+            nothing else.
 
         Raises:
-            FileNotFoundError, ImageReadError: a file cannot be read.
-            ValueError, TypeError: something is no picture, or of a shape or dtype that is not allowed.
+            FileNotFoundError: a file does not exist.
+            ImageReadError: a file cannot be read.
+            ValueError: batch_size is less than 1, or the shape or dtype of an array or tensor is not allowed.
+            TypeError: something is not a picture.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -224,7 +262,7 @@ class Detector:
         images: Iterable[AnyImage],
         batch_size: int,
         workers: int,
-        on_error: Callable[[Exception], None] | None,
+        on_error: OnError | None,
     ) -> Iterator[Detections]:
         def read(image: AnyImage) -> tuple[Picture, Tensor] | Exception:
             try:
@@ -247,7 +285,7 @@ class Detector:
             yield from self._detect(batch)
 
     def _read(self, image: AnyImage) -> tuple[Picture, Tensor]:
-        """The picture, and its pixels in the network's size."""
+        """Reads a picture, and resizes its pixels to the input size of the network."""
         picture = as_picture(image)
         return picture, self.prepare(picture)
 
@@ -262,11 +300,11 @@ class Detector:
 def predictor(
     model: SSD300 | Predict, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
 ) -> Predict:
-    """What detects in prepared pictures.
+    """Returns a function that detects objects in prepared pictures.
 
     Args:
-        model: the network, see `predict_padded`; or what detects by itself, such as `ssd.export.load` gives it: then
-            it is returned, and the other arguments are its own affair.
+        model: the network, see `predict_padded`; or a function that detects, such as the result of `ssd.export.load`.
+            A function is returned as it is, and the other arguments have no effect.
         options, bf16: see `predict_padded`.
     """
     return partial(predict_padded, model, options=options, bf16=bf16) if isinstance(model, nn.Module) else model
@@ -274,23 +312,24 @@ def predictor(
 
 @torch.inference_mode()
 def predict_padded(
-    model: SSD300, images: Tensor, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Runs a network over prepared pictures, on the device of its parameters, without waiting for it.
+    model: nn.Module, images: Tensor, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
+) -> Padded:
+    """Runs a network on prepared pictures, on the device of its parameters; does not wait for a GPU.
 
     Args:
-        model: the network; it is put into evaluation mode.
-        images: (B, 3, 300, 300) bytes, as `EvalTransform` gives them, or normalised as `to_input` does.
+        model: the network, an `SSD300` or a module like it; it is put into evaluation mode.
+        images: (B, 3, 300, 300) RGB: uint8 as from `EvalTransform`, or floating-point and normalised as by `to_input`.
         options: see `ssd_ext.DetectionOptions`.
-        bf16: bfloat16 autocast; None uses it where the hardware has it.
+        bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
 
     Returns:
-        boxes in fractions of the image, labels, scores and counts, as of `ssd_ext.postprocess_detections`, in at most
-        as many rows as there are candidates.
+        Boxes (B, K, 4) xyxy in fractions of the image, labels (B, K), scores (B, K) and counts (B,), as from
+        `ssd_ext.postprocess_detections`. K is `options.top_k`, or the number of candidates if that is smaller.
     """
     model.eval()
-    device = model.priors_cxcy.device
+    priors_cxcy = model.get_buffer("priors_cxcy")
+    device = priors_cxcy.device
     images = to_input(images.to(device, non_blocking=True))
     with autocast(device, bf16):
         offsets, logits = model(place(images, device))
-    return postprocess_detections(offsets, logits, model.priors_cxcy, bounded(options, *logits.shape[1:]))
+    return postprocess_detections(offsets, logits, priors_cxcy, bounded(options, *logits.shape[1:]))

@@ -1,4 +1,4 @@
-"""Which pictures `ssd detect` is asked for, and where it draws each; it replaces only what it wrote itself before."""
+"""Finds the pictures for `ssd detect`, and plans its drawings. Only files that `ssd detect` wrote are replaced."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ def plan_drawings(
     draw: bool = True,
     on_error: Callable[[OSError], None] | None = None,
 ) -> dict[Path, Path]:
-    """Finds the pictures and a place in the folder `out` for the drawing of each, before any work.
+    """Finds the pictures, and chooses in the folder `out` a file for the drawing of each of them.
 
     Args:
-        paths: pictures, and folders that are searched for pictures; drawings found there are passed over.
+        paths: pictures, and folders that are searched for pictures. Drawings by `ssd detect` in these folders are left
+            out.
         out: folder of the results; need not exist.
-        draw: whether there will be drawings; without, nothing is in their way.
-        on_error: called with the error of a folder that cannot be searched, which is left out; None: raised.
+        draw: whether drawings will be written; if not, existing files in their places do not matter.
+        on_error: called with the error of a folder that cannot be searched, which is left out. None: the error is
+            raised.
 
     Returns:
-        the drawing of each picture: its path inside the folder named, or its name, and a number where two are equal or
-        one would be the folder of another.
+        For each picture the path of its drawing in `out`: the picture's path inside the given folder, or the file name
+        of a picture that was given itself, with the suffix .png. A number is added if two drawings would have the same
+        path, or if a drawing would have the path of a folder.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        FileExistsError: an input, or a file that is not ours, would be replaced.
-        OSError: a folder cannot be searched, without `on_error`.
+        FileExistsError: an input, or a file that `ssd detect` did not write, would be replaced.
+        OSError: a folder cannot be searched, and `on_error` is None.
         ValueError: there is no picture at all, or a path is neither a file nor a folder.
     """
-    paths = list(map(Path, paths))
-    names: dict[str, str] = {}  # of each picture inside of the folder of the results
-    for path in paths:
+    inputs = list(map(Path, paths))
+    names: dict[str, str] = {}  # path of each picture -> path in `out`, before it gets the suffix .png
+    for path in inputs:
         if path.is_dir():
             for name in _search(path, on_error):
                 names.setdefault(name if str(path) == "." else os.path.join(path, name), name)
@@ -49,9 +52,10 @@ def plan_drawings(
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
     if not names:
-        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, inputs))}")
     drawings: dict[Path, Path] = {}
-    # Two folders may hold pictures of one name, and one may have the name of a drawing; some disks ignore case.
+    # Two folders may have pictures of the same name, and a folder may have the name of a drawing. Some file systems
+    # ignore case.
     folders = set(map(Path, set(map(os.path.dirname, names.values()))))
     taken = {str(above).lower() for folder in folders for above in (folder, *folder.parents)}
     for picture, name in names.items():
@@ -67,9 +71,9 @@ def plan_drawings(
 
 
 def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[str]:
-    """What a folder and those in it hold under the name of a picture, in order, but for drawings: paths inside of it.
+    """Finds the pictures in a folder and its subfolders, without drawings: their paths inside the folder, sorted.
 
-    Of text, as a `Path` for each of a hundred thousand takes seconds.
+    The paths are str, since creating a hundred thousand `Path`s takes seconds.
     """
 
     def fail(error: OSError) -> None:
@@ -93,17 +97,19 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _check_replaceable(targets: Iterable[Path], pictures: Iterable[Path]) -> None:
-    """Raises FileExistsError where a target would replace a picture, or a file that is not ours."""
+    """Raises FileExistsError if a target would replace an input, or a file that `ssd detect` did not write."""
     needed_by = {target.parent: target for target in reversed(list(targets))}
     for parent, target in needed_by.items():
         for folder in (parent, *parent.parents):
             if folder.exists() and not folder.is_dir():
-                raise FileExistsError(f"{folder}: is a file, where {target} needs a folder; choose another --out")
+                raise FileExistsError(f"{folder}: is a file, and {target} needs a folder there; choose another --out")
     inputs: set[tuple[int, int]] | None = None
     for target in filter(os.path.lexists, targets):
         if inputs is None:
             inputs = {_identity(picture) for picture in pictures if picture.exists()}
         if target.exists() and _identity(target) in inputs:
-            raise FileExistsError(f"{target}: is an input, which its drawing would replace; choose another --out")
+            raise FileExistsError(f"{target}: is an input and would be replaced by its drawing; choose another --out")
         if not (target.is_file() and (is_drawing(target) if target.suffix == ".png" else info_of(target))):
-            raise FileExistsError(f"{target}: would be replaced, and is not of `ssd detect`; choose another --out")
+            raise FileExistsError(
+                f"{target}: would be replaced, but `ssd detect` did not write it; choose another --out"
+            )

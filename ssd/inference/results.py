@@ -1,7 +1,7 @@
-"""What `ssd detect` writes of its detections: detections.json, and the lines that it is made of.
+"""Writes and reads the detections of `ssd detect`: detections.json, and the parts that it is made of.
 
-While it runs, a line for each picture is in detections.RANK.jsonl, from which a run that was stopped goes on. It
-replaces only what it wrote itself before: drawings, detections.json and its parts carry its mark.
+During a run each process writes one line per picture to its part, detections.RANK.jsonl, from which a stopped run can
+be resumed. Drawings, detections.json and its parts carry a mark, and only files with this mark are replaced.
 """
 
 from __future__ import annotations
@@ -25,21 +25,27 @@ from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
 
 JSON_NAME = "detections.json"
-INFO, IMAGE = '{"info": ', b'{"image": '  # how detections.json and its parts begin, and how a line of a picture does
-LONGEST_INFO = 1 << 16
+INFO = '{"info": '  # the beginning of detections.json and of its parts
+IMAGE = b'{"image": '  # the beginning of a line of a picture
+LONGEST_INFO = 1 << 16  # characters that are read to find "info"
 DECODER = json.JSONDecoder()
 
-Line = dict[str, Any]  # "image": the row of a picture; "annotations": those of its objects; without ids
+InfoValue = str | float | bool | None
+Info = Mapping[str, InfoValue]  # weights and options of detections, see `made_by`
+Line = dict[str, Any]  # JSON: "image", the row of a picture, and "annotations", the rows of its objects, without ids
 
 
 @contextmanager
-def coco_results(out: Path, classes: Sequence[str], info: Mapping[str, Any] = {}) -> Iterator[CocoResults]:
-    """Detections in COCO's format, written to detections.json as they come; the file is there when the block has ended.
+def coco_results(out: Path, classes: Sequence[str], info: Mapping[str, InfoValue] = {}) -> Iterator[CocoResults]:
+    """Writes detections.json, in COCO's format, picture by picture. The file appears when the `with` block has ended.
 
     Args:
-        out: folder of the file, made where missing.
-        classes: names without background; the category of `classes[i - 1]` is i.
-        info: what made them, see `made_by`.
+        out: folder of the file; created if it does not exist.
+        classes: class names without background; the category id of `classes[i - 1]` is i.
+        info: weights and options of the detections, see `made_by`.
+
+    Yields:
+        An object with the method `add` for a picture.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (
@@ -55,17 +61,25 @@ def coco_results(out: Path, classes: Sequence[str], info: Mapping[str, Any] = {}
         file.write("\n]}\n")
 
 
-def _head(classes: Sequence[str], info: Mapping[str, Any]) -> str:
-    """What detections.json and its parts begin with."""
+def _head(classes: Sequence[str], info: Info) -> str:
+    """The text with which detections.json and its parts begin."""
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
     return f'{INFO}{json.dumps({"description": MARK, **info})},\n"categories": {json.dumps(categories)}'
 
 
-def info_of(path: Path) -> dict[str, Any]:
-    """What made a detections.json or a part of one; empty where the file is not of `ssd detect`."""
+def info_of(path: Path) -> Info:
+    """Reads from a detections.json, or a part of one, the weights and options of its detections.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The keys of `made_by` and a description; an empty dict if `ssd detect` did not write the file.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             head = file.read(LONGEST_INFO)
+        info: Info
         info, _ = DECODER.raw_decode(head, len(INFO))
         return info if head.startswith(INFO) and info["description"] == MARK else {}
     except (OSError, ValueError, LookupError, TypeError):
@@ -73,12 +87,12 @@ def info_of(path: Path) -> dict[str, Any]:
 
 
 class _Rows:
-    """The elements of a JSON list, one a line."""
+    """Writes the elements of a JSON list, one in each line."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.count = file, 0
 
-    def add(self, **row: Any) -> None:
+    def add(self, **row: object) -> None:
         """Adds a row with the next id, counted from 1."""
         self.file.write(",\n" if self.count else "\n")
         self.count += 1
@@ -86,24 +100,24 @@ class _Rows:
 
 
 class CocoResults:
-    """Where the rows go; the list under "annotations" is what COCO.loadRes takes."""
+    """Writes the rows of detections.json. pycocotools' `COCO.loadRes` takes the list under "annotations"."""
 
     def __init__(self, annotations: _Rows, images: _Rows) -> None:
         self.annotations, self.images = annotations, images
 
     def add(self, line: Line) -> None:
-        """Adds one picture and what was found there."""
+        """Adds one picture and its objects."""
         self.images.add(**line["image"])
         for row in line["annotations"]:
             self.annotations.add(image_id=self.images.count, **row)
 
 
 def as_line(found: Detections, drawing: str | None = None) -> Line:
-    """The rows of one picture and of its objects, without ids.
+    """Converts the detections in one picture to the rows of detections.json, without ids.
 
     Args:
-        found: in a picture with a path.
-        drawing: name of its drawing inside the folder of the results; None: it has none.
+        found: the detections, in a picture that has a path.
+        drawing: path of the drawing inside the folder of the results; None if there is no drawing.
     """
     picture = found.picture
     image = {"file_name": str(picture.path), "width": picture.width, "height": picture.height}
@@ -115,17 +129,20 @@ def as_line(found: Detections, drawing: str | None = None) -> Line:
     return {"image": image, "annotations": objects}
 
 
-def made_by(weights: str, options: DetectionOptions) -> dict[str, Any]:
-    """What decides over detections: results of one file are all made by the same.
+def made_by(weights: str, options: DetectionOptions) -> Info:
+    """Describes the weights and the options that made detections, which are the same for a whole file.
 
     Args:
-        weights: a file, of which the content counts, or "coco".
+        weights: a file, or "coco". A file is described by its name and a hash of its content.
         options: see `ssd_ext.DetectionOptions`.
+
+    Returns:
+        "weights" and the fields of the options.
     """
     name, path = weights, Path(weights)
     if path.is_file():
         digest = hashlib.blake2b(digest_size=8)
-        for file in filter(Path.is_file, (path, path.with_suffix(".bin"))):  # OpenVINO has weights beside its .xml
+        for file in filter(Path.is_file, (path, path.with_suffix(".bin"))):  # OpenVINO's weights are beside the .xml
             with open(file, "rb") as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
@@ -138,34 +155,38 @@ def open_results(
     out: Path,
     drawings: Mapping[Path, Path],
     classes: Sequence[str],
-    info: Mapping[str, Any],
+    info: Info,
     *,
     draw: bool = True,
     resume: bool = False,
     ranks: Ranks = ALONE,
     say: Callable[[str], None] = print,
 ) -> Iterator[Results]:
-    """The results of a run in its folder, which no other run may have meanwhile.
+    """Opens the results of a run in its folder. The folder is locked, so that no other run can use it meanwhile.
 
     Args:
-        out: the folder, made where missing.
+        out: the folder; created if it does not exist.
         drawings: pictures and their drawings, see `plan_drawings`.
         classes, info: see `coco_results`.
-        draw: whether there are drawings.
-        resume: go on from what a run that was stopped, or one of fewer pictures, has left; begin where there is none.
-        ranks: the processes of the run; each has a part of its own.
-        say: what tells of pictures that are no longer there.
+        draw: whether drawings are written.
+        resume: whether to keep the results of a stopped run, or of a finished run with fewer pictures. If there are no
+            results, a new run begins.
+        ranks: the processes of the run; each writes its own part.
+        say: called with messages about results of pictures that no longer exist.
+
+    Yields:
+        The results, to which detections are added.
 
     Raises:
-        ValueError: without `resume`, a run that was stopped has left results; with it, they were made by something
-            else, or are of pictures that are not in `drawings`; or another run has the folder.
+        ValueError: another run uses the folder. Without `resume`: a stopped run left results there. With `resume`: the
+            results were made with other weights or options, or are of pictures that are not in `drawings`.
     """
     part, head = _part(out, ranks.rank), _head(classes, info)
     folder = f"{out}{os.sep}"
     plan = {str(p): str(target).removeprefix(folder) if draw else None for p, target in drawings.items()}
 
     def begin() -> bytes:
-        """Which pictures are left, one byte each, once all parts are as they have to be."""
+        """Prepares the parts, and returns for each picture one byte: whether it has to be done."""
         parts = (_part(out, rank) for rank in range(ranks.size))
         discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()))
         _begin(out, plan, head, info, resume, say)
@@ -175,12 +196,12 @@ def open_results(
     with locked(out) if ranks.first else nullcontext():
         left = ranks.from_first(begin)
         if len(left) != len(plan):
-            raise ValueError(f"process {ranks.rank} finds {len(plan)} pictures where the first one finds {len(left)}")
+            raise ValueError(f"process {ranks.rank} finds {len(plan)} pictures, but the first one finds {len(left)}")
         if not part.exists():
             _write_part(part, head)
-        with open(part, "rb") as file:
-            whole = sum(len(line) for line in file if line.endswith(b"\n"))
-        os.truncate(part, whole)  # what a kill has cut
+        with open(part, "rb") as written:
+            whole = sum(len(line) for line in written if line.endswith(b"\n"))
+        os.truncate(part, whole)  # removes a line that was cut when a process was killed
         with open(part, "ab", buffering=0) as file:
             yield Results(out, plan, list(compress(plan, left)), classes, info, ranks.size, file)
 
@@ -190,7 +211,7 @@ def _part(out: Path, rank: int) -> Path:
 
 
 def parts_of(out: Path) -> list[Path]:
-    """The parts that are there, of whatever number of processes."""
+    """Returns the parts of detections.json in a folder, of any number of processes."""
     return sorted(path for path in out.glob("detections.*.jsonl") if path.name.split(".")[1].isdigit())
 
 
@@ -198,16 +219,16 @@ def _begin(
     out: Path,
     plan: Container[str],
     head: str,
-    info: Mapping[str, Any],
+    info: Info,
     resume: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Makes sure that there is a part, and that all parts are of this run, see `open_results`."""
+    """Creates a part if there is none, and checks that all parts belong to this run, see `open_results`."""
     parts, before = parts_of(out), out / JSON_NAME
     if not resume:
-        if done := len(_index(parts)):
+        if unfinished := len(_index(parts)):
             raise ValueError(
-                f"{out}: holds unfinished results of {done} pictures; continue with --resume, or delete "
+                f"{out}: has unfinished results of {unfinished} pictures; continue with --resume, or delete "
                 f"{', '.join(map(str, parts))} to start over"
             )
         for empty in parts:
@@ -223,7 +244,7 @@ def _begin(
                     f"{path}: was made with {name} {made.get(name)}, and this run has {value}; resume with the same "
                     f"value, or {'delete the file' if parts else 'leave out --resume'} to start over"
                 )
-    done = _index(parts) if parts else [line["image"]["file_name"] for path in earlier for line in _unfold(path)]
+    done = list(_index(parts)) if parts else [line["image"]["file_name"] for path in earlier for line in _unfold(path)]
     _check_named(out, done, plan, say)
     if not parts:
         _write_part(_part(out, 0), head, (line for path in earlier for line in _unfold(path)))
@@ -236,30 +257,30 @@ def _write_part(part: Path, head: str, lines: Iterable[Line] = ()) -> None:
 
 
 def _check_named(out: Path, done: Collection[str], plan: Container[str], say: Callable[[str], None]) -> None:
-    """Raises ValueError where results would be lost, as their pictures are there and not named."""
+    """Raises ValueError if results would be lost: their pictures exist, but this run does not name them."""
     unnamed = [name for name in done if name not in plan]
     lost = next((name for name in unnamed if os.path.exists(name)), None)
     if unnamed and (lost is not None or len(unnamed) == len(done)):
         raise ValueError(
-            f"{out}: holds results of {len(unnamed)} pictures that this run does not name, such as "
+            f"{out}: has results of {len(unnamed)} pictures that this run does not name, such as "
             f"{lost or unnamed[0]}; name them as before, from the same working folder, or choose another --out"
         )
     if unnamed:
-        say(f"results left out, as their pictures no longer exist: {len(unnamed)}, such as {unnamed[0]}")
+        say(f"results left out, because their pictures no longer exist: {len(unnamed)}, such as {unnamed[0]}")
 
 
 class _Place(NamedTuple):
-    """Where the line of a picture is."""
+    """The position of the line of a picture."""
 
     part: Path
-    offset: int
-    drawing: str | None
+    offset: int  # in bytes
+    drawing: str | None  # path inside the folder of the results
 
 
 def _index(parts: Iterable[Path], plan: Mapping[str, str | None] = {}) -> dict[str, _Place]:
-    """Of each picture in the parts a line, by its name: the one with the drawing that is planned, or else the last.
+    """Finds in the parts a line for each picture, by its name: the one with the planned drawing, or else the last one.
 
-    A line that was cut, and what is none, is passed over.
+    Incomplete lines, and lines that are not of a picture, are skipped.
     """
     places: dict[str, _Place] = {}
     for part in parts:
@@ -277,9 +298,9 @@ def _index(parts: Iterable[Path], plan: Mapping[str, str | None] = {}) -> dict[s
 
 
 def _unfold(path: Path) -> Iterator[Line]:
-    """The lines that a detections.json was made of; takes what it was written by, a row a line."""
+    """Reads the lines that a detections.json was made of. The file must have one row in each line, as we write it."""
 
-    def rows(file: TextIO, name: str) -> Iterator[dict[str, Any]]:
+    def rows(file: TextIO, name: str) -> Iterator[dict[str, Any]]:  # JSON
         for line in file:
             if line.startswith(f'"{name}": ['):
                 break
@@ -301,11 +322,13 @@ def _unfold(path: Path) -> Iterator[Line]:
 
 
 class Results:
-    """What a run has found: each process adds lines to its part, detections.RANK.jsonl, and the first one makes
-    detections.json of them.
+    """The results of a run, see `open_results`.
+
+    Each process adds lines to its part, detections.RANK.jsonl. At the end the first process makes detections.json of
+    all parts.
 
     Attributes:
-        left: pictures without a line, in order.
+        left: the pictures that have no line yet, in order.
     """
 
     def __init__(
@@ -314,7 +337,7 @@ class Results:
         plan: Mapping[str, str | None],
         left: Sequence[str],
         classes: Sequence[str],
-        info: Mapping[str, Any],
+        info: Info,
         processes: int,
         file: FileIO,
     ) -> None:
@@ -323,28 +346,30 @@ class Results:
         self._own = [_part(out, rank) for rank in range(processes)]
 
     def add(self, found: Detections) -> None:
-        """Adds one picture, which is drawn already; after that a kill does not lose it."""
+        """Adds the detections in one picture, whose drawing is already written. A kill after this call does not lose
+        them."""
         line = json.dumps(as_line(found, self._plan[str(found.picture.path)]), allow_nan=False).encode() + b"\n"
         with naming(self._file.name):
-            while line:  # of a full disk, the first call tells by writing less
+            while line:  # if the disk is full, the first call writes less, and the next one raises
                 line = line[self._file.write(line) :]
 
     def close(self) -> None:
-        """Ends the part of this process, so that others see all of it, on other machines too."""
+        """Closes the part of this process, so that all processes, on other machines too, see all of its lines."""
         self._file.close()
 
     def done(self) -> int:
-        """How many pictures all processes have added by now."""
+        """Counts the pictures that all processes have added so far."""
         return len(_index(parts_of(self.out)))
 
     def finish(self) -> tuple[int, int]:
-        """Makes detections.json of all parts and removes them; no process may add anything more.
+        """Makes detections.json of all parts and deletes the parts. After this no process may add detections.
 
         Returns:
-            how many pictures and objects it has.
+            The numbers of pictures and objects in detections.json.
 
         Raises:
-            FileNotFoundError: the part of a process is not there, as where the machines do not share the folder.
+            FileNotFoundError: the part of a process is missing, for example because the machines do not share the
+                folder.
         """
         parts = sorted({*self._own, *parts_of(self.out)})
         places = _index(parts, self._plan)

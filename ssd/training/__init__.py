@@ -1,1 +1,1 @@
-"""What decides a run: settings, recipes, splits, steps, and the run itself."""
+"""Training: settings, recipes, splits, steps, and the run itself."""

@@ -1,47 +1,45 @@
-"""What a run was trained on, in a few numbers: enough to notice, when it is resumed, that the data has changed."""
-
-from __future__ import annotations
+"""Fingerprints of data sets, from which a resumed run notices that its data has changed."""
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset
 
-Fingerprint = dict[str, Any]
+from ssd.training.splits import Pictures, whole_of
+
+Fingerprint = dict[str, int | str]
 
 
-def fingerprint(dataset: Dataset | None) -> Fingerprint:
-    """Numbers of pictures and objects, and hashes of file names and boxes.
+def fingerprint(dataset: Pictures | None) -> Fingerprint:
+    """Counts the pictures and objects of a data set, and hashes file names and boxes.
 
-    Not of folders and pixels: the data may be moved, and a damaged picture replaced.
+    Folders and pixels are not part of it: the data may be moved, and a damaged picture may be replaced.
 
     Args:
-        dataset: a `BoxDataset`, a `Subset` of one, or None, which has no pictures.
+        dataset: a data set or a part of one; None counts as a data set without pictures.
+
+    Returns:
+        "pictures" and "objects", the numbers; "files" and "boxes", the hashes as hexadecimal text.
     """
-    indices = range(0)
-    if isinstance(dataset, Subset):
-        dataset, indices = dataset.dataset, dataset.indices
-    elif dataset is not None:
-        indices = range(len(dataset))
-    files, objects, n = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8), 0
-    if indices:
-        packed = dataset.objects
+    files, objects, n_pictures, n_objects = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8), 0, 0
+    if dataset is not None:
+        whole, indices = whole_of(dataset)
+        packed = whole.objects
         rows = torch.cat([packed.columns["boxes"], packed.columns["labels"][:, None]], dim=1).numpy()
         ends = packed.row_splits.tolist()
-    for i in indices:
-        files.update(f"{dataset.pictures[i].name}\n".encode("utf-8", "surrogateescape"))
-        objects.update(rows[ends[i] : ends[i + 1]].tobytes() + b"\n")
-        n += ends[i + 1] - ends[i]
-    return {"pictures": len(indices), "files": files.hexdigest(), "objects": n, "boxes": objects.hexdigest()}
+        n_pictures = len(indices)
+        for i in indices:
+            files.update(f"{whole.pictures[i].name}\n".encode("utf-8", "surrogateescape"))
+            objects.update(rows[ends[i] : ends[i + 1]].tobytes() + b"\n")
+            n_objects += ends[i + 1] - ends[i]
+    return {"pictures": n_pictures, "files": files.hexdigest(), "objects": n_objects, "boxes": objects.hexdigest()}
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What has changed from one fingerprint to another, in words, or None."""
+def difference(before: Mapping[str, int | str], now: Mapping[str, int | str]) -> str | None:
+    """Describes what has changed from one fingerprint to another; None if nothing has changed."""
     for number in ("pictures", "objects"):
         if before[number] != now[number]:
             return f"{now[number]} {number} instead of {before[number]}"
     if before["files"] != now["files"]:
-        return "other pictures, or in another order"
+        return "other pictures, or another order of the pictures"
     return "other boxes or classes" if before["boxes"] != now["boxes"] else None

@@ -1,25 +1,26 @@
-"""The optimiser of a run, and the course of its learning rate."""
-
-from __future__ import annotations
+"""The optimiser of a run, and the schedule of its learning rate."""
 
 import math
 
 import torch
 from torch import nn
 
-from ssd.training.settings import Settings
+from ssd.training.settings import Schedule, Settings, resolved
 
 
-def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
-    """What the learning rate is multiplied by.
+def lr_factor(step: int, total: int, schedule: Schedule, warmup: int) -> float:
+    """Returns the factor by which the learning rate is multiplied in a step.
 
     Args:
-        step: in 0..total-1.
-        total: steps of the run, at least 1.
-        schedule: "step", "cosine" or "onecycle", see `Settings`.
-        warmup: steps in which the rate rises from 0, cut to a tenth of the run; "onecycle" has its own.
+        step: number of the step, in 0..total-1.
+        total: number of steps of the run, at least 1.
+        schedule: see `Settings`.
+        warmup: number of steps in which the rate rises from 0, at most a tenth of the run. "onecycle" does not use it.
+
+    Returns:
+        The factor, in 0..1.
     """
-    if schedule == "onecycle":  # a cosine up over the first 30 %, then a cosine down to nothing
+    if schedule == "onecycle":  # rises by a cosine from 0.04 over the first 30 %, then falls by a cosine to 1e-5
         peak = 0.3 * total
         if step < peak:
             return 0.04 + 0.96 * (1 - math.cos(math.pi * step / peak)) / 2
@@ -32,16 +33,20 @@ def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
-    """SGD with two groups of parameters.
+    """Creates SGD with two groups of parameters: biases learn at twice the rate of the others, as in the tutorial.
 
     Args:
-        model: the network, all of whose parameters are trained.
-        settings: `lr`, `momentum` and `weight_decay`, which holds for all parameters.
+        model: the network; all of its parameters are trained.
+        settings: `lr`, which must not be None, `momentum` and `weight_decay` are used. The weight decay applies to all
+            parameters.
 
     Returns:
-        the optimiser: first the biases, whose "lr_scale" is 2, as in the tutorial, then all others, with 1.
+        The optimiser. Its first group has the biases, with "lr_scale" 2; its second group has the other parameters,
+        with "lr_scale" 1. `train_step` multiplies the learning rate by "lr_scale".
     """
     biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
     others = [p for name, p in model.named_parameters() if not name.endswith(".bias")]
     groups = [{"params": biases, "lr_scale": 2.0}, {"params": others, "lr_scale": 1.0}]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=resolved(settings.lr), momentum=settings.momentum, weight_decay=settings.weight_decay
+    )

@@ -1,4 +1,4 @@
-"""How a run is doing: its losses, how fast it is, how long it waits for pictures; on the screen and in TensorBoard."""
+"""Measures the losses and the speed of a run, and shows them in the terminal and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,50 +17,63 @@ from tqdm import tqdm
 
 from ssd.runtime.processes import Ranks
 
-MIN_SCALE = torch.finfo(torch.float16).tiny  # of the loss in float16; what overflows even so will not do otherwise
-KEPT = 100_000  # losses in a history, at most: 1.4 MB of a checkpoint
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+MIN_SCALE = torch.finfo(torch.float16).tiny  # if gradients overflow with a smaller scale of the loss, no scale helps
+KEPT = 100_000  # most losses in a history; they take 1.4 MB of a checkpoint
+History = dict[str, list[float]]
 
 
 class Meter:
-    """Collects losses on the device and reads them some steps at a time; knows how long the run waited for pictures.
+    """Collects losses on the device and reads them every few steps; measures speed, and the time spent on waiting.
 
     Args:
-        history: the lists "step" and "loss", which grow.
-        bar, writer: where it is shown; `writer` as of `tensorboard_writer`.
-        ranks: the processes of the run, of whose losses the mean is taken.
-        scaler: of the run. While it lowers its scale, which takes steps that change nothing, a loss may be infinite.
+        history: lists "step" and "loss", to which losses are appended.
+        bar: progress bar that shows loss and speed.
+        writer: see `tensorboard_writer`.
+        ranks: processes of the run; losses are means over the processes.
+        scaler: scaler of the loss in float16. While it lowers its scale, it skips steps, and the loss may be infinite.
     """
 
     def __init__(
-        self, history: dict[str, list[float]], bar: tqdm, writer: Any, ranks: Ranks, scaler: GradScaler
+        self, history: History, bar: tqdm, writer: SummaryWriter | None, ranks: Ranks, scaler: GradScaler
     ) -> None:
         self.history, self.bar, self.writer, self.ranks, self.scaler = history, bar, writer, ranks, scaler
         self.seconds, self.waited, self.pictures = 0.0, 0.0, 0  # of the whole run
         self.start()
 
     def start(self) -> None:
-        """Begins to measure, after something else than training."""
+        """Starts the clock; must be called again after work other than training, such as validation."""
         self.steps: list[int] = []
         self.losses: list[Tensor] = []
         self.new_pictures, self.new_waited, self.since = 0, 0.0, time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the time in which the run waits for pictures."""
+        """Measures the time of the `with` block as time in which the run waits for pictures."""
         asked = time.perf_counter()
         yield
         self.new_waited += time.perf_counter() - asked
 
     def add(self, step: int, loss: Tensor, pictures: int) -> None:
+        """Adds a step; does not wait for the device.
+
+        Args:
+            step: number of the step, from 1.
+            loss: 0-d, on the device.
+            pictures: number of pictures of this process.
+        """
         self.steps.append(step)
         self.losses.append(loss)
         self.new_pictures += pictures * self.ranks.size
 
     def flush(self) -> None:
-        """Reads the losses.
+        """Reads the losses from the device, and shows them.
 
         Raises:
-            FloatingPointError: one is not finite; in float16, the gradients overflow even below `MIN_SCALE`.
+            FloatingPointError: a loss is not finite; in float16, gradients overflow even with a scale below
+                `MIN_SCALE`.
         """
         if not self.losses:
             return
@@ -69,11 +82,11 @@ class Meter:
         if self.scaler.is_enabled() and self.scaler.get_scale() >= MIN_SCALE:
             wrong = None
         elif self.scaler.is_enabled() and not wrong:
-            wrong = math.inf, self.steps[-1]  # of the gradient that is, and no step is taken any more
+            wrong = math.inf, self.steps[-1]  # the gradient is infinite, and the scaler skips every step
         if wrong:
             raise FloatingPointError(
                 f"the loss became {wrong[0]} at step {wrong[1]}: try a lower learning rate, a longer warm-up "
-                f"or gradient clipping; last.pt, if there, is from before"
+                f"or gradient clipping; last.pt, if it exists, is from before this step"
             )
         remember(self.history, self.steps, losses)
         seconds = time.perf_counter() - self.since
@@ -90,19 +103,23 @@ class Meter:
         self.start()
 
     def summary(self) -> str:
+        """Describes the whole run: number of pictures, speed, and share of time in which it waited for pictures."""
         rate, share = self.pictures / max(self.seconds, 1e-9), self.waited / max(self.seconds, 1e-9)
-        return f"trained on {self.pictures} pictures, {rate:.1f} a second, {share:.0%} of the time waiting for them"
+        return (
+            f"trained on {self.pictures} pictures, {rate:.1f} per second; waited for pictures {share:.0%} of the time"
+        )
 
 
-def remember(history: dict[str, list[float]], steps: Sequence[int], losses: Sequence[float]) -> None:
-    """Adds losses to a history, which then depends on all losses alone and not on how many are added at once.
+def remember(history: History, steps: Sequence[int], losses: Sequence[float]) -> None:
+    """Appends losses to a history. The result does not depend on how many losses are appended in one call.
 
-    A full history, of `KEPT` losses, is thinned first, to half of that or less: means over 2 steps, or 4, 8 and so on,
-    take the place of what is there. So the loss beside a step is always the mean since the step before it.
+    When a history has `KEPT` losses, it is reduced to half of this number or less: its losses are replaced by means
+    over 2 steps, or 4, 8 and so on. So a loss in the history is the mean of the losses after the preceding step of
+    the history, up to its own step.
 
     Args:
-        history: the lists "step" and "loss", which change.
-        steps, losses: one loss for each step. Of a mean only finite ones are a part, if there are any.
+        history: the lists "step" and "loss"; they are changed.
+        steps, losses: one loss for each step. A mean is taken over its finite losses, if there are any.
     """
     for step, loss in zip(steps, losses, strict=True):
         if len(history["loss"]) >= KEPT:
@@ -111,7 +128,7 @@ def remember(history: dict[str, list[float]], steps: Sequence[int], losses: Sequ
         history["loss"].append(loss)
 
 
-def _thin(history: dict[str, list[float]]) -> None:
+def _thin(history: History) -> None:
     steps, losses = np.array(history["step"]), np.array(history["loss"])
     width = 2
     while steps[-1] > width * KEPT // 2:
@@ -124,11 +141,11 @@ def _thin(history: dict[str, list[float]]) -> None:
     history["loss"][:] = np.where(counts, totals / np.maximum(counts, 1), losses[starts]).tolist()
 
 
-def tensorboard_writer(folder: Path, say: Callable[[str], None]) -> Any:
-    """TensorBoard's writer to a folder, or None where it is not installed."""
+def tensorboard_writer(folder: Path, say: Callable[[str], None]) -> SummaryWriter | None:
+    """Creates a TensorBoard writer to a folder; without TensorBoard it calls `say` and returns None."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        say("no TensorBoard scalars: tensorboard is not installed")
+        say("no scalars for TensorBoard are written: tensorboard is not installed")
         return None
     return SummaryWriter(str(folder))

@@ -1,24 +1,23 @@
-"""Recipes of training: what belongs together, and what it reached."""
-
-from __future__ import annotations
+"""Recipes of training: settings that belong together."""
 
 import math
 from typing import Any, NamedTuple
 
-MOST_EPOCHS = 400  # of a run: fewer than twenty pictures are soon known by heart
+MOST_EPOCHS = 400  # limit of the default; it applies to fewer than 18 pictures, which a network soon memorises
 
 
 class Recipe(NamedTuple):
-    """Settings that were measured together, for those that a run does not set by itself."""
+    """Settings that were measured together. They are the defaults of the settings of a run."""
 
-    what: str  # it is for
-    settings: dict[str, Any]  # fields of `ssd.training.settings.Settings`; those of "loss" are fields of `LossOptions`
-    source: str
-    pictures: int  # seen in a run, at least
-    epochs: int  # of a run, at least
+    what: str  # purpose of the recipe: "for ..."
+    # Fields of `ssd.training.settings.Settings`, each of its own type; "loss" has fields of `LossOptions`.
+    settings: dict[str, Any]
+    source: str  # papers, files and measurements
+    pictures: int  # least number of pictures seen in a run, counted with repetitions
+    epochs: int  # least number of epochs of a run
 
 
-RECIPES = {
+RECIPES: dict[str, Recipe] = {
     "scratch": Recipe(
         "random weights",
         {
@@ -38,7 +37,7 @@ RECIPES = {
     ),
     "finetune": Recipe(
         "weights of a detector or of VGG16",
-        {  # and a rate by the network: `lr_for`
+        {  # the learning rate depends on the network: `lr_for`
             "augment": "mild",
             "schedule": "cosine",
             "warmup": 500,
@@ -67,11 +66,23 @@ RECIPES = {
 
 
 def epochs_for(recipe: str, pictures: int) -> int:
-    """How many passes a run makes over so many training pictures, if it is not said."""
+    """Returns the default number of epochs.
+
+    Args:
+        recipe: a key of `RECIPES`.
+        pictures: number of training pictures, at least 1.
+    """
     least, enough = RECIPES[recipe].epochs, math.ceil(RECIPES[recipe].pictures / pictures)
     return max(least, min(enough, MOST_EPOCHS))
 
 
 def lr_for(recipe: str, head_batch_norm: bool) -> float:
-    """The learning rate, if it is not said; with batch norm in its heads a network bears ten times as much."""
-    return RECIPES[recipe].settings.get("lr", 1e-2 if head_batch_norm else 1e-3)
+    """Returns the default learning rate.
+
+    Args:
+        recipe: a key of `RECIPES`.
+        head_batch_norm: whether the network has batch normalisation in its heads. If the recipe has no rate of its own,
+            such a network gets 1e-2, ten times the rate of others.
+    """
+    rate: float = RECIPES[recipe].settings.get("lr", 1e-2 if head_batch_norm else 1e-3)
+    return rate

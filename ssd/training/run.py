@@ -1,4 +1,4 @@
-"""Training: from a folder of pictures to a checkpoint, resumable to the bit."""
+"""Training: from folders of pictures to a checkpoint. A stopped run can be resumed with bitwise equal results."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.optimizer import lr_factor, make_optimizer
-from ssd.training.progress import Meter, tensorboard_writer
+from ssd.training.progress import History, Meter, tensorboard_writer
 from ssd.training.recipes import epochs_for, lr_for
-from ssd.training.settings import Settings, not_negative
+from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, open_sets
 from ssd.training.step import train_step
 from ssd.training.summary import SHEET, report
@@ -39,7 +39,7 @@ from ssd.weights.loading import initial_model
 from ssd_ext import LossOptions
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"
-LOG_EVERY = 10  # steps between two reads of the loss, each of which waits for the device
+LOG_EVERY = 10  # steps between two reads of the loss; each read waits for the device
 
 
 def train(
@@ -52,43 +52,45 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     quiet: bool = False,
-) -> dict[str, list[float]]:
-    """Trains a network and leaves `last.pt`, `best.pt`, `curve.png` and `worst.png` in a folder.
+) -> History:
+    """Trains a network, and writes `last.pt`, `best.pt`, `curve.png` and `worst.png` to a folder.
 
-    Ctrl-C, or SIGTERM, stops after the step at hand and saves; a resumed run sees the same pictures and takes the same
-    steps as one that was never stopped, to the bit on the same machine. A picture that cannot be read, or a process for
-    reading them that is killed, stops it in the same way. A run that is killed itself goes on from the last of the
-    checkpoints that it writes at the end of an epoch and every `save_every` minutes. TensorBoard scalars are written
-    where it is installed.
+    Ctrl-C or SIGTERM stops the run after the current step and saves it. A resumed run sees the same pictures and takes
+    the same steps as a run that was never stopped; on the same machine the results are bitwise equal. If a picture
+    cannot be read, or a process that reads pictures is killed, the run is also saved and stopped. If the run itself is
+    killed, it can be resumed from its last checkpoint: it writes one at the end of each epoch and every `save_every`
+    minutes. If TensorBoard is installed, scalars are written for it.
 
-    Processes that torchrun started share each batch, so that a run of any number of them takes the steps of one: the
-    loss is divided by the positives of all. The first writes the files.
+    Processes that torchrun started share each batch. The loss is divided by the positives of all processes, so a run
+    with any number of processes takes the same steps as a run with one. The first process writes the files.
 
     Args:
-        settings: of the run. A resumed run has those of its checkpoint: None, or settings that must agree with them.
+        settings: settings of the run. A resumed run has the settings of its checkpoint; pass None, or settings that
+            must agree with them.
         out: folder of the run.
-        resume: True continues from `last.pt` in the folder; "auto" continues if it is there and else starts a new run,
-            so that the same call serves each time.
-        given: the settings that must agree with those of a resumed run, as "batch_size" or "loss.matching"; by
-            default all. What is None agrees with anything.
+        resume: True continues from `last.pt` in the folder. "auto" continues if `last.pt` exists, and otherwise starts
+            a new run, so the same call can be repeated.
+        given: names of the settings that must agree with those of a resumed run, such as "batch_size" or
+            "loss.matching"; None: all. A setting that is None agrees with every value.
         save_every: minutes between two checkpoints within an epoch, at least 0; 0: only at the end of an epoch. They
-            are written at a multiple of `LOG_EVERY` steps. Changes nothing else.
+            are written after a multiple of `LOG_EVERY` steps. Does not change the results.
         device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
-        workers: processes that read pictures; by default one per core, at most 4. Changes nothing but speed.
-        quiet: no progress bar and no text.
+        workers: number of processes that read pictures; by default one per core, at most 4. Does not change the
+            results.
+        quiet: whether to show no progress bar and no text.
 
     Returns:
-        history: "step", "loss" (one per step; in a run of more than 100,000 steps means over several, so that no more
-        than that many are kept, see `ssd.training.progress.remember`), "eval_step", "mAP" (one per validation) and,
-        where there is a test list, "test_mAP" (one).
+        The history of the run: "step" and "loss" with one number per step; "eval_step" and "mAP" with one number per
+        validation; and "test_mAP" with one number, if there is a test split. After more than 100,000 steps, "loss" has
+        means over several steps, see `ssd.training.progress.remember`.
 
     Raises:
-        ValueError: bad settings or data, data or settings that changed before the run was resumed, or the folder
-            already holds a run.
-        FileNotFoundError: data, or the checkpoint to resume from, is missing.
-        OSError: a picture cannot be read, a file of the run not be written, or a process of it was killed.
+        ValueError: the settings or the data are not valid, the data or the settings of a resumed run have changed, or
+            the folder already has a run.
+        FileNotFoundError: the data, or the checkpoint to resume from, is missing.
+        OSError: a picture cannot be read, a file cannot be written, or a process of the run was killed.
         FloatingPointError: the loss is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after saving.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; raised after the run was saved.
     """
     on = pick_device(device)
     if resume not in (True, False, "auto"):
@@ -103,20 +105,20 @@ def train(
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
         for name in (LAST, BEST, CURVE, SHEET) if ranks.first else ():
             discard_leftovers(Path(out) / name)
-        if resume == "auto":
-            resume = ranks.from_first(last.exists)  # others may not see the file
-        run = _Run(settings, Path(out), resume, given, save_every, on, workers, quiet or not ranks.first, ranks)
+        # Only the first process is sure to see the file.
+        resumes = ranks.from_first(last.exists) if resume == "auto" else bool(resume)
+        run = _Run(settings, Path(out), resumes, given, save_every, on, workers, quiet or not ranks.first, ranks)
         with run.writer or nullcontext(), stop_signals() as stopping:
             run.to_the_end(stopping)
     return run.history
 
 
 class _Run:
-    """All that a run holds: what it was asked for, the data, the network and how far it has come."""
+    """A run: its settings, data, network and progress."""
 
     def __init__(
         self,
-        settings: Settings | None,
+        asked: Settings | None,
         out: Path,
         resume: bool,
         given: Collection[str] | None,
@@ -127,28 +129,37 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         self.out, self.last, self.best = out, out / LAST, out / BEST
-        state: dict[str, Any] | None = None
+        state: dict[str, Any] | None = None  # a checkpoint has values of many types
         if resume:
             state = _resumable(self.last)
-            asked, settings = settings, Settings.from_dict(state["settings"])
+            settings = Settings.from_dict(state["settings"])
             if asked is not None:
                 _check_same(asked, settings, given, out)
         elif self.last.exists():
-            raise ValueError(f"{out} already holds a run: resume it, or choose another folder")
+            raise ValueError(f"{out} already has a run: resume it, or choose another folder")
         elif self.best.exists():
-            raise ValueError(f"{self.best} would be replaced, and no {LAST} is there to resume: choose another folder")
-        elif settings is None:
-            raise ValueError(f"{self.last} is not there to resume, and a new run needs settings")
-        else:  # the run may be resumed from another working directory
-            settings = _absolute(settings)
+            raise ValueError(f"{self.best} would be replaced, and there is no {LAST} to resume: choose another folder")
+        elif asked is None:
+            raise ValueError(f"{self.last} does not exist, and a new run needs settings")
+        else:  # absolute paths: the run may be resumed from another working directory
+            settings = _absolute(asked)
         self.device, self.ranks = device, ranks
         self.workers = worker_count(workers)
         self.quiet = quiet
 
         sets, self.fingerprints = ranks.from_first(lambda: _open(settings))
         self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
-        epochs = settings.epochs or epochs_for(settings.recipe, len(sets.train))
-        self.settings = settings = replace(settings, classes=sets.classes, epochs=epochs, **sets.names)
+        self.recipe = resolved(settings.recipe)
+        self.epochs = settings.epochs or epochs_for(self.recipe, len(sets.train))
+        settings = replace(
+            settings,
+            classes=sets.classes,
+            epochs=self.epochs,
+            split=sets.names["split"],
+            val_split=sets.names["val_split"],
+            test_split=sets.names["test_split"],
+        )
+        self.settings = settings
         for note in sets.notes:
             self.say(note)
         for name, before in state.get("fingerprints", {}).items() if state else ():
@@ -164,10 +175,10 @@ class _Run:
         else:
             shape = {name: getattr(settings, name) for name in ("width", "batch_norm", "head_batch_norm", "priors")}
             model = initial_model(len(sets.classes) + 1, settings.weights, **shape)
-            rate = settings.lr or lr_for(settings.recipe, model.config["head_batch_norm"])
+            rate = settings.lr or lr_for(self.recipe, model.config["head_batch_norm"])
             self.settings = settings = replace(settings, lr=rate)
         if settings.sync_batch_norm and device.type != "cuda":
-            raise ValueError(f"sync_batch_norm: torch has it for GPUs only, and this run is on {device}")
+            raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")
         if settings.sync_batch_norm and ranks.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self._check_share(model)
@@ -175,11 +186,11 @@ class _Run:
         if settings.compile:
             compile_network(self.model)
         self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
-        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss._asdict(), normalize="global")
+        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss_options._asdict(), normalize="global")
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = GradScaler(device.type, enabled=settings.fp16)
         self.step = 0
-        self.history: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "mAP": []}
+        self.history: History = {"step": [], "loss": [], "eval_step": [], "mAP": []}
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.history = state["step"], state["history"]
@@ -187,13 +198,15 @@ class _Run:
                 self.scaler.load_state_dict(state["scaler"])
 
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), settings.batch_size)
-        self.total = settings.epochs * self.steps_per_epoch
-        self.eval_every = settings.eval_every or max(1, settings.epochs // 10)
+        self.total = self.epochs * self.steps_per_epoch
+        self.eval_every = settings.eval_every or max(1, self.epochs // 10)
+        self.schedule: Schedule = resolved(settings.schedule)
+        self.warmup = resolved(settings.warmup)
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
 
     def _check_share(self, model: nn.Module) -> None:
-        """Raises ValueError where a process has too few pictures at once."""
+        """Raises ValueError if a process has too few pictures at once."""
         n, parts = min(self.settings.batch_size, len(self.train_set)), self.settings.accumulate
         share = n // self.ranks.size // parts
         if not share:
@@ -206,15 +219,23 @@ class _Run:
             )
 
     def say(self, text: object) -> None:
+        """Prints a text above the progress bar."""
         if not self.quiet:
             tqdm.write(str(text))
 
     def to_the_end(self, stopping: list[int | Exception]) -> None:
-        """Trains until done, or until `stopping` is no longer empty: then saves and raises what is in there, or
-        KeyboardInterrupt for a signal."""
+        """Trains to the end of the run, or until `stopping` is no longer empty.
+
+        Args:
+            stopping: gets a signal number or an error when the run must stop.
+
+        Raises:
+            Exception: an error in `stopping`, after the run was saved.
+            KeyboardInterrupt: a signal in `stopping`, or another process was stopped; after the run was saved.
+        """
         self.say(self.settings.summary())
         self.say(
-            f"{len(self.train_set)} pictures of {', '.join(self.settings.classes)}; "
+            f"{len(self.train_set)} pictures of {', '.join(self.sets.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
             f"{self.total} steps of {self.settings.batch_size} pictures on {self.device}"
             + f" and {self.ranks.size - 1} more"
@@ -236,9 +257,9 @@ class _Run:
                         self.save_last()
                         self.say(
                             f"stopped at step {self.step} of {self.total}; saved {self.last}. "
-                            f"To go on: ssd train --out {self.out} --resume"
+                            f"To continue: ssd train --out {self.out} --resume"
                         )
-                    why = stopping[0] if stopping else None  # None: another process has the reason
+                    why = stopping[0] if stopping else None  # None: another process was stopped
                     raise why if isinstance(why, Exception) else KeyboardInterrupt
         self.say(meter.summary())
         if self.val_set is None:
@@ -246,13 +267,15 @@ class _Run:
         self.close()
 
     def epoch(self, batches: Iterator[Batch], meter: Meter, stopping: list[int | Exception]) -> bool:
-        """Trains to the end of the epoch, or until `stopping` is no longer empty in any process.
+        """Trains to the end of the epoch, or until `stopping` is no longer empty in one of the processes.
 
         Args:
-            batches: what it trains on; their error is appended to `stopping`.
+            batches: the batches of this run; an error of theirs is appended to `stopping`.
+            meter: measures the steps.
+            stopping: see `to_the_end`.
 
         Returns:
-            whether it was stopped.
+            Whether the run was stopped.
         """
         self.model.train()
         meter.start()
@@ -265,7 +288,7 @@ class _Run:
                     stopping.append(error)
             if stopped := self.ranks.any(stopping):
                 break
-            factor = lr_factor(self.step, self.total, self.settings.schedule, self.settings.warmup)
+            factor = lr_factor(self.step, self.total, self.schedule, self.warmup)
             loss = train_step(
                 self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
             )
@@ -280,36 +303,35 @@ class _Run:
         return stopped
 
     def end_of_epoch(self) -> None:
-        """Validates where it is time and not yet done, and draws the curve."""
-        epoch, settings = self.step // self.steps_per_epoch, self.settings
-        due = epoch % self.eval_every == 0 or epoch == settings.epochs
+        """Validates the network if this is due and not done yet, and draws the curve."""
+        epoch = self.step // self.steps_per_epoch
+        due = epoch % self.eval_every == 0 or epoch == self.epochs
         if self.val_set and due and self.step not in self.history["eval_step"][-1:]:
             if not self.last.exists():
-                self.save_last()  # a run killed after its first best.pt could not be resumed
+                self.save_last()  # without it, a run killed after its first best.pt cannot be resumed
             try:
                 self.validate(epoch)
             except Exception:
-                self.save_last()  # a run resumed from here validates first
+                self.save_last()  # a run that is resumed from here validates first
                 raise
         if self.ranks.first:
             plot_curves(self.history, self.out / CURVE)
 
     def validate(self, epoch: int) -> None:
-        """Measures the mAP, and keeps the network as best.pt where no earlier one was better."""
-        settings = self.settings
+        """Measures the mAP, and saves the network as best.pt unless an earlier one was better."""
         self.ranks.synchronise(self.model)
         result = evaluate(
             self.model,
-            self.val_set,
-            settings.classes,
-            bf16=settings.bf16,
+            resolved(self.val_set),
+            self.sets.classes,
+            bf16=self.settings.bf16,
             workers=self.workers,
             quiet=True,
             ranks=self.ranks,
         )
-        self.say(f"epoch {epoch} of {settings.epochs}: {result.summary()}")
+        self.say(f"epoch {epoch} of {self.epochs}: {result.summary()}")
         if math.isnan(result.mAP) and not self.history["mAP"]:
-            self.say(f"no object to find in the pictures held out, hence no mAP: {self.best} will be the last network")
+            self.say(f"the pictures held out have no objects, so there is no mAP: {self.best} will be the last network")
         if not (self.best.exists() and result.mAP < max(filter(math.isfinite, self.history["mAP"]), default=0)):
             self.save(self.best, mAP=result.mAP)
         self.history["eval_step"].append(self.step)
@@ -320,8 +342,8 @@ class _Run:
                 self.writer.add_scalar(f"AP/{name}", ap, self.step)
 
     def close(self) -> None:
-        """Measures what was kept, and says what there is to say of it."""
-        best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # others may not see the file
+        """Measures the network in best.pt, and prints the report."""
+        best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # only the first is sure to see the file
         model = place(build_model(best, self.best), self.device)
         text, test = report(model, self.sets, self.settings, self.out, workers=self.workers, ranks=self.ranks)
         self.say(text)
@@ -329,57 +351,61 @@ class _Run:
             self.history["test_mAP"] = [test.mAP]
 
     def save_last(self) -> None:
-        """What a resumed run needs."""
+        """Saves last.pt, with everything that a resumed run needs."""
         states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         self.save(self.last, **states, history=self.history, fingerprints=self.fingerprints)
         self.saved = time.monotonic()
 
-    def save(self, path: Path, **extra: Any) -> None:
+    def save(self, path: Path, **extra: Any) -> None:  # values of many types, see `save_checkpoint`
+        """Saves the network, the settings and the step to a checkpoint, in the first process only."""
         if not self.ranks.first:
             return
         settings = self.settings.as_dict()
-        save_checkpoint(path, self.model, self.settings.classes, settings=settings, step=self.step, **extra)
+        save_checkpoint(path, self.model, self.sets.classes, settings=settings, step=self.step, **extra)
 
 
-def _resumable(path: Path) -> dict[str, Any]:
+def _resumable(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
+    """Loads a checkpoint, and raises ValueError if a run cannot be resumed from it."""
     state = load_checkpoint(path)
     lacking = [key for key in ("settings", "step", "optimizer", "history") if key not in state]
     if lacking:
         raise ValueError(
-            f"{path}: cannot be resumed, as it has no {', '.join(lacking)}: only {LAST} of a run has all. "
+            f"{path}: cannot be resumed, because it has no {', '.join(lacking)}: only {LAST} of a run has all of them. "
             f"A new run can start from it, with --weights {path}"
         )
     return state
 
 
 def _open(settings: Settings) -> tuple[Sets, dict[str, Fingerprint]]:
-    """The pictures of a run, and what to know them by when it is resumed."""
+    """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
     sets = open_sets(settings)
     return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}
 
 
 def _check_same(asked: Settings, run: Settings, given: Collection[str] | None, out: Path) -> None:
-    """Raises ValueError where settings differ from those of the run that is to be resumed."""
-    asked, changes = _absolute(asked), []
+    """Raises ValueError if settings differ from those of the run that is resumed."""
+    asked = _absolute(asked)
+    changes: list[str] = []
     if given is None:
         own = [field.name for field in fields(Settings) if field.name != "loss"]
         given = own + [f"loss.{name}" for name in LossOptions._fields]
     for name in given:
         wanted, has = attrgetter(name)(asked), attrgetter(name)(run)
         if wanted is not None and wanted != has:
-            changes.append(f"{name} is {_shown(has)} in the run, and {_shown(wanted)} was asked for")
+            changes.append(f"{name} is {_shown(has)} in the run, but {_shown(wanted)} was given")
     if changes:
         raise ValueError(
-            f"{out} holds a run with other settings: {'; '.join(changes)}. To go on with it, give the settings of the "
-            f"run, or leave them out; for a new run, choose another folder"
+            f"{out} has a run with other settings: {'; '.join(changes)}. To continue it, give the settings of the run, "
+            f"or leave them out; for a new run, choose another folder"
         )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _absolute(settings: Settings) -> Settings:
-    """The same with folders that do not depend on the working directory."""
-    folders = {name: getattr(settings, name) for name in ("data", "val_data")}
-    return replace(settings, **{name: of and tuple(map(os.path.abspath, of)) for name, of in folders.items()})
+    """The same settings with absolute paths of the folders."""
+    data = tuple(map(os.path.abspath, settings.data))
+    val_data = settings.val_data and tuple(map(os.path.abspath, settings.val_data))
+    return replace(settings, data=data, val_data=val_data)

@@ -1,20 +1,22 @@
-"""Which pictures a run trains on, which it chooses best.pt on, and which it measures at the end."""
-
-from __future__ import annotations
+"""Chooses the pictures for training, for validation (which selects best.pt) and for the test at the end."""
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch import Tensor
+from torch.utils.data import Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.networks.ssd300 import SSD300
-from ssd.training.settings import Settings
+from ssd.training.settings import Settings, resolved
 
-WORDS = {  # the kind of a split by the word that its name begins with; the first of a kind is preferred
+# A data set or a part of one. Any: an image is whatever the transform returns.
+Pictures = BoxDataset | Subset[tuple[Any, dict[str, Tensor]]]
+
+WORDS = {  # kind of a split by the first word of its name; earlier words are preferred
     "trainval": "trainval",
     "train": "train",
     "training": "train",
@@ -30,44 +32,58 @@ WORDS = {  # the kind of a split by the word that its name begins with; the firs
 class Sets(NamedTuple):
     """The pictures of a run."""
 
-    train: Dataset
-    val: Dataset | None
-    test: Dataset | None
-    names: dict[str, str | None]  # the lists that they are from, by the names of `Settings`
+    train: Pictures
+    val: Pictures | None
+    test: Pictures | None
+    names: dict[str, str | None]  # the chosen values of the settings "split", "val_split" and "test_split"
     classes: tuple[str, ...]
-    notes: list[Dropped | str]  # what was left out
+    notes: list[Dropped | str]  # objects and splits that were left out
+
+
+def whole_of(pictures: Pictures) -> tuple[BoxDataset, Sequence[int]]:
+    """Returns the whole data set, and the indices of these pictures in it."""
+    if isinstance(pictures, BoxDataset):
+        return pictures, range(len(pictures))
+    assert isinstance(pictures.dataset, BoxDataset)
+    return pictures.dataset, pictures.indices
 
 
 def open_sets(settings: Settings) -> Sets:
-    """The pictures for training, validation and test; validation is a part of the first where no list is for it.
+    """Opens the pictures for training, validation and test.
+
+    If there is no validation split, a part of the training pictures is held out for validation.
 
     Raises:
-        FileNotFoundError, ValueError: see `ssd.data.open_dataset`.
+        FileNotFoundError: see `ssd.data.open_dataset`.
+        ValueError: see `ssd.data.open_dataset`; or several splits are possible, and the settings do not name one.
     """
     input_size = SSD300.input_size
     names = _choose(settings)
     split, val_split, test_split = names["split"], names["val_split"], names["test_split"]
-    augment = AUGMENTATIONS[settings.augment](input_size, flips=settings.flips)
-    whole = train = open_dataset(settings.data, split, settings.classes, augment)
+    augment = AUGMENTATIONS[resolved(settings.augment)](input_size, flips=settings.flips)
+    whole = open_dataset(settings.data, split, settings.classes, augment)
+
+    train: Pictures = whole
+    val: Pictures | None = None
+    test: Pictures | None = None
+    notes: list[Dropped | str] = [*whole.dropped]
 
     def unaugmented(data: tuple[str, ...], split: str | None) -> BoxDataset:
-        return open_dataset(data, split, whole.classes, EvalTransform(input_size), keep_crowds=True)
+        opened = open_dataset(data, split, whole.classes, EvalTransform(input_size), keep_crowds=True)
+        notes.extend(opened.dropped)
+        return opened
 
-    val, notes = None, list(whole.dropped)
     if settings.val_data or val_split:
         val = unaugmented(settings.val_data or _with_split(settings.data, val_split), val_split)
-        notes += val.dropped
     elif settings.held_out and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n = min(max(1, round(settings.held_out * len(order))), len(order) - 1)
         val = Subset(whole.view(EvalTransform(input_size), keep_crowds=True), sorted(order[:n]))
         train = Subset(whole, sorted(order[n:]))
-    test = None
     if test_split:
         try:
             test = unaugmented(_with_split(settings.data, test_split), test_split)
-            notes += test.dropped
-        except (FileNotFoundError, ValueError) as error:  # a list without annotations, as of a competition
+        except (FileNotFoundError, ValueError) as error:  # a split without annotations, such as that of a competition
             if settings.test_split:
                 raise
             notes.append(f"{test_split} will not be measured: {error}")
@@ -75,10 +91,10 @@ def open_sets(settings: Settings) -> Sets:
 
 
 def _choose(settings: Settings) -> dict[str, str | None]:
-    """The splits of a run: those that it names, or those that there are.
+    """Chooses the splits of a run: those that the settings name, or those that the data has.
 
     Raises:
-        ValueError: several could be meant.
+        ValueError: several splits are possible.
     """
     known = {name for root in settings.data for name in list_splits(root)}
     split, val_split, test_split = settings.split, settings.val_split, settings.test_split
@@ -105,9 +121,9 @@ def _choose(settings: Settings) -> dict[str, str | None]:
 
 
 def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The names of splits by their kind and by what follows the word for it: train2017 is {"train": {"2017": ...}}.
+    """Groups the names of splits by their kind and by the rest of the name: train2017 is {"train": {"2017": ...}}.
 
-    A name with a second such word is of no kind: "train_test" is Pascal VOC's list of the class "train" in "test".
+    A name with two of the words has no kind: "train_test" is Pascal VOC's list of the class "train" in "test".
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in WORDS.values()}
     for word, kind in WORDS.items():
@@ -120,8 +136,11 @@ def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def _partners(own: dict[str, dict[str, str]], splits: dict[str, dict[str, str]], kind: str) -> list[str]:
-    """The splits of a kind that may go with the one that is trained on, `own`: the one whose name differs only in the
-    word for the kind, as val2017 from train2017, or else those that are not the partner of another."""
+    """Finds the splits of a kind that may belong to the training split, `own`.
+
+    This is the split whose name has another word and the same rest, as val2017 and train2017 do; or, if there is none,
+    all splits that do not belong to another training split in this way.
+    """
     rest = next((rest for names in own.values() for rest in names), "")
     if rest in splits[kind]:
         return [splits[kind][rest]]
@@ -129,4 +148,5 @@ def _partners(own: dict[str, dict[str, str]], splits: dict[str, dict[str, str]],
 
 
 def _with_split(roots: tuple[str, ...], split: str | None) -> tuple[str, ...]:
+    """The folders that have the split; all folders if none has it."""
     return tuple(root for root in roots if split in list_splits(root)) or roots

@@ -1,6 +1,4 @@
-"""One step of training: the gradient of a batch, in whatever precision and in however many parts, and its use."""
-
-from __future__ import annotations
+"""One step of training, in bfloat16, float16 or float32, on a batch or on its parts in turn."""
 
 from contextlib import nullcontext
 
@@ -13,7 +11,7 @@ from ssd.data.colour import to_input
 from ssd.data.loader import Batch
 from ssd.loss import MultiBoxLoss
 from ssd.runtime.device import autocast, place
-from ssd.training.settings import Settings
+from ssd.training.settings import Settings, resolved
 
 UNSCALED = GradScaler("cpu", enabled=False)
 
@@ -28,26 +26,26 @@ def train_step(
     device: torch.device,
     scaler: GradScaler = UNSCALED,
 ) -> Tensor:
-    """One step of the optimiser.
+    """Runs one step of the optimiser.
 
-    With `settings.accumulate` the batch runs in parts, whose gradients add up to that of the whole; only batch
-    normalisation takes its statistics from each part.
+    With `settings.accumulate` the batch is divided into parts, whose gradients add up to the gradient of the whole
+    batch. Only batch normalisation differs: it computes its statistics for each part.
 
     Args:
-        model: the network on its device, or that network in DistributedDataParallel.
+        model: the network on its device, or this network in DistributedDataParallel.
         criterion: the loss, on the same device.
-        optimizer: of `make_optimizer`; its rates are set here.
-        batch: on the CPU, of this process; its images are bytes, or floats that are normalised.
-        settings: `lr`, `accumulate`, `bf16`, `fp16` and `clip_grad` are used.
-        factor: of the learning rate, see `lr_factor`.
-        device: where the network is.
-        scaler: of the loss in float16.
+        optimizer: the result of `make_optimizer`; its learning rates are set here.
+        batch: the batch of this process, on the CPU; its images are uint8, or floating-point and normalised.
+        settings: `lr`, `accumulate`, `bf16`, `fp16` and `clip_grad` are used; `lr` must not be None.
+        factor: factor on the learning rate, see `lr_factor`.
+        device: device of the network.
+        scaler: scaler of the loss in float16.
 
     Returns:
-        the loss before the step, 0-d on the device; in bfloat16 and float32 nothing waits for the device.
+        The loss before the step, 0-d on the device. In bfloat16 and float32 the host does not wait for the device.
     """
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr * group["lr_scale"] * factor
+        group["lr"] = resolved(settings.lr) * group["lr_scale"] * factor
     parts = [part.to(device) for part in batch.parts(settings.accumulate)]
     divisor = None
     if len(parts) > 1:
@@ -55,9 +53,10 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     losses = []
     for part in parts:
-        images = place(to_input(part.images, part.colours), device)  # not in autocast: colours would have 8 bits
-        unfinished = isinstance(model, DistributedDataParallel) and part is not parts[-1]
-        with model.no_sync() if unfinished else nullcontext():
+        # Outside of autocast: in bfloat16, colours would have 8 bits.
+        images = place(to_input(part.images, part.colours), device)
+        last = part is parts[-1]  # after the last part, the processes exchange their gradients
+        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with autocast(device, settings.bf16, settings.fp16):
                 offsets, logits = model(images)
             loss = criterion(offsets, logits, part.boxes, part.labels, part.row_splits, divisor)

@@ -75,7 +75,7 @@ def test_mistakes_are_named(weights, shapes, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", no_compiler)
     message = error("--format", "aoti", "--out", tmp_path / "x.pt2")
-    assert message.endswith("aoti needs a C++ compiler that works: InvalidCxxCompiler: none\n")
+    assert message.endswith("aoti needs a working C++ compiler: InvalidCxxCompiler: none\n")
     monkeypatch.setitem(FORMATS, "pt2", FORMATS["pt2"]._replace(modules=("torch", "no_such_package")))
     assert "pt2 needs no_such_package: pip install 'ssd-ext[pt2]'" in error("--out", tmp_path / "x.pt2")
     assert {path.name for path in tmp_path.iterdir()} == {"text.pt", "there.pt2"}

@@ -41,7 +41,7 @@ def test_ctrl_c_in_a_terminal_saves_and_resumes(shapes, tmp_path, workers):
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"Traceback" not in err
-    assert b"To go on: ssd train --out" in out
+    assert b"To continue: ssd train --out" in out
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 1
 
 

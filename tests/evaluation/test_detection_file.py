@@ -59,7 +59,7 @@ def test_pictures_of_one_name_are_told_apart_by_their_folders(data: Path, tmp_pa
     assert [len(boxes) for boxes, _, _ in found] == [0, 0, 0, 0, 2, 0]
 
     content["images"][0]["file_name"] = "a.png"
-    with pytest.raises(ValueError, match=r"images\[0\]\['file_name'\] is 'a.png', which may be .*data.* or .*more"):
+    with pytest.raises(ValueError, match=r"images\[0\]\['file_name'\] is 'a.png', and this may be .*data.* or .*more"):
         DetectionFile(write(path, content)).detections(dataset)
     with pytest.raises(ValueError, match="image_id 30 is in two files of the data"):
         DetectionFile(write(path, results())).detections(dataset)
@@ -137,12 +137,12 @@ def test_a_wrong_entry_of_ssd_detect_is_named(data: Path, tmp_path: Path) -> Non
     assert "annotations[0]['image_id'] is 9" in error(lambda c: c["annotations"][0].update(image_id=9))
     assert "annotations[1]['category_id'] is 9" in error(lambda c: c["annotations"][1].update(category_id=9))
     assert "annotations[1] has no 'score'" in error(lambda c: c["annotations"][1].pop("score"))
-    assert "'x/d.png', which is no picture" in error(lambda c: c["images"][1].update(file_name="x/d.png"))
-    assert "images[1]['file_name'] is 'a.png', as is images[0]" in error(
-        lambda c: c["images"][1].update(file_name="a.png")
-    )
+    assert "'x/d.png', and the data has no such picture" in error(lambda c: c["images"][1].update(file_name="x/d.png"))
+    twice = error(lambda c: c["images"][1].update(file_name="a.png"))
+    assert "images[1]['file_name'] is 'a.png': this is" in twice
+    assert "a.png, and so is images[0]" in twice
     assert "images[1]['id'] is 1, a duplicate" in error(lambda c: c["images"][1].update(id=1))
-    assert "detections.json: lacks" in (message := error(lambda c: c["images"].pop()))
+    assert "detections.json: does not have" in (message := error(lambda c: c["images"].pop()))
     assert "c.png" in message
 
 
@@ -151,5 +151,5 @@ def test_a_list_needs_ids(data: Path, tmp_path: Path) -> None:
         (tmp_path / "yolo" / folder).mkdir(parents=True)
         (tmp_path / "yolo" / folder / file).write_bytes((data / file).read_bytes() if folder == "images" else b"")
     (tmp_path / "yolo" / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(ValueError, match=r"r.json: is a list, whose ids are of data in COCO's JSON, not a YOLODataset"):
+    with pytest.raises(ValueError, match=r"r.json: a list refers to ids of .* this data is a YOLODataset"):
         read(write(tmp_path / "r.json", results()), tmp_path / "yolo")

@@ -57,7 +57,7 @@ def test_a_detector_from_a_file_is_that_of_the_network(files, weights, shapes, f
     assert (its.options, its.classes) == (OPTIONS, CLASSES)
     picture = min((shapes / "JPEGImages").iterdir())
     torch.testing.assert_close(its(picture).boxes, ours(picture).boxes, rtol=0, atol=0.01)
-    with pytest.raises(ValueError, match="has bf16 False, not True; leave it out, or export it anew"):
+    with pytest.raises(ValueError, match="has bf16 False, not True; leave it out, or export a new file"):
         Detector.load(files[format], bf16=True)
     with pytest.raises(ValueError, match=r"has min_score 0\.3, not None"):
         Detector.load(files[format], min_score=None)

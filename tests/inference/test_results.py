@@ -74,7 +74,7 @@ def test_a_stopped_detection_goes_on(many, weights, at_picture, capsys, action, 
     assert stopped["detections.0.jsonl"].count(b"\n") == 1 + kept
     assert "detections.json" not in stopped
     for other, error in (
-        ([], f"found: holds unfinished results of {kept} pictures; continue with --resume"),
+        ([], f"found: has unfinished results of {kept} pictures; continue with --resume"),
         (["--resume", "--top-k", "8"], "detections.0.jsonl: was made with top_k 9, and this run has 8"),
     ):
         assert detect(*HOW, *other, weights=weights, out="found") == 2
@@ -142,15 +142,15 @@ def test_pictures_that_are_added_later_are_done_alone(many, weights, at_picture,
 
     before = left_by(many / "found")
     assert detect("later", "in/1.jpg", "--resume", *HOW[1:], weights=weights, out="found") == 2
-    assert "holds results of 5 pictures that this run does not name, such as in/2.gif" in capsys.readouterr().err
+    assert "has results of 5 pictures that this run does not name, such as in/2.gif" in capsys.readouterr().err
     (many / "in").rename(many / "moved")
     assert detect("moved", "--resume", *HOW[1:], weights=weights, out="found") == 2
-    assert "holds results of 6 pictures that this run does not name, such as in/1.jpg" in capsys.readouterr().err
+    assert "has results of 6 pictures that this run does not name, such as in/1.jpg" in capsys.readouterr().err
     assert left_by(many / "found") == before
     (many / "moved").rename(many / "in")
     (many / "in" / "5.jpg").rename(many / "5.jpg")
     assert detect(*HOW, "--resume", weights=weights, out="found") == 0
-    assert "results left out, as their pictures no longer exist: 1, such as in/5.jpg" in capsys.readouterr().err
+    assert "results left out, because their pictures no longer exist: 1, such as in/5.jpg" in capsys.readouterr().err
     assert len(json.loads((many / "found" / "detections.json").read_text())["images"]) == 5
     assert json.loads(before["detections.json"])["images"][3]["drawing"] == "3.png"
 
@@ -168,7 +168,7 @@ def test_detection_without_resume_begins_anew(photos, weights, at_picture, capsy
     assert "another run is writing there" in capsys.readouterr().err
     part.write_text("of somebody else")
     assert detect(".", "--resume", weights=weights, out="found") == 2
-    assert "detections.0.jsonl: would be replaced, and is not of `ssd detect`" in capsys.readouterr().err
+    assert "detections.0.jsonl: would be replaced, but `ssd detect` did not write it" in capsys.readouterr().err
 
 
 def test_a_network_with_nan_writes_strict_json(photos, weights, tmp_path):

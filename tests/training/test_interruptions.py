@@ -234,7 +234,7 @@ def test_what_cannot_be_resumed_is_named(settings, tmp_path, capsys):
     run(replace(settings, epochs=1), out)
     shutil.copy(out / "best.pt", out / "last.pt")
     line = error_of(capsys, "train", "--resume", "--out", out)
-    assert f"{out}/last.pt: cannot be resumed, as it has no optimizer, history" in line
+    assert f"{out}/last.pt: cannot be resumed, because it has no optimizer, history" in line
     save_checkpoint(out / "last.pt", SSD300(3, width=0.01), ["a", "b"])
     assert "it has no settings, step" in error_of(capsys, "train", "--resume", "--out", out)
 
@@ -257,4 +257,4 @@ def test_best_is_the_last_network_where_no_map_can_be_measured(settings, shapes,
     settings = replace(settings, val_data=(str(bare),))
     train(settings, tmp_path / "run", device="cpu", workers=0)
     assert load_checkpoint(tmp_path / "run" / "best.pt")["step"] == STEPS
-    assert capsys.readouterr().out.count("no object to find in the pictures held out") == 1
+    assert capsys.readouterr().out.count("the pictures held out have no objects") == 1

@@ -135,7 +135,7 @@ def test_another_seed_is_another_run(shapes, tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
     run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(ValueError, match="already has a run"):
         run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
     (tmp_path / "run" / "last.pt").unlink()
     best = (tmp_path / "run" / "best.pt").read_bytes()
@@ -150,27 +150,27 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
 
 def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, capsys):
     out, given = tmp_path / "run", {"epochs": 1, **NARROW, "loss": {"neg_pos_ratio": 2.0}}
-    with pytest.raises(ValueError, match=r"run/last\.pt is not there to resume, and a new run needs settings"):
+    with pytest.raises(ValueError, match=r"run/last\.pt does not exist, and a new run needs settings"):
         run(None, out, resume="auto")
     settings = Settings((shapes,), "train", "test", **given)
     history = run(settings, out, resume="auto")
     monkeypatch.setattr(training, "train_step", None)
     monkeypatch.chdir(tmp_path)
     assert run(Settings((os.path.relpath(shapes),), **given), out, resume="auto") == history
-    with pytest.raises(ValueError, match=r"run holds a run with other settings: seed is 0 in the run, and 7 was") as e:
+    with pytest.raises(ValueError, match=r"run has a run with other settings: seed is 0 in the run, but 7 was") as e:
         run(Settings((shapes,), seed=7, **given), out, resume="auto")
     assert "give the settings of the run, or leave them out; for a new run, choose another folder" in str(e.value)
-    assert str(e.value).count(" was asked for") == 1
+    assert str(e.value).count(" was given") == 1
     with pytest.raises(ValueError, match="resume must be True, False or \"auto\", got 'Auto'"):
         run(settings, out, resume="Auto")
 
     line = ["train", "--out", str(out), "--resume", "auto", "--workers", "0", "--device", "cpu", shapes]
     assert main([*line, "--width", "0.01", "--neg-pos-ratio", "2"]) == 0
     for flags, says in (
-        ([str(tmp_path)], f"data is {shapes} in the run, and {shapes}, {tmp_path} was asked for"),
-        (["--seed", "0", "--batch-size", "8"], "settings: batch_size is 2 in the run, and 8 was asked for. To go on"),
-        (["--neg-pos-ratio", "1"], "loss.neg_pos_ratio is 2.0 in the run, and 1.0 was asked for"),
-        (["--classes", "a,b"], "classes is circle, square, triangle in the run, and a, b was asked for"),
+        ([str(tmp_path)], f"data is {shapes} in the run, but {shapes}, {tmp_path} was given"),
+        (["--seed", "0", "--batch-size", "8"], "settings: batch_size is 2 in the run, but 8 was given. To continue"),
+        (["--neg-pos-ratio", "1"], "loss.neg_pos_ratio is 2.0 in the run, but 1.0 was given"),
+        (["--classes", "a,b"], "classes is circle, square, triangle in the run, but a, b was given"),
     ):
         assert main([*line, *flags]) == 2
         assert says in capsys.readouterr().err
