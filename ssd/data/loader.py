@@ -284,17 +284,20 @@ class _Loader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
         with _same_handler_of_sigchld():
             batches = super().__iter__()
-        try:
-            for batch in batches:
-                if isinstance(batch, Exception):
-                    raise batch
-                yield Batch._make(map(_as_tensor, batch))
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise ChildProcessError(
-                f"a process that reads pictures was killed; if memory ran out, use fewer --workers ({error})"
-            ) from None
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while the worker is being killed
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                    raise
+                raise ChildProcessError(
+                    f"a process that reads pictures was killed; if memory ran out, use fewer --workers ({error!r})"
+                ) from None
+            if isinstance(batch, Exception):
+                raise batch
+            yield Batch._make(map(_as_tensor, batch))
 
 
 @contextmanager

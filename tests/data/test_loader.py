@@ -195,6 +195,19 @@ class TestTrainLoader:
         with pytest.raises(ImageReadError, match=r"^\S*JPEGImages/b\.jpg: cannot decode the picture .*\)$"):
             self.read(train_loader(dataset, 2, seed=0, steps=range(1), workers=workers))
 
+    @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+    def test_a_worker_that_is_being_killed_is_one_that_was_killed(self, monkeypatch, error):
+        """While the system still ends the process, torch takes it for alive, and reading from it fails."""
+        loader = iter(train_loader(WorkerName(8), 2, seed=0, steps=range(100), workers=1))
+        next(loader)
+
+        def fail(iterator):
+            raise error
+
+        monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "_next_data", fail)
+        with pytest.raises(ChildProcessError, match=f"was killed; .*{type(error).__name__}"):
+            next(loader)
+
     def test_a_killed_worker_is_an_error_where_its_batch_is_asked_for(self):
         loader = iter(train_loader(WorkerName(8), 2, seed=0, steps=range(100), workers=2))
         os.kill(next(loader).labels[0], signal.SIGKILL)
