@@ -14,6 +14,7 @@ BEHAVIOURS = {
     "cli/test_compile.py": "the option --compile of training and detection",
     "export/test_onnx_openvino.py": "both formats find the same: each test runs with both",
     "training/test_interruptions.py": "runs that are killed, stopped or disturbed",
+    "test_before.py": "files of earlier versions",
     "test_build.py": "setup.py, and what is imported of a library that is missing or broken",
     "test_documents.py": "what the documents and docstrings name",
     "test_drop_in.py": "the code of the tutorial with our imports",

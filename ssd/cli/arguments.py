@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # `ssd --help` does not import it
 
 Value = TypeVar("Value")
 
-DATA = "folders in Pascal VOC, COCO or YOLO layout"
+DATA = "folders of annotated pictures; see ssd train --help for their layouts"
 WEIGHTS = (  # the help of --weights
     "a checkpoint such as run/best.pt, a file written by ssd export, weights of another project (see ssd convert), "
     "or coco"
@@ -67,6 +68,15 @@ def command(
     parser = commands.add_parser(name, help=summary, description=description, formatter_class=raw)
     parser.set_defaults(run=run)
     parser.flags = flags
+
+
+def paragraphs(texts: Mapping[str, str]) -> str:
+    """Formats a table for a description: each name, and beside it the text about it, in lines of 120 characters."""
+    width = max(map(len, texts)) + 4
+    return "\n".join(
+        textwrap.fill(text, 120, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width)
+        for name, text in texts.items()
+    )
 
 
 def checked(kind: Callable[[str], Value], *checks: Callable[[Value], None]) -> Callable[[str], Value]:

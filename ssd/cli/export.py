@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import Commands, add_fields, command, fields_given
+from ssd.cli.arguments import Commands, add_fields, command, fields_given, paragraphs
 from ssd_ext import DetectionOptions
 
 
@@ -19,10 +19,7 @@ def add_export(commands: Commands) -> None:
         """Write a program whose input is pictures as bytes (B, 3, 300, 300) and whose output is boxes, labels, scores
 and counts. The file also holds the class names and detection options. Before the file is written, the program's
 detections are compared with the network's. The formats:
-  pt2      a graph that torch loads (torch.export)
-  aoti     compiled by AOTInductor for machines like this one; runs in C++ without Python
-  onnx     standard operators only, for ONNX Runtime and other programs that read ONNX
-  openvino for Intel's processors: an .xml and a .bin file; fastest with --int8
+{formats}
 ssd detect and ssd eval take these files as --weights (docs/shipping.md).
 
 examples:
@@ -35,6 +32,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.export import FORMATS
     from ssd.inference.detector import SHOWN
 
+    formats = paragraphs({name: format.summary for name, format in FORMATS.items()})
+    parser.description = (parser.description or "").format(formats=formats)
     parser.add_argument("source", metavar="WEIGHTS", help="a checkpoint such as run/best.pt, see ssd convert, or coco")
     parser.add_argument("--format", choices=FORMATS, default="pt2", help="of the file (default: %(default)s)")
     parser.add_argument(

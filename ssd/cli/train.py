@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import DATA, Commands, add_fields, add_machine_options, checked, command, fields_given
+from ssd.cli.arguments import (
+    DATA,
+    Commands,
+    add_fields,
+    add_machine_options,
+    checked,
+    command,
+    fields_given,
+    paragraphs,
+)
 from ssd.training.settings import Settings, not_negative
 from ssd_ext import LossOptions
 
@@ -20,11 +29,7 @@ def add_train(commands: Commands) -> None:
         """Train SSD300 on your pictures. Writes last.pt, best.pt, curve.png and worst.png into the folder --out.
 
 DATA is a folder in one of these layouts, as labelling tools export them:
-  Pascal VOC  JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ...
-  COCO        annotations/instances_train.json and the pictures in train/ or images/train/; or
-              train/_annotations.coco.json beside its pictures; or a JSON file instead of a folder
-  YOLO        images/train/*.jpg or train/images/*.jpg, labels/*.txt in the same structure, and data.yaml or
-              classes.txt
+{layouts}
 Splits are recognised by their names: train and val, training and validation, train2017 and val2017 ... Without a
 validation split, a tenth of the pictures is held out to choose best.pt. A test split is measured at the end. With
 several folders, the network is trained on all of them together.
@@ -39,6 +44,10 @@ examples:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
+    from ssd.data import FORMATS
+
+    layouts = paragraphs({format.FORMAT: format.LAYOUT for format in FORMATS})
+    parser.description = (parser.description or "").format(layouts=layouts)
     parser.add_argument("data", nargs="*", metavar="DATA", help=DATA)
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument(

@@ -40,10 +40,6 @@ AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {  # the choices o
     "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
     "v2": v2_transform,
 }
-NO_DATA = (
-    "holds no data set: neither Annotations and JPEGImages (Pascal VOC), nor images and labels with data.yaml or "
-    "classes.txt (YOLO), nor a JSON file with images, annotations and categories (COCO)"
-)
 FORMATS = (VOCDataset, YOLODataset, COCODataset)  # a folder is read by the first one whose `holds` accepts it
 
 
@@ -55,7 +51,7 @@ def open_dataset(
     *,
     keep_crowds: bool = False,
 ) -> BoxDataset:
-    """Opens folders in Pascal VOC, YOLO or COCO layout; the format is detected from the first folder.
+    """Opens folders in the layout of one of `FORMATS`, which is detected from the first folder.
 
     Args:
         roots, split, classes, transform, keep_crowds: see `BoxDataset`.
@@ -82,6 +78,9 @@ def list_splits(root: str | PathLike[str]) -> list[str]:
 
 def _format_of(root: Path) -> type[BoxDataset]:
     found = next((format for format in FORMATS if format.holds(root)), None)
+    if found is None and not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder")
     if found is None:
-        raise FileNotFoundError(f"{root}: {NO_DATA if root.exists() else 'no such folder'}")
+        layouts = "; ".join(f"{format.FORMAT} ({format.LAYOUT})" for format in FORMATS)
+        raise FileNotFoundError(f"{root}: holds no data set in one of the known layouts: {layouts}")
     return found

@@ -248,6 +248,12 @@ class COCODataset(BoxDataset):
     Labels follow the order of the category ids. Boxes of crowds ("iscrowd") are left out unless `keep_crowds`.
     """
 
+    FORMAT = "COCO"
+    LAYOUT = (
+        "annotations/instances_train.json and the pictures in train/ or images/train/; or train/_annotations.coco.json "
+        "beside its pictures; or a JSON file instead of a folder"
+    )
+
     @staticmethod
     def holds(folder: Path) -> bool:
         return any(path.suffix == ".json" for path in _files(folder).values())

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -222,6 +222,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         ValueError: an annotation is broken or has a class that is not in `classes`, or there are no annotations.
     """
 
+    FORMAT: ClassVar[str]  # the name of the format
+    LAYOUT: ClassVar[str]  # the files that it consists of
     _declared: Any = None  # more values that a format reads, of types that JSON can hold
 
     def __init__(

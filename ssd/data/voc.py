@@ -85,6 +85,9 @@ class VOCDataset(BoxDataset):
     Arguments and attributes are those of `BoxDataset`.
     """
 
+    FORMAT = "Pascal VOC"
+    LAYOUT = "JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ..."
+
     @staticmethod
     def holds(folder: Path) -> bool:
         return (folder / "Annotations").is_dir()

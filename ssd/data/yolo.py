@@ -92,6 +92,11 @@ class YOLODataset(BoxDataset):
     of the classes.
     """
 
+    FORMAT = "YOLO"
+    LAYOUT = (
+        "images/train/*.jpg or train/images/*.jpg, labels/*.txt in the same structure, and data.yaml or classes.txt"
+    )
+
     def __init__(self, *args: Any, **options: Any) -> None:
         self._declared: list[str] = []  # the names of the classes
         super().__init__(*args, **options)

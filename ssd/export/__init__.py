@@ -36,6 +36,7 @@ class Format(NamedTuple):
     """The functions of a file format.
 
     Attributes:
+        summary: what the files are for, in one line.
         suffix: suffix of the files. The part after the last dot determines how a file is loaded.
         save: writes a program and its metadata to a path.
         load: returns the program in a file, a function with the arguments and results of `DetectionProgram`, and the
@@ -45,6 +46,7 @@ class Format(NamedTuple):
             metadata; None if the format has no int8.
     """
 
+    summary: str
     suffix: str
     save: Callable[[DetectionProgram, Path, Metadata], None]
     load: Callable[[Path], tuple[Callable[[Tensor], Sequence[Tensor]], Metadata]]
@@ -53,11 +55,32 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "pt2": Format(".pt2", torch_formats.save_pt2, torch_formats.load),
-    "aoti": Format(".aoti.pt2", torch_formats.save_aoti, torch_formats.load),
-    "onnx": Format(".onnx", onnx.save, onnx.load, ("onnx", "onnxscript", "onnxruntime")),
+    "pt2": Format(
+        "a graph that torch loads (torch.export)",
+        ".pt2",
+        torch_formats.save_pt2,
+        torch_formats.load,
+    ),
+    "aoti": Format(
+        "compiled by AOTInductor for machines like the one that exports; runs in C++ without Python",
+        ".aoti.pt2",
+        torch_formats.save_aoti,
+        torch_formats.load,
+    ),
+    "onnx": Format(
+        "standard operators only, for ONNX Runtime and other programs that read ONNX",
+        ".onnx",
+        onnx.save,
+        onnx.load,
+        ("onnx", "onnxscript", "onnxruntime"),
+    ),
     "openvino": Format(
-        ".xml", openvino.save, openvino.load, ("onnx", "onnxscript", "openvino", "nncf"), openvino.quantize
+        "for Intel's processors: an .xml and a .bin file; fastest with --int8",
+        ".xml",
+        openvino.save,
+        openvino.load,
+        ("onnx", "onnxscript", "openvino", "nncf"),
+        openvino.quantize,
     ),
 }
 

@@ -128,7 +128,7 @@ BROKEN = [
             lambda p: (p / "Annotations").rename(p / "x"),
             {},
             FileNotFoundError,
-            "holds no data set: neither Annotations",
+            r"holds no data set in one of the known layouts: Pascal VOC \(JPEGImages",
         ),
         (lambda p: (p / "JPEGImages").rename(p / "x"), {}, FileNotFoundError, "JPEGImages: no such folder"),
         (emptied, {}, ValueError, "no annotations in .*, split None"),
