@@ -25,7 +25,7 @@ CONTENDERS = {
     "plain_pytorch": ("plain PyTorch", "tab:cyan"),
     "compiled_fallback": ("compiled", "tab:purple"),
     "torchvision": ("torchvision", "tab:orange"),
-    "torchvision_no_cap": ("torchvision, no cap", "tab:red"),
+    "torchvision_no_cap": ("torchvision, all candidates", "tab:red"),
     "tutorial": ("tutorial", "tab:gray"),
     "ssd_ext_bf16": ("ssd_ext bf16", "tab:cyan"),
     "torchvision_bf16": ("torchvision bf16", "tab:red"),

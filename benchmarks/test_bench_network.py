@@ -3,8 +3,8 @@
 .venv/bin/python -m pytest benchmarks/test_bench_network.py -k forward-8-images
 
 The peer is torchvision's `ssd300_vgg16` with the same random weights, and with the priors of ssd_ext, so that the
-results can be compared. The biases of the class heads are set so that some hundred candidates of an image pass 0.01, as
-after training. `_bf16`: bfloat16 autocast and channels_last in both, as in `ssd detect` and `ssd train` on hardware
+results can be compared. The biases of the class heads are set so that a few hundred candidates of an image pass 0.01,
+as after training. `_bf16`: bfloat16 autocast and channels_last in both, as in `ssd detect` and `ssd train` on hardware
 with bfloat16.
 """
 
