@@ -17,14 +17,16 @@ from ssd_ext import DetectionOptions, LossOptions, batched_nms, decode_boxes, mu
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Makes a torchvision detector use our loss and detection, in place. Everything else stays, its state dict too.
+    """Makes a torchvision detector use our loss and detection, in place.
 
-    In an `SSD` (`ssd300_vgg16`, `ssdlite320_mobilenet_v3_large`) the loss and the detection are replaced, in a
-    `RetinaNet` only the detection. The model is called as before and returns results of the same form. Thresholds are
-    read from the model at each call. Losses agree with torchvision's to a relative 1e-5; detections agree in number,
-    labels and order, except where rounding decides: docs/semantics.md, "Where an accelerated model differs". In
-    evaluation mode an accelerated SSD works with `torch.export` and `torch.compile(fullgraph=True)`. `torch.jit.script`
-    works only with the original model.
+    Everything else stays as it is, including the state dict of the model. In an `SSD` (`ssd300_vgg16`,
+    `ssdlite320_mobilenet_v3_large`) the loss and the detection are replaced, in a `RetinaNet` only the detection. The
+    model is called as before and returns results of the same form. Thresholds are read from the model at each call.
+
+    Losses agree with torchvision's to a relative 1e-5; detections agree in number, labels and order, except where
+    rounding decides: docs/semantics.md, "Where an accelerated model differs". In evaluation mode an accelerated SSD
+    works with `torch.export` and `torch.compile(fullgraph=True)`. `torch.jit.script` works only with the original
+    model.
 
     Args:
         model: a torchvision `SSD` or `RetinaNet`, not wrapped. A model that is accelerated already is not changed.
@@ -70,7 +72,8 @@ class _Accelerated:
 
 
 class _SSD(_Accelerated, SSD):
-    # torchvision annotates the pair that TorchScript returns; in Python it is the losses or the detections.
+    # The return type is torchvision's: the pair that TorchScript returns. In Python, the method returns either the
+    # losses or the detections.
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -101,7 +104,10 @@ class _SSD(_Accelerated, SSD):
         anchors: list[Tensor],
         matched_idxs: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Computes both losses with anchors[0] for every image; with `matched_idxs` by torchvision's own method."""
+        """Computes both losses with anchors[0] for every image.
+
+        If `matched_idxs` is given, torchvision's own method computes them.
+        """
         if matched_idxs is not None:
             return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         logits = head_outputs["cls_logits"]
@@ -141,8 +147,8 @@ class _SSD(_Accelerated, SSD):
         priors = xy_to_cxcy(image_anchors[0] / size)
         boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
         rows = zip(boxes, scores, labels, counts.tolist(), strict=True)
-        # Cut to n rows first, multiplied after: the compiler of torch 2.11 cannot slice a product by a number of rows
-        # that depends on the data.
+        # The boxes are cut to n rows before they are multiplied, because the compiler of torch 2.11 cannot slice a
+        # product by a number of rows that depends on the data.
         return [{"boxes": b[:n] * size, "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
 
 
@@ -226,7 +232,7 @@ def _check_sides(boxes: list[Tensor]) -> None:
 
 
 def _best_of_rows(scores: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Finds in each row the scores > min_score, at most the `most` largest.
+    """Finds in each row the scores > min_score; if there are more than `most`, only the `most` largest.
 
     Returns row, column and value of each; rows in order, and in a row by descending score.
     """

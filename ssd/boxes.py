@@ -1,4 +1,4 @@
-"""Box arithmetic with the names of the tutorial, and checks of boxes that callers pass. Boxes are (..., 4).
+"""Box arithmetic with the names of sgrvinod's tutorial, and checks of boxes that callers pass. Boxes are (..., 4).
 
 `xy` means the corners (x0, y0, x1, y1); `cxcy` means centre and size (cx, cy, w, h), in fractions of the image.
 `gcxgcy` means offsets from a prior, with the variances 0.1 and 0.2: Liu et al., SSD: Single Shot MultiBox Detector,
@@ -113,7 +113,7 @@ def read_boxes(boxes: Tensor, labels: Tensor, allowed: range, of: str = "") -> t
         of: text that begins every error message, such as "targets[3]: ".
 
     Returns:
-        The boxes (k, 4) float64, in which rounding lifts no IoU to a threshold, and the labels (k,) int64.
+        The boxes (k, 4), in float64 so that rounding does not lift an IoU to a threshold, and the labels (k,) int64.
 
     Raises:
         ValueError: a shape does not fit, or a label is not allowed.

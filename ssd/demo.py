@@ -23,7 +23,7 @@ N_TRAIN, N_TEST = 400, 100
 N_DRAWN = 12
 DRAWN = DetectionOptions(min_score=0.5)
 CPU_WIDTH = 0.25
-SETTINGS: dict[str, Any] = {"epochs": 10, "eval_every": 5}  # fields of Settings, each with a type of its own
+SETTINGS: dict[str, Any] = {"epochs": 10, "eval_every": 5}  # fields of Settings; each value has the type of its field
 
 
 def demo(
@@ -31,7 +31,7 @@ def demo(
     *,
     device: str | None = None,
     workers: int | None = None,
-    **settings: Any,  # each of the type that its field of Settings has
+    **settings: Any,  # each value has the type of its field in Settings
 ) -> float:
     """Trains and tests a detector on drawn circles, squares and triangles, with the same code as `ssd train`.
 

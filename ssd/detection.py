@@ -55,7 +55,7 @@ def detect(
     min_score: float = DEFAULTS.min_score,
     max_overlap: float = DEFAULTS.max_overlap,
     top_k: int = DEFAULTS.top_k,
-    **options: Any,  # each of the type that its field of DetectionOptions has
+    **options: Any,  # each value has the type of its field in DetectionOptions
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Decodes predictions, removes overlapping boxes of each class, and keeps the best detections of each image.
 

@@ -40,7 +40,7 @@ PALETTE = bytes.fromhex(
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
 MARK = "ssd detect"  # the text "Software" of our PNG files; only files with it are replaced
-PLOTTED = 4000  # most points of a line: several for each pixel of its width
+PLOTTED = 4000  # maximum number of points of a line: several for each pixel of the plot's width
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40, 41-60 and 61-80
 
 
@@ -198,7 +198,7 @@ def save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def is_drawing(path: str | os.PathLike[str]) -> bool:
     """Tells from the header of a file whether `save_png` wrote it; False if there is no such file."""
     try:
-        if not os.path.isfile(path):  # to open a pipe would wait forever
+        if not os.path.isfile(path):  # opening a pipe could wait forever
             return False
         with Image.open(path, formats=["PNG"]) as picture:
             return picture.info.get("Software") == MARK
@@ -226,7 +226,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
 
     step, loss = _pair(history, "step", "loss")
     loss_axes.plot(*_envelope(step, loss), color="tab:blue", alpha=0.25, linewidth=1)
-    # Few points are marked by dots: a single point between two gaps has no line.
+    # If there are few points, each is marked by a dot, because a single point between two gaps has no line.
     every = slice(None, None, math.ceil(len(loss) / PLOTTED) or 1)
     mean = _running_mean(loss)[every]
     loss_axes.plot(step[every], mean, color="tab:blue", linewidth=2, marker="o" if len(loss) < 50 else "")
@@ -273,7 +273,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _size(picture: Image.Image) -> float:
-    """Side of the square of the same area in pixels; line widths and text sizes are proportional to it."""
+    """Square root of the area of the picture, in pixels; line widths and text sizes are proportional to it."""
     return (picture.width * picture.height) ** 0.5
 
 
@@ -290,7 +290,11 @@ def _to_pixels(box: np.ndarray, size: tuple[int, int]) -> Box | None:
 def _place_tab(
     corners: Box, text: str, font: ImageFont.FreeTypeFont, size: tuple[int, int], taken: Sequence[Box]
 ) -> Box:
-    """Places the tab of a text at a corner of the box: inside the picture and, if possible, beside the tabs taken."""
+    """Places the tab of a text at a corner of the box.
+
+    A tab is the coloured background of a text. It is inside the picture and, if possible, does not overlap the tabs in
+    `taken`.
+    """
     ascent, descent = font.getmetrics()
     pad = _pad(font)
     w, h = round(font.getlength(text)) + 2 * pad, ascent + descent + pad
@@ -373,8 +377,10 @@ def _window_sums(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _envelope(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reduces a line to at most `PLOTTED` points that look the same: the lowest and the highest finite value of each
-    group of neighbours."""
+    """Reduces a line to at most `PLOTTED` points, so that the plot looks the same.
+
+    The points are the lowest and the highest finite value of each group of neighbours.
+    """
     if len(ys) <= PLOTTED:
         return xs, ys
     size = math.ceil(2 * len(ys) / PLOTTED)

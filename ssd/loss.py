@@ -47,7 +47,7 @@ class MultiBoxLoss(nn.Module):
         normalize: Literal["batch", "global"] = "batch",
         parts: bool = False,
         check: bool = False,
-        **options: Any,  # each of the type that its field of LossOptions has
+        **options: Any,  # each value has the type of its field in LossOptions
     ) -> None:
         super().__init__()
         if priors_cxcy.dim() != 2 or priors_cxcy.shape[1] != 4:

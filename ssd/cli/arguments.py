@@ -13,7 +13,7 @@ from ssd.training.recipes import RECIPES
 from ssd.training.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
 
-if TYPE_CHECKING:  # `ssd --help` does not import it
+if TYPE_CHECKING:  # so that `ssd --help` does not import the detector
     from ssd.inference.detector import Detector
 
 Value = TypeVar("Value")
@@ -99,7 +99,7 @@ def checked(kind: Callable[[str], Value], *checks: Callable[[Value], None]) -> C
             raise argparse.ArgumentTypeError(str(error)) from None
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it if the text cannot be converted
+    parse.__name__ = kind.__name__  # argparse shows this name if the text cannot be converted
     return parse
 
 
@@ -136,7 +136,10 @@ def add_fields(
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
         elif name == "classes":
-            settings |= {"type": class_names, "help": f"{text}, separated by commas, or a file of one per line"}
+            settings |= {
+                "type": class_names,
+                "help": f"{text}: a list separated by commas, or a file with one name per line",
+            }
         elif get_origin(kind) is tuple:
             settings |= {"nargs": "+", "metavar": "DATA"}
         else:
@@ -153,7 +156,11 @@ def _default_text(default: Any, name: str) -> str:
         value = getattr(settings.loss if name in LossOptions._fields else settings, name, default)
         recipes.setdefault(value, []).append(recipe)
     if name != "recipe" and len(recipes) > 1:
-        return "; ".join(f"{', '.join(names)} {value}" for value, names in recipes.items() if value is not None)
+        return "; ".join(
+            f"{'on' if value is True else value} with the recipe {' or '.join(names)}"
+            for value, names in recipes.items()
+            if value is not None
+        )
     return "" if default is None or default is False else str(default)
 
 
@@ -161,7 +168,7 @@ def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]
     """The options that were given on the command line.
 
     Args:
-        arguments: parsed flags, of `add_fields`.
+        arguments: parsed flags that `add_fields` added.
         options: the class of the options, `Settings` or a named tuple.
 
     Returns:
@@ -229,7 +236,7 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
 
     Args:
         arguments: parsed flags, with those of `add_machine_options` and `add_inference_options`.
-        defaults: options of detection that hold where neither the flags nor the file of the weights have others.
+        defaults: options of detection that are used if neither a flag nor the file of the weights sets them.
 
     Raises:
         FileNotFoundError, ValueError, OSError: see `ssd.Detector.load`.

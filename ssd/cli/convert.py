@@ -21,8 +21,8 @@ normalisation and class names. No code from the file is run. IN is one of
   checkpoint_ssd300.pth.tar   a checkpoint of sgrvinod's tutorial: the pickled model, or its state dict
   ssd300_vgg16_coco-*.pth     a state dict of torchvision's ssd300_vgg16
   ssd300_mAP_77.43_v2.pth     a state dict of amdegroot's ssd.pytorch
-  run/last.pt                 a checkpoint of this project: the copy lacks what only --resume needs
-All other commands take these files as weights too.
+  run/last.pt                 a checkpoint of this project: the copy leaves out the entries that only --resume needs
+ssd train, eval, detect and export take these files as weights too.
 
 examples:
   ssd convert checkpoint_ssd300.pth.tar voc.pt
@@ -33,8 +33,12 @@ examples:
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="the weights to convert")
     parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint to write; the file must not exist")
-    help = "names of the classes, separated by commas, or a file with one per line (default: those of the project)"
-    parser.add_argument("--classes", type=class_names, help=help)
+    parser.add_argument(
+        "--classes",
+        type=class_names,
+        help="names of the classes, separated by commas, or a file with one name per line (default: the names in the "
+        "file, or else those of the data that the other project trains on)",
+    )
     parser.add_argument(
         "--bgr", action="store_true", help="the network was trained on BGR input, as Caffe's networks are"
     )

@@ -26,7 +26,7 @@ def add_detect(commands: Commands) -> None:
 detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
 pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
 skipped, and the exit code is then 1. Of the files in --out, only drawings and a detections.json that `ssd detect`
-wrote are replaced. Its drawings are skipped when folders are searched for pictures.
+wrote are replaced. Drawings of `ssd detect` are skipped when folders are searched for pictures.
 
 During the run, each finished picture adds a line to detections.0.jsonl (with torchrun, each process has a file named
 after its rank). At the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same

@@ -106,7 +106,7 @@ def _of_file(arguments: argparse.Namespace) -> EvalResult:
     if given := fields_given(arguments, DetectionOptions):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
-            f"{arguments.detections}: the detections of a file cannot be selected again; leave out {flags}"
+            f"{arguments.detections}: the options of detection do not apply to detections in a file; leave out {flags}"
         )
     file = DetectionFile(arguments.detections)
     dataset = _open_data(arguments, arguments.detections, file.classes, ALONE)

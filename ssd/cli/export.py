@@ -34,8 +34,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
     formats = paragraphs({name: format.summary for name, format in FORMATS.items()})
     parser.description = (parser.description or "").format(formats=formats)
-    parser.add_argument("source", metavar="WEIGHTS", help="a checkpoint such as run/best.pt, see ssd convert, or coco")
-    parser.add_argument("--format", choices=FORMATS, default="pt2", help="of the file (default: %(default)s)")
+    help = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), or coco"
+    parser.add_argument("source", metavar="WEIGHTS", help=help)
+    parser.add_argument("--format", choices=FORMATS, default="pt2", help="format of the file (default: %(default)s)")
     parser.add_argument(
         "--out", metavar="FILE", help="the file to write, which must not exist (default: named after WEIGHTS)"
     )

@@ -1,7 +1,8 @@
 """Turns pictures with boxes in pixels into samples for the network; the augmentation of SSD for training.
 
 The random choices come first and need only the picture's size and boxes. Then only the pixels of the sample are
-decoded, resized to their place and kept as bytes. Colours are changed on the network's device (`ssd.data.colour`).
+decoded, resized to the size that they have in the sample, and kept as bytes. Colours are changed on the network's
+device (`ssd.data.colour`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from ssd.data.reading import Picture, as_picture
 
 # docs/input.md has the sources of these numbers. A patch is a part of the picture, or of the canvas around the picture.
 ZOOM_CHANCE, LARGEST_ZOOM = 0.5, 4.0  # the zoom is the side of the canvas divided by the side of the picture
-WHOLE = 1.0  # stands for the whole canvas in place of a patch
-LEAST_IOU = (WHOLE, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of the patch with an object; one is drawn, all equally likely
+WHOLE = 1.0  # means that the whole canvas is used instead of a patch
+# Least IoU of the patch with at least one object. One of these values is drawn, all with the same probability.
+LEAST_IOU = (WHOLE, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 TRIALS = 40  # patches drawn for one value of the least IoU
 LEAST_AREA = 0.1  # of a patch, as a fraction of the canvas
 LARGEST_ASPECT = 2.0  # aspect of a patch divided by that of the picture: 1/2..2
@@ -76,7 +78,7 @@ class TrainTransform(PictureTransform):
     Args:
         size: side of the square result in pixels.
         flips: also mirror top to bottom, for pictures without a natural orientation, such as those of a microscope.
-        largest_zoom: largest side of the canvas when zooming out, in sides of the picture, >= 1.
+        largest_zoom: largest side of the canvas when zooming out, divided by the side of the picture, >= 1.
         least_area: least area of a patch, as a fraction of the canvas, in (0, 1].
 
     Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325. Details that the

@@ -64,7 +64,7 @@ class CocoRows:
         for key, value in (("image_id", image), ("category_id", category)):
             if type(value) is not int and type(value) is not str:
                 if not self.scored:
-                    raise ValueError(f"[{key!r}] must be a number or a text, got {value!r}")
+                    raise ValueError(f"[{key!r}] must be an integer or a string, got {value!r}")
                 if isinstance(value, (list, dict)):  # other values are looked up unchanged: 7.0 finds 7
                     raise ValueError(f"[{key!r}] is {value!r}, which does not exist")
             ids = self._ids[key]
@@ -177,11 +177,11 @@ def _add_name(row: Any, key: str, known: dict[Id, str], where: str) -> None:
         if not isinstance(row, dict) or name not in row:
             raise ValueError(f"{where} has no {name!r}")
     if type(row["id"]) not in (int, str):
-        raise ValueError(f"{where}['id'] must be a number or a text, got {row['id']!r}")
+        raise ValueError(f"{where}['id'] must be an integer or a string, got {row['id']!r}")
     if row["id"] in known:
         raise ValueError(f"{where}['id'] is {row['id']!r}, a duplicate")
     if key == "file_name" and not isinstance(row[key], str):
-        raise ValueError(f"{where}[{key!r}] must be a text, got {row[key]!r}")
+        raise ValueError(f"{where}[{key!r}] must be a string, got {row[key]!r}")
     known[row["id"]] = str(row[key])
 
 
@@ -199,7 +199,10 @@ def _float(number: float) -> float:
 
 
 class _Places:
-    """Finds pictures in several folders. Each is listed once: on a network disk, checking each file takes minutes."""
+    """Finds pictures in several folders.
+
+    Each folder is listed once, because on a network disk checking every file would take minutes.
+    """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = list(dict.fromkeys(folders))
@@ -227,7 +230,7 @@ class _Places:
 
 
 def _files(root: Path) -> dict[str, Path]:
-    """Finds the JSON files of a folder, by the names of their splits. A file given as root has the name ""."""
+    """Returns the JSON file of each split in a folder, by the name of the split. If root is a file, its name is ""."""
     if root.is_file():
         return {"": root}
     found: dict[str, Path] = {}
@@ -302,7 +305,7 @@ class COCODataset(BoxDataset):
 
     @property
     def image_ids(self) -> Sequence[ImageId]:
-        """The id of each picture, a number or a text, in the order of the dataset."""
+        """The id of each picture, an integer or a string, in the order of the dataset."""
         return self._image_ids
 
     @property

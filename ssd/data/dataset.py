@@ -32,7 +32,7 @@ from ssd.runtime.packed import Packed, Texts
 from ssd.runtime.text import printable
 from ssd.runtime.threads import in_threads_if_slow
 
-ImageId = int | str | None  # of a picture in its file; None where the format has none
+ImageId = int | str | None  # id of a picture in its annotation file; None if the format has no ids
 
 PATIENCE = 3  # seconds until a progress bar appears
 
@@ -95,7 +95,8 @@ class Annotations(NamedTuple):
         """Converts everything to arrays without Python objects.
 
         Args:
-            declared: values of the format itself that JSON can hold; they are stored too.
+            declared: additional values that the format's class read (`BoxDataset._declared`), of types that JSON can
+                hold; they are stored too.
         """
         fields = self._asdict()
         arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
@@ -142,7 +143,7 @@ def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
     files: list[str] = []
     pictures: list[str] = []
     image_ids: list[ImageId] = []
-    names: dict[str, int] = {}  # the number of each
+    names: dict[str, int] = {}  # the number of each class, by its name
     headers, indices, labels, row_splits = array("i"), array("q"), array("i"), array("q", [0])
     boxes, areas, difficult, crowd = array("d"), array("d"), bytearray(), bytearray()
     bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
@@ -180,7 +181,7 @@ def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
 def _packed(image_ids: list[ImageId]) -> Sequence[ImageId]:
     """Puts ids into an array if all are integers; otherwise returns the list."""
     try:
-        return array("q", image_ids)  # type: ignore[type-var]  # others raise
+        return array("q", image_ids)  # type: ignore[type-var]  # ids of other types raise an error
     except (TypeError, OverflowError):
         return image_ids
 
@@ -224,7 +225,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     FORMAT: ClassVar[str]  # the name of the format
     LAYOUT: ClassVar[str]  # the files that it consists of
-    _declared: Any = None  # more values that a format reads, of types that JSON can hold
+    _declared: Any = None  # additional values that a subclass reads, such as class names; of types that JSON can hold
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:
-            # Tables, lists and terminals could not show it.
+            # Tables, lists and terminals could not show such a name.
             if any(unicodedata.category(character) == "Cc" for character in name):
                 raise ValueError(f"{folders[0]}: the name of a class has a control character: {name!r}")
         self.transform = transform
@@ -278,7 +279,10 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         return annotations
 
     def _usable(self, read: Annotations) -> Packed[dict[str, Tensor]]:
-        """Clips all objects to their pictures and drops unusable ones; the columns are a target's, and a few more."""
+        """Clips all objects to their pictures and drops unusable ones.
+
+        The columns are the entries of a target and a few more.
+        """
         label_of = {name: label for label, name in enumerate(self.classes, start=1)}
         labels = np.array([label_of.get(name, 0) for name in read.names], np.int64)[read.labels]
         picture_of = np.arange(len(read.pictures)).repeat(np.diff(read.row_splits))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Outlines of objects, 90% of a file in COCO's format; a detector of boxes does not need them. The pattern cannot match
-# inside of a string, where the quotes would be escaped. Between these brackets are only numbers.
+# inside of a string, where the quotes would be escaped. The brackets contain only (lists of) numbers.
 OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[[][0-9eE+\-.,\s]*\]')
 BLANK = re.compile(r"[ \t\n\r]*")
 SEPARATOR = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
@@ -46,7 +46,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             text = OUTLINES.sub(b'"segmentation":0', data).decode(encoding, "surrogatepass")
             yield from _top(text)
         except (ValueError, IndexError, RecursionError) as error:
-            try:  # its message is better and has the position in the file
+            try:  # the message of json.loads is better and has the position in the file
                 json.loads(data[:])
             except (ValueError, RecursionError) as said:
                 raise ValueError(f"{path}: broken JSON ({said})") from said

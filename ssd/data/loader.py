@@ -163,7 +163,7 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 class _Steps(Sampler[list[tuple[int, int]]]):
-    """Yields, for each of some steps of a run, the keys (epoch, index) of this process's share of the batch."""
+    """Yields, for each of the given steps of a run, the keys (epoch, index) of this process's share of the batch."""
 
     def __init__(self, n: int, batch_size: int, seed: int, steps: range, ranks: Ranks) -> None:
         self.n, self.batch_size, self.seed, self.steps, self.ranks = n, batch_size, seed, steps, ranks
@@ -183,7 +183,7 @@ class _Steps(Sampler[list[tuple[int, int]]]):
 def train_loader(
     dataset: Samples[int], batch_size: int, seed: int, steps: range, workers: int = 0, ranks: Ranks = ALONE
 ) -> DataLoader[Batch]:
-    """Makes a loader for the steps of a run, or for the rest of a run; the batches of a step are always the same.
+    """Makes a loader for the steps of a run, or for the rest of a run; a given step always has the same batch.
 
     Its workers live until the iteration ends. They read ahead across epochs.
 
@@ -263,10 +263,10 @@ def _as_it_is(batch: Fetched) -> Fetched:
 
 
 def _to_send(batch: Batch) -> Batch:
-    """Moves the batch to shared memory, or converts it to arrays, which are sent through a pipe, if that is full.
+    """Moves the batch to shared memory. If shared memory is full, converts the batch to arrays.
 
-    Containers often have only 64 MB of shared memory. torch itself notices that it is full only while sending, and then
-    loses the batch, for which the run would wait forever.
+    The loader sends arrays through a pipe. Containers often have only 64 MB of shared memory. torch itself notices that
+    it is full only while sending, and then loses the batch, for which the run would wait forever.
     """
     columns = [column for column in batch if column is not None]
     try:
@@ -289,7 +289,7 @@ class _Loader(DataLoader[Batch]):
                 batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, ConnectionError, EOFError) as error:  # the last two while the worker is being killed
+            except (RuntimeError, ConnectionError, EOFError) as error:  # the last two occur while a worker dies
                 if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                     raise
                 raise ChildProcessError(

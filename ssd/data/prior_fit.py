@@ -18,9 +18,9 @@ SAMPLE = 50_000  # objects that are measured; a share of 1 % is then known to wi
 
 
 def without_prior(boxes: Tensor, priors_cxcywh: Tensor, threshold: float = LossOptions().threshold) -> Tensor:
-    """Finds the boxes that no prior overlaps by the IoU of a positive prior.
+    """Finds the boxes whose IoU with every prior is below the least IoU of a positive prior.
 
-    Matching assigns only its best prior to each of these boxes.
+    Matching assigns only one prior, the best one, to each of these boxes.
 
     Args:
         boxes: (n, 4) float xyxy in fractions of the image.

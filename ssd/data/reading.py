@@ -74,7 +74,8 @@ class Picture:
         """Resizes a part of the picture with antialiasing.
 
         Args:
-            box: edges of the part in pixels, inside the picture; rounded to whole pixels, at least one each way.
+            box: edges of the part in pixels, inside the picture; rounded to whole pixels, at least one pixel wide and
+                high.
             size: height and width of the result in pixels.
 
         Returns:
@@ -226,7 +227,10 @@ class PictureFile(Picture):
         return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
     def _read_jpeg(self, reduction: int) -> np.ndarray | None:
-        """Decodes with simplejpeg. None if it fails: Pillow reads more of such files, and its errors are clearer."""
+        """Decodes with simplejpeg.
+
+        Returns None if simplejpeg fails: Pillow can read more JPEG files, and its errors are clearer.
+        """
         data = self.path.read_bytes()
         height, width = (math.ceil(side / reduction) for side in self._header[:2])
         try:
@@ -253,7 +257,7 @@ class PictureFile(Picture):
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits, which convert() would clip instead of scaling
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode == "P":  # first to RGBA: for transparent palettes Pillow warns otherwise
+    if picture.mode == "P":  # first to RGBA, because otherwise Pillow warns about transparent palettes
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
 

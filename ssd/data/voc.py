@@ -43,7 +43,7 @@ class _Folder:
             if not (root / name).is_dir():
                 raise FileNotFoundError(f"{root / name}: no such folder, which the layout of Pascal VOC requires")
         names = [path.name for path in (root / "JPEGImages").iterdir()]
-        # Names are found in any case of letters; an exact match has priority.
+        # Names are also found if upper and lower case differ; an exact match has priority.
         self.pictures = {name.lower(): name for name in names} | {name: name for name in names}
 
     def annotations(self, split: str | None) -> list[Path]:
@@ -52,7 +52,7 @@ class _Folder:
             return sorted(path for path in files if not path.name.startswith("._"))  # files that macOS adds
         listed = self.root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
-            splits = VOCDataset.splits(self.root) or "none (None takes all annotations)"
+            splits = VOCDataset.splits(self.root) or "none (without a split, all annotations are read)"
             raise FileNotFoundError(f"{listed}: no such split; there are: {splits}")
         paths = []
         for line in read_lines(listed):

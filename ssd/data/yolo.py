@@ -32,12 +32,12 @@ def _class_names(root: Path) -> list[str]:
     if isinstance(names, dict) and list(names) == list(range(len(names))):
         names = list(names.values())
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{described}: 'names' must be a list, or numbered from 0, got {names!r}")
+        raise ValueError(f"{described}: 'names' must be a list, or a dict with the keys 0, 1, ..., got {names!r}")
     return list(map(str, names))
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """Finds the folders of pictures, by the names of their splits; the name is "" if there are no splits."""
+    """Returns the folder of pictures of each split, by the name of the split; the name is "" if there are no splits."""
     found: dict[str, Path] = {}
     for split in SPLITS:
         for folder in (root / "images" / split, root / split / "images"):
@@ -64,7 +64,9 @@ def _objects(path: Path, names: Sequence[str]) -> list[Object]:
             first, *rest = line.split()
             label, numbers = int(first), [float(number) for number in rest]
         except ValueError:
-            raise ValueError(f"{path}: line {index + 1} is not a class and numbers: {line!r}") from None
+            raise ValueError(
+                f"{path}: line {index + 1} must be the number of a class, then numbers, got {line!r}"
+            ) from None
         if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2):
             raise ValueError(
                 f"{path}: line {index + 1} must have 4 numbers, or the x and y of a polygon's corners, got {line!r}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssd.boxes import read_boxes, read_column
 
-Checked = tuple[Tensor, np.ndarray, np.ndarray]  # boxes, labels, and scores or whether difficult
+Checked = tuple[Tensor, np.ndarray, np.ndarray]  # boxes; labels; scores of detections, or `difficult` of objects
 
 
 def read_images(

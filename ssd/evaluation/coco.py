@@ -40,8 +40,8 @@ class CocoResult(EvalResult):
             (101,); empty for a class without ground truth.
         figures: the twelve metrics by name, in 0..1; NaN if there is no such object. AP is the mean over ten IoUs; AP50
             and AP75 are at one IoU; APs, APm and APl are those of small (up to 32 * 32 pixels), medium and large (from
-            96 * 96 pixels) objects. AR1, AR10 and AR100 are the recalls with at most so many detections of a class in
-            an image; ARs, ARm and ARl are the recalls of small, medium and large objects.
+            96 * 96 pixels) objects. AR1, AR10 and AR100 are the recalls with at most 1, 10 and 100 detections of a
+            class in an image; ARs, ARm and ARl are the recalls of small, medium and large objects.
     """
 
     figures: dict[str, float]
@@ -92,7 +92,7 @@ def coco_average_precision(
     found, truths = _columns(detections, targets, len(classes) + 1)
     parts: dict[str, list[np.ndarray]] = {"precision": [], "recall": []}
     for labels in _blocks(found, truths, len(classes)):
-        evaluation = _evaluate(found, truths, labels)  # large, so only these arrays are kept
+        evaluation = _evaluate(found, truths, labels)  # large, so only its "precision" and "recall" are kept
         for name, part in parts.items():
             part.append(evaluation.eval[name])
     precision, recall = (np.concatenate(part, -3) for part in parts.values())

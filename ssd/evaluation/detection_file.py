@@ -21,8 +21,8 @@ class DetectionFile:
 
     The file is one of two kinds. A list, COCO's format of results, refers to pictures and categories by the ids of a
     data set in COCO's JSON. A file with "images", "categories" and "annotations" has names: each of its images is the
-    picture of the data set with the same file name; of several, the one whose path has the most parts in common,
-    counted from the end.
+    picture of the data set with the same file name. If several pictures have this name, it is the one whose path has
+    the most parts in common with the image's path, counted from the end.
 
     Args:
         path: the file.

@@ -69,7 +69,7 @@ def evaluate(
     quiet: bool = False,
     ranks: Ranks = ALONE,
 ) -> EvalResult:
-    """Runs a network on a data set and measures its average precision. The defaults are those of the tutorial.
+    """Runs a network on a data set and measures its average precision. The defaults are those of sgrvinod's tutorial.
 
     Args:
         model: the network, which runs on the device of its parameters and is put into evaluation mode; or a function
@@ -83,7 +83,7 @@ def evaluate(
         batch_size: pictures per forward pass, at least 1.
         bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
         workers: number of processes that read pictures; by default one per core, at most 4.
-        quiet: whether to show no progress bar.
+        quiet: whether to hide the progress bar.
         ranks: processes that share the pictures; all of them return the result of the whole data set.
 
     Returns:

@@ -26,7 +26,7 @@ class EvalResult:
         mAP: mean of `ap` over the classes that have ground truth, in 0..1; NaN if there is no such class.
         ap: average precision by class name, in 0..1; NaN for a class without ground truth.
         n_truths: number of ground-truth objects by class name, without difficult objects.
-        n_detections: number of detections by class name, including those ignored for a difficult object.
+        n_detections: number of detections by class name, including those that match a difficult object and are ignored.
         iou_threshold: smallest IoU of a true positive.
         method: "area" or "11point".
         curves: by class name (recall (d,), precision (d,)) float64, after each of the d detections that count, by
@@ -73,8 +73,8 @@ def average_precision(
 
     The detections of a class in all images are examined by descending score. Each is compared only with the object of
     its image and class that has the highest IoU. If this IoU is below `iou_threshold`, the detection is a false
-    positive. If the object is difficult, the detection is ignored. If an earlier detection matched the object, it is a
-    false positive. Otherwise it is a true positive.
+    positive. If the object is difficult, the detection is ignored. If an earlier detection matched the object, the
+    later detection is a false positive. Otherwise it is a true positive.
 
     Args:
         detections: for each image (boxes (k, 4) xyxy, labels (k,) integer in 0..C-1, scores (k,)), k >= 0, in any
@@ -181,7 +181,8 @@ def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
     """Average precision in 0..1 from a curve whose recall does not fall."""
-    # best[d]: highest precision at the recall of detection d or a higher one; the last entry, 0: at unreached recalls.
+    # best[d]: highest precision at the recall of detection d or a higher one. The last entry is 0, the precision at
+    # recalls that are not reached.
     best: np.ndarray = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)
     if method == "11point":
         # i / 10 and tp / n_truths are both correctly rounded quotients, so equal fractions compare equal. i * 0.1 is

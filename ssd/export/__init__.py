@@ -28,7 +28,9 @@ from ssd_ext import DetectionOptions
 __all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]
 
 N_CHECKED = 8  # number of pictures whose detections are compared
-N_CHOICE = 10_000  # number of candidates of a picture, best first, from which rounding may make a file keep another one
+# Number of the best candidates of a picture. Because of rounding, NMS in a file may keep another one of these than NMS
+# in the network.
+N_CHOICE = 10_000
 N_CALIBRATION = 300  # number of pictures; the default of nncf
 
 
@@ -42,8 +44,8 @@ class Format(NamedTuple):
         load: returns the program in a file, a function with the arguments and results of `DetectionProgram`, and the
             metadata.
         modules: packages that the format needs; `pip install 'ssd-ext[<format>]'` installs them.
-        quantize: converts a file to int8, with the ranges of values in pictures (n, 3, size, size) and with new
-            metadata; None if the format has no int8.
+        quantize: converts a file to int8, and gives it new metadata. The ranges of values are measured on pictures (n,
+            3, size, size). None if the format has no int8.
     """
 
     summary: str
@@ -154,12 +156,12 @@ def export(
         options: options of the detection; they cannot be changed in the file.
         input_dtype: dtype of the images that the file takes: "uint8", or "float32" in 0..1.
         device: device that the program runs on; None: a GPU if there is one.
-        check: pictures, or folders with pictures, on which detections are compared; of a folder 8 pictures are used. By
-            default the data that the checkpoint was trained on, or drawn shapes if this data is not there. Empty:
-            nothing is compared.
+        check: pictures, or folders with pictures, on which detections are compared; from each folder at most 8 pictures
+            are used. By default the data that the checkpoint was trained on, or drawn shapes if this data is not there.
+            Empty: nothing is compared.
         int8: folder with pictures like those that the detector will see, such as the training data. The convolutions
-            are converted to int8 with the ranges of values in up to 300 of them. The comparison is done before this,
-            since int8 changes detections.
+            are converted to int8; the ranges of their values are measured on up to 300 of these pictures. The
+            comparison is done before this, since int8 changes detections.
 
     Returns:
         The metadata in the file.

@@ -92,11 +92,12 @@ def detection(
     clip: bool,
     max_log_scale: float | None = None,
 ) -> tuple[Value, Value, Value, Value]:
-    """Builds `ssd_ext.postprocess_detections` from ONNX operators; it is as exact, and has no other limits.
+    """Builds `ssd_ext.postprocess_detections` from ONNX operators.
 
-    NonMaxSuppression keeps scores > its threshold, drops IoUs > its threshold, and takes the lowest index first if
-    scores are equal. It stops after top_k detections of a class. An image has no more than that, and with this limit
-    thousands of candidates are fast.
+    The result is as exact as that of the op, and there are no additional limits. NonMaxSuppression keeps scores > its
+    threshold, drops IoUs > its threshold, and takes the lowest index first if scores are equal. It stops after top_k
+    detections of a class. This loses nothing, since an image has at most top_k detections, and it keeps the operator
+    fast with thousands of candidates.
 
     Args:
         pred_offsets, pred_logits, priors_cxcywh: tensors of the graph, see `ssd_ext.postprocess_detections`.

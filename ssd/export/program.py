@@ -105,7 +105,7 @@ class DetectionProgram(nn.Module):
             float32 and counts (B,) int32, see `ssd_ext.postprocess_detections`.
         """
         pixels = images * 255 if images.is_floating_point() else images.float()
-        # The same bits as to_input, but not in place: AOTInductor would fix the size of the batch.
+        # The same bits as to_input, but not in place, because in place AOTInductor would fix the size of the batch.
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         offsets, logits = self.model(pixels)
         return postprocess_detections(offsets, logits, self.model.priors_cxcy, self.options)

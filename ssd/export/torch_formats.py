@@ -46,7 +46,8 @@ def load(path: Path) -> tuple[Callable[[Tensor], list[Tensor]], Metadata]:
     """Loads a file of either format: returns the program and its metadata.
 
     Raises:
-        ValueError: the file was not written by this package, or by a version of torch that this version cannot read.
+        ValueError: the file was not written by this package, or was written by a version of torch whose files this
+            version cannot read.
     """
     if not is_zipfile(path):
         raise ValueError(f"{path}: not an archive of torch")

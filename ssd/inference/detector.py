@@ -158,7 +158,7 @@ class Detector:
         device: str | None = None,
         bf16: bool | None = None,
         compile: bool = False,
-        **options: Any,  # each of the type that its field of DetectionOptions has
+        **options: Any,  # each value has the type of its field in DetectionOptions
     ) -> Detector:
         """Creates a detector from a file of weights or a file of `ssd export`.
 

@@ -324,7 +324,7 @@ def _unfold(path: Path) -> Iterator[Line]:
 class Results:
     """The results of a run, see `open_results`.
 
-    Each process adds lines to its part, detections.RANK.jsonl. At the end the first process makes detections.json of
+    Each process adds lines to its part, detections.RANK.jsonl. At the end the first process makes detections.json from
     all parts.
 
     Attributes:
@@ -346,8 +346,10 @@ class Results:
         self._own = [_part(out, rank) for rank in range(processes)]
 
     def add(self, found: Detections) -> None:
-        """Adds the detections in one picture, whose drawing is already written. A kill after this call does not lose
-        them."""
+        """Adds the detections in one picture, whose drawing is already written.
+
+        They are not lost if the process is killed after this call.
+        """
         line = json.dumps(as_line(found, self._plan[str(found.picture.path)]), allow_nan=False).encode() + b"\n"
         with naming(self._file.name):
             while line:  # if the disk is full, the first call writes less, and the next one raises
@@ -362,7 +364,7 @@ class Results:
         return len(_index(parts_of(self.out)))
 
     def finish(self) -> tuple[int, int]:
-        """Makes detections.json of all parts and deletes the parts. After this no process may add detections.
+        """Makes detections.json from all parts and deletes the parts. After this no process may add detections.
 
         Returns:
             The numbers of pictures and objects in detections.json.

@@ -24,7 +24,7 @@ EXTRAS: tuple[tuple[int, int, int, dict[str, int]], ...] = (
     (10, 128, 256, {}),
     (11, 128, 256, {}),
 )
-# The feature maps that are predicted from, with their channels.
+# The feature maps from which the heads predict, with their numbers of channels.
 SOURCES = {"conv4_3": 512, "conv7": 1024, "conv8_2": 512, "conv9_2": 256, "conv10_2": 256, "conv11_2": 256}
 MAPS = (38, 19, 10, 5, 3, 1)  # cells per side of each source
 
@@ -35,9 +35,10 @@ def scaled(channels: int, width: float) -> int:
 
 
 class ConvStack(nn.Module):
-    """Convolutions `conv<name>`, each followed by ReLU, and with `batch_norm` by `bn<name>` before the ReLU.
+    """Convolutions `conv<name>`, each followed by ReLU.
 
-    With batch norm the convolutions have no bias, because normalisation would subtract it.
+    With `batch_norm`, `bn<name>` lies between the convolution and the ReLU. Then the convolutions have no bias, because
+    normalisation would subtract it.
     """
 
     def __init__(self, batch_norm: bool) -> None:
@@ -278,7 +279,7 @@ class SSD300(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
             expected = f"(B, 3, {self.input_size}, {self.input_size}), for which the priors are laid out"
             raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
-        # These cannot be merged into conv1_1: it pads with zeros after the normalisation.
+        # Scale and shift cannot be merged into conv1_1, because it pads with zeros after the normalisation.
         if self.input_scale is not None and self.input_shift is not None:
             images = torch.addcmul(self.input_shift, images, self.input_scale)
         conv4_3, conv7 = self.base(images)  # (B, 512, 38, 38), (B, 1024, 19, 19)

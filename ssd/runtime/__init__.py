@@ -1,1 +1,1 @@
-"""Code without detection in it, used by all of `ssd`: files, texts, processes, threads, devices, packed rows."""
+"""Code that is not about detection and is used by all of `ssd`: files, texts, processes, threads, devices, rows."""

@@ -91,7 +91,7 @@ def splits_of(counts: Tensor) -> Tensor:
 
 
 def _zipped(function: Callable[[list[Tensor]], Tensor], columns: Sequence[Columns]) -> Columns:
-    """Applies a function to each column: to the list of the tensors with that name in all sets of columns."""
+    """For each column, applies a function to the list of its tensors, one from each set of columns."""
     first: Any = columns[0]
     if isinstance(first, dict):
         result: Any = {name: function([each[name] for each in columns]) for name in first}

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
-HEARTBEAT = 1.0  # seconds between two collective calls while processes wait for the first one
+HEARTBEAT = 1.0  # seconds between two collective calls while the other processes wait for the first process
 LOST = "Connection closed", "Connection reset", "Broken pipe", "remote process exited"  # in errors of gloo and NCCL
 LATE = "Timed out", "timed out", "timeout"  # in errors of gloo and NCCL
 UNLIMITED = timedelta(days=365)  # for waiting on a live process; the death of a process is noticed at once
@@ -89,7 +89,7 @@ class Ranks:
     def from_first(self, function: Callable[[], Item]) -> Item:
         """Calls a function in the first process, and returns its result in all processes.
 
-        The others wait as long as the call takes, also longer than the limit of `joined`.
+        The others wait as long as the call takes, even longer than the limit of `joined`.
 
         Args:
             function: its result or exception must be picklable.
@@ -183,10 +183,10 @@ def joined(limit: timedelta | None = None) -> Iterator[Ranks]:
 
 
 def _own_store(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """A part of a store that only the processes of this start share.
+    """Returns a part of the store that is shared only by the processes of this launch.
 
     After a restart by `torchrun --max-restarts` the store still holds the entries of the previous processes, such as
-    addresses that no longer answer (torch 2.14). So the first process draws a random prefix for this start. Each other
+    addresses that no longer answer (torch 2.14). So the first process draws a random prefix for this launch. Each other
     process draws a random key, writes it to the store, and receives the prefix under that key.
     """
     if rank:

@@ -10,11 +10,11 @@ from types import FrameType
 
 @contextmanager
 def stop_signals() -> Iterator[list[int | Exception]]:
-    """Gives a context a list that is empty until Ctrl-C or SIGTERM is received. A second Ctrl-C interrupts at once.
+    """Passes a list to the `with` block; the list is empty until Ctrl-C or SIGTERM is received.
 
-    Schedulers send SIGTERM before they end a job. On Ctrl-C, a process receives SIGINT from the terminal and SIGTERM
-    from torchrun. The block may append an exception to the list, to stop in the same way. Outside of the main thread
-    no signal is handled.
+    A second Ctrl-C interrupts at once. Schedulers send SIGTERM before they end a job. On Ctrl-C, a process receives
+    SIGINT from the terminal and SIGTERM from torchrun. The block may append an exception to the list, to stop in the
+    same way. Outside of the main thread no signal is handled.
     """
     received: list[int | Exception] = []
 

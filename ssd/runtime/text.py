@@ -11,7 +11,7 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file in UTF-8, or in UTF-16 if it begins with that byte order mark.
+    """Reads a text file in UTF-8, or in UTF-16 if it begins with the byte order mark of UTF-16.
 
     Raises:
         FileNotFoundError: no such file.
@@ -28,7 +28,11 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Reads the lines of a text file without surrounding blanks; empty lines are left out. Raises as `read_text`."""
+    """Reads the lines of a text file without surrounding blanks; empty lines are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_text`.
+    """
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 

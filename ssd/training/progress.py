@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MIN_SCALE = torch.finfo(torch.float16).tiny  # if gradients overflow with a smaller scale of the loss, no scale helps
-KEPT = 100_000  # most losses in a history; they take 1.4 MB of a checkpoint
+KEPT = 100_000  # maximum number of losses in a history; they take 1.4 MB of a checkpoint
 History = dict[str, list[float]]
 
 
@@ -72,8 +72,8 @@ class Meter:
         """Reads the losses from the device, and shows them.
 
         Raises:
-            FloatingPointError: a loss is not finite; in float16, gradients overflow even with a scale below
-                `MIN_SCALE`.
+            FloatingPointError: a loss is not finite. In float16 the condition is instead that gradients overflow even
+                with a scale below `MIN_SCALE`.
         """
         if not self.losses:
             return
@@ -114,8 +114,8 @@ def remember(history: History, steps: Sequence[int], losses: Sequence[float]) ->
     """Appends losses to a history. The result does not depend on how many losses are appended in one call.
 
     When a history has `KEPT` losses, it is reduced to half of this number or less: its losses are replaced by means
-    over 2 steps, or 4, 8 and so on. So a loss in the history is the mean of the losses after the preceding step of
-    the history, up to its own step.
+    over 2 steps, or 4, 8 and so on. So each loss in the history is the mean of all losses since the previous entry, up
+    to and including its own step.
 
     Args:
         history: the lists "step" and "loss"; they are changed.

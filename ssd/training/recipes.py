@@ -9,8 +9,9 @@ MOST_EPOCHS = 400  # limit of the default; it applies to fewer than 18 pictures,
 class Recipe(NamedTuple):
     """Settings that were measured together. They are the defaults of the settings of a run."""
 
-    what: str  # purpose of the recipe: "for ..."
-    # Fields of `ssd.training.settings.Settings`, each of its own type; "loss" has fields of `LossOptions`.
+    what: str  # purpose of the recipe; completes the phrase "for ..."
+    # Fields of `ssd.training.settings.Settings`; each value has the type of its field. "loss" has fields of
+    # `LossOptions`.
     settings: dict[str, Any]
     source: str  # papers, files and measurements
     pictures: int  # least number of pictures seen in a run, counted with repetitions

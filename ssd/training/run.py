@@ -77,7 +77,7 @@ def train(
         device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
         workers: number of processes that read pictures; by default one per core, at most 4. Does not change the
             results.
-        quiet: whether to show no progress bar and no text.
+        quiet: whether to hide the progress bar and all text.
 
     Returns:
         The history of the run: "step" and "loss" with one number per step; "eval_step" and "mAP" with one number per
@@ -165,8 +165,8 @@ class _Run:
         for name, before in state.get("fingerprints", {}).items() if state else ():
             if change := difference(before, self.fingerprints[name]):
                 raise ValueError(
-                    f"the {name} data of {out} has changed: {change}; a new run can start from it, with --weights "
-                    f"{self.last}"
+                    f"the {name} data of {out} has changed: {change}; to start a new run from the weights of this run, "
+                    f"use --weights {self.last}"
                 )
 
         torch.manual_seed(settings.seed)
@@ -214,8 +214,8 @@ class _Run:
             raise ValueError(f"a batch of {n} pictures cannot be {shared}")
         if share == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
             raise ValueError(
-                f"batch normalisation needs 2 pictures at once, but {n} in a batch, {self.ranks.size} processes and "
-                f"accumulate {parts} leave 1"
+                f"batch normalisation needs at least 2 pictures at once, but a batch of {n} pictures leaves 1 "
+                f"(processes: {self.ranks.size}, accumulate: {parts})"
             )
 
     def say(self, text: object) -> None:
@@ -270,7 +270,7 @@ class _Run:
         """Trains to the end of the epoch, or until `stopping` is no longer empty in one of the processes.
 
         Args:
-            batches: the batches of this run; an error of theirs is appended to `stopping`.
+            batches: the batches of this run; an error while reading them is appended to `stopping`.
             meter: measures the steps.
             stopping: see `to_the_end`.
 
@@ -371,7 +371,7 @@ def _resumable(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
     if lacking:
         raise ValueError(
             f"{path}: cannot be resumed, because it has no {', '.join(lacking)}: only {LAST} of a run has all of them. "
-            f"A new run can start from it, with --weights {path}"
+            f"To start a new run from the weights in this file, use --weights {path}"
         )
     return state
 

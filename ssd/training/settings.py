@@ -59,7 +59,8 @@ class Settings:
     val_split: Annotated[
         str | None,
         "split on which best.pt is chosen (default: the val, valid, validation or dev split that belongs to the "
-        "training split, as val2017 belongs to train2017; if there is none, or with trainval, a part is held out)",
+        "training split, as val2017 belongs to train2017; if there is none, or if the training split is trainval, a "
+        "part of the training pictures is held out)",
     ] = None
     val_data: Annotated[tuple[str, ...] | None, "folders with the validation data (default: the data folders)"] = None
     test_split: Annotated[
@@ -74,7 +75,7 @@ class Settings:
     ] = 0.1
     recipe: Annotated[
         Literal["scratch", "finetune", "tutorial"] | None,
-        "defaults of other settings (default: finetune with --weights, otherwise scratch)",
+        "set of defaults for other settings (default: finetune with --weights, otherwise scratch)",
     ] = None
     classes: Annotated[tuple[str, ...] | None, "names of the classes (default: those in the data, sorted)"] = None
     flips: Annotated[bool, "also mirror pictures top to bottom, for pictures without a fixed orientation"] = False
@@ -86,23 +87,20 @@ class Settings:
     weights: Annotated[
         str | None,
         "weights to start from: imagenet (VGG16) or coco (torchvision's SSD300), which are downloaded, or a file: "
-        "VGG16 weights, or a checkpoint that ssd convert can read; a detector keeps its layers, priors and input, and "
-        "its class heads if the number of classes is the same (default: random weights)",
+        "VGG16 weights, or a checkpoint that ssd convert can read; a detector keeps its layers, priors and input "
+        "normalisation, and its class heads if the number of classes is the same (default: random weights)",
     ] = None
     priors: Annotated[Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision"] | None, "layout of the priors"] = (
         None
     )
-    width: Annotated[float | None, "factor on all numbers of channels, for small machines (default: 1)", positive] = (
-        None
-    )
+    width: Annotated[float | None, "factor on all numbers of channels, for small machines", positive] = None
     batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None
     head_batch_norm: Annotated[bool | None, "batch normalisation after the prediction layers"] = None
     sync_batch_norm: Annotated[
         bool, "batch normalisation with statistics over the pictures of all processes; only on GPUs, with torchrun"
     ] = False
-    epochs: Annotated[
-        int | None, "number of passes over the data (default: depends on the number of pictures)", positive
-    ] = None
+    # None: see `ssd.training.recipes.epochs_for`
+    epochs: Annotated[int | None, "number of passes over the data", positive] = None
     batch_size: Annotated[int, "pictures per step, over all processes", positive] = 8
     accumulate: Annotated[
         int,
@@ -133,8 +131,8 @@ class Settings:
     fp16: Annotated[bool, "float16 autocast with a scaled loss, for GPUs without bfloat16"] = False
     compile: Annotated[
         bool,
-        "compile the network with torch.compile: takes a minute or more at the start, then steps are faster; results "
-        "differ by rounding",
+        "compile the network with torch.compile: takes a minute or more at the start, then each batch is faster; "
+        "results differ by rounding",
     ] = False
     seed: Annotated[int, "seed of the initial weights, of the order of the pictures and of their augmentation"] = 0
 
@@ -187,12 +185,12 @@ class Settings:
         said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
         return f"recipe {self.recipe}: {said}, epochs {self.epochs}"
 
-    def as_dict(self) -> dict[str, Any]:  # each of the type that its field has
+    def as_dict(self) -> dict[str, Any]:  # each value has the type of its field
         """Returns the settings as plain values, for a checkpoint."""
         return {**vars(self), "loss": self.loss_options._asdict()}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Settings:  # each of the type that its field has
+    def from_dict(cls, saved: Mapping[str, Any]) -> Settings:  # each value has the type of its field
         """Reads the result of `as_dict`, of this version or of older ones.
 
         In older versions, the options of the loss were among the other settings, augmentation was always torchvision's,

@@ -83,7 +83,7 @@ def open_sets(settings: Settings) -> Sets:
     if test_split:
         try:
             test = unaugmented(_with_split(settings.data, test_split), test_split)
-        except (FileNotFoundError, ValueError) as error:  # a split without annotations, such as that of a competition
+        except (FileNotFoundError, ValueError) as error:  # the test split of a competition has no annotations
             if settings.test_split:
                 raise
             notes.append(f"{test_split} will not be measured: {error}")
@@ -112,7 +112,10 @@ def _choose(settings: Settings) -> dict[str, str | None]:
     if val_split is None and settings.val_data is None and own["train"]:
         names = _partners(own, splits, "val")
         if len(names) > 1:
-            raise ValueError(f"choose a split to validate {split} on, with --val-split: there are {', '.join(names)}")
+            raise ValueError(
+                f"choose a validation split for the training split {split}, with --val-split: "
+                f"there are {', '.join(names)}"
+            )
         val_split = names[0] if names else None
     if test_split is None:
         names = _partners(own, _by_kind(known - {split, val_split}), "test")
@@ -138,8 +141,9 @@ def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
 def _partners(own: dict[str, dict[str, str]], splits: dict[str, dict[str, str]], kind: str) -> list[str]:
     """Finds the splits of a kind that may belong to the training split, `own`.
 
-    This is the split whose name has another word and the same rest, as val2017 and train2017 do; or, if there is none,
-    all splits that do not belong to another training split in this way.
+    If there is a split whose name differs from the name of the training split only in the first word, as val2017
+    differs from train2017, it is the only one. Otherwise these are all splits of the kind that do not belong to another
+    training split in this way.
     """
     rest = next((rest for names in own.values() for rest in names), "")
     if rest in splits[kind]:

@@ -25,7 +25,9 @@ from ssd.training.splits import Pictures, Sets, whole_of
 SHEET = "worst.png"
 WORST = 6  # number of pictures on the sheet
 LEARNT = 0.95  # with this mAP on training pictures, or a higher one, little is left to learn
-MEMORISED = 0.1  # if mAP on training pictures is higher by more than this, the network has memorised them
+# Difference between mAP on training pictures and mAP on pictures held out. If it is larger, the network has memorised
+# the training pictures.
+MEMORISED = 0.1
 
 Detected = tuple[Sequence[Found], Sequence[Mapping[str, Tensor]]]  # detections and targets, see `detect_all`
 
@@ -77,7 +79,7 @@ def _describe(found: Mapping[str, Detected], sets: Sets, out: Path) -> tuple[str
             lines.append(f"{out / SHEET}: the {drawn} worst of {len(truths)} pictures held out, beside the truth")
         lines.append(advice(results["seen"].mAP, val.mAP))
     if test is not None:
-        lines.insert(0, f"{sets.names['test_split']}, not used before:\n{test}")
+        lines.insert(0, f"result on the split {sets.names['test_split']}, which was not used before:\n{test}")
     if weakest := _weakest(test or val):
         lines.append(weakest)
     return "\n".join(lines), test
@@ -96,15 +98,15 @@ def advice(seen: float, unseen: float) -> str:
     if seen - unseen > MEMORISED:
         return facts + "more pictures, or more varied ones, would help more than more epochs"
     if seen < LEARNT:
-        return facts + "the network has not learnt all of them yet, more epochs (--epochs) may help"
+        return facts + "the network has not learnt all training pictures yet; more epochs (--epochs) may help"
     return facts + "more epochs would change little"
 
 
 def find_mistakes(detections: Sequence[Found], targets: Sequence[Mapping[str, Tensor]]) -> Iterator[Mistakes]:
     """Counts missed objects and wrong detections in every picture, at an IoU of 0.5.
 
-    Detections count from the score on at which they are drawn (`SHOWN.min_score`). Difficult objects, and detections
-    that match them, do not count.
+    Only detections that are drawn count: those with a score of at least `SHOWN.min_score`. Difficult objects, and
+    detections that match them, do not count.
 
     Args:
         detections, targets: see `ssd.evaluation.evaluate.score`.
@@ -146,7 +148,7 @@ def _draw(
 
 
 def _unaugmented(train: Pictures, at_most: int, input_size: int) -> Pictures:
-    """Some pictures of a training set, at most so many, without augmentation."""
+    """Selects at most `at_most` pictures of a training set, without augmentation."""
     dataset, indices = whole_of(train)
     return Subset(dataset.view(EvalTransform(input_size)), indices[:: math.ceil(len(indices) / max(1, at_most))])
 
@@ -158,4 +160,4 @@ def _weakest(result: EvalResult | None) -> str | None:
     if len(aps) < 2:
         return None
     name = min(aps, key=lambda name: aps[name])
-    return f"weakest class: {name} (AP {aps[name]:.3f}, {result.n_truths[name]} objects there)"
+    return f"weakest class: {name} (AP {aps[name]:.3f}, measured on {result.n_truths[name]} objects)"

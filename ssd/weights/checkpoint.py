@@ -103,13 +103,15 @@ def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> SSD
         config, state, names = checkpoint["config"], checkpoint["model"], checkpoint["classes"]
         if len(names) != config["n_classes"] - 1 or not all(isinstance(name, str) for name in names):
             raise ValueError(f"expected {config['n_classes'] - 1} class names, got {str(names)[:100]}")
-        with torch.device("meta"):  # checks the shapes without memory, so a wrong width cannot exhaust it
+        with torch.device("meta"):  # checks the shapes without allocating memory, which a wrong width could exhaust
             SSD300(**config).load_state_dict(state, assign=True)
         model = SSD300(**config)
         model.load_state_dict(state)
         return model
     except Exception as error:  # a file by somebody else can fail in any way
-        raise ValueError(f"{path}: its entries do not fit one network: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(
+            f"{path}: its config, parameters and class names do not fit together: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def read(path: str | os.PathLike[str]) -> Any:
@@ -128,7 +130,7 @@ def read(path: str | os.PathLike[str]) -> Any:
         _check_archive(Path(path))
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # the file holds other objects, or is no file of torch.save
+        except Exception:  # the file holds other objects, or was not written by torch.save
             return {"model": read_parameters(path)}
     except Exception as error:  # other files fail with many kinds of errors, such as KeyError
         reason = ((isinstance(error, ValueError) and str(error)) or repr(error)).splitlines()[0][:200]

@@ -85,7 +85,8 @@ def initial_model(n_classes: int, source: str | None = None, **config: Any) -> S
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds no such weights, or `config` contradicts the network in the file.
+        ValueError: the file holds neither VGG16's weights nor a detector, or `config` contradicts the network in the
+            file.
         OSError: the download failed.
     """
     config = {name: value for name, value in config.items() if value is not None}

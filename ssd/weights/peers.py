@@ -68,7 +68,8 @@ PEERS = (
         mean=(0.48235, 0.45882, 0.40784),
         std=BYTE,
     ),
-    Peer(  # it subtracts (104, 117, 123) from OpenCV's BGR and then converts to RGB, in training and evaluation
+    # In training and evaluation, ssd.pytorch subtracts (104, 117, 123) from OpenCV's BGR and then converts to RGB.
+    Peer(
         "amdegroot's ssd.pytorch",
         "L2Norm.weight",
         (

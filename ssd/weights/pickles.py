@@ -6,8 +6,9 @@ result holds the parameters of the network; every other object becomes a `Record
 with known names, never imported.
 
 `torch.load(weights_only=True)` cannot read these files, whatever `torch.serialization.safe_globals` allows: it refuses
-the classes that files from before torch 1.6 name by a persistent id, and the entries of an optimizer's defaultdict. It
-also needs a list of all names beforehand, and then calls the functions and classes of that list.
+classes that are named by a persistent id, as in files from before torch 1.6, and it refuses the entries of an
+optimizer's defaultdict. It also needs a list of all names beforehand, and then calls the functions and classes of that
+list.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Storage(NamedTuple):
 
     Attributes:
         key: its name in the file.
-        dtype: of the numbers.
+        dtype: dtype of the numbers.
         numel: how many there are.
     """
 
@@ -71,7 +72,7 @@ class View(NamedTuple):
     Attributes:
         storage: the numbers.
         offset: index of the first element in the storage.
-        size, stride: of the tensor, in elements.
+        size, stride: shape and strides of the tensor, in elements.
     """
 
     storage: Storage
@@ -198,7 +199,7 @@ def _follow(pickled: BinaryIO) -> tuple[Any, dict[str, Storage]]:
             case "STOP":
                 return stack.pop(), storages
             case _:
-                raise ValueError(f"opcode {opcode.name} is none that torch.save writes")
+                raise ValueError(f"opcode {opcode.name} is not one that torch.save writes")
     raise ValueError("the pickle has no end")
 
 

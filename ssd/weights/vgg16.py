@@ -23,8 +23,8 @@ def vgg16_to_ssd(vgg_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The fully connected layers fc6 and fc7 become convolutions that keep every fourth channel; fc6 also keeps only every
     third row and column. `vgg16_bn` is converted to a base with batch norm. The convolutions of that base have no
-    bias, so the biases are subtracted from the running means. In `vgg16_bn`, fc6 and fc7 have no batch norm; theirs in
-    the base start as x + bias.
+    bias, so the biases are subtracted from the running means. In `vgg16_bn`, fc6 and fc7 have no batch norm; their
+    batch norms in the base, bn6 and bn7, start as x + bias.
 
     Args:
         vgg_state: state dict of torchvision's `vgg16` or `vgg16_bn`, float tensors.

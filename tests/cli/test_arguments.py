@@ -43,5 +43,9 @@ def test_every_option_is_a_flag(capsys):
             flag = re.search(rf"--{name.replace('_', '-')}[ ,]", shown)
             assert bool(flag) == (name not in (*VARIANCES, "data", "loss")), name
             assert not flag or get_args(hint)[1].replace("-", "") in shown.replace("-", ""), name
-        told = "(default: 0.45)" if command == "eval" else "(default: scratch 0.03; tutorial 0.001)"
+        told = (
+            "(default: 0.45)"
+            if command == "eval"
+            else "(default: 0.03 with the recipe scratch; 0.001 with the recipe tutorial)"
+        )
         assert told in shown

@@ -55,7 +55,7 @@ def test_mistakes_of_the_command_are_named(data: Path, tmp_path: Path, capsys: p
         assert stop.value.code == 2
         assert "--detections" in capsys.readouterr().err
     assert "nowhere.json: no such file" in error("--detections", tmp_path / "nowhere.json")
-    assert "r.json: the detections of a file cannot be selected again; leave out --min-score" in error(
+    assert "r.json: the options of detection do not apply to detections in a file; leave out --min-score" in error(
         "--detections", listed, "--min-score", 0.1
     )
     assert "--iou cannot be used with --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)

@@ -79,9 +79,13 @@ VAL = "annotations/instances_val.json"
         (
             change(VAL, lambda c: c["images"][0].update(id=[1])),
             ValueError,
-            r"images\[0\]\['id'\] must be a number or a",
+            r"images\[0\]\['id'\] must be an integer or",
         ),
-        (change(VAL, lambda c: c["images"][0].update(file_name=1)), ValueError, r"'file_name'\] must be a text, got 1"),
+        (
+            change(VAL, lambda c: c["images"][0].update(file_name=1)),
+            ValueError,
+            r"'file_name'\] must be a string, got 1",
+        ),
         (change(VAL, lambda c: c["categories"].append(c["categories"][0])), ValueError, r"categories\[3\]\['id'\] is"),
         (lambda p: (p / VAL).unlink(), FileNotFoundError, "no such split 'val'; there are: none"),
     ],

@@ -133,7 +133,7 @@ BROKEN = [
         (lambda p: (p / "JPEGImages").rename(p / "x"), {}, FileNotFoundError, "JPEGImages: no such folder"),
         (emptied, {}, ValueError, "no annotations in .*, split None"),
         (None, {"split": "val"}, FileNotFoundError, r"val\.txt: no such split.*test.*train"),
-        (emptied, {"split": "val"}, FileNotFoundError, r"val\.txt.*None takes all"),
+        (emptied, {"split": "val"}, FileNotFoundError, r"val\.txt.*without a split, all"),
         (
             lambda p: add_split(p, "train", "a", "ghost"),
             {"split": "train"},

@@ -16,11 +16,11 @@ LABELS = "labels/val/d.txt"
     [
         (LABELS, "0 0.5 0.5 0.1", ValueError, r"d\.txt: line 1 must have 4 numbers, or the x and y"),
         (LABELS, "\n0 0.5 0.5 0.1 0.1 0.2", ValueError, "line 2 must have 4 numbers, or the x and y of a polygon"),
-        (LABELS, "dog 0.5 0.5 0.1 0.1", ValueError, "line 1 is not a class and numbers: 'dog"),
+        (LABELS, "dog 0.5 0.5 0.1 0.1", ValueError, "line 1 must be the number of a class, then numbers, got 'dog"),
         (LABELS, "3 0.5 0.5 0.1 0.1", ValueError, r"line 1 has class 3, but there are 3 classes: \['dog'"),
         ("data.yaml", "names: [a, b", ValueError, r"data\.yaml: broken YAML"),
-        ("data.yaml", "nc: 3", ValueError, r"data\.yaml: 'names' must be a list, or numbered from 0, got None"),
-        ("data.yaml", "names: {1: a}", ValueError, "numbered from 0, got {1: 'a'}"),
+        ("data.yaml", "nc: 3", ValueError, r"data\.yaml: 'names' must be a list, or a dict .*, got None"),
+        ("data.yaml", "names: {1: a}", ValueError, r"keys 0, 1, \.\.\., got {1: 'a'}"),
     ],
 )
 def test_errors_of_yolo(voc, tmp_path, file, text, error, message):

@@ -247,7 +247,7 @@ def test_a_device_that_holds_no_data_is_named(shapes, tmp_path, capsys):
 @pytest.mark.parametrize("more", [["--batch-size", 1], ["--batch-size", 2, "--accumulate", 2]])
 def test_batch_normalisation_of_one_picture_is_named(shapes, tmp_path, capsys, more):
     line = error_of(capsys, "train", shapes, "--out", tmp_path / "run", "--width", 0.01, "--batch-norm", *more)
-    assert "batch normalisation needs 2 pictures at once, but " in line
+    assert "batch normalisation needs at least 2 pictures at once, but " in line
 
 
 def test_best_is_the_last_network_where_no_map_can_be_measured(settings, shapes, tmp_path, capsys):

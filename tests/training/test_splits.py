@@ -62,7 +62,7 @@ def test_which_lists_a_run_takes(tmp_path):
         ("train14 train17 val14 val17", {"split": "train17"}, ("train17", "val17", None)),
         ("train14 train17 val14", {"split": "train17"}, ("train17", None, None)),  # val14 may be a part of it
         ("train14 train17 val14", {}, r"to train on, with --split: there are train14, train17, val14"),
-        ("train val_a val_b", {}, r"to validate train on, with --val-split: there are val_a, val_b"),
+        ("train val_a val_b", {}, r"training split train, with --val-split: there are val_a, val_b"),
         ("train_test test", {}, r"to train on, with --split: there are test, train_test"),  # of VOC's class "train"
         ("trained value", {}, r"to train on, with --split: there are trained, value"),
     ],

@@ -27,7 +27,7 @@ def test_mistakes_are_counted():
     ("seen", "unseen", "expected"),
     [
         (0.99, 0.7, "more pictures"),
-        (0.8, 0.75, "not learnt all of them yet"),
+        (0.8, 0.75, "not learnt all training pictures yet"),
         (0.99, 0.95, "would change little"),
         (float("nan"), 0.5, "no objects were held out"),
     ],
@@ -43,7 +43,7 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
     settings = Settings((str(tmp_path / "data"),), held_out=0.4, bf16=False)
     sets = open_sets(settings)
     text, test = report(model, sets, settings, tmp_path, workers=0)
-    assert text.startswith("test, not used before:\n")
+    assert text.startswith("result on the split test, which was not used before:\n")
     assert "mAP@0.5 (area)" in text
     assert "weakest class: " in text
     assert f"{tmp_path / 'worst.png'}: the 2 worst of 2 pictures held out" in text
