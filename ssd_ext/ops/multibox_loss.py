@@ -35,7 +35,11 @@ class LossOptions(NamedTuple):
     neg_pos_ratio: Annotated[float, "hard negatives per positive"] = 3.0
     loc_loss: Annotated[Literal["l1", "smooth_l1"], "l1 as in the tutorial, smooth_l1 as in the paper"] = "l1"
     matching: Annotated[Matching, "per_prior as in the tutorial, bipartite as in Caffe, see match_priors"] = "per_prior"
-    min_negatives: Annotated[int, "fewest hard negatives per picture: above 0, pictures without objects count too"] = 0
+    min_negatives: Annotated[
+        int,
+        "minimum number of hard negatives per picture; if it is above 0, pictures without objects contribute to the "
+        "loss too",
+    ] = 0
     center_variance: Annotated[float, "see encode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see encode_boxes"] = SIZE_VARIANCE
 

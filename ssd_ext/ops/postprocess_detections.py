@@ -23,15 +23,21 @@ SCORES_BYTES = 16 << 20
 class DetectionOptions(NamedTuple):
     """The options of `postprocess_detections`; the defaults are those of the paper (section 3.1)."""
 
-    min_score: Annotated[float, "a detection has a score above this"] = 0.01
+    min_score: Annotated[float, "keep only detections with a score above this"] = 0.01
     max_overlap: Annotated[float, "highest IoU of two detections of one class"] = 0.45
     top_k: Annotated[int, "maximum number of detections per picture"] = 200
-    pre_nms_top_k: Annotated[int | None, "maximum number of candidates for NMS per picture and class; None: all"] = None
+    pre_nms_top_k: Annotated[
+        int | None, "maximum number of candidates for NMS per picture and class (default: all)"
+    ] = None
     center_variance: Annotated[float, "see decode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see decode_boxes"] = SIZE_VARIANCE
     score: Annotated[Literal["softmax", "sigmoid"], "softmax over all classes, or sigmoid of each class"] = "softmax"
     clip: Annotated[bool, "cut boxes at the edges of the image (the square from 0 to 1) before NMS"] = False
-    max_log_scale: Annotated[float | None, "see decode_boxes; None: no limit"] = None
+    max_log_scale: Annotated[
+        float | None,
+        "upper limit for log(w / pw) and log(h / ph), where w, h are the sides of a box and pw, ph those of its prior "
+        "(default: no limit)",
+    ] = None
 
 
 _CHOICES = choices_of(DetectionOptions)
