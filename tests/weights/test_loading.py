@@ -59,15 +59,15 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {"n_classes": 9}}, r"names do not fit together: expected 8 class names, got \['a', 'b'\]"),
-        ({"config": {"n_classes": 3, "width": 0.02}}, "names do not fit together: Error.* size mismatch"),
+        ({"config": {"n_classes": 9}}, r"its .* names do not fit together: expected 8 class names, got \['a', 'b'\]"),
+        ({"config": {"n_classes": 3, "width": 0.02}}, "its .* names do not fit together: Error.* size mismatch"),
         (
             {"config": {"n_classes": 3, "width": 1e9}},
-            "names do not fit together",
+            "its .* names do not fit together",
         ),  # and no memory is asked for
-        ({"config": {"n_classes": 3, "depth": 7}}, "names do not fit together: .*'depth'"),
-        ({"classes": ["a"]}, r"names do not fit together: expected 2 class names, got \['a'\]"),
-        ({"model": {}}, "names do not fit together: Error.* Missing key"),
+        ({"config": {"n_classes": 3, "depth": 7}}, "its .* names do not fit together: .*'depth'"),
+        ({"classes": ["a"]}, r"its .* names do not fit together: expected 2 class names, got \['a'\]"),
+        ({"model": {}}, "its .* names do not fit together: Error.* Missing key"),
         ({"model": None}, "is not a complete checkpoint: its 'model' is a NoneType"),
         ({"classes": "ab"}, "is not a complete checkpoint: its 'classes' is a str"),
         ({"format": 9}, "has format 9; this version of ssd reads formats 1 to 2"),
