@@ -2,7 +2,7 @@
 
 from ssd_ext._load import load_libraries
 
-load_libraries()  # first: a library brings the schemas of its ops
+load_libraries()  # before the imports below: a library defines the schemas of its ops
 
 # ruff: noqa: E402
 from ssd_ext._info import Info, info

@@ -15,7 +15,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def floating(boxes: Tensor) -> Tensor:
-    """The boxes; integer boxes are converted to float32, in which they are computed."""
+    """The boxes; integer boxes are converted to float32, their compute dtype (see `compute_dtype`)."""
     return boxes if boxes.is_floating_point() else boxes.float()
 
 
@@ -55,6 +55,7 @@ def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height = (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp(min=0)
     inter = width * height
     union = ((ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0)) - inter
-    # A degenerate, inverted, infinite or NaN box fails the condition, or divides by infinity.
+    # For a degenerate, inverted, infinite or NaN box, the condition is false, or the union is infinite and the quotient
+    # is 0.
     iou = torch.where((inter > 0) & (union > 0), inter / union, 0)
     return iou, union, width, height

@@ -56,9 +56,10 @@ def check_devices(**tensors: Tensor) -> None:
 
 
 def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
-    """Whether the values are checked: always on the CPU, elsewhere with `check`, since that copies to the host.
+    """Whether the values may be read to check them: on the CPU always, on other devices only with `check`.
 
-    The values of fake tensors are never checked, and no values while a graph is traced.
+    Reading from another device copies the values to the host. The values of fake tensors are never read, and while a
+    graph is traced, no values are read.
     """
     traced = torch.compiler.is_compiling() or is_fake(tensor) or get_proxy_mode() is not None
     return (tensor.device.type == "cpu" or check) and not traced

@@ -19,14 +19,17 @@ import torch
 
 BACKENDS = ("auto", "python", "cpp")
 _REBUILD = "rebuild it (pip install --no-build-isolation --force-reinstall --no-deps .) or set SSD_EXT_BACKEND=python"
-_HOW_TO_BUILD = "build it with `SSD_EXT_BUILD={0} pip install --no-build-isolation .` (it reports what is missing)"
+_HOW_TO_BUILD = "build it with `SSD_EXT_BUILD={0} pip install --no-build-isolation .` (the build shows what is missing)"
 
 #: Why the library of a device ("cpu", "cuda") is not in use; None where it is loaded.
 missing: dict[str, str | None] = {}
 
 
 def backend() -> str:
-    """The value of the environment variable SSD_EXT_BACKEND, `auto` by default. Raises ImportError for others."""
+    """The value of the environment variable SSD_EXT_BACKEND, `auto` by default.
+
+    Raises ImportError for a value that is not in `BACKENDS`.
+    """
     name = os.environ.get("SSD_EXT_BACKEND", "auto")
     if name not in BACKENDS:
         raise ImportError(f"SSD_EXT_BACKEND={name!r}: expected one of {', '.join(BACKENDS)}")

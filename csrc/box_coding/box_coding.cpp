@@ -2,7 +2,8 @@
 // its inverse.
 //
 // A thread owns tiles of neighbouring priors of one image. A tile is one loop that the compiler vectorises;
-// half precision is converted on the stack first. Reads and writes every number once.
+// half precision is converted on the stack first. Each row of the input is read once and each row of the output is
+// written once; the priors are read once for each image.
 #include "box_coding/box_coding.h"
 
 #include "core/box_math.h"

@@ -1,9 +1,9 @@
 // encode_boxes on the GPU: boxes (..., P, 4) xyxy and priors (P, 4) cxcywh -> offsets (..., P, 4); and decode_boxes,
 // its inverse.
 //
-// A thread owns one row, a block blockDim.x neighbouring rows. If an input is aligned, a row is loaded as a whole; a
-// row of the output is always stored as a whole. Reads 16 bytes per box (32 for double, 8 for half precision) and
-// writes 16 (32 for double); the priors stay in the cache.
+// A thread owns one row, and a block owns blockDim.x neighbouring rows. If an input is aligned, a row is loaded as a
+// whole; a row of the output is always stored as a whole. Reads 16 bytes per box (32 for double, 8 for half precision)
+// and writes 16 (32 for double); the priors stay in the cache.
 #include "box_coding/box_coding.h"
 
 #include "core/box_math.h"

@@ -1,5 +1,5 @@
-// Rows of four numbers in any floating dtype, for tensors that a kernel reads at few places only: a switch on the
-// dtype at each of these places costs less than a kernel for every combination of dtypes.
+// Rows of four numbers in any floating dtype, for tensors that a kernel reads in only a few places: a switch on the
+// dtype in each of these places costs less than a kernel for every combination of dtypes.
 #pragma once
 
 #include "core/box_math.h"

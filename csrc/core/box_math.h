@@ -1,7 +1,7 @@
 // The formulas for ONE box, for host and device. No other file repeats them.
 //
-// Every function is written with single + - * / and comparisons, so that the CPU (-ffp-contract=off), the GPU
-// (-fmad=false) and plain PyTorch round at the same places and give the same bits.
+// Every function is written with separate + - * / operations and comparisons, so that the CPU (-ffp-contract=off), the
+// GPU (-fmad=false) and plain PyTorch round in the same places and give the same bits.
 #pragma once
 
 #include "core/exact_math.h"
@@ -82,8 +82,9 @@ struct Overlap {
 
 // Intersection and union of two boxes whose areas are given.
 //
-// A NaN coordinate may get lost in the comparisons below, but it makes the area and so the union NaN. An
-// inverted side gives an overlap of at most 0, even if the box has two inverted sides and so a positive area.
+// A NaN coordinate may get lost in the comparisons below, but it makes the area and so the union NaN. If a box is
+// inverted along an axis, the intersection has size 0 along this axis, even if the box is inverted along both axes and
+// so has a positive area.
 template <typename T>
 C10_HOST_DEVICE inline Overlap<T> overlap(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T left = a.x0 > b.x0 ? a.x0 : b.x0;
@@ -105,7 +106,8 @@ C10_HOST_DEVICE inline T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_
   return positive ? both.inter / both.uni : T(0);
 }
 
-// If false, the IoU is not greater than the threshold (>= 0). Decides most pairs without a division.
+// False means that the IoU is not greater than the threshold, which must be >= 0 or NaN. This decides most pairs
+// without a division.
 //
 // If the rounded quotient is above the threshold, so is the exact one, hence inter > threshold * uni. Rounding this
 // product cannot make it greater than inter.
@@ -146,7 +148,7 @@ struct Variances {
   }
 };
 
-// The offsets of a box from a prior. The offset of the width or height is not finite if the box has none.
+// The offsets of a box from a prior. The offset of a width or height that is not greater than 0 is not finite.
 template <typename T>
 C10_HOST_DEVICE inline BoxOffsets<T> encode(const Box<T>& box, const CenterBox<T>& prior,
                                             const Variances<T>& variances) {

@@ -1,7 +1,7 @@
 // What every op needs from the stable ABI: names, checks of the inputs, dispatch on the dtype.
 //
-// The public functions in Python raise ValueErrors. A check that fails here is a RuntimeError: it keeps a direct call
-// of the op from reading out of bounds.
+// The public functions in Python raise ValueErrors. A check that fails here raises a RuntimeError. These checks keep a
+// direct call of the op from reading out of bounds.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::headeronly::toString;
 using torch::stable::Tensor;
 
-// Ops compute and return float, for double inputs double.
+// Ops compute and return float, or double if the inputs are double.
 template <typename scalar_t>
 using compute_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
@@ -80,7 +80,8 @@ inline void check_predictions(const Tensor& pred_offsets, const Tensor& pred_log
   check_same_device(pred_logits, "pred_logits", priors_cxcywh, "priors_cxcywh");
 }
 
-// Calls function(scalar_t()) with the C++ type of a floating dtype. Integers arrive here as float32.
+// Calls function(scalar_t()) with the C++ type of a floating dtype. The Python functions convert integers to a floating
+// dtype before they call an op.
 template <typename Function>
 void dispatch_floating_dtype(ScalarType dtype, const Function& function) {
   switch (dtype) {

@@ -1,10 +1,10 @@
 // exp and log with the same bits on every machine, for host and device.
 //
-// Math libraries differ in the last bits of exp and log. In a kernel that compares scores or losses, one other bit
-// can give another index. The float versions here are single + - * and integer operations in a fixed order, so
-// that the CPU (-ffp-contract=off), vectorised or not, and the GPU (-fmad=false) give the same bits. They have
-// no branches. Error over all floats: below 0.93 ulp (tools/derive_exact_math.py derives the constants and
-// tries every float). exp(0) is 1 and log(1) is 0.
+// Math libraries differ in the last bits of exp and log. In a kernel that compares scores or losses, a single different
+// bit can give a different index. The float versions here consist of separate + - * operations and integer operations
+// in a fixed order, so that the CPU (-ffp-contract=off), vectorised or not, and the GPU (-fmad=false) give the same
+// bits. They have no branches. Error over all floats: below 0.93 ulp (tools/derive_exact_math.py derives the constants
+// and tries every float). exp(0) is 1 and log(1) is 0.
 //
 // The double versions call the library: results are equal up to rounding, not to the bit.
 #pragma once
@@ -65,7 +65,7 @@ C10_HOST_DEVICE inline float exp_in_range(float x) {
   return e_r * float_of(half << 23) * float_of((exponent - half) << 23);
 }
 
-// e^x: gradual underflow below 2^-126, inf above 88.72, exp(-inf) = 0, exp(NaN) = NaN.
+// e^x: gradual underflow for results below 2^-126, inf for x above 88.72, exp(-inf) = 0, exp(NaN) = NaN.
 C10_HOST_DEVICE inline float exact_exp(float x) {
   const float e_x = exp_in_range(x);
   return x < kLeastExp ? 0.0f : x > kLargestExp ? float_of(kInfBits) : e_x;
@@ -77,7 +77,8 @@ C10_HOST_DEVICE inline float exact_exp_below_1(float x) {
   return x < kLeastExp ? 0.0f : e_x;
 }
 
-// The natural logarithm: log(0) = -inf, also of -0, log(inf) = inf, NaN for negative numbers and NaN.
+// The natural logarithm: log(0) and log(-0) are -inf, log(inf) is inf, and the logarithm of a negative number or of NaN
+// is NaN.
 //
 // x = 2^e m with m in [sqrt(1/2), sqrt(2)), f = m - 1, and log(1 + f) = f - f^2 / 2 + f^3 q(f) with q of degree 7.
 C10_HOST_DEVICE inline float exact_log(float x) {

@@ -6,10 +6,10 @@
 
 namespace ssd_ext {
 
-constexpr int kPriorLanes = 512;  // the sum over the priors of an image: the threads of its block
-constexpr int kImageLanes = 32;   // the sum over the images: one warp
+constexpr int kPriorLanes = 512;  // for the sum over the priors of an image: as many as its block has threads
+constexpr int kImageLanes = 32;   // for the sum over the images: one warp
 
-// The sum on the CPU. A number 0 need not be added, because no lane is ever -0.
+// The sum on the CPU. A 0 need not be added, because no lane is ever -0.
 template <int kLanes>
 class LaneSums {
  public:

@@ -17,8 +17,8 @@ namespace ssd_ext {
 template <typename T>
 using bits_t = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
 
-// Larger for larger values; -0 equals 0, and all NaN are equal and the largest. The result is never 0, so 0 can
-// stand for "no value".
+// Larger for larger values; -0 equals 0, and all NaNs are equal to each other and larger than all other values. The
+// result is never 0, so 0 can stand for "no value".
 template <typename T>
 C10_HOST_DEVICE inline bits_t<T> ordered_bits(T value) {
   using Bits = bits_t<T>;

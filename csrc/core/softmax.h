@@ -38,9 +38,9 @@ C10_HOST_DEVICE inline T cross_entropy(T true_logit, T maximum, T sum) {
   return exact_log(sum) - (true_logit - maximum);
 }
 
-// If false, exponential / sum is not greater than min_score. Decides without a division: if the rounded quotient is
-// greater than min_score, so is the exact one, hence exponential > min_score * sum. Rounding this product cannot make
-// it greater than exponential.
+// False means that exponential / sum is not greater than min_score. This is decided without a division: if the rounded
+// quotient is greater than min_score, so is the exact one, hence exponential > min_score * sum. Rounding this product
+// cannot make it greater than exponential.
 template <typename T>
 C10_HOST_DEVICE inline bool score_may_exceed(T exponential, T sum, T min_score) {
   return exponential >= min_score * sum;

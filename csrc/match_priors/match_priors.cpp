@@ -4,7 +4,8 @@
 // 2. A thread owns an image, or a run of its tiles if there are few images. It offers each object to each tile that
 //    the object can overlap, in one vectorised loop over the priors. Each prior keeps its best object, and each object
 //    keeps its best prior of the run.
-// 3. The objects of an image force their best priors, or take them one by one (bipartite).
+// 3. Each object of an image forces its best prior to match it, or the objects take their priors one by one
+//    (bipartite).
 //
 // There is no IoU matrix. Besides the output, memory is needed for the tiles and for one candidate per object and run.
 #include "match_priors/match_priors.h"
@@ -24,8 +25,8 @@ namespace {
 
 constexpr int64_t kTile = kPriorTile;
 
-// An integer as wide as T, because a loop over both then vectorises best. The bits of an IoU, which is never negative,
-// order like the IoU.
+// An integer as wide as T, because a loop over both then vectorises best. An IoU is never negative, so the bits of IoUs
+// compare in the same order as the IoUs.
 template <typename T>
 using int_of_width = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
@@ -51,8 +52,8 @@ inline bool can_overlap(const Box<T>& box, const PriorTile<T>& tile) {
          box.y1 > tile.bounds.y0;
 }
 
-// Every prior that has a higher IoU with this object than with all objects before takes it. Returns the highest IoU of
-// a prior with this object.
+// A prior takes this object if their IoU is > 0 and higher than its IoU with every object offered before. Returns the
+// highest IoU of a prior with this object.
 template <typename T>
 INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
   const Box<T> row = box;  // a copy: the compiler sees that `match` cannot change it
@@ -135,7 +136,8 @@ Candidate<T> best_free_prior(const Box<T>& box, const PriorTile<T>* tiles, int64
   return best;
 }
 
-// Each object whose best IoU is > 0 takes its best prior; of two objects that take one prior, the highest index wins.
+// Each object whose best IoU is > 0 takes its best prior; of two objects that take the same prior, the object with the
+// higher index wins.
 template <typename T>
 void force_best_priors(const Candidate<T>* candidates,  // (count,), the best prior of each object
                        int32_t count,
@@ -162,9 +164,10 @@ std::vector<int32_t> next_alike(const Box<T>* boxes, int32_t count) {
 }
 
 // Repeatedly, the object of the best remaining pair takes its prior. If another object has meanwhile taken the
-// candidate of an object, the candidate is replaced only when it comes to the top. This is early enough, because the
-// next candidate of the object ranks lower. Of the objects with the same box, the first one left ranks highest, and
-// the others wait for it: otherwise each of them would search for a new prior whenever one of them takes a prior.
+// candidate of an object, the candidate is replaced only when the object comes to the top of the heap. This is early
+// enough, because the next candidate of the object ranks lower. Of the objects with the same box, only the first one
+// without a prior is in the heap, since it ranks highest. The others wait until it has a prior; otherwise each of them
+// would search for a new prior whenever one of them takes a prior.
 template <typename T>
 void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
                      const PriorTile<T>* tiles, int64_t n_priors,

@@ -5,10 +5,12 @@
 //    of the chunk as a candidate: by reductions in each warp, then through shared memory in the block.
 // 2. force_best_priors_kernel: the same blocks. A warp reduces the candidates of an object to its best prior. Then
 //    every thread finds the object, if any, that chose its prior. Only the thread that owns a prior writes it, so
-//    there is no race. For bipartite matching, take_best_pairs_kernel replaces it: there a block owns an image.
+//    there is no race. For bipartite matching, take_best_pairs_kernel replaces this kernel; a block of
+//    take_best_pairs_kernel owns an image.
 //
-// There is no IoU matrix and no atomic operation. Writes 4 bytes per prior and image and 8 (double: 16) per object and
-// chunk; reads 4 numbers per prior and image, and the candidates of an image once for each of its chunks.
+// There is no IoU matrix and no atomic operation. Writes 4 bytes for each prior of each image, and 8 bytes (double: 16)
+// for each object and chunk. Reads 4 numbers for each prior of each image, and the candidates of an image once for each
+// of its chunks.
 #include "match_priors/match_priors.h"
 
 #include "core/box_math.h"
@@ -35,7 +37,7 @@ constexpr int64_t kMaxChunks = 128;
 // The best of the candidates of a warp, returned in all lanes.
 template <typename T>
 __device__ Candidate<T> best_of_warp(const Candidate<T>& own) {
-  bits_t<T> iou;  // no IoU is negative, so the bits order like the IoUs
+  bits_t<T> iou;  // no IoU is negative, so the bits compare in the same order as the IoUs
   memcpy(&iou, &own.iou, sizeof iou);
   const bits_t<T> highest = warp_max(iou);
   const unsigned lowest_index = ~warp_max(iou == highest ? ~static_cast<unsigned>(own.index) : 0u);

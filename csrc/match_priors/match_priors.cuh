@@ -9,8 +9,8 @@
 
 namespace ssd_ext {
 
-// Prior: the form of the priors, Box or CenterBox; other files may use it with float or double. n_images and n_priors
-// are at least 1. like: any tensor on the device.
+// Prior: the form of the priors, Box or CenterBox. Other files may call this function with float or double. n_images
+// and n_priors are at least 1. like: any tensor on the device.
 template <typename Prior, typename scalar_t>
 void launch_match_priors(const scalar_t* boxes,      // (G, 4) xyxy
                          const int32_t* row_splits,  // (B + 1,)

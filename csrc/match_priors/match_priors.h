@@ -11,7 +11,7 @@
 
 namespace ssd_ext {
 
-// A prior (or an object) that may be chosen, and its IoU. An IoU of 0 means that there is none.
+// A prior (or an object) that may be chosen, and its IoU. An IoU of 0 means that there is no candidate.
 template <typename T>
 struct alignas(2 * sizeof(T)) Candidate {
   T iou;

@@ -27,8 +27,8 @@
 namespace ssd_ext {
 namespace {
 
-constexpr double kLogitNanoseconds = 1.2;     // forward
-constexpr double kGradientNanoseconds = 0.4;  // of a logit
+constexpr double kLogitNanoseconds = 1.2;     // for each logit, forward
+constexpr double kGradientNanoseconds = 0.4;  // for each logit, backward
 
 // --------------------------------------------------------------------------------------------------- forward
 
@@ -48,7 +48,8 @@ void cross_entropies(const scalar_t* logits,  // (B * P, C)
     for (int64_t row = 0; row < rows; ++row) row_logits[row] = tile_logits + row * n_classes;
     load_tile(row_logits, rows, n_classes, tile.get());
     prefetch(tile_logits + kLogitRows * n_classes, kLogitRows * n_classes * sizeof(scalar_t));
-    std::copy_n(tile.get(), kLogitRows, true_logits);  // of background, the true class of nearly all rows
+    // At first the logits of class 0, background, which is the true class of nearly all rows.
+    std::copy_n(tile.get(), kLogitRows, true_logits);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t i = first + begin + row;
       const int32_t object = targets.match[i];

@@ -10,9 +10,10 @@
 // Reads the logits once and writes 9 bytes (double: 13) per prior: cross entropy, match and selected, which the later
 // kernels read from the second-level cache.
 //
-// Backward, gradients_kernel: a block owns 128 rows. It fills their gradients with zeros, and then replaces the
-// gradients of the rows that count (positives and hard negatives); a group of lanes owns such a row. Writes each
-// gradient once and reads 5 bytes per prior; the logits of the few rows that count are read too.
+// Backward, gradients_kernel: a block owns 128 rows. It fills the gradients of their logits with zeros, and then
+// replaces the gradients of the rows that count (positives and hard negatives); a group of lanes owns such a row. So
+// the gradients of the logits are written twice in these few rows, and all other gradients once. Reads 5 bytes per
+// prior; the logits of the rows that count are read too.
 #include "multibox_loss/multibox_loss.h"
 
 #include "core/any_rows.h"

@@ -60,7 +60,8 @@ std::vector<uint32_t> rank_by_score(const scalar_t* scores, int64_t n) {
   return ranked;
 }
 
-// The ranks of all boxes, group after group, and where each group begins; a last entry of `begins` is the end.
+// The ranks of all boxes, group after group, and where each group begins. The last entry of `begins` is the end of the
+// last group.
 struct Groups {
   std::vector<uint32_t> ranks;
   std::vector<int64_t> begins;
@@ -94,8 +95,9 @@ Groups group_by_id(const id_t* ids, const std::vector<uint32_t>& ranked) {
 // ------------------------------------------------------------------------------------------------ suppression
 
 constexpr int64_t kFirstChunk = 512;
-constexpr int64_t kLargestChunk = 4096;  // pairs inside a chunk take one thread: 4 % of the pairs of 100,000 boxes
-constexpr int64_t kTile = 1024;          // kept boxes that stay in the L1 cache while a chunk is tested against them
+// One thread tests the pairs inside a chunk: with 100,000 boxes, 4 % of all pairs.
+constexpr int64_t kLargestChunk = 4096;
+constexpr int64_t kTile = 1024;  // kept boxes that stay in the L1 cache while a chunk is tested against them
 constexpr double kPairNanoseconds = 0.4;
 constexpr double kBoxNanoseconds = 60;  // for a box in a group of a few hundred boxes
 

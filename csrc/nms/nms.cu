@@ -2,8 +2,8 @@
 //
 // 1. The boxes are ranked by score, and the ranks are sorted by group (sort.cuh). After this, each group is a range of
 //    positions.
-// 2. Groups that lie inside one tile of 256 positions are joined to one segment; every other group is a segment of its
-//    own. A segment is cut into bands of 512 positions.
+// 2. Groups that lie inside one tile of 256 positions are joined into one segment; every other group is a segment of
+//    its own. A segment is cut into bands of 512 positions.
 // 3. All pairs inside a band are tested at once: a thread tests 32 pairs and sets one bit for each.
 // 4. There is one launch for each round r, up to N / 512 rounds. A block owns a tile of positions. For each segment
 //    that reaches into the tile (at most three) it settles band r, bit by bit, and tests the boxes that lie behind the
@@ -68,7 +68,7 @@ struct GroupKey {
   }
 };
 
-// The number of keys whose group comes before this group; with this group too if `with`.
+// The number of keys whose group comes before this group. If `with`, the keys of this group are counted too.
 __device__ int count_before(const RankKey* grouped, int n, uint64_t group, bool with) {
   int low = 0;
   int high = n;

@@ -10,7 +10,7 @@ namespace ssd_ext {
 
 constexpr int64_t kMaxBoxes = 1 << 30;  // indices fit into 32 bits, even with a tile added
 
-// Sorts ascending: the highest score first, NaN before all others.
+// The sort key of a score. In ascending order of the keys, the highest score comes first, and NaN before all others.
 template <typename T>
 C10_HOST_DEVICE inline bits_t<T> descending_bits(T score) {
   return static_cast<bits_t<T>>(~ordered_bits(score));
@@ -30,7 +30,8 @@ inline void check_idxs(const Tensor& idxs, const Tensor& scores) {
   check_same_device(idxs, "idxs", scores, "scores");
 }
 
-// Calls function(id_t()) with the C++ type of group ids. Other integers arrive here as int64.
+// Calls function(id_t()) with the C++ type of group ids. The Python functions convert other integers to int64 before
+// they call an op.
 template <typename Function>
 void dispatch_id_dtype(ScalarType dtype, const Function& function) {
   switch (dtype) {

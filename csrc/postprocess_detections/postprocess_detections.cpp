@@ -6,8 +6,8 @@
 //    once, computes the softmax only for rows that may pass, and divides only if a score may pass.
 // 2. It walks the candidates of all classes together, best first. A box is decoded, and kept if no kept box of its
 //    class suppresses it, until top_k are kept. Only better boxes of its own class can suppress a box, so the result
-//    equals suppression in every class followed by the cut. The next best candidates are selected and sorted in bands:
-//    candidates that are never reached are never sorted.
+//    equals suppression in every class followed by the cut to top_k. The next best candidates are selected and sorted
+//    in bands: candidates that are never reached are never sorted.
 //
 // A list has room for all candidates that could pass. The number of images that are processed at once is limited, so
 // that all lists together stay small.
@@ -103,7 +103,7 @@ uint64_t* list_candidates(const scalar_t* logits,  // (P, C)
   return list;
 }
 
-// The same if the score of a class is its own sigmoid.
+// As list_candidates, but the score of a class is the sigmoid of its logit.
 template <typename scalar_t>
 uint64_t* list_sigmoid_candidates(const scalar_t* logits,  // (P, C)
                                   int64_t n_priors, int64_t n_classes,

@@ -11,8 +11,9 @@
 //    walks the candidates of all classes together, best first, and stops when top_k are kept. It takes the next best
 //    candidates from the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at
 //    a time: against the kept boxes, then among themselves. The first kept boxes stay in shared memory, the others are
-//    read back from the output. Reads the list once per band, and before that a few of its keys, from the second-level
-//    cache, and 32 bytes per candidate of a band; writes 28 bytes per row of the output.
+//    read back from the output. For each band, the block reads a few keys of the list and then the whole list, both
+//    from the second-level cache. It also reads 32 bytes per candidate of a band, and writes 28 bytes per row of the
+//    output.
 //
 // Images are processed in sub-batches, so that their lists fit into a fixed amount of memory.
 #include "postprocess_detections/postprocess_detections.h"
@@ -32,7 +33,8 @@ namespace ssd_ext {
 namespace {
 
 // Memory for the lists of a sub-batch, unless one image alone needs more. Each sub-batch waits for the slowest walk of
-// the sub-batch before. SSD300 with 81 classes needs 5.6 MB for an image, a quarter of its first feature map.
+// the sub-batch before. SSD300 with 81 classes needs 5.6 MB for an image, a quarter of the memory of its first feature
+// map.
 constexpr int64_t kListBytes = 1 << 30;
 // Resident blocks of find_candidates_kernel per multiprocessor: 64 registers for a thread. Without this bound the
 // compiler saves registers for more blocks, and spills.
@@ -44,10 +46,12 @@ constexpr int kBand = 1024;  // more candidates than a trained network finds in 
 // as one memory access reads. kSparse is prime, so that a periodic pattern in the list does not bias the sample.
 constexpr int kRun = 4;
 constexpr int kSparse = 17;
-constexpr int kSampleRank = kBand * 3 / 5 / kSparse;  // the key of this rank ends a band: three fifths full on average
-constexpr int kChunk = kWarpSize;        // candidates that are settled together
-constexpr int kNearKept = kWalkThreads;  // kept boxes in shared memory, one for each thread; the others are called far
-constexpr int kNearLabels = 512;         // classes whose counters are in shared memory
+// The key of this rank ends a band, which is then three fifths full on average.
+constexpr int kSampleRank = kBand * 3 / 5 / kSparse;
+constexpr int kChunk = kWarpSize;  // candidates that are settled together
+// Kept boxes in shared memory, one for each thread; the others are read from the output.
+constexpr int kNearKept = kWalkThreads;
+constexpr int kNearLabels = 512;  // classes whose counters are in shared memory
 static_assert(kBand <= 2 * kWalkThreads, "sort_block has a thread for every two keys");
 static_assert(kBand % kChunk == 0, "a band is cut into chunks");
 static_assert(kWalkThreads % kRun == 0, "threads read whole runs");
@@ -121,7 +125,8 @@ struct Candidates {
 
   __device__ bool is_full(uint32_t label) const { return walked != nullptr && walked[label] >= limit; }
 
-  // Calls function(key) for each key of this thread that waits and may be needed, in one of `every` runs.
+  // Calls function(key) for each waiting key of this thread, in one of `every` runs. A key waits if it has not been
+  // walked and its class is not full.
   template <typename Function>
   __device__ void for_each_waiting(int every, const Function& function) const {
     constexpr int kBatch = 16;  // loads of a thread in flight
@@ -174,8 +179,9 @@ __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* 
     for (unsigned i = threadIdx.x; i < count; i += kWalkThreads) band[i] = ~candidates.keys[i];
     __syncthreads();
   } else {
-    // If the guess from a part of the keys is too low, it is repeated with all keys. Then at most rank - 1 threads have
-    // more than one key of the band. With rank 1 the band is the best key alone.
+    // A guess is too low if more than kBand waiting keys are >= the guess. If the guess from a part of the keys is too
+    // low, it is repeated with all keys, and with ever lower ranks while it is still too low. With all keys, at most
+    // rank - 1 threads have more than one key of the band. With rank 1, the band is the best key alone.
     int every = kSparse;
     int rank = kSampleRank;
     do {
@@ -223,7 +229,8 @@ struct Chunk {
   unsigned* gone;           // (kWalkWarps,) bit j: whether this warp has found that candidate j is dropped
 };
 
-// The candidates of a chunk, one bit each, that the kept boxes of this thread suppress: one of every kWalkThreads.
+// The candidates of a chunk, one bit each, that the kept boxes of this thread suppress. A thread has every
+// kWalkThreads-th kept box.
 __device__ unsigned suppressed_by_kept(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept, float max_overlap) {
   const unsigned all = kAllLanes >> (kChunk - chunk.size);
   unsigned suppressed = 0;
@@ -248,8 +255,8 @@ __device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptB
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // lane i has candidate i, in every warp
   const int warp = static_cast<int>(threadIdx.x / kWarpSize);
   const bool has_own = lane < chunk.size;
-  // Each thread tests all candidates against its own share of the kept boxes. Each warp takes a few candidates, and
-  // tests the candidates behind each of them against it.
+  // Each thread tests all candidates against its own share of the kept boxes. Each warp takes a few candidates and, for
+  // each of these, tests against it the candidates that come after it.
   unsigned going = suppressed_by_kept(chunk, kept, n_kept, max_overlap);
   for (int i = warp; i < chunk.size; i += kWalkWarps) {
     const bool is_alike = has_own && chunk.labels[lane] == chunk.labels[i];

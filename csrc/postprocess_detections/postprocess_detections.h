@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
   STD_TORCH_CHECK(n_priors <= UINT32_MAX && n_priors * (n_classes - 1) <= UINT32_MAX,
                   "there may be at most 2^32 - 1 pairs of a prior and a class, got ", shape_of(pred_logits));
   STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
-  STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0");
+  STD_TORCH_CHECK(!pre_nms_top_k || *pre_nms_top_k >= 0, "pre_nms_top_k must be >= 0, got ", *pre_nms_top_k);
   STD_TORCH_CHECK(score == "softmax" || score == "sigmoid", "score must be softmax or sigmoid, got ", score);
   const Variances<double> variances = {center_variance, size_variance};
   const double most = max_log_scale.value_or(std::numeric_limits<double>::infinity());
@@ -90,9 +90,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> boxed_detection(
   return {out.boxes, out.labels, out.scores, out.counts};
 }
 
-// A pair of a prior and a class as one number. It differs for all candidates of an image, and a better candidate has a
-// larger one. The upper 32 bits are the bits of the score, which rise with a positive score. The lower 32 bits are the
-// inverted pair: larger for a lower class, then for a lower prior.
+// A pair of a prior and a class as one number. All candidates of an image have different numbers, and a better
+// candidate has a larger number. The upper 32 bits are the bits of the score, which rise with a positive score. The
+// lower 32 bits are the inverted pair: larger for a lower class, then for a lower prior.
 struct DetectionKey {
   // label: class - 1.
   C10_HOST_DEVICE static uint64_t pack(float score, int64_t label, int64_t prior, int64_t n_priors) {

@@ -74,7 +74,9 @@ __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive
   Selection<Bits> hardest = {};
   if (k > 0) hardest = select_largest<Bits>(for_each_key, n_priors, n_neg, k, sums);
   for_each_batch([&](unsigned first) {
-    unsigned counted = 0;  // one bit each: few are set, and then the lanes handle them side by side
+    // The priors to count, one bit each. Few bits are set. A loop of its own handles them, one bit of every lane at a
+    // time.
+    unsigned counted = 0;
     for (int i = 0; i < kMiningKeys; ++i) {
       const unsigned prior = first + i * blockDim.x;
       if (prior >= n_priors) break;

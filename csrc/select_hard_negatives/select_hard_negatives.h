@@ -29,7 +29,7 @@ inline void check_losses(const Tensor& loss, const Tensor& positive) {
                   "positive must have the shape ", shape_of(loss), ", got ", shape_of(positive));
   STD_TORCH_CHECK(positive.scalar_type() == ScalarType::Bool, "positive must be Bool, got ",
                   toString(positive.scalar_type()));
-  STD_TORCH_CHECK(loss.size(1) <= INT32_MAX, "loss must have less than 2^31 priors, got ", loss.size(1));
+  STD_TORCH_CHECK(loss.size(1) <= INT32_MAX, "loss must have fewer than 2^31 priors, got ", loss.size(1));
   check_same_device(loss, "loss", positive, "positive");
 }
 

@@ -26,9 +26,9 @@ def match_priors(
     `per_prior`: each prior takes the object with the highest IoU (ties: lowest index), and is positive if that IoU is
     >= threshold and > 0. Then each object whose highest IoU is > 0 forces its best prior (ties: lowest index) to match
     it. If two objects force one prior, the object with the highest index wins.
-    `bipartite`: of all pairs of an object without a prior and a free prior, the pair with the highest IoU is fixed
-    (ties: lowest object, then lowest prior). This is repeated until no such pair has IoU > 0. The other priors take
-    their best object as in `per_prior`.
+    `bipartite`: among all pairs of an object that has no prior yet and a prior that is still free, the pair with the
+    highest IoU is fixed (ties: lowest object, then lowest prior). This is repeated until no such pair has IoU > 0. The
+    other priors take their best object as in `per_prior`.
 
     The kernels store no IoU matrix.
 

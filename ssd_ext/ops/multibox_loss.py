@@ -68,7 +68,7 @@ def multibox_loss(
     Differentiable once, in the predictions. Sums are exact to rounding: backends agree to a relative 1e-5.
 
     Args:
-        pred_offsets: (B, P, 4) predicted offsets as of `encode_boxes`, floating.
+        pred_offsets: (B, P, 4) predicted offsets, in the form that `encode_boxes` returns, floating.
         pred_logits: (B, P, C) predicted class logits, floating, class 0 = background.
         boxes: (G, 4) xyxy, floating or integer, the objects of all images, one image after another; rows from
             row_splits[B] on are padding. A degenerate object (w <= 0, h <= 0 or not finite) matches nothing.

@@ -12,8 +12,9 @@ from ssd_ext._order import best_first
 
 __all__ = ["batched_nms", "nms"]
 
-# A band of candidates needs a (band, band) matrix of IoUs: large enough to hide the cost of a call, small enough for a
-# cache. The chunk bounds the memory for any number of boxes: band * chunk IoUs are 16 MiB in float32.
+# A band of candidates needs a (band, band) matrix of IoUs. The band is large enough to hide the cost of calling each
+# PyTorch operation, and small enough for the matrix to fit into a cache. The chunk bounds the memory for any number of
+# boxes: band * chunk IoUs are 16 MiB in float32.
 NMS_BAND = 256
 NMS_CHUNK = 16384
 
@@ -106,7 +107,8 @@ def nms_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 @op(fake=_fake)
 def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     by_score = best_first(scores)
-    # Sorted by class, so that a band is compared only with the rest of its last class: linear in the classes.
+    # Sorted by class, so that a band is compared only with the rest of its last class. With a fixed number of boxes per
+    # class, the time is linear in the number of classes.
     order = by_score[idxs[by_score].argsort(stable=True)]
     boxes, idxs = boxes.to(compute_dtype(boxes))[order], idxs[order]
     iou_threshold = rounded_down(iou_threshold, boxes.dtype)

@@ -58,7 +58,8 @@ def postprocess_detections(
     boxes may extend beyond the image unless `clip` is set. Scores agree between backends to a relative 1e-5.
 
     Args:
-        pred_offsets: (B, P, 4) predicted offsets as of `encode_boxes`, floating; computed in float32.
+        pred_offsets: (B, P, 4) predicted offsets, in the form that `encode_boxes` returns, floating; computed in
+            float32.
         pred_logits: (B, P, C) predicted class logits, floating, class 0 = background; computed in float32.
         priors_cxcywh: (P, 4) cxcywh, floating or integer.
         options: see `DetectionOptions`.
@@ -98,7 +99,7 @@ def _detect(
     passing = scores > options.min_score
     if options.pre_nms_top_k is not None:
         passing = passing & _is_best(torch.where(passing, scores, -1), options.pre_nms_top_k)
-    # nonzero gives them by image, class and prior, and the stable sorts keep this order of ties.
+    # nonzero lists the candidates by image, class and prior, and the stable sorts keep this order for ties.
     image, label, prior = passing.nonzero(as_tuple=True)
     score = scores[image, label, prior]
     order = best_first(score)

@@ -1,4 +1,4 @@
-"""`select_hard_negatives`: the negatives from which the loss learns most."""
+"""`select_hard_negatives`: the negatives with the largest losses, from which the network learns most."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_a_match_out_of_range_is_background_for_the_backward(kernels):
         ("pred_logits", torch.zeros(2, 9, 3, dtype=torch.int32), "floating dtype"),
         ("priors_cxcywh", torch.zeros(8, 4), r"priors_cxcywh must have 9 rows, got \(8, 4\)"),
         ("top_k", -1, "top_k must be >= 0, got -1"),
-        ("pre_nms_top_k", -1, "pre_nms_top_k must be >= 0"),
+        ("pre_nms_top_k", -1, "pre_nms_top_k must be >= 0, got -1"),
     ],
 )
 def test_a_direct_call_of_detection_cannot_read_out_of_bounds(kernels, name, bad, message):

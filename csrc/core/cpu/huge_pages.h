@@ -1,4 +1,4 @@
-// New tensors in large pages, if they are large.
+// New tensors; the large ones are placed in huge pages, if the system allows this.
 #pragma once
 
 #include "core/checks.h"
@@ -16,9 +16,9 @@ namespace ssd_ext {
 // A new tensor (sizes) on the CPU, contiguous, in the dtype of `like`, not initialised.
 //
 // The system maps new memory page by page when it is first written. For a gradient of 90 MB in pages of 4 KB this
-// takes longer than computing the gradient, and memory of this size is returned to the system every time. If the
-// system leaves the choice to the program (transparent_hugepage: madvise), this function asks for pages of 2 MB, and
-// the tensor begins at the start of such a page.
+// takes longer than computing the gradient, and memory of this size is returned to the system every time it is freed.
+// If the system leaves the choice to the program (transparent_hugepage: madvise), this function asks for pages of 2 MB,
+// and the tensor begins at the start of such a page.
 inline Tensor new_in_huge_pages(const Tensor& like, std::initializer_list<int64_t> sizes) {
 #if defined(__linux__)
   constexpr int64_t kHugePage = 2 << 20;

@@ -8,7 +8,8 @@
 
 namespace ssd_ext {
 
-// Boxes of a block. The loop over a block is unrolled and vectorised; it makes at most this many unneeded tests.
+// Number of boxes in a block. The loop over a block is unrolled and vectorised; it makes at most this many unneeded
+// tests.
 constexpr int64_t kKeptBlock = 64;
 
 template <typename T>
@@ -33,8 +34,8 @@ class KeptBoxes {
 
   int64_t size() const { return count_; }
 
-  // Whether one of the kept boxes first..last-1 suppresses this box. Whole blocks are tested, so kept boxes a few
-  // numbers before or after these count too.
+  // Whether one of the kept boxes first..last-1 suppresses this box. Whole blocks are tested, so kept boxes shortly
+  // before `first` and from `last` on may be tested too.
   bool suppress(const Box<T>& box, T threshold, int64_t first, int64_t last) const {
     if (threshold < 0) return last > first;  // every IoU is greater
     const int64_t begin = first / kKeptBlock, end = (last + kKeptBlock - 1) / kKeptBlock;

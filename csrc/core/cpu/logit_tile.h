@@ -11,7 +11,8 @@ namespace ssd_ext {
 
 constexpr int64_t kLogitRows = 64;
 
-// Fills a tile with n_rows <= kLogitRows rows, each given by its first logit; with zeros past the last row.
+// Fills a tile with n_rows <= kLogitRows rows and, after the last one, with zeros. Each row is given by the address of
+// its first logit.
 template <typename T, typename scalar_t>
 void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T* tile) {
   if (n_rows < kLogitRows) std::fill_n(tile, n_classes * kLogitRows, T(0));
@@ -21,7 +22,7 @@ void load_tile(const scalar_t* const* rows, int64_t n_rows, int64_t n_classes, T
 }
 void load_tile(const float* const* rows, int64_t n_rows, int64_t n_classes, float* tile);
 
-// Copies a tile back to n_rows rows, each given by its first number.
+// Copies a tile back to n_rows rows, each given by the address of its first number.
 template <typename T, typename scalar_t>
 void store_tile(const T* tile, int64_t n_rows, int64_t n_classes, scalar_t* const* rows) {
   for (int64_t row = 0; row < n_rows; ++row) {
@@ -37,7 +38,8 @@ void cross_entropy_of_tile(const double* tile, int64_t n_classes, const double* 
 void differentiate_tile(float* tile, int64_t n_classes, const int32_t* true_classes, float factor);
 void differentiate_tile(double* tile, int64_t n_classes, const int32_t* true_classes, double factor);
 
-// Replaces the logits of a tile by exp_of_logit; also gives its sum in each row, and its largest of a class >= 1.
+// Replaces the logits of a tile by exp_of_logit. Also writes, for each row, the sum of these numbers and the largest of
+// them among the classes >= 1 (0 if there is no such class).
 void exponentiate_tile(float* tile, int64_t n_classes, float* sums, float* largest);
 
 }  // namespace ssd_ext

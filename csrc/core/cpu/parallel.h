@@ -52,15 +52,17 @@ void parallel_for(int64_t n, double nanoseconds, const Function& function) {
   share_out(n, (n + tasks - 1) / tasks, function);
 }
 
-// Calls work(next_image) on several threads at once, at most `most`. next_image() gives each image to one of the calls,
-// and returns n_images or more when none is left. A parallel loop inside `work` then runs on one thread. If there are
+// Calls work(next_image) on up to `most` threads at once. next_image() gives each image to one of the calls, and
+// returns n_images or more when none is left. A parallel loop inside `work` then runs on one thread. If there are
 // fewer images than threads, and each image takes long enough for several threads, there is a single call. It gets all
 // images, and a loop inside it has all threads.
 //
 // Images take different times, so each call takes the next image when it has finished one. No result may depend on
 // which call had which image.
+//
+//   nanoseconds: the time of one image on one thread
 template <typename Work>
-void parallel_over_images(int64_t n_images, int64_t most, double nanoseconds, const Work& work) {  // of each image
+void parallel_over_images(int64_t n_images, int64_t most, double nanoseconds, const Work& work) {
   std::atomic<int64_t> next(0);
   const auto next_image = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
   const int64_t threads = torch::stable::get_num_threads();

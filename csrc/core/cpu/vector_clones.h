@@ -3,10 +3,11 @@
 //
 // So one library serves every x86-64 processor (no -march=native), and -ffp-contract=off keeps the bits of all
 // versions equal. Clones need a loader that can choose (GCC, glibc). Under sanitizers there are none, because their
-// instrumentation is not ready when the loader chooses. A template cannot have clones, so overloads call it.
+// instrumentation is not ready when the loader chooses. A template cannot have clones, so overloads that have clones
+// call the template.
 //
-// INLINE_IN_CLONES before a template that such functions share: a real call would run code compiled for the default
-// instruction set.
+// INLINE_IN_CLONES before a template that such functions share makes the compiler inline it into each of them. A real
+// call would run code compiled for the default instruction set.
 #pragma once
 
 #include <cstdlib>  // defines __GLIBC__, as any standard header does

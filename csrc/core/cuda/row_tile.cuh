@@ -24,8 +24,8 @@ constexpr int kMaxTileRows = 64;  // also the number of threads of a block
 constexpr int kSmallTile = 6 << 10;
 constexpr int kMediumTile = 12 << 10;
 constexpr int kLargeTile = 24 << 10;
-// With fewer rows, too many threads would have no work. Longer rows are therefore read from global memory: 4 KB of
-// cache for each warp hold the data that it reads next.
+// With fewer rows, too many threads would have no work. Longer rows are therefore read from global memory; each warp
+// then needs 4 KB of cache for the data that it reads next.
 constexpr int kFewestTileRows = 16;
 
 // `count` <= kMaxTileRows neighbouring rows of (N, C). Thread i < count may read row(i). kBytes: the size of a tile,
@@ -57,10 +57,11 @@ class RowTile {
   __device__ const scalar_t* row(int i) const { return rows_ + i * pitch_; }
 
  private:
-  static constexpr int kLoads = 4;  // that a thread has in flight: the few threads of large tiles need several
+  // Loads that a thread has in flight. With large tiles few threads are resident, so each of them needs several.
+  static constexpr int kLoads = 4;
 
-  // Copies whole units, and the elements before and after them. Returns the address of the first element: it is as
-  // far from the begin of its unit as in `from`.
+  // Copies whole units, and the elements before and after them. Returns the address of the first element, which is as
+  // far from the beginning of its unit as the first element in `from` is.
   static __device__ const scalar_t* copy(const scalar_t* from, int n, scalar_t* tile) {
     constexpr int kCount = Unit::kCount;
     const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % sizeof(Unit) / sizeof(scalar_t));
@@ -107,14 +108,16 @@ class RowTile {
   int64_t pitch_;
 };
 
-// Calls function(std::integral_constant<int, kBytes>(), rows of a tile) for the rows of n_classes elements.
+// Calls function(std::integral_constant<int, kBytes>(), number of rows of a tile) with the tile that suits rows of
+// n_classes elements.
 template <typename scalar_t, typename Function>
 void dispatch_row_tile(int64_t n_classes, const Function& function) {
   const int64_t row_bytes = (n_classes | 1) * static_cast<int64_t>(sizeof(scalar_t));
   const auto rows_in = [=](int bytes) {
     return static_cast<int>(std::min<int64_t>(kMaxTileRows, bytes / row_bytes));
   };
-  constexpr int kHalf = kMaxTileRows / 2;  // one warp; a few more rows would need a second warp for as long
+  // The rows of one warp. A few more rows would occupy a second warp for the same time.
+  constexpr int kHalf = kMaxTileRows / 2;
   if (rows_in(kSmallTile) == kMaxTileRows) {
     function(std::integral_constant<int, kSmallTile>(), kMaxTileRows);
   } else if (rows_in(kMediumTile) >= kHalf) {

@@ -25,8 +25,8 @@ constexpr int kMergeThreads = 256;
 // by side, and no warp waits for another.
 template <typename Key>
 __device__ void sort_block(Key* keys, unsigned count) {
-  // Keys that are missing to a power of two count as the largest. No exchange would move them, since every exchange
-  // moves the larger key upwards.
+  // If `count` is not a power of two, the missing keys count as the largest. No exchange would move them, since every
+  // exchange moves the larger key upwards.
   const unsigned t = threadIdx.x;
   const auto exchange = [&](bool among_warps, unsigned low, unsigned high) {
     if (among_warps) {
@@ -41,9 +41,11 @@ __device__ void sort_block(Key* keys, unsigned count) {
     }
   };
   for (unsigned half = 1; half < count; half *= 2) {
-    // Merges two sorted halves. The first exchange compares the first half with the mirrored second half, the others
-    // work within ever smaller parts: each reaches half as far as the exchange before it. How far that exchange
-    // reached decides whether warps have to wait for each other. All distances are powers of two.
+    // Merges two sorted halves. The first exchange compares the first half with the mirrored second half. The others
+    // work within ever smaller parts, each half as large as the part of the exchange before. Warps have to wait for
+    // each other if a part of this exchange or of the exchange before has more keys than one warp. At the first exchange
+    // of a merge its own parts are the larger ones, at the others the parts of the exchange before. All distances are
+    // powers of two.
     const unsigned distance = t & (half - 1);
     const unsigned middle = 2 * t - 2 * distance + half;
     exchange(half > kWarpSize, middle - 1 - distance, middle + distance);
