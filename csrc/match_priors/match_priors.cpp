@@ -52,8 +52,8 @@ inline bool can_overlap(const Box<T>& box, const PriorTile<T>& tile) {
          box.y1 > tile.bounds.y0;
 }
 
-// A prior takes this object if their IoU is > 0 and higher than its IoU with every object offered before. Returns the
-// highest IoU of a prior with this object.
+// A prior takes this object if their IoU is > 0 and higher than the IoU of the prior with every object offered before.
+// Returns the highest IoU of a prior with this object.
 template <typename T>
 INLINE_IN_CLONES T offer_to_tile(const Box<T>& box, int64_t object, const PriorTile<T>& tile, TileMatch<T>& match) {
   const Box<T> row = box;  // a copy: the compiler sees that `match` cannot change it

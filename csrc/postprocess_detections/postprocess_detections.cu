@@ -11,9 +11,9 @@
 //    walks the candidates of all classes together, best first, and stops when top_k are kept. It takes the next best
 //    candidates from the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at
 //    a time: against the kept boxes, then among themselves. The first kept boxes stay in shared memory, the others are
-//    read back from the output. For each band, the block reads a few keys of the list and then the whole list, both
-//    from the second-level cache. It also reads 32 bytes per candidate of a band, and writes 28 bytes per row of the
-//    output.
+//    read back from the output. For each band, the block reads the list from the second-level cache; if the list is
+//    longer than a band, it first reads a few of the keys. It also reads 32 bytes per candidate of a band, and writes
+//    28 bytes per row of the output.
 //
 // Images are processed in sub-batches, so that their lists fit into a fixed amount of memory.
 #include "postprocess_detections/postprocess_detections.h"

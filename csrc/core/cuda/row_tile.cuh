@@ -57,7 +57,8 @@ class RowTile {
   __device__ const scalar_t* row(int i) const { return rows_ + i * pitch_; }
 
  private:
-  // Loads that a thread has in flight. With large tiles few threads are resident, so each of them needs several.
+  // Loads that a thread has in flight. With large tiles, few threads are resident on a multiprocessor, so each of them
+  // needs several.
   static constexpr int kLoads = 4;
 
   // Copies whole units, and the elements before and after them. Returns the address of the first element, which is as
