@@ -255,8 +255,8 @@ __device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptB
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // lane i has candidate i, in every warp
   const int warp = static_cast<int>(threadIdx.x / kWarpSize);
   const bool has_own = lane < chunk.size;
-  // Each thread tests all candidates against its own share of the kept boxes. Each warp takes a few candidates and, for
-  // each of these, tests against it the candidates that come after it.
+  // Each thread tests all candidates against its own share of the kept boxes. Each warp takes a few candidates, and
+  // tests all later candidates against each of them.
   unsigned going = suppressed_by_kept(chunk, kept, n_kept, max_overlap);
   for (int i = warp; i < chunk.size; i += kWalkWarps) {
     const bool is_alike = has_own && chunk.labels[lane] == chunk.labels[i];
