@@ -142,7 +142,8 @@ class _SSD(_Accelerated, SSD):
             clip=True,
             max_log_scale=self.box_coder.bbox_xform_clip,
         )
-        # In fractions of the image, since `clip` cuts boxes at 0 and 1. All images have the same anchors.
+        # The priors and boxes are in fractions of the image, because `clip` cuts boxes at 0 and 1. All images have the
+        # same anchors.
         size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
         priors = xy_to_cxcy(image_anchors[0] / size)
         boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)

@@ -39,7 +39,7 @@ PALETTE = bytes.fromhex(
     "ff1500 00d900 0060e6 ff00ff 66f2ff ffcc33 b26b95 00800b 0e778c a512b2"
     "ff0095 a65300 9f80ff 7919ff ff99ee ff9580 19b2ff 00bf8f aaff99 a69800"
 )
-MARK = "ssd detect"  # the text "Software" of our PNG files; only files with it are replaced
+MARK = "ssd detect"  # value of the text field "Software" in our PNG files; only files with this value are replaced
 PLOTTED = 4000  # maximum number of points of a line: several for each pixel of the plot's width
 SHADES = (1.0, 0.8, 0.62, 0.48)  # brightness of classes 1-20, 21-40, 41-60 and 61-80
 
@@ -377,7 +377,7 @@ def _window_sums(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def _envelope(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reduces a line to at most `PLOTTED` points, so that the plot looks the same.
+    """Reduces a line to at most `PLOTTED` points without changing how the plot looks.
 
     The points are the lowest and the highest finite value of each group of neighbours.
     """

@@ -41,9 +41,9 @@ def check_predictions(pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: 
 
 
 def check_devices(**tensors: Tensor) -> None:
-    """Checks that all tensors are on one device, and that none has a tangent (RuntimeError).
+    """Checks that all tensors are on one device (ValueError), and that none has a tangent (RuntimeError).
 
-    A tangent would be dropped without an error.
+    Without this check, a tangent would be dropped silently.
     """
     (first, reference), *others = tensors.items()
     for name, tensor in others:

@@ -72,7 +72,7 @@ def op(
     def define(function: _Plain) -> _Plain:
         name = function.__name__.removesuffix("_plain")
         flat = _flat(function, function)
-        # Kernels take plain integers: a symbolic size becomes a number when it is traced.
+        # Kernels take plain integers, so tracing an op fixes every symbolic size among its arguments to a number.
         schema = infer_schema(flat, mutates_args=(), op_name=name).replace("SymInt", "int")
         SCHEMAS[name] = schema
         setattr(plain, name, flat)

@@ -4,7 +4,8 @@
 // a thread keeps its columns in registers and processes every blockDim.y-th row. If rows of the output are 16-byte
 // aligned, the columns of a thread are neighbours and are written in one store. Otherwise they lie blockDim.x apart, so
 // that the stores of a warp are contiguous. Writes 4 bytes per pair (8 for double). A column of 16 bytes (32 for
-// double, 8 for half precision) is read once for 32 pairs, so 1/8 as many bytes are read (1/16 in half precision).
+// double, 8 for half precision) is read once for 32 pairs, so the kernel reads 1/8 as many bytes as it writes (1/16 in
+// half precision).
 #include "core/box_math.h"
 #include "core/checks.h"
 #include "core/cuda/launch.cuh"

@@ -6,8 +6,8 @@
 
 namespace ssd_ext {
 
-constexpr int kPriorLanes = 512;  // for the sum over the priors of an image: as many as its block has threads
-constexpr int kImageLanes = 32;   // for the sum over the images: one warp
+constexpr int kPriorLanes = 512;  // for the sum over the priors of an image: one for each thread of the image's block
+constexpr int kImageLanes = 32;   // for the sum over the images: one for each thread of a warp
 
 // The sum on the CPU. A 0 need not be added, because no lane is ever -0.
 template <int kLanes>

@@ -187,6 +187,7 @@ __device__ bool any_suppresses(const Box<T>* kept, int n, const Box<T>& box, T t
 }
 
 // Settles a band, with all threads of the block; returns how many of its boxes are kept.
+//   kept_words: one bit for each box of the band, set if the box is kept
 template <typename T>
 __device__ __forceinline__ int keep_of_band(const Range& band,
                                             const Box<T>* sorted,   // (N,)
@@ -194,7 +195,7 @@ __device__ __forceinline__ int keep_of_band(const Range& band,
                                             const bool* alive,      // (N,)
                                             int n,
                                             Box<T>* kept_boxes,      // shared; holds the pairs first
-                                            unsigned* kept_words) {  // (kWords,), shared: their bits
+                                            unsigned* kept_words) {  // (kWords,), shared
   auto* const rows = reinterpret_cast<unsigned*>(kept_boxes);        // (kWords, kBand)
   const unsigned lane = threadIdx.x % kWarpSize;
   const int size = band.end - band.begin;

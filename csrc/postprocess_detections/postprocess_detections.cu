@@ -42,11 +42,12 @@ constexpr int kTileBlocks = 16;
 constexpr int kWalkThreads = 512;
 constexpr int kWalkWarps = kWalkThreads / kWarpSize;
 constexpr int kBand = 1024;  // more candidates than a trained network finds in most images
-// The start of a band of a longer list is guessed from one in kSparse runs of kRun neighbouring keys. A run is as much
-// as one memory access reads. kSparse is prime, so that a periodic pattern in the list does not bias the sample.
+// If the list is longer than a band, the lowest key of the band is guessed from one in kSparse runs of kRun
+// neighbouring keys. A run is as much as one memory access reads. kSparse is prime, so that a periodic pattern in the
+// list does not bias the sample.
 constexpr int kRun = 4;
 constexpr int kSparse = 17;
-// The key of this rank ends a band, which is then three fifths full on average.
+// The sampled key of this rank is the guess (see guess_begin). The band is then three fifths full on average.
 constexpr int kSampleRank = kBand * 3 / 5 / kSparse;
 constexpr int kChunk = kWarpSize;  // candidates that are settled together
 // Kept boxes in shared memory, one for each thread; the others are read from the output.
@@ -125,8 +126,8 @@ struct Candidates {
 
   __device__ bool is_full(uint32_t label) const { return walked != nullptr && walked[label] >= limit; }
 
-  // Calls function(key) for each waiting key of this thread, in one of `every` runs. A key waits if it has not been
-  // walked and its class is not full.
+  // Calls function(key) for each waiting key of this thread; only one run out of `every` is read. A key waits if it has
+  // not been walked and its class is not full.
   template <typename Function>
   __device__ void for_each_waiting(int every, const Function& function) const {
     constexpr int kBatch = 16;  // loads of a thread in flight
@@ -145,8 +146,8 @@ struct Candidates {
   }
 };
 
-// Each thread finds its best waiting key in one of `every` runs. Returns the rank-th best of these keys; 0 if fewer
-// threads find one.
+// Guesses the lowest key of a band. Each thread finds its best waiting key; only one run out of `every` is read.
+// Returns the rank-th best of these keys; 0 if fewer than `rank` threads find a key.
 //   best: kWalkThreads keys in shared memory. There has to be a barrier before they are used again.
 __device__ uint64_t guess_begin(const Candidates& candidates, int every, int rank, uint64_t* best) {
   uint64_t own = 0;
@@ -181,7 +182,8 @@ __device__ unsigned take_band(Candidates& candidates, uint64_t* band, unsigned* 
   } else {
     // A guess is too low if more than kBand waiting keys are >= the guess. If the guess from a part of the keys is too
     // low, it is repeated with all keys, and with ever lower ranks while it is still too low. With all keys, at most
-    // rank - 1 threads have more than one key of the band. With rank 1, the band is the best key alone.
+    // `rank` threads have keys of the band, and the thread whose best key is the guess has no other one. So at most
+    // rank - 1 threads have more than one. With rank 1, the band is therefore the best key alone.
     int every = kSparse;
     int rank = kSampleRank;
     do {

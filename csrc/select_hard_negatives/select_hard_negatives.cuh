@@ -13,7 +13,8 @@ constexpr int kMiningThreads = 512;  // maximum number of threads of the block
 constexpr int kMiningKeys = 18;
 constexpr int64_t kMiningPriors = kMiningThreads * kMiningKeys;
 
-// The keys of the priors first, first + blockDim.x, ...; 0 for positives and beyond the last prior.
+// The keys of the priors with the indices `first`, `first + blockDim.x`, ...; 0 for positives and beyond the last
+// prior.
 template <typename Bits, typename IsPositive, typename KeyOf>
 __device__ __forceinline__ void load_mining_keys(const IsPositive& is_positive, const KeyOf& key_of,
                                                  unsigned n_priors, unsigned first, Bits (&keys)[kMiningKeys]) {
@@ -74,8 +75,8 @@ __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive
   Selection<Bits> hardest = {};
   if (k > 0) hardest = select_largest<Bits>(for_each_key, n_priors, n_neg, k, sums);
   for_each_batch([&](unsigned first) {
-    // The priors to count, one bit each. Few bits are set. A loop of its own handles them, one bit of every lane at a
-    // time.
+    // The priors to count, one bit each. Few bits are set. A separate loop below handles them, one bit of every lane
+    // at a time.
     unsigned counted = 0;
     for (int i = 0; i < kMiningKeys; ++i) {
       const unsigned prior = first + i * blockDim.x;

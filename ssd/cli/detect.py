@@ -125,7 +125,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                     results.add(found)
                     bar.write(printable(f"{found.picture.path}: {found}"))
                     bar.update()
-                # Stops after whole batches: a resumed run then forms the same batches, which give the same last bits.
+                # Stops only after whole batches. A resumed run then forms the same batches as a run without a stop,
+                # so its results are equal to the last bit.
                 if stopped := bool(stopping) and n % arguments.batch_size == 0:
                     break
             results.close()

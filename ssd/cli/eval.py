@@ -58,7 +58,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--detections", metavar="FILE", help=detections)
     parser.add_argument("--split", help="split to measure on, such as test (default: all pictures)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="rules (default: %(default)s)")
-    parser.add_argument("--iou", type=float, help="least IoU of a hit; not with coco (default: 0.5)")
+    parser.add_argument(
+        "--iou", type=float, help="least IoU of a hit; cannot be used with --method coco (default: 0.5)"
+    )
     parser.add_argument("--curves", metavar="FILE.png", help="draw the precision-recall curve of each class")
     add_inference_options(parser, DetectionOptions())
     add_machine_options(parser)

@@ -1,4 +1,4 @@
-"""Turns pictures with boxes in pixels into samples for the network; the augmentation of SSD for training.
+"""Turns pictures with boxes in pixels into samples for the network; for training, with the augmentation of SSD.
 
 The random choices come first and need only the picture's size and boxes. Then only the pixels of the sample are
 decoded, resized to the size that they have in the sample, and kept as bytes. Colours are changed on the network's

@@ -95,11 +95,11 @@ class CocoRows:
 
         Args:
             key: "image_id" or "category_id".
-            known: the number of each id.
+            known: an index for each id.
             where: the file and list, for error messages.
 
         Returns:
-            (R,) int64, for each row the number of its id.
+            (R,) int64, for each row the index that `known` has for its id.
 
         Raises:
             ValueError: an id is not in `known`.
@@ -230,7 +230,10 @@ class _Places:
 
 
 def _files(root: Path) -> dict[str, Path]:
-    """Returns the JSON file of each split in a folder, by the name of the split. If root is a file, its name is ""."""
+    """Returns the JSON file of each split in a folder, by the name of the split.
+
+    If root is a file, it is the only split, and the name of this split is "".
+    """
     if root.is_file():
         return {"": root}
     found: dict[str, Path] = {}

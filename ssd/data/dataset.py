@@ -95,8 +95,8 @@ class Annotations(NamedTuple):
         """Converts everything to arrays without Python objects.
 
         Args:
-            declared: additional values that the format's class read (`BoxDataset._declared`), of types that JSON can
-                hold; they are stored too.
+            declared: additional values that the subclass for the format has read from the files
+                (`BoxDataset._declared`). They have types that JSON can hold, and are stored too.
         """
         fields = self._asdict()
         arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
@@ -208,8 +208,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         transform: called as transform(image, target). A `PictureTransform` gets a `PictureFile` instead of an image,
             and decodes only the part that it needs.
         keep_difficult: whether targets include objects marked as difficult.
-        keep_crowds: whether targets include boxes around many objects, marked as difficult. Evaluation needs them to
-            ignore detections there.
+        keep_crowds: whether targets include boxes around many objects, marked as difficult. Evaluation needs these
+            boxes, because it ignores detections that match them.
 
     Attributes:
         classes: tuple of names, without the background.
@@ -244,7 +244,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:
-            # Tables, lists and terminals could not show such a name.
+            # A name with a control character could not be shown in tables, lists and terminals.
             if any(unicodedata.category(character) == "Cc" for character in name):
                 raise ValueError(f"{folders[0]}: the name of a class has a control character: {name!r}")
         self.transform = transform
@@ -351,7 +351,10 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     @abstractmethod
     def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
-        """For each picture of a folder or of one split, a function that reads its annotation, in any thread."""
+        """Yields, for each picture of a folder or of one split, a function that reads the annotation of the picture.
+
+        The function may be called in any thread.
+        """
 
     def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
         """Files other than annotations and pictures that affect the result, for the cache to check."""
@@ -360,7 +363,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     @staticmethod
     @abstractmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Converts boxes as written to left, top, right and bottom edges in pixels.
+        """Converts the four numbers of each box in the file to its left, top, right and bottom edge in pixels.
 
         Args:
             written: (4, R) float64, the numbers in the file.

@@ -40,7 +40,7 @@ def describe_fit(dataset: BoxDataset) -> Iterator[str]:
 
     Yields:
         Lines of text with the sizes of the objects of each class and, for each preset, the share of objects that no
-        prior overlaps enough. There are none for a dataset without objects.
+        prior overlaps enough. A dataset without objects gives no lines.
     """
     boxes, labels = dataset.objects.columns.values()
     if not len(boxes):

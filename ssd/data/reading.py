@@ -183,7 +183,8 @@ def read_header(path: Path) -> Header:
             height, width = picture.height, picture.width
             # To find the orientation of a PNG, Pillow decodes the whole picture; cameras do not write PNG.
             orientation = 1 if picture.format == "PNG" else picture.getexif().get(ORIENTATION_TAG, 1)
-            # Pillow turns a TIFF while loading it; its size may be given before or after turning.
+            # Pillow turns a TIFF upright while loading it, and `picture.size` may be the size before or after turning.
+            # So the stored size is read from the tags.
             if picture.format == "TIFF" and isinstance(picture, TiffImageFile):
                 height, width = (picture.tag_v2[tag] for tag in TIFF_SIDES)
                 if orientation in TURNED:

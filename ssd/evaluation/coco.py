@@ -64,8 +64,8 @@ def coco_average_precision(
 ) -> CocoResult:
     """Computes COCO's average precision and recall over a set of images.
 
-    A detection whose best match is a crowd or a difficult object is ignored. COCO's converters of Pascal VOC mark
-    difficult objects as crowds, and so does this function.
+    A detection whose best match is a crowd or a difficult object is ignored. COCO's own converters from Pascal VOC to
+    COCO's format mark difficult objects as crowds, and so does this function.
 
     Args:
         detections: for each image (boxes (k, 4) xyxy in pixels, labels (k,) integer in 0..C-1, scores (k,)), k >= 0.

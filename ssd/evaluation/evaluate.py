@@ -133,7 +133,8 @@ def detect_all(
     """
     predict = predictor(model, options, bf16=bf16)
     indices = ranks.every(range(len(dataset)))
-    mine: Subset[Sample] = Subset(dataset, indices)  # type: ignore[arg-type]  # torch takes more than its Dataset
+    # Subset works with any object that has __getitem__, although torch declares only Dataset.
+    mine: Subset[Sample] = Subset(dataset, indices)  # type: ignore[arg-type]
     loader = eval_loader(mine, batch_size, workers)
     waiting: list[Padded] = []
     detections: list[Packed[Found]] = []

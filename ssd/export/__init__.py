@@ -28,8 +28,8 @@ from ssd_ext import DetectionOptions
 __all__ = ["FORMATS", "DetectionProgram", "Exported", "Format", "Metadata", "export", "is_exported", "load"]
 
 N_CHECKED = 8  # number of pictures whose detections are compared
-# Number of the best candidates of a picture. Because of rounding, NMS in a file may keep another one of these than NMS
-# in the network.
+# Number of the best candidates of a picture with which the detections of a file are compared. Because of rounding, NMS
+# in the file may keep one of these candidates where NMS in the network keeps another.
 N_CHOICE = 10_000
 N_CALIBRATION = 300  # number of pictures; the default of nncf
 
@@ -258,7 +258,8 @@ def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
 def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> None:
     """Raises ValueError if detections differ, in a batch of one picture or in a batch of all other pictures."""
     options, first = program.options, 0
-    # All candidates of NMS. If two of them overlap, rounding decides which one NMS keeps.
+    # Detects without suppression, to get the candidates of NMS. If two of them overlap and their scores are equal up to
+    # rounding, NMS may keep either of them.
     everything = DetectionProgram(program.model, options._replace(max_overlap=1.0, top_k=max(options.top_k, N_CHOICE)))
     for batch in images.split([1, len(images) - 1]):
         with torch.no_grad():

@@ -53,7 +53,8 @@ def quantize(path: Path, images: Tensor, metadata: Metadata) -> None:
     model = core.read_model(path)
     pictures = nncf.Dataset([as_input(image[None], metadata.input_dtype).numpy() for image in images])
     ignored = nncf.IgnoredScope(names=_after_convolutions(model))
-    preset = nncf.QuantizationPreset.MIXED  # asymmetric for activations with negative values, as the heads' inputs have
+    # asymmetric for activations with negative values, such as the inputs of the heads
+    preset = nncf.QuantizationPreset.MIXED
     model = nncf.quantize(model, pictures, subset_size=len(images), preset=preset, ignored_scope=ignored)
     _write(model, path, metadata)
 

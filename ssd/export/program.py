@@ -105,7 +105,8 @@ class DetectionProgram(nn.Module):
             float32 and counts (B,) int32, see `ssd_ext.postprocess_detections`.
         """
         pixels = images * 255 if images.is_floating_point() else images.float()
-        # The same bits as to_input, but not in place, because in place AOTInductor would fix the size of the batch.
+        # Computes the same bits as to_input, but not in place: with operations in place, AOTInductor would make the
+        # batch size a constant.
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         offsets, logits = self.model(pixels)
         return postprocess_detections(offsets, logits, self.model.priors_cxcy, self.options)

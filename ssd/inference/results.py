@@ -257,7 +257,12 @@ def _write_part(part: Path, head: str, lines: Iterable[Line] = ()) -> None:
 
 
 def _check_named(out: Path, done: Collection[str], plan: Container[str], say: Callable[[str], None]) -> None:
-    """Raises ValueError if results would be lost: their pictures exist, but this run does not name them."""
+    """Checks that no results are lost by mistake, because this run does not name their pictures.
+
+    Raises:
+        ValueError: the run does not name a picture that has results and still exists, or it names none of the pictures
+            that have results.
+    """
     unnamed = [name for name in done if name not in plan]
     lost = next((name for name in unnamed if os.path.exists(name)), None)
     if unnamed and (lost is not None or len(unnamed) == len(done)):

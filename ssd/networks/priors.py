@@ -25,8 +25,9 @@ class PriorSpec:
         scales: side of the first square of each map.
         extra_scales: side of the second square of each map.
         ratios: width / height of the other shapes of each map.
-        cells: image side divided by the stride of each map: cell i is centred at (i + 0.5) / cells. It is more than
-            `maps` if the map ends before the image's edge, and less if the map extends beyond the edge.
+        cells: for each map, the image side divided by the stride of the map; cell i is centred at (i + 0.5) / cells.
+            This quotient is more than the map's number of cells in `maps` if the map ends before the image's edge, and
+            less if the map extends beyond the edge.
         maps: cells per side of each map.
         clamp: "cxcywh" limits centres and sizes to 0..1, "wh" only sizes, "none" neither.
 

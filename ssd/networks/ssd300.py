@@ -179,8 +179,8 @@ class SSD300(nn.Module):
         priors: name of a preset of `ssd.networks.priors`, or another layout (a `PriorSpec`, or its fields as a dict)
             for the maps 38, 19, 10, 5, 3, 1.
         input_mean, input_std: mean and standard deviation of red, green and blue in 0..1, with which the input was
-            normalised when the weights were trained. Whatever they are, `forward` takes images normalised with those
-            of ImageNet, and converts them.
+            normalised when the weights were trained. `forward` always takes images normalised with the mean and
+            standard deviation of ImageNet, and converts the images to this normalisation.
 
     Attributes:
         input_size: side of the images in pixels, 300; also an attribute of the class.

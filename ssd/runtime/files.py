@@ -55,7 +55,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        if cause.errno is None:  # if it had a file name, str(cause) would not show its message
+        if cause.errno is None:  # for an error without errno, setting `filename` would hide its message in str(cause)
             raise OSError(f"{path}: {cause}") from None
         cause.filename = cause.filename or str(path)
         raise cause from None

@@ -20,7 +20,8 @@ from ssd.runtime.processes import Ranks
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-MIN_SCALE = torch.finfo(torch.float16).tiny  # if gradients overflow with a smaller scale of the loss, no scale helps
+# Smallest useful scale of the loss: if gradients still overflow with a scale below this, no scale helps.
+MIN_SCALE = torch.finfo(torch.float16).tiny
 KEPT = 100_000  # maximum number of losses in a history; they take 1.4 MB of a checkpoint
 History = dict[str, list[float]]
 

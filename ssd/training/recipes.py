@@ -3,7 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
-MOST_EPOCHS = 400  # limit of the default; it applies to fewer than 18 pictures, which a network soon memorises
+# Upper limit of the default number of epochs. It has an effect with fewer than 18 pictures, which a network soon
+# memorises.
+MOST_EPOCHS = 400
 
 
 class Recipe(NamedTuple):

@@ -238,7 +238,7 @@ class _Run:
             f"{len(self.train_set)} pictures of {', '.join(self.sets.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
             f"{self.total} steps of {self.settings.batch_size} pictures on {self.device}"
-            + f" and {self.ranks.size - 1} more"
+            + f" (other processes: {self.ranks.size - 1})"
             * (self.ranks.size > 1)
         )
         settings, steps = self.settings, range(self.step, self.total)

@@ -178,7 +178,11 @@ class Settings:
         return self.loss
 
     def summary(self) -> str:
-        """Lists the recipe and the settings that it has values for, with their values in this run, in one line."""
+        """Describes the run in one line.
+
+        The line has the recipe, and the run's values of all settings for which the recipe has values, of the learning
+        rate and of the number of epochs.
+        """
         decided = self._recipe.settings
         values = {name: getattr(self, name) for name in dict.fromkeys([*decided, "lr"]) if name != "loss"}
         values |= {name: getattr(self.loss_options, name) for name in decided["loss"]}

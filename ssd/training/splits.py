@@ -141,9 +141,9 @@ def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
 def _partners(own: dict[str, dict[str, str]], splits: dict[str, dict[str, str]], kind: str) -> list[str]:
     """Finds the splits of a kind that may belong to the training split, `own`.
 
-    If there is a split whose name differs from the name of the training split only in the first word, as val2017
-    differs from train2017, it is the only one. Otherwise these are all splits of the kind that do not belong to another
-    training split in this way.
+    A split matches a training split if their names differ only in the first word, as val2017 and train2017 do. If a
+    split of the kind matches `own`, only this split is returned. Otherwise all splits of the kind are returned, except
+    splits that match another training split.
     """
     rest = next((rest for names in own.values() for rest in names), "")
     if rest in splits[kind]:

@@ -41,7 +41,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """`nms` within each group of boxes with equal `idxs`, as `torchvision.ops.batched_nms`.
 
-    Boxes are not shifted by their group, so any ids, negative or huge coordinates and half precision are safe.
+    Boxes are not shifted by their group, so half precision, all ids, and negative or huge coordinates are safe.
 
     Args:
         boxes: see `nms`; an empty tensor of any shape has no boxes.

@@ -51,11 +51,11 @@ def postprocess_detections(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Detects the objects of each image from predictions: scores, decoding, NMS per class, and the best detections.
 
-    Candidates are all pairs of a prior and a class >= 1 with a score > min_score; NaN never passes. Within a class a
-    candidate is dropped if its IoU with a kept candidate that ranks before it is > max_overlap; they are ranked by
-    descending score, ties by lowest prior. The best `top_k` of the image are returned, by descending score, ties by
-    lowest class, then lowest prior. The number of candidates for NMS is unlimited unless `pre_nms_top_k` is given, and
-    boxes may extend beyond the image unless `clip` is set. Scores agree between backends to a relative 1e-5.
+    Candidates are all pairs of a prior and a class >= 1 with a score > min_score; NaN never passes. The candidates of a
+    class are ranked by descending score, ties by lowest prior. A candidate is dropped if its IoU with a kept candidate
+    of its class and of a better rank is > max_overlap. The best `top_k` of the image are returned, by descending score,
+    ties by lowest class, then lowest prior. The number of candidates for NMS is unlimited unless `pre_nms_top_k` is
+    given, and boxes may extend beyond the image unless `clip` is set. Scores agree between backends to a relative 1e-5.
 
     Args:
         pred_offsets: (B, P, 4) predicted offsets, in the form that `encode_boxes` returns, floating; computed in

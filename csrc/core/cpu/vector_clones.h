@@ -1,5 +1,5 @@
-// VECTOR_CLONES before a function compiles it for several instruction sets. The best one for the machine is chosen
-// when the library is loaded.
+// A function marked with VECTOR_CLONES is compiled for several instruction sets. The best version for the machine is
+// chosen when the library is loaded.
 //
 // So one library serves every x86-64 processor (no -march=native), and -ffp-contract=off keeps the bits of all
 // versions equal. Clones need a loader that can choose (GCC, glibc). Under sanitizers there are none, because their

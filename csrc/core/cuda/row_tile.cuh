@@ -24,8 +24,8 @@ constexpr int kMaxTileRows = 64;  // also the number of threads of a block
 constexpr int kSmallTile = 6 << 10;
 constexpr int kMediumTile = 12 << 10;
 constexpr int kLargeTile = 24 << 10;
-// With fewer rows, too many threads would have no work. Longer rows are therefore read from global memory; each warp
-// then needs 4 KB of cache for the data that it reads next.
+// With fewer rows in a tile, too many threads would have no work. So if rows are so long that fewer fit into the large
+// tile, they are read from global memory; each warp then needs 4 KB of cache for the data that it reads next.
 constexpr int kFewestTileRows = 16;
 
 // `count` <= kMaxTileRows neighbouring rows of (N, C). Thread i < count may read row(i). kBytes: the size of a tile,
@@ -61,8 +61,8 @@ class RowTile {
   // needs several.
   static constexpr int kLoads = 4;
 
-  // Copies whole units, and the elements before and after them. Returns the address of the first element, which is as
-  // far from the beginning of its unit as the first element in `from` is.
+  // Copies whole units, and the elements before and after them. Returns the address of the copy. It lies as far behind
+  // the beginning of a unit as `from` does.
   static __device__ const scalar_t* copy(const scalar_t* from, int n, scalar_t* tile) {
     constexpr int kCount = Unit::kCount;
     const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % sizeof(Unit) / sizeof(scalar_t));
@@ -117,7 +117,7 @@ void dispatch_row_tile(int64_t n_classes, const Function& function) {
   const auto rows_in = [=](int bytes) {
     return static_cast<int>(std::min<int64_t>(kMaxTileRows, bytes / row_bytes));
   };
-  // The rows of one warp. A few more rows would occupy a second warp for the same time.
+  // The rows of one warp. A few more rows would occupy a second warp for as long as 32 more rows do.
   constexpr int kHalf = kMaxTileRows / 2;
   if (rows_in(kSmallTile) == kMaxTileRows) {
     function(std::integral_constant<int, kSmallTile>(), kMaxTileRows);

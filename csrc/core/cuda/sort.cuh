@@ -43,9 +43,9 @@ __device__ void sort_block(Key* keys, unsigned count) {
   for (unsigned half = 1; half < count; half *= 2) {
     // Merges two sorted halves. The first exchange compares the first half with the mirrored second half. The others
     // work within ever smaller parts, each half as large as a part of the exchange before. Warps have to wait for each
-    // other if a part of this exchange or of the exchange before has more keys than one warp owns. At the first
-    // exchange of a merge, its own parts are the larger ones; at the others, the parts of the exchange before. All
-    // distances are powers of two.
+    // other if a part of this exchange or of the exchange before has more than the 2 * kWarpSize keys that one warp
+    // owns. At the first exchange of a merge, its own parts (2 * half keys) are the larger ones; at the others, the
+    // parts of the exchange before (4 * stride keys). `half` and `stride` are powers of two.
     const unsigned distance = t & (half - 1);
     const unsigned middle = 2 * t - 2 * distance + half;
     exchange(half > kWarpSize, middle - 1 - distance, middle + distance);
