@@ -64,7 +64,7 @@ def coco_average_precision(
 ) -> CocoResult:
     """Computes COCO's average precision and recall over a set of images.
 
-    A detection whose best match is a crowd or a difficult object is ignored. COCO's own converters from Pascal VOC to
+    A detection whose best match is a crowd or a difficult object is ignored. COCO's converters from Pascal VOC to
     COCO's format mark difficult objects as crowds, and so does this function.
 
     Args:

@@ -257,7 +257,7 @@ def _write_part(part: Path, head: str, lines: Iterable[Line] = ()) -> None:
 
 
 def _check_named(out: Path, done: Collection[str], plan: Container[str], say: Callable[[str], None]) -> None:
-    """Checks that no results are lost by mistake, because this run does not name their pictures.
+    """Checks that this run does not lose results by mistake because it does not name their pictures.
 
     Raises:
         ValueError: the run does not name a picture that has results and still exists, or it names none of the pictures
