@@ -14,7 +14,7 @@ def test_a_data_set_is_measured_and_left_as_it_is(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        speed = measure_speed(dataset, TrainTransform(300), batch_size=2, seconds=0.01)
+        speed = measure_speed(dataset, TrainTransform, 300, batch_size=2, seconds=0.01)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
