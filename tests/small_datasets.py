@@ -96,4 +96,5 @@ def as_yolo(voc, root, layout):
     if layout == "polygons":
         (root / "classes.txt").write_text("\n".join(NAMES))
     else:
-        (root / "data.yaml").write_text(f"path: .\ntrain: images/train # pictures\n{names[layout]}\nnc: 3\n")
+        train = "train/images" if layout == "roboflow" else "images/train"
+        (root / "data.yaml").write_text(f"path: .\ntrain: {train} # pictures\n{names[layout]}\nnc: 3\n")

@@ -12,6 +12,7 @@ ROOMS = sorted(file.parent.relative_to(SSD).as_posix() for file in SSD.glob("**/
 # Files of tests that are named after a behaviour, to which several modules belong.
 BEHAVIOURS = {
     "cli/test_compile.py": "the option --compile of training and detection",
+    "data/test_layouts.py": "folders as tools write them, in any format",
     "export/test_onnx_openvino.py": "both formats find the same: each test runs with both",
     "training/test_interruptions.py": "runs that are killed, stopped or disturbed",
     "test_before.py": "files of earlier versions",

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
 from ssd.data.dataset import BoxDataset, Dropped, UnknownClassError
+from ssd.data.folder import Folder, Root
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.voc import VOCDataset
@@ -40,11 +40,11 @@ AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {  # the choices o
     "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
     "v2": v2_transform,
 }
-FORMATS = (VOCDataset, YOLODataset, COCODataset)  # a folder is read by the first one whose `holds` accepts it
+FORMATS = (VOCDataset, YOLODataset, COCODataset)
 
 
 def open_dataset(
-    roots: str | PathLike[str] | Sequence[str | PathLike[str]],
+    roots: Root | Sequence[Root],
     split: str | None = None,
     classes: Sequence[str] | None = None,
     transform: Callable[..., Any] | None = None,
@@ -63,24 +63,35 @@ def open_dataset(
         FileNotFoundError: a folder, a split, an annotation or a picture is missing, or the folder has no known layout.
         ImageReadError, ValueError: see `BoxDataset`.
     """
-    roots = [roots] if isinstance(roots, (str, PathLike)) else list(roots)
-    return _format_of(Path(roots[0]))(roots, split, classes, transform, keep_crowds=keep_crowds)
+    folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
+    return _format_of(folders[0])(folders, split, classes, transform, keep_crowds=keep_crowds)
 
 
-def list_splits(root: str | PathLike[str]) -> list[str]:
+def list_splits(root: Root) -> list[str]:
     """Lists the names of a folder's splits, sorted; empty if it has none.
 
     Raises:
         FileNotFoundError: the folder is missing or has no known layout.
+        ValueError: the folder has two layouts.
     """
-    return _format_of(Path(root)).splits(Path(root))
+    folder = Folder.of(root)
+    return _format_of(folder).splits(folder)
 
 
-def _format_of(root: Path) -> type[BoxDataset]:
-    found = next((format for format in FORMATS if format.holds(root)), None)
-    if found is None and not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder")
-    if found is None:
+def _format_of(folder: Folder) -> type[BoxDataset]:
+    """Finds the format of a folder.
+
+    Raises:
+        FileNotFoundError: the folder has no known layout.
+        ValueError: it has two.
+    """
+    claims = {format: claim for format in FORMATS if (claim := format.claim(folder))}
+    if not claims:
         layouts = "; ".join(f"{format.FORMAT} ({format.LAYOUT})" for format in FORMATS)
-        raise FileNotFoundError(f"{root}: holds no data set in one of the known layouts: {layouts}")
-    return found
+        raise FileNotFoundError(f"{folder.path}: holds no data set in one of the known layouts: {layouts}")
+    if len(claims) > 1:
+        raise ValueError(
+            f"{folder.root}: holds two data sets, {' and '.join(claims.values())}: name the file or the folder of one, "
+            "or move the other away"
+        )
+    return next(iter(claims))

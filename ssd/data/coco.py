@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
+import re
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from ssd.data.dataset import BoxDataset, Entry, ImageId, Object
+from ssd.data.folder import Folder, is_split
 from ssd.data.json_rows import START, json_rows
 
 PREFIXES = ("instances_", "_annotations.coco")  # instances_val2017.json; Roboflow's val/_annotations.coco.json
+KEYS = re.compile(rb'"(images|annotations|categories)"\s*:')
+HEAD = 1 << 16  # bytes at the beginning of a file in which one of its keys must be
 Id = int | str  # of a picture or a category
 
 NUMBERS = {int, float}  # types of a number in JSON; bool is not among them
@@ -198,52 +201,33 @@ def _float(number: float) -> float:
         return math.inf
 
 
-class _Places:
-    """Finds pictures in several folders.
-
-    Each folder is listed once, because on a network disk checking every file would take minutes.
-    """
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = list(dict.fromkeys(folders))
-        self._listed: dict[str, frozenset[str]] = {}
-
-    def find(self, file_name: str, wanted_by: Path) -> Path:
-        inside, _, name = file_name.rpartition("/")
-        for folder in self.folders:
-            if name in self._names(os.path.join(folder, inside)):
-                return folder / file_name
-        places = [folder / file_name for folder in self.folders]
-        for place in places:  # disks that ignore case find names in another case
-            if place.is_file():
-                return place
-        looked = ", ".join(str(place.parent) for place in places)
-        raise FileNotFoundError(f"{wanted_by}: no picture {file_name!r} in any of {looked}")
-
-    def _names(self, folder: str) -> frozenset[str]:
-        if folder not in self._listed:
-            try:
-                self._listed[folder] = frozenset(os.listdir(folder))
-            except OSError:
-                self._listed[folder] = frozenset()
-        return self._listed[folder]
+def _files(folder: Folder) -> dict[str, str]:
+    """Finds the JSON files of annotations, by the names of their splits; a single file has the name ""."""
+    files = [path for path in folder.files(".json") if folder.only or _is_coco(folder.root / path)]
+    instances = [path for path in files if PurePosixPath(path).stem.startswith(PREFIXES[0])]
+    found: dict[str, str] = {}
+    for path in instances or files:  # COCO's folder also has files of captions and keypoints
+        inside, stem = PurePosixPath(path).parent.name, PurePosixPath(path).stem.removeprefix(PREFIXES[0])
+        name = inside if is_split(inside) and not is_split(stem) else stem
+        if name in found:
+            raise ValueError(f"{folder.root}: {found[name]} and {path} are both named {name!r}; name one as the data")
+        found[name] = path
+    if len(found) == 1 and not is_split(next(iter(found))):
+        return {"": next(iter(found.values()))}
+    return found
 
 
-def _files(root: Path) -> dict[str, Path]:
-    """Returns the JSON file of each split in a folder, by the name of the split.
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON file is one of COCO's, by its name or its first keys."""
+    if path.name.startswith(PREFIXES) or path.parent.name == "annotations":
+        return True
+    with open(path, "rb") as file:
+        return KEYS.search(file.read(HEAD)) is not None
 
-    If root is a file, it is the only split, and the name of this split is "".
-    """
-    if root.is_file():
-        return {"": root}
-    found: dict[str, Path] = {}
-    for path in sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json")) + sorted(root.glob("*/*.json")):
-        if path.stem == PREFIXES[1]:
-            found.setdefault(path.parent.name if path.parent != root else "", path)
-        elif path.parent in (root, root / "annotations"):
-            found.setdefault(path.stem.removeprefix(PREFIXES[0]), path)
-    instances = {name: path for name, path in found.items() if path.stem.startswith(PREFIXES[0])}
-    return instances or found  # COCO's folder also has files of captions and keypoints
+
+def _top(inside: Path) -> Path:
+    """The folder of pictures and annotations, of the folder that a JSON file is in."""
+    return inside.parent if inside.name == "annotations" else inside
 
 
 class COCODataset(BoxDataset):
@@ -260,30 +244,30 @@ class COCODataset(BoxDataset):
         "beside its pictures; or a JSON file instead of a folder"
     )
 
-    @staticmethod
-    def holds(folder: Path) -> bool:
-        return any(path.suffix == ".json" for path in _files(folder).values())
-
-    @staticmethod
-    def splits(folder: Path) -> list[str]:
-        found = _files(folder)
-        return sorted(name for name in found if name) if len(found) > 1 else []
+    @classmethod
+    def claim(cls, folder: Folder) -> str | None:
+        files = list(_files(folder).values())
+        return f"COCO's {', '.join(files[:3])}" if files else None
 
     @classmethod
-    def _chosen(cls, root: Path, split: str | None) -> list[tuple[str, Path]]:
-        found = _files(root)
-        if not found:
-            raise FileNotFoundError(f"{root}: no JSON file of annotations in COCO's layout")
-        if split is not None and split not in found:
-            raise FileNotFoundError(f"{root}: no such split {split!r}; there are: {cls.splits(root) or 'none'}")
-        return [(name, path) for name, path in found.items() if split in (None, name)]
+    def splits(cls, folder: Folder) -> list[str]:
+        return sorted(filter(None, _files(folder)))
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._declared: dict[str, list[tuple[Id, str]]] = {}  # id and name of the categories of each file
         super().__init__(*args, **options)
 
-    def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
-        for split_name, path in self._chosen(root, split):
+    def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
+        files = _files(folder)
+        if not files:
+            others = [str(folder.root / name) for name in folder.files(".json")] or [f"{folder.path}: no JSON file"]
+            raise ValueError(
+                f"{', '.join(others[:3])}: not in COCO's format, which has images, annotations, categories"
+            )
+        for split_name, name in files.items():
+            if split not in (None, split_name):
+                continue
+            path = folder.root / name
             file = CocoFile(path)
             self._declared[str(path)] = list(file.categories.items())
             rows = file.rows
@@ -293,8 +277,8 @@ class COCODataset(BoxDataset):
             order = np.argsort(images, kind="stable")
             ends = np.bincount(images, minlength=len(file.images)).cumsum().tolist()
             boxes, areas, crowd = rows.boxes, rows.areas, rows.crowd
-            top = path.parent.parent if path.parent.name == "annotations" else path.parent
-            places = _Places([path.parent, top, top / split_name, top / "images", top / "images" / split_name])
+            surroundings = folder if folder.only is None else Folder(_top(folder.root))
+            beside = path.relative_to(surroundings.root).as_posix()
             begin = 0
             for (image_id, file_name), end in zip(file.images.items(), ends, strict=True):
                 its = order[begin:end]
@@ -303,7 +287,8 @@ class COCODataset(BoxDataset):
                     Object(index, names[label], tuple(box), crowd=is_crowd, area=None if math.isnan(area) else area)
                     for index, label, box, is_crowd, area in zip(its.tolist(), *columns, strict=True)
                 ]
-                yield partial(Entry, path, places.find(file_name, path), objects, image_id)
+                picture = surroundings.root / surroundings.find([file_name], beside, split_name)
+                yield partial(Entry, path, picture, objects, image_id)
                 begin = end
 
     @property

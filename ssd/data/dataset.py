@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
+from ssd.data.folder import Folder, Root
 from ssd.data.reading import TURNED, Header, PictureFile, read_header
 from ssd.runtime.packed import Packed, Texts
 from ssd.runtime.text import printable
@@ -229,24 +230,28 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     def __init__(
         self,
-        roots: str | PathLike[str] | Iterable[str | PathLike[str]],
+        roots: Root | Iterable[Root],
         split: str | None = None,
         classes: Sequence[str] | None = None,
         transform: Callable[..., Any] | None = None,
         keep_difficult: bool = True,
         keep_crowds: bool = False,
     ) -> None:
-        folders = [Path(root) for root in ([roots] if isinstance(roots, (str, PathLike)) else roots)]
+        folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
+        names = ", ".join(str(folder.path) for folder in folders)
+        if split is not None and not any(split in self.splits(folder) for folder in folders):
+            known = sorted({name for folder in folders for name in self.splits(folder)})
+            raise FileNotFoundError(f"{names}: no such split {split!r}; there are: {', '.join(known) or 'none'}")
         read = self._read(folders, split)
         if not len(read.pictures):
-            raise ValueError(f"no annotations in {[str(folder) for folder in folders]}, split {split!r}")
+            raise ValueError(f"{names}: no annotated pictures" + f" in split {split!r}" * (split is not None))
         self.classes = tuple(self._names(read.names) if classes is None else classes)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:
             # A name with a control character could not be shown in tables, lists and terminals.
             if any(unicodedata.category(character) == "Cc" for character in name):
-                raise ValueError(f"{folders[0]}: the name of a class has a control character: {name!r}")
+                raise ValueError(f"{names}: the name of a class has a control character: {name!r}")
         self.transform = transform
         self.dropped: list[Dropped] = []
         self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
@@ -254,27 +259,21 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
 
-    def _read(self, roots: Sequence[Path], split: str | None) -> Annotations:
+    def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:
         """Reads the annotations from the files, or from the cache if the files have not changed."""
-        tops = [Path(os.path.abspath(root)) for root in roots]
+        roots = [folder.path for folder in folders]
 
         def read() -> dict[str, np.ndarray]:
-            annotations = read_annotations(reader for root in roots for reader in self._readers(root, split))
+            annotations = read_annotations(reader for folder in folders for reader in self._readers(folder, split))
             return annotations.to_arrays(self._declared)
 
         def sources(arrays: dict[str, np.ndarray]) -> Iterator[str]:
             annotations, _ = Annotations.from_arrays(arrays)
-            folders: set[Path] = set()
-            for path in (*annotations.files, *annotations.pictures):
-                yield str(path)
-                if path.parent not in folders:
-                    inside = (f for f in path.parents if any(f.is_relative_to(root) for root in roots))
-                    folders |= {path.parent, *inside}
-            yield from map(str, folders)
-            for root in roots:
-                yield from map(str, self._lists(root, split))
+            yield from map(str, (*annotations.files, *annotations.pictures))
+            for folder in folders:
+                yield from map(str, (*folder.folders, *self._others(folder, split)))
 
-        key = type(self).__name__, *map(str, roots), *map(str, tops), split
+        key = type(self).__name__, *map(str, roots), *map(os.path.abspath, roots), split
         annotations, self._declared = Annotations.from_arrays(cached(key, read, sources))
         return annotations
 
@@ -339,24 +338,24 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             view._objects = self._wanted(keep_crowds)
         return view
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def holds(folder: Path) -> bool:
-        """Tells whether a folder has the layout of this format."""
+    def claim(cls, folder: Folder) -> str | None:
+        """Says what a folder has of this format, such as "951 XML files, such as a.xml"; None if it has nothing."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def splits(folder: Path) -> list[str]:
+    def splits(cls, folder: Folder) -> list[str]:
         """Lists the sorted names of a folder's splits, such as "train" and "val"; empty if it has none."""
 
     @abstractmethod
-    def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
+    def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
         """Yields, for each picture of a folder or of one split, a function that reads the annotation of the picture.
 
         The function may be called in any thread.
         """
 
-    def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
+    def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
         """Files other than annotations and pictures that affect the result, for the cache to check."""
         return ()
 

@@ -7,15 +7,20 @@ does, boxes extend one pixel further to the left and to the top than drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ssd.data.dataset import BoxDataset, Entry, Object
+from ssd.data.folder import Folder, is_split, split_of
 from ssd.data.reading import SUFFIXES
 from ssd.runtime.text import read_lines, read_xml
+
+ANNOTATION = re.compile(rb"<annotation[\s>]")  # the root of these files; other tools have other XML
+ENDINGS = (".xml", *SUFFIXES)
 
 
 def _read_annotation(path: Path) -> tuple[str, list[Object]]:
@@ -30,78 +35,71 @@ def _read_annotation(path: Path) -> tuple[str, list[Object]]:
             box = tuple([float(edges.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")])
         except ValueError:
             raise ValueError(f"{path}: object {index} lacks a <name> or a <bndbox> of four numbers") from None
-        objects.append(Object(index, name, box, node.findtext("difficult", "0").strip() == "1"))
+        difficult = node.findtext("difficult", "0").strip().lower() in ("1", "true")
+        objects.append(Object(index, name, box, difficult))
     return (root.findtext("filename") or "").strip(), objects
 
 
-class _Folder:
-    """A folder in VOC layout: finds its annotations and the picture of each annotation."""
+def _entry(folder: Folder, path: str) -> Entry:
+    filename, objects = _read_annotation(folder.root / path)
+    picture = folder.find([filename, PurePosixPath(path).stem], path)
+    return Entry(folder.root / path, folder.root / picture, objects)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for name in ("Annotations", "JPEGImages"):
-            if not (root / name).is_dir():
-                raise FileNotFoundError(f"{root / name}: no such folder, which the layout of Pascal VOC requires")
-        names = [path.name for path in (root / "JPEGImages").iterdir()]
-        # Names are also found if upper and lower case differ; an exact match has priority.
-        self.pictures = {name.lower(): name for name in names} | {name: name for name in names}
 
-    def annotations(self, split: str | None) -> list[Path]:
-        if split is None:
-            files = (self.root / "Annotations").glob("*.xml")
-            return sorted(path for path in files if not path.name.startswith("._"))  # files that macOS adds
-        listed = self.root / "ImageSets" / "Main" / f"{split}.txt"
-        if not listed.is_file():
-            splits = VOCDataset.splits(self.root) or "none (without a split, all annotations are read)"
-            raise FileNotFoundError(f"{listed}: no such split; there are: {splits}")
-        paths = []
-        for line in read_lines(listed):
-            # A line is a name, which may contain blanks; or, in the list of a class, a name and 1, 0 or -1.
-            path, before_blank = (self.root / "Annotations" / f"{name}.xml" for name in (line, line.split()[0]))
-            if not path.is_file() and before_blank.is_file():
-                path = before_blank
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file, but {listed} lists it")
-            paths.append(path)
-        return paths
+def _lists(folder: Folder) -> dict[str, str]:
+    """Finds the lists of splits: those in ImageSets/Main, or else files such as train.txt at the top."""
+    texts = folder.files(".txt")
+    main = [path for path in texts if PurePosixPath(path).parts[-3:-1] == ("ImageSets", "Main")]
+    top = [path for path in texts if "/" not in path and is_split(path.removesuffix(".txt"))]
+    return {PurePosixPath(path).stem: path for path in main or top}
 
-    def entry(self, path: Path) -> Entry:
-        filename, objects = _read_annotation(path)
-        return Entry(path, self.picture(path, filename), objects)
 
-    def picture(self, annotation: Path, filename: str) -> Path:
-        filename = filename.replace("\\", "/").rpartition("/")[2]  # some tools write a path with folders
-        for name in (filename, *(annotation.stem + suffix for suffix in SUFFIXES)):
-            found = self.pictures.get(name) or self.pictures.get(name.lower())
-            if found:
-                return self.root / "JPEGImages" / found
-        missing = self.root / "JPEGImages" / (filename or f"{annotation.stem}.jpg")
-        raise FileNotFoundError(f"{missing}: no such picture, but {annotation} describes it")
+def _listed(folder: Folder, path: str, annotations: Sequence[str]) -> Iterator[str]:
+    """The annotations of a list. A line is a name, which may have folders and a suffix; or a name and 1, 0 or -1."""
+    by_name = {PurePosixPath(file).stem: file for file in annotations}
+    for line in read_lines(folder.root / path):
+        last = line.replace("\\", "/").rpartition("/")[2]
+        names = [name.removesuffix(ending) for name in (last, last.split()[0]) for ending in ("", *ENDINGS)]
+        found = next((by_name[name] for name in names if name in by_name), None)
+        if found is None:
+            raise FileNotFoundError(f"{folder.root / path}: lists {line!r}, but no XML file has this name")
+        yield found
 
 
 class VOCDataset(BoxDataset):
-    """A dataset in Pascal VOC layout: folders Annotations and JPEGImages, and lists of splits in ImageSets/Main.
+    """A dataset of Pascal VOC's XML files, one for each picture; arguments and attributes are those of `BoxDataset`.
 
-    Arguments and attributes are those of `BoxDataset`.
+    The XML files may be in a folder of their own or beside the pictures. ImageSets/Main, or files such as train.txt at
+    the top, have the names of each split. If there are no such lists, folders such as train/ and test/ are the splits.
     """
 
     FORMAT = "Pascal VOC"
-    LAYOUT = "JPEGImages/*.jpg, Annotations/*.xml, and optional lists in ImageSets/Main: train.txt, val.txt ..."
+    LAYOUT = (
+        "*.xml beside the pictures or in a folder of their own; splits are lists in ImageSets/Main (train.txt, "
+        "val.txt ...) or folders (train/, val/ ...)"
+    )
 
-    @staticmethod
-    def holds(folder: Path) -> bool:
-        return (folder / "Annotations").is_dir()
+    @classmethod
+    def claim(cls, folder: Folder) -> str | None:
+        annotations = folder.files(".xml")
+        if not annotations or not ANNOTATION.search((folder.root / annotations[0]).read_bytes()[:4096]):
+            return None
+        return f"{len(annotations)} XML files, such as {annotations[0]}"
 
-    @staticmethod
-    def splits(folder: Path) -> list[str]:
-        return sorted(path.stem for path in (folder / "ImageSets" / "Main").glob("*.txt"))
+    @classmethod
+    def splits(cls, folder: Folder) -> list[str]:
+        return sorted(_lists(folder) or {split for path in folder.files(".xml") if (split := split_of(path))})
 
-    def _readers(self, root: Path, split: str | None) -> Iterator[Callable[[], Entry]]:
-        folder = _Folder(root)
-        return (partial(folder.entry, path) for path in folder.annotations(split))
+    def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
+        annotations, lists = folder.files(".xml"), _lists(folder)
+        if split in lists:
+            annotations = list(_listed(folder, lists[split], annotations))
+        elif split is not None:
+            annotations = [path for path in annotations if not lists and split_of(path) == split]
+        return (partial(_entry, folder, path) for path in annotations)
 
-    def _lists(self, root: Path, split: str | None) -> Iterable[Path]:
-        return () if split is None else (root / "ImageSets" / "Main" / f"{split}.txt",)
+    def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
+        return (folder.root / path for path in _lists(folder).values())
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:

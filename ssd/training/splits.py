@@ -10,23 +10,12 @@ from torch.utils.data import Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
+from ssd.data.folder import SPLIT_WORDS
 from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings, resolved
 
 # A data set or a part of one. Any: an image is whatever the transform returns.
 Pictures = BoxDataset | Subset[tuple[Any, dict[str, Tensor]]]
-
-WORDS = {  # kind of a split by the first word of its name; earlier words are preferred
-    "trainval": "trainval",
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 class Sets(NamedTuple):
@@ -128,12 +117,12 @@ def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
     A name with two of the words has no kind: "train_test" is Pascal VOC's list of the class "train" in "test".
     """
-    found: dict[str, dict[str, str]] = {kind: {} for kind in WORDS.values()}
-    for word, kind in WORDS.items():
+    found: dict[str, dict[str, str]] = {kind: {} for kind in SPLIT_WORDS.values()}
+    for word, kind in SPLIT_WORDS.items():
         for name in sorted(names):
             rest = name.removeprefix(word)
             others = set(re.findall("[a-z]+", rest))
-            if name.startswith(word) and not rest[:1].isalpha() and not others & WORDS.keys():
+            if name.startswith(word) and not rest[:1].isalpha() and not others & SPLIT_WORDS.keys():
                 found[kind].setdefault(rest, name)
     return found
 

@@ -1,0 +1,172 @@
+"""The files of a data set's folder: listed once, and pictures found by the names that annotations have for them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from ssd.data.reading import SUFFIXES
+
+SPLIT_WORDS = {  # kind of a split by the first word of its name; earlier words are preferred
+    "trainval": "trainval",
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+PICTURE_FOLDERS = {"jpegimages", "images", "image", "imgs", "img", "data"}  # preferred to others, such as drawings
+
+
+def is_split(name: str) -> bool:
+    """Tells whether a folder or a file is named like a split: "train", "val2017", "test_1"; not "training_data"."""
+    word = re.match("[a-z]*", name.lower())
+    rest = re.findall("[a-z]+", name.lower()[word.end() :]) if word else []
+    return word is not None and word[0] in SPLIT_WORDS and not rest
+
+
+def split_of(path: str) -> str:
+    """The name of the split that a file belongs to by its folders, or "" if none of them is named like a split."""
+    return next((part for part in path.split("/")[:-1] if is_split(part)), "")
+
+
+class Folder:
+    """All files below a folder. Hidden ones, and what macOS adds to archives, are left out.
+
+    Args:
+        root: the folder, or a file in it, to which the annotations are then limited.
+
+    Attributes:
+        path: the folder or the file that was given.
+        root: the folder.
+        only: the file that was given instead of a folder; else None.
+        folders: paths of all folders.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root
+        self.only = root if root.is_file() else None
+        self.root = root.parent if self.only else root
+        self.folders: list[Path] = []
+        self._by_suffix: dict[str, list[str]] = defaultdict(list)  # all files
+        visited: set[str] = set()
+        for place, folders, files in os.walk(self.root, followlinks=True):
+            real = os.path.realpath(place)
+            if real in visited:  # a link to a folder above
+                folders.clear()
+                continue
+            visited.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+            self.folders.append(Path(place))
+            inside = Path(place).relative_to(self.root).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            for name in files:
+                if name[0] != ".":
+                    self._by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
+
+    @cached_property
+    def pictures(self) -> list[str]:
+        """Paths of the pictures, relative to the folder, with "/", sorted."""
+        return sorted(path for suffix in SUFFIXES for path in self._by_suffix[suffix])
+
+    @cached_property
+    def _files(self) -> set[str]:
+        return {path for paths in self._by_suffix.values() for path in paths}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """Paths of the pictures by their names in small letters."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in self.pictures:
+            found[path[path.rfind("/") + 1 :].lower()].append(path)
+        return found
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """Paths of the pictures by their names in small letters without suffix."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, paths in self._by_name.items():
+            found[name[: name.rfind(".")]] += paths
+        return found
+
+    @classmethod
+    def of(cls, root: str | os.PathLike[str] | Folder) -> Folder:
+        """Lists a folder; one that has been listed is returned as it is.
+
+        Raises:
+            FileNotFoundError: there is no such folder or file.
+        """
+        if isinstance(root, Folder):
+            return root
+        if not Path(root).exists():
+            raise FileNotFoundError(f"{root}: no such folder")
+        return cls(Path(root))
+
+    def files(self, *suffixes: str) -> list[str]:
+        """Lists the files with one of these suffixes, in small letters, relative to the folder; or the file given."""
+        if self.only is not None:
+            return [self.only.name] if self.only.suffix.lower() in suffixes else []
+        return sorted(path for suffix in suffixes for path in self._by_suffix[suffix])
+
+    def has(self, path: str) -> bool:
+        """Tells whether there is a file with this path relative to the folder."""
+        return path in self._files
+
+    def find(self, names: Iterable[str], beside: str, hint: str = "") -> str:
+        """Finds the picture that an annotation describes.
+
+        A name may have folders of another machine, backslashes, quoted characters, another case, another suffix or
+        none. Of several pictures with the name, the one that agrees in most folders is taken; then one whose folders
+        have the `hint`; then the one nearest to the annotation; then one in a folder such as "images".
+
+        Args:
+            names: names for the picture; the first one that any picture has decides.
+            beside: path of the annotation, relative to the folder.
+            hint: name of a folder, such as that of the split.
+
+        Returns:
+            The path of the picture, relative to the folder.
+
+        Raises:
+            FileNotFoundError: there is no such picture, or several fit equally well.
+        """
+        wanted = [name.replace("\\", "/") for name in names if name]
+        for name in (*wanted, *(unquote(name) for name in wanted if "%" in name)):
+            last = name[name.rfind("/") + 1 :].lower()
+            found = self._by_name.get(last) or self._by_stem.get(last) or self._by_stem.get(os.path.splitext(last)[0])
+            if found:
+                return found[0] if len(found) == 1 else self._nearest(found, name, beside, hint)
+        raise FileNotFoundError(f"{self.root / beside}: no picture {wanted[0] if wanted else ''!r} in {self.root}")
+
+    def _nearest(self, found: list[str], name: str, beside: str, hint: str) -> str:
+        parts, home = PurePosixPath(name).parts[::-1], PurePosixPath(beside).parts[:-1]
+
+        def closeness(picture: str) -> tuple[int, ...]:
+            its = PurePosixPath(picture).parts
+            usual = any(part.lower() in PICTURE_FOLDERS for part in its[:-1])
+            return _common(its[::-1], parts), hint in its[:-1], _common(its[:-1], home), usual, -len(its)
+
+        closest = max(map(closeness, found))
+        first, *others = [picture for picture in found if closeness(picture) == closest]
+        if others:
+            places = f"{self.root / first} and {self.root / others[0]}"
+            raise FileNotFoundError(f"{self.root / beside}: two pictures fit the name {name!r}: {places}")
+        return first
+
+
+def _common(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """How many parts are equal from the beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+Root = str | os.PathLike[str] | Folder  # where a data set is

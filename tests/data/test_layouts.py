@@ -1,0 +1,229 @@
+"""Folders as tools write them: each opens with the right pictures, classes, boxes and splits, under odd names."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ssd.data import list_splits, open_dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE, BOX = (64, 48), (10, 12, 34, 36)
+STEMS = ("a", "b c", "d#1", "é")
+YOLO = " ".join(map(str, (0, 22 / 64, 24 / 48, 24 / 64, 24 / 48))) + "\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+
+
+def draw(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SIZE).save(path, "JPEG")
+
+
+def xml(name):
+    x0, y0, x1, y1 = BOX
+    return (
+        f"<annotation><filename>{name}</filename><object><name>thing</name><bndbox><xmin>{x0 + 1}</xmin>"
+        f"<ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object></annotation>"
+    )
+
+
+def coco(names):
+    x0, y0, x1, y1 = BOX
+    return {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0]} for i in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+
+
+def voc(pictures, annotations, suffix=".jpg", parts=("",)):
+    """XML files for the pictures of each part; {} in a folder stands for the part."""
+
+    def make(root):
+        for part in parts:
+            for stem in STEMS:
+                name = f"{part}{stem}{suffix}"
+                draw(root / pictures.format(part) / name)
+                write(root / annotations.format(part) / f"{part}{stem}.xml", xml(name))
+
+    return make
+
+
+def yolo(pictures, labels, parts=("",), files=()):
+    """Text files for the pictures of each part, and other files."""
+
+    def make(root):
+        for part in parts:
+            for stem in STEMS:
+                draw(root / pictures.format(part) / f"{part}{stem}.jpg")
+                write(root / labels.format(part) / f"{part}{stem}.txt", YOLO)
+        for name, text in files:
+            write(root / name, text)
+
+    return make
+
+
+def described(*lines, name="data.yaml"):
+    return [(name, "\n".join((*lines, "names: [thing]")))]
+
+
+def named(pictures, file, as_written):
+    """One JSON file, in which the picture NAME.jpg is called as_written."""
+
+    def make(root):
+        for stem in STEMS:
+            draw(root / pictures / f"{stem}.jpg")
+        write(root / file, coco([as_written.format(stem) for stem in STEMS]))
+
+    return make
+
+
+def coco_parts(pictures, file, parts):
+    def make(root):
+        for part in parts:
+            for stem in STEMS:  # the same names in both parts
+                draw(root / pictures.format(part) / f"{stem}.jpg")
+            write(root / file.format(part), coco([f"{stem}.jpg" for stem in STEMS]))
+
+    return make
+
+
+LISTED = "".join(f"data/obj_train_data/{stem}.jpg\n" for stem in STEMS)
+LAYOUTS = {
+    "xml: LabelImg, beside the picture": (voc(".", "."), []),
+    "xml: cameras write .JPG": (voc(".", ".", ".JPG"), []),
+    "xml: TensorFlow tutorials": (voc("images/{}", "images/{}", parts=("train", "test")), ["test", "train"]),
+    "xml: Roboflow": (voc("{}", "{}", parts=("train", "valid", "test")), ["test", "train", "valid"]),
+    "xml: Label Studio": (voc("images", "Annotations"), []),
+    "xml: Kaggle": (voc("images", "annotations"), []),
+    "xml: kangaroo": (voc("images", "annots"), []),
+    "xml: Oxford pets": (voc("images", "annotations/xmls"), []),
+    "xml: FiftyOne": (voc("data", "labels"), []),
+    "xml: two folders in each part": (voc("{}/image", "{}/annotation", parts=("train", "val")), ["train", "val"]),
+    "yolo: Ultralytics": (
+        yolo(
+            "images/{}2017",
+            "labels/{}2017",
+            ("train", "val"),
+            described("train: images/train2017", "val: images/val2017"),
+        ),
+        ["train", "val"],
+    ),
+    "yolo: Roboflow": (
+        yolo("{}/images", "{}/labels", ("train", "valid"), described("train: ../train/images", "val: ../valid/images")),
+        ["train", "val"],
+    ),
+    "yolo: another name of the YAML file": (
+        yolo(
+            "images/{}",
+            "labels/{}",
+            ("train", "val"),
+            described("path: .", "train: images/train", "val: images/val", name="my set.yaml"),
+        ),
+        ["train", "val"],
+    ),
+    "yolo: Images and Labels": (yolo("Images", "Labels", files=described("train: Images")), ["train"]),
+    "yolo: a list file": (
+        yolo(
+            "images",
+            "labels",
+            files=[("all.txt", "".join(f"./images/{stem}.jpg\n" for stem in STEMS)), *described("train: all.txt")],
+        ),
+        ["train"],
+    ),
+    "yolo: names in a dict of texts, in another order": (
+        yolo("images", "labels", files=[("data.yaml", "train: images\nnames: {'1': other, '0': thing}")]),
+        ["train"],
+    ),
+    "yolo: LabelImg": (yolo(".", ".", files=[("classes.txt", "thing\n")]), []),
+    "yolo: Label Studio": (yolo("images", "labels", files=[("classes.txt", "thing\n"), ("notes.json", "{}")]), []),
+    "yolo: CVAT": (
+        yolo(
+            "obj_train_data",
+            "obj_train_data",
+            files=[
+                ("obj.names", "thing\n"),
+                ("obj.data", "classes = 1\ntrain = data/train.txt\n"),
+                ("train.txt", LISTED),
+            ],
+        ),
+        ["train"],
+    ),
+    "yolo: Roboflow, for darknet": (
+        yolo("{}", "{}", ("train", "valid"), [(f"{part}/_darknet.labels", "thing") for part in ("train", "valid")]),
+        ["train", "valid"],
+    ),
+    "coco: as downloaded": (
+        coco_parts("{}", "annotations/instances_{}.json", ("train2017", "val2017")),
+        ["train2017", "val2017"],
+    ),
+    "coco: Roboflow": (coco_parts("{}", "{}/_annotations.coco.json", ("train", "valid")), ["train", "valid"]),
+    "coco: Label Studio on Windows": (named("images", "result.json", "images\\{}.jpg"), []),
+    "coco: Label Studio, uploads": (
+        named("images", "result.json", "..\\..\\label-studio\\media\\upload\\4\\{}.jpg"),
+        [],
+    ),
+    "coco: of another machine": (named("images", "labels.json", "/home/user/set/images/{}.jpg"), []),
+    "coco: FiftyOne": (named("data", "labels.json", "{}.jpg"), []),
+    "coco: without suffix": (named("images", "result.json", "{}"), []),
+    "coco: another case": (named("images", "result.json", "{}.JPG"), []),
+    "coco: beside the pictures": (named(".", "my annotations.json", "{}.jpg"), []),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_read(layout, tmp_path):
+    make, splits = LAYOUTS[layout]
+    root = tmp_path / "my set"
+    make(root)
+    assert list_splits(root) == splits
+    for split in (None, *splits):
+        dataset = open_dataset(root, split)
+        parts = 1 if split else max(1, len(splits))
+        assert len(dataset) == parts * len(STEMS)
+        assert dataset.counts["thing"] == len(dataset)
+        assert len(set(dataset.pictures)) == len(dataset)
+        assert {path.stem[-1] for path in dataset.pictures} == {stem[-1] for stem in STEMS}
+        for truth in dataset.truths:
+            assert truth["boxes"].round().tolist() == [list(BOX)]
+    if len(splits) > 1:
+        each = [set(open_dataset(root, split).pictures) for split in splits]
+        assert not set.intersection(*each)
+
+
+def test_the_file_itself_may_be_the_data(tmp_path):
+    LAYOUTS["yolo: another name of the YAML file"][0](tmp_path)
+    LAYOUTS["coco: FiftyOne"][0](tmp_path / "coco")
+    assert len(open_dataset(tmp_path / "my set.yaml")) == 2 * len(STEMS)
+    assert len(open_dataset(tmp_path / "coco" / "labels.json")) == len(STEMS)
+
+
+def test_two_data_sets_in_one_folder_are_refused(tmp_path):
+    voc("JPEGImages", "Annotations")(tmp_path)
+    write(tmp_path / "sample.json", coco(["a.jpg"]))
+    with pytest.raises(ValueError, match=r"two data sets, 4 XML files, such as .* and COCO's sample\.json: name the"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path / "sample.json")) == 1
+
+
+def test_a_name_that_two_pictures_have_is_refused(tmp_path):
+    for folder in ("x", "y"):
+        draw(tmp_path / folder / "a.jpg")
+    write(tmp_path / "z" / "a.xml", xml("a.jpg"))
+    with pytest.raises(
+        FileNotFoundError, match=r"a\.xml: two pictures fit the name 'a\.jpg': .*x/a\.jpg and .*y/a\.jpg"
+    ):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_folder_of_a_yaml_file_is_named(tmp_path):
+    yolo("images", "labels", files=described("train: images", "val: gone"))(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"data\.yaml: 'val' names gone, which is not there; looked for"):
+        open_dataset(tmp_path)
