@@ -19,7 +19,7 @@ from ssd.data.folder import Folder, is_split, split_of
 from ssd.data.reading import SUFFIXES
 from ssd.runtime.text import read_lines, read_xml
 
-ANNOTATION = re.compile(rb"<annotation[\s>]")  # the root of these files; other tools have other XML
+FIRST_ELEMENT = re.compile(rb"<([A-Za-z]\w*)")
 ENDINGS = (".xml", *SUFFIXES)
 
 
@@ -82,7 +82,11 @@ class VOCDataset(BoxDataset):
     @classmethod
     def claim(cls, folder: Folder) -> str | None:
         annotations = folder.files(".xml")
-        if not annotations or not ANNOTATION.search((folder.root / annotations[0]).read_bytes()[:4096]):
+        if not annotations:
+            return None
+        head = (folder.root / annotations[0]).read_bytes()[:4096].replace(b"\0", b"")  # of UTF-16
+        root = FIRST_ELEMENT.search(head)
+        if root and root[1] != b"annotation":  # XML of another kind
             return None
         return f"{len(annotations)} XML files, such as {annotations[0]}"
 

@@ -97,7 +97,7 @@ def test_names_with_blanks_in_a_list(annotation, shapes):
     listed.write_text("".join(f"{line}  -1\n" for line in listed.read_text().splitlines()[1:]))
     assert len(open_dataset(shapes, "train")) == 2
     listed.write_text("my dog\n")
-    with pytest.raises(FileNotFoundError, match=r"my dog\.xml: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt: lists 'my dog', but no XML"):
         open_dataset(shapes, "train")
 
 
