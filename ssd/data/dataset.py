@@ -270,6 +270,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         def sources(arrays: dict[str, np.ndarray]) -> Iterator[str]:
             annotations, _ = Annotations.from_arrays(arrays)
             yield from map(str, (*annotations.files, *annotations.pictures))
+            yield from map(str, {path.parent for path in annotations.pictures})
             for folder in folders:
                 yield from map(str, (*folder.folders, *self._others(folder, split)))
 

@@ -23,16 +23,13 @@ SPLIT_WORDS = {  # kind of a split by the first word of its name; earlier words 
     "test": "test",
     "testing": "test",
 }
-
-
 PICTURE_FOLDERS = {"jpegimages", "images", "image", "imgs", "img", "data"}  # preferred to others, such as drawings
 
 
 def is_split(name: str) -> bool:
     """Tells whether a folder or a file is named like a split: "train", "val2017", "test_1"; not "training_data"."""
-    word = re.match("[a-z]*", name.lower())
-    rest = re.findall("[a-z]+", name.lower()[word.end() :]) if word else []
-    return word is not None and word[0] in SPLIT_WORDS and not rest
+    word = re.fullmatch("([a-z]+)[^a-z]*", name.lower())
+    return word is not None and word[1] in SPLIT_WORDS
 
 
 def split_of(path: str) -> str:
@@ -41,7 +38,9 @@ def split_of(path: str) -> str:
 
 
 class Folder:
-    """All files below a folder. Hidden ones, and what macOS adds to archives, are left out.
+    """All files below a folder, which are listed when they are first needed.
+
+    Hidden files, and those that macOS adds to archives, are left out.
 
     Args:
         root: the folder, or a file in it, to which the annotations are then limited.
@@ -50,15 +49,18 @@ class Folder:
         path: the folder or the file that was given.
         root: the folder.
         only: the file that was given instead of a folder; else None.
-        folders: paths of all folders.
     """
 
     def __init__(self, root: Path) -> None:
         self.path = root
         self.only = root if root.is_file() else None
         self.root = root.parent if self.only else root
-        self.folders: list[Path] = []
-        self._by_suffix: dict[str, list[str]] = defaultdict(list)  # all files
+
+    @cached_property
+    def _listed(self) -> tuple[list[Path], dict[str, list[str]]]:
+        """The paths of all folders, and those of all files by their suffix."""
+        every: list[Path] = []
+        by_suffix: dict[str, list[str]] = defaultdict(list)
         visited: set[str] = set()
         for place, folders, files in os.walk(self.root, followlinks=True):
             real = os.path.realpath(place)
@@ -67,21 +69,27 @@ class Folder:
                 continue
             visited.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-            self.folders.append(Path(place))
+            every.append(Path(place))
             inside = Path(place).relative_to(self.root).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             for name in files:
                 if name[0] != ".":
-                    self._by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
+                    by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
+        return every, by_suffix
+
+    @property
+    def folders(self) -> list[Path]:
+        """Paths of all folders."""
+        return self._listed[0]
 
     @cached_property
     def pictures(self) -> list[str]:
         """Paths of the pictures, relative to the folder, with "/", sorted."""
-        return sorted(path for suffix in SUFFIXES for path in self._by_suffix[suffix])
+        return sorted(path for suffix in SUFFIXES for path in self._listed[1][suffix])
 
     @cached_property
     def _files(self) -> set[str]:
-        return {path for paths in self._by_suffix.values() for path in paths}
+        return {path for paths in self._listed[1].values() for path in paths}
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -116,7 +124,12 @@ class Folder:
         """Lists the files with one of these suffixes, in small letters, relative to the folder; or the file given."""
         if self.only is not None:
             return [self.only.name] if self.only.suffix.lower() in suffixes else []
-        return sorted(path for suffix in suffixes for path in self._by_suffix[suffix])
+        return sorted(path for suffix in suffixes for path in self._listed[1][suffix])
+
+    def lists(self) -> dict[str, str]:
+        """Finds text files at the top that are named like splits, such as train.txt, by their names without suffix."""
+        texts = {path.removesuffix(".txt"): path for path in self.files(".txt") if "/" not in path}
+        return {name: path for name, path in texts.items() if is_split(name)}
 
     def has(self, path: str) -> bool:
         """Tells whether there is a file with this path relative to the folder."""

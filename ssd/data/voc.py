@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ssd.data.dataset import BoxDataset, Entry, Object
-from ssd.data.folder import Folder, is_split, split_of
+from ssd.data.folder import Folder, split_of
 from ssd.data.reading import SUFFIXES
 from ssd.runtime.text import read_lines, read_xml
 
@@ -48,15 +48,20 @@ def _entry(folder: Folder, path: str) -> Entry:
 
 def _lists(folder: Folder) -> dict[str, str]:
     """Finds the lists of splits: those in ImageSets/Main, or else files such as train.txt at the top."""
-    texts = folder.files(".txt")
-    main = [path for path in texts if PurePosixPath(path).parts[-3:-1] == ("ImageSets", "Main")]
-    top = [path for path in texts if "/" not in path and is_split(path.removesuffix(".txt"))]
-    return {PurePosixPath(path).stem: path for path in main or top}
+    found: dict[str, str] = {}
+    for path in folder.files(".txt"):
+        parts = PurePosixPath(path).parts
+        if parts[-3:-1] == ("ImageSets", "Main") and (other := found.setdefault(parts[-1][:-4], path)) != path:
+            raise ValueError(f"{folder.root}: has two lists of one name, {other} and {path}; name the folder of each")
+    return found or folder.lists()
 
 
 def _listed(folder: Folder, path: str, annotations: Sequence[str]) -> Iterator[str]:
     """The annotations of a list. A line is a name, which may have folders and a suffix; or a name and 1, 0 or -1."""
-    by_name = {PurePosixPath(file).stem: file for file in annotations}
+    by_name: dict[str, str] = {}
+    for file in annotations:
+        if (other := by_name.setdefault(PurePosixPath(file).stem, file)) != file:
+            raise ValueError(f"{folder.root / path}: two XML files have one of its names, {other} and {file}")
     for line in read_lines(folder.root / path):
         last = line.replace("\\", "/").rpartition("/")[2]
         names = [name.removesuffix(ending) for name in (last, last.split()[0]) for ending in ("", *ENDINGS)]

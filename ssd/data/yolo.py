@@ -13,14 +13,12 @@ import numpy as np
 import yaml
 
 from ssd.data.dataset import BoxDataset, Entry, Object
-from ssd.data.folder import Folder, is_split, split_of
+from ssd.data.folder import Folder, split_of
 from ssd.data.reading import is_picture
 from ssd.runtime.text import read_lines, read_text
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # files with the class names, a line each
 KEYS = ("train", "val", "test")  # of the YAML file: the pictures of each split
-
-
 LABELS = {"images": "labels", "image": "label"}  # folders of pictures, and of their text files beside them
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
@@ -45,18 +43,21 @@ class _Described(NamedTuple):
 
     def pictures(self, key: str) -> list[Path]:
         """The pictures of a split: of a folder, of a list of pictures in a text file, or of several of these."""
-        value = self.content[key]
-        places = value if isinstance(value, list) else [value]
-        if not all(isinstance(place, str) and place for place in places):
-            raise ValueError(f"{self.path}: {key!r} must be a folder, a list file, or a list of these, got {value!r}")
         found: list[Path] = []
-        for place in places:
-            path = self._resolve(place, key)
+        for path in self.places(key):
             if path.is_dir():
                 found += sorted(filter(is_picture, path.rglob("*")))
             else:
                 found += [self._resolve(line, str(path)) for line in read_lines(path)]
         return found
+
+    def places(self, key: str) -> list[Path]:
+        """The folders and list files of a split."""
+        value = self.content.get(key) or []
+        places = value if isinstance(value, list) else [value]
+        if not all(isinstance(place, str) and place for place in places):
+            raise ValueError(f"{self.path}: {key!r} must be a folder, a list file, or a list of these, got {value!r}")
+        return [self._resolve(place, key) for place in places]
 
     def _resolve(self, place: str, what: str) -> Path:
         """A path of the file: relative to its `path`, to its folder, or to the folder above.
@@ -65,9 +66,9 @@ class _Described(NamedTuple):
         """
         here, place = self.path.parent, place.replace("\\", "/")
         given = str(self.content.get("path") or ".")
-        bases = [Path(given), here / given, here.parent / given, here, here.parent]
         inner = re.sub(r"^(\.\./)+", "", place)
-        tried = [base / name for base in bases if base.is_absolute() or base != Path(given) for name in (place, inner)]
+        bases = (here / given, here / ".." / given, here, here / "..")
+        tried = [Path(os.path.normpath(base / name)) for base in bases for name in (place, inner)]
         for path in tried:
             if path.exists():
                 return path
@@ -119,27 +120,18 @@ def _label_file(picture: Path) -> Path:
     return next((path for path in places if path.is_file()), places[0])
 
 
-def _lists(folder: Folder) -> dict[str, str]:
-    """Finds lists of pictures such as train.txt at the top, by the names of their splits."""
-    return {
-        path.removesuffix(".txt"): path
-        for path in folder.files(".txt")
-        if "/" not in path and is_split(path.removesuffix(".txt"))
-    }
-
-
 def _parts(folder: Folder) -> dict[str, list[Path]]:
     """The pictures of each split; "" has those that are in no split."""
     parts: dict[str, list[Path]] = {}
     if described := _description(folder):
         parts = {key: described.pictures(key) for key in KEYS if described.content.get(key)}
-    for name, path in _lists(folder).items():
+    for name, path in folder.lists().items():
         parts.setdefault(name, [folder.root / folder.find([line], path) for line in read_lines(folder.root / path)])
-    known = {os.path.normpath(picture) for pictures in parts.values() for picture in pictures}
+    known = {os.path.abspath(picture) for pictures in parts.values() for picture in pictures}
     listed = bool(parts)
     for path in folder.pictures:
         split, picture = split_of(path), folder.root / path
-        if (split or not listed) and os.path.normpath(picture) not in known and _is_labelled(folder, path):
+        if (split or not listed) and os.path.abspath(picture) not in known and _is_labelled(folder, path):
             parts.setdefault(split, []).append(picture)
     return parts
 
@@ -233,8 +225,11 @@ class YOLODataset(BoxDataset):
             yield partial(_entry, picture, names)
 
     def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
-        found = (_names_file(folder), (_description(folder) or _Described(folder.root, {})).path)
-        return (*filter(None, found), *(folder.root / path for path in _lists(folder).values()))
+        described, names = _description(folder), _names_file(folder)
+        if described is not None:  # whose folders and lists may be outside of this folder
+            yield from (described.path, *(place for key in KEYS for place in described.places(key)))
+        yield from () if names is None else (names,)
+        yield from (folder.root / path for path in folder.lists().values())
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
         return list(dict.fromkeys(self._declared))

@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
-from ssd.data.folder import SPLIT_WORDS
+from ssd.data.folder import SPLIT_WORDS, Folder, Root
 from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings, resolved
 
@@ -47,23 +47,24 @@ def open_sets(settings: Settings) -> Sets:
         ValueError: see `ssd.data.open_dataset`; or several splits are possible, and the settings do not name one.
     """
     input_size = SSD300.input_size
-    names = _choose(settings)
+    folders = list(map(Folder.of, settings.data))  # listed once
+    names = _choose(settings, folders)
     split, val_split, test_split = names["split"], names["val_split"], names["test_split"]
     augment = AUGMENTATIONS[resolved(settings.augment)](input_size, flips=settings.flips)
-    whole = open_dataset(settings.data, split, settings.classes, augment)
+    whole = open_dataset(folders, split, settings.classes, augment)
 
     train: Pictures = whole
     val: Pictures | None = None
     test: Pictures | None = None
     notes: list[Dropped | str] = [*whole.dropped]
 
-    def unaugmented(data: tuple[str, ...], split: str | None) -> BoxDataset:
+    def unaugmented(data: Sequence[Root], split: str | None) -> BoxDataset:
         opened = open_dataset(data, split, whole.classes, EvalTransform(input_size), keep_crowds=True)
         notes.extend(opened.dropped)
         return opened
 
     if settings.val_data or val_split:
-        val = unaugmented(settings.val_data or _with_split(settings.data, val_split), val_split)
+        val = unaugmented(settings.val_data or _with_split(folders, val_split), val_split)
     elif settings.held_out and len(whole) > 1:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         n = min(max(1, round(settings.held_out * len(order))), len(order) - 1)
@@ -71,7 +72,7 @@ def open_sets(settings: Settings) -> Sets:
         train = Subset(whole, sorted(order[n:]))
     if test_split:
         try:
-            test = unaugmented(_with_split(settings.data, test_split), test_split)
+            test = unaugmented(_with_split(folders, test_split), test_split)
         except (FileNotFoundError, ValueError) as error:  # the test split of a competition has no annotations
             if settings.test_split:
                 raise
@@ -79,13 +80,13 @@ def open_sets(settings: Settings) -> Sets:
     return Sets(train, val, test, names, whole.classes, notes)
 
 
-def _choose(settings: Settings) -> dict[str, str | None]:
+def _choose(settings: Settings, folders: Sequence[Folder]) -> dict[str, str | None]:
     """Chooses the splits of a run: those that the settings name, or those that the data has.
 
     Raises:
         ValueError: several splits are possible.
     """
-    known = {name for root in settings.data for name in list_splits(root)}
+    known = {name for folder in folders for name in list_splits(folder)}
     split, val_split, test_split = settings.split, settings.val_split, settings.test_split
     splits = _by_kind(known)
     if split is None and known:
@@ -120,9 +121,9 @@ def _by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {kind: {} for kind in SPLIT_WORDS.values()}
     for word, kind in SPLIT_WORDS.items():
         for name in sorted(names):
-            rest = name.removeprefix(word)
+            rest = name.lower().removeprefix(word)
             others = set(re.findall("[a-z]+", rest))
-            if name.startswith(word) and not rest[:1].isalpha() and not others & SPLIT_WORDS.keys():
+            if name.lower().startswith(word) and not rest[:1].isalpha() and not others & SPLIT_WORDS.keys():
                 found[kind].setdefault(rest, name)
     return found
 
@@ -140,6 +141,6 @@ def _partners(own: dict[str, dict[str, str]], splits: dict[str, dict[str, str]],
     return [name for other, name in splits[kind].items() if other not in splits["train"]]
 
 
-def _with_split(roots: tuple[str, ...], split: str | None) -> tuple[str, ...]:
+def _with_split(folders: Sequence[Folder], split: str | None) -> Sequence[Folder]:
     """The folders that have the split; all folders if none has it."""
-    return tuple(root for root in roots if split in list_splits(root)) or roots
+    return [folder for folder in folders if split in list_splits(folder)] or folders

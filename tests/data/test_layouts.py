@@ -227,3 +227,37 @@ def test_a_missing_folder_of_a_yaml_file_is_named(tmp_path):
     yolo("images", "labels", files=described("train: images", "val: gone"))(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"data\.yaml: 'val' names gone, which is not there; looked for"):
         open_dataset(tmp_path)
+
+
+def test_a_yaml_file_of_the_working_folder(tmp_path, monkeypatch):
+    LAYOUTS["yolo: another name of the YAML file"][0](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert len(open_dataset("my set.yaml")) == len(open_dataset(".")) == 2 * len(STEMS)
+
+
+def test_lists_and_files_of_one_name_are_refused(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        voc("JPEGImages", "Annotations")(tmp_path / year)
+        write(tmp_path / year / "ImageSets" / "Main" / "train.txt", "a\n")
+        assert len(open_dataset(tmp_path / year, "train")) == 1
+    with pytest.raises(ValueError, match=r"two lists of one name, VOC2007/.*/train\.txt and VOC2012/.*/train\.txt"):
+        open_dataset(tmp_path)
+    (tmp_path / "VOC2012" / "ImageSets" / "Main" / "train.txt").unlink()
+    with pytest.raises(ValueError, match=r"train\.txt: two XML files have one of its names, VOC2007/.* and VOC2012/"):
+        open_dataset(tmp_path, "train")
+
+
+def test_the_cache_sees_lists_and_folders_that_a_yaml_file_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("ssd.data.cache.WORTH_KEEPING", 0)
+    monkeypatch.setattr("ssd.data.cache.YOUNG", -9e9)  # the files are new
+    here, there = tmp_path / "here", tmp_path / "there"
+    yolo("images", "labels")(there)
+    listed = "".join(f"{there}/images/{stem}.jpg\n" for stem in STEMS)
+    write(there / "all.txt", listed)
+    write(here / "data.yaml", f"train: {there}/all.txt\nval: {there}/images\nnames: [thing]")
+    assert [len(open_dataset(here, split)) for split in ("train", "val")] == [4, 4]
+    assert list((tmp_path / "cache").rglob("*.npz"))
+    write(there / "all.txt", listed.partition("\n")[0])
+    draw(there / "images" / "new.jpg")
+    assert [len(open_dataset(here, split)) for split in ("train", "val")] == [1, 5]
