@@ -1,6 +1,7 @@
 """Fixtures of several files of tests."""
 
 import pytest
+from short_training import settings_for
 
 import ssd.training.run as training
 from ssd.data.shapes import write_shapes
@@ -11,6 +12,11 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder, 7, 3)
     return str(folder)
+
+
+@pytest.fixture
+def settings(shapes):
+    return settings_for(shapes)
 
 
 @pytest.fixture

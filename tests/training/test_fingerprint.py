@@ -6,7 +6,7 @@ import signal
 from functools import partial
 
 import pytest
-from short_training import error_of, run, settings_for
+from short_training import error_of, run
 
 from ssd.data.shapes import write_shapes
 
@@ -16,11 +16,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def shapes(tmp_path):
     return write_shapes(tmp_path / "shapes", 7, 3)
-
-
-@pytest.fixture
-def settings(shapes):
-    return settings_for(shapes)
 
 
 @pytest.mark.parametrize(

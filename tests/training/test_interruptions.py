@@ -34,11 +34,6 @@ def shapes(tmp_path):
     return write_shapes(tmp_path / "shapes", 7, 3)
 
 
-@pytest.fixture
-def settings(shapes):
-    return settings_for(shapes)
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, one_thread):
     """The folder of a run of these settings, and the seconds that it took."""
