@@ -17,7 +17,7 @@ from PIL import Image
 from small_datasets import add_picture
 
 from ssd.data import COCODataset, VOCDataset, YOLODataset
-from ssd.data.dataset import UnknownClassError
+from ssd.data.annotations import UnknownClassError
 from ssd.data.reading import PictureFile
 from ssd.evaluation.detection_file import DetectionFile
 from ssd.networks.ssd300 import SSD300

@@ -33,6 +33,7 @@ UNTESTED = {
     "__init__.py": "names of other modules; test_names.py and test_imports.py look at them",
     "__main__.py": "calls ssd.cli.main; test_several_processes.py runs it",
     "cli/demo.py": "flags, and a call of ssd/demo.py; test_demo.py runs the command",
+    "data/annotations.py": "data/test_dataset.py, whose datasets hold them",
     "data/torchvision_recipe.py": "data/test_augmentation.py runs its tests with both recipes",
     "export/onnx.py": "export/test_onnx_openvino.py",
     "export/openvino.py": "export/test_onnx_openvino.py",

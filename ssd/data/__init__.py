@@ -11,9 +11,10 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
+from ssd.data.annotations import Dropped, UnknownClassError
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
-from ssd.data.dataset import BoxDataset, Dropped, UnknownClassError
+from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, Root
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform

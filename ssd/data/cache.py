@@ -20,7 +20,7 @@ from ssd.runtime.threads import in_threads_if_slow
 
 Arrays = dict[str, np.ndarray]  # by name, without Python objects
 
-VERSION = 2  # of the cached arrays and of the code that reads data sets
+VERSION = 3  # of the cached arrays and of the code that reads data sets
 WORTH_KEEPING = 3.0  # seconds; faster reads are not cached
 YOUNG = 2.0  # seconds; on disks with coarse time stamps, a file that changes twice within this time may keep its stamp
 AT_MOST = 4 << 30  # bytes of all files; the least recently used ones are deleted

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ssd.data.dataset import BoxDataset, Entry, ImageId, Object
+from ssd.data.annotations import Entry, ImageId, Object
+from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, is_split
 from ssd.data.json_rows import START, json_rows
 

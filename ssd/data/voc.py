@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ssd.data.dataset import BoxDataset, Entry, Object
+from ssd.data.annotations import Entry, Object
+from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
 from ssd.data.reading import SUFFIXES
 from ssd.runtime.text import read_lines, read_xml

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import yaml
 
-from ssd.data.dataset import BoxDataset, Entry, Object
+from ssd.data.annotations import Entry, Object
+from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
 from ssd.data.reading import is_picture
 from ssd.runtime.text import read_lines, read_text

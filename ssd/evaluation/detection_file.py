@@ -10,8 +10,9 @@ from pathlib import Path, PurePath, PurePosixPath
 import numpy as np
 import torch
 
+from ssd.data.annotations import ImageId
 from ssd.data.coco import COCODataset, CocoFile, Id
-from ssd.data.dataset import BoxDataset, ImageId
+from ssd.data.dataset import BoxDataset
 from ssd.detection import Found
 from ssd.runtime.packed import Packed, splits_of
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from small_datasets import add_picture
 
-from ssd.data import cache, dataset, open_dataset
+from ssd.data import annotations, cache, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG_AGO = time.time() - 1000
@@ -25,8 +25,8 @@ def kept(tmp_path, monkeypatch):
 @pytest.fixture
 def reads(monkeypatch):
     """The pictures whose headers were read."""
-    read, read_header = [], dataset.read_header
-    monkeypatch.setattr(dataset, "read_header", lambda path: read.append(path.name) or read_header(path))
+    read, read_header = [], annotations.read_header
+    monkeypatch.setattr(annotations, "read_header", lambda path: read.append(path.name) or read_header(path))
     return read
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small_datasets import add_picture, cut
 
-from ssd.data import ImageReadError, VOCDataset, dataset, open_dataset
+from ssd.data import ImageReadError, VOCDataset, annotations, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,14 +116,14 @@ def test_threads_read_where_the_disk_is_slow(tmp_path, monkeypatch, seconds):
     names = [f"{i:03}" for i in range(100)]
     for name in names:
         add_picture(tmp_path, name, [("dog", 3, 2, 30, 20)])
-    readers, read_header = set(), dataset.read_header
+    readers, read_header = set(), annotations.read_header
 
     def slow(path):
         time.sleep(seconds)
         readers.add(threading.get_ident())
         return read_header(path)
 
-    monkeypatch.setattr(dataset, "read_header", slow)
+    monkeypatch.setattr(annotations, "read_header", slow)
     assert [path.stem for path in open_dataset(tmp_path).pictures] == names
     assert (len(readers) > 1) == (seconds > 0)
 

@@ -1,0 +1,196 @@
+"""The annotations of a data set, as a format reads them: kept in arrays and not as Python objects per picture.
+
+Hundreds of thousands of objects would take gigabytes, and each worker of a loader would end up with its own copy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from ssd.data.reading import Header, read_header
+from ssd.runtime.faults import Faults
+from ssd.runtime.packed import Texts
+from ssd.runtime.text import printable
+from ssd.runtime.threads import in_threads_if_slow
+
+ImageId = int | str | None  # id of a picture in its annotation file; None if the format has no ids
+
+PATIENCE = 3  # seconds until a progress bar appears
+
+
+NO_BOX = (math.nan,) * 4  # of an object for which the file has no box, such as a point; it is left out and listed
+
+
+class Object(NamedTuple):
+    """An annotated object, as a file describes it."""
+
+    index: int  # type: ignore[assignment]  # position in its file, from 0; hides tuple.index
+    name: str  # of its class
+    box: tuple[float, ...]  # four numbers, in the convention of the format
+    difficult: bool = False  # ignored in evaluation
+    crowd: bool = False  # many objects in one box, which must not be learned as one object
+    area: float | None = None  # in square pixels, if the file has it
+
+
+class Entry(NamedTuple):
+    """A picture and its annotation."""
+
+    annotation: Path  # the file
+    picture: Path
+    objects: list[Object]
+    image_id: ImageId = None
+    size: tuple[int, int] = (0, 0)  # width and height that the file gives for the picture; zeros if it gives none
+    labelled: bool = True  # whether there is an annotation, and not only a place for it
+
+
+class Dropped(NamedTuple):
+    """An annotated object that the reader left out, because its box cannot be used."""
+
+    path: Path  # the file of the annotation
+    index: int  # type: ignore[assignment]  # position among the objects of the file, from 0; hides tuple.index
+    name: str
+    box: tuple[float, ...]  # as written in the file
+    reason: str
+
+    def __str__(self) -> str:
+        return printable(f"{self.path}: object {self.index} ({self.name}, {self.box}) left out: {self.reason}")
+
+
+class UnknownClassError(ValueError):
+    """An annotation has a class that is not among those given."""
+
+
+class Annotations(NamedTuple):
+    """The annotations of N pictures with R objects in all."""
+
+    files: Texts[Path]  # N, the annotation file of each picture
+    pictures: Texts[Path]  # N
+    image_ids: Sequence[ImageId]  # N
+    headers: np.ndarray  # (N, 4) int32, `Header`s
+    sizes: np.ndarray  # (N, 2) int64, width and height according to the annotation; 0 if it has none
+    labelled: np.ndarray  # (N,) bool, whether the picture has an annotation
+    row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
+    names: tuple[str, ...]  # of the classes, in the order of first appearance
+    # The R objects, see `Object`:
+    indices: np.ndarray  # (R,) int64
+    labels: np.ndarray  # (R,) int32, indices into `names`
+    boxes: np.ndarray  # (R, 4) float64
+    difficult: np.ndarray  # (R,) bool
+    crowd: np.ndarray  # (R,) bool
+    areas: np.ndarray  # (R,) float64, NaN if the file has no area
+
+    def to_arrays(self, declared: Any) -> dict[str, np.ndarray]:
+        """Converts everything to arrays without Python objects.
+
+        Args:
+            declared: additional values that the subclass for the format has read from the files
+                (`BoxDataset._declared`). They have types that JSON can hold, and are stored too.
+        """
+        fields = self._asdict()
+        arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+        for name in ("files", "pictures"):
+            arrays[f"{name}_bytes"], arrays[f"{name}_ends"] = fields[name].arrays
+        plain = {"image_ids": list(self.image_ids), "names": self.names, "declared": declared}
+        return arrays | {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> tuple[Annotations, Any]:
+        """Restores the annotations and `declared` from the result of `to_arrays`."""
+        plain = json.loads(arrays["plain"].tobytes())
+        annotations = cls(
+            files=Texts.of(arrays["files_bytes"], arrays["files_ends"], Path),
+            pictures=Texts.of(arrays["pictures_bytes"], arrays["pictures_ends"], Path),
+            image_ids=_packed(plain["image_ids"]),
+            headers=arrays["headers"],
+            sizes=arrays["sizes"],
+            labelled=arrays["labelled"],
+            row_splits=arrays["row_splits"],
+            names=tuple(plain["names"]),
+            indices=arrays["indices"],
+            labels=arrays["labels"],
+            boxes=arrays["boxes"],
+            difficult=arrays["difficult"],
+            crowd=arrays["crowd"],
+            areas=arrays["areas"],
+        )
+        return annotations, plain["declared"]
+
+
+def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
+    """Reads the annotations and picture headers of a dataset, and shows a progress bar if that takes long.
+
+    Args:
+        readers: for each picture a function that reads its annotation; may be called in any thread.
+
+    Raises:
+        FileNotFoundError, ImageReadError, ValueError: see `BoxDataset`. Several errors become one, see `Faults`.
+    """
+    faults = Faults()
+
+    def read(reader: Callable[[], Entry]) -> tuple[Entry, Header] | None:
+        with faults.caught():
+            entry = reader()
+            return entry, read_header(entry.picture)
+        return None
+
+    files: list[str] = []
+    pictures: list[str] = []
+    image_ids: list[ImageId] = []
+    names: dict[str, int] = {}  # the number of each class, by its name
+    headers, sizes, labelled = array("i"), array("q"), bytearray()
+    indices, labels, row_splits = array("q"), array("i"), array("q", [0])
+    boxes, areas, difficult, crowd = array("d"), array("d"), bytearray(), bytearray()
+    bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
+    with bar:
+        for result in in_threads_if_slow(read, readers):
+            bar.update()
+            if result is None:
+                continue
+            entry, header = result
+            files.append(str(entry.annotation))
+            pictures.append(str(entry.picture))
+            image_ids.append(entry.image_id)
+            headers.extend(header)
+            sizes.extend(entry.size)
+            labelled.append(entry.labelled)
+            for index, name, box, is_difficult, is_crowd, area in entry.objects:
+                indices.append(index)
+                labels.append(names.setdefault(name, len(names)))
+                boxes.extend(box)
+                difficult.append(is_difficult)
+                crowd.append(is_crowd)
+                areas.append(math.nan if area is None else area)
+            row_splits.append(len(indices))
+    faults.check()
+    return Annotations(
+        files=Texts(files, Path),
+        pictures=Texts(pictures, Path),
+        image_ids=_packed(image_ids),
+        headers=np.array(headers, np.int32).reshape(-1, 4),
+        sizes=np.array(sizes).reshape(-1, 2),
+        labelled=np.array(labelled, bool),
+        row_splits=np.array(row_splits),
+        names=tuple(names),
+        indices=np.array(indices),
+        labels=np.array(labels),
+        boxes=np.array(boxes).reshape(-1, 4),
+        difficult=np.array(difficult, bool),
+        crowd=np.array(crowd, bool),
+        areas=np.array(areas),
+    )
+
+
+def _packed(image_ids: list[ImageId]) -> Sequence[ImageId]:
+    """Puts ids into an array if all are integers; otherwise returns the list."""
+    try:
+        return array("q", image_ids)  # type: ignore[type-var]  # ids of other types raise an error
+    except (TypeError, OverflowError):
+        return image_ids

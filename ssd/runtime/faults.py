@@ -1,0 +1,49 @@
+"""Reporting all errors of a piece of work at once, and not only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SHOWN = 20  # errors whose messages are shown
+
+
+class Faults:
+    """Collects errors about input, that is `ValueError` and `OSError`, while the work goes on.
+
+    `caught` may be used in several threads.
+    """
+
+    def __init__(self) -> None:
+        self._errors: list[Exception] = []
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Collects an error about input that the block raises. The block ends there, and the caller goes on."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.add(error)
+
+    def add(self, error: Exception) -> None:
+        """Collects an error. One that `check` has raised counts as the errors that it reports."""
+        self._errors += getattr(error, "errors", [error])
+
+    def check(self) -> None:
+        """Raises what was collected, if anything.
+
+        A single error is raised unchanged. Several become one error with an `errors` attribute, whose message has a
+        line for each of the first `SHOWN`, and the number of the others. Its type is that of all of them, or else
+        ValueError.
+        """
+        if not self._errors:
+            return
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        kinds = set(map(type, self._errors))
+        kind = kinds.pop() if len(kinds) == 1 else ValueError
+        more = len(self._errors) - SHOWN
+        lines = [f"{len(self._errors)} errors:", *map(str, self._errors[:SHOWN]), *[f"and {more} more"] * (more > 0)]
+        raised = kind("\n  ".join(lines))
+        raised.errors = self._errors
+        raise raised
