@@ -90,7 +90,7 @@ def as_yolo(voc, root, layout):
                 if layout == "polygons":
                     box = edges[0], edges[1], edges[2], edges[1], edges[2], edges[3], edges[0], edges[3]
                 lines.append(" ".join(map(str, (NAMES.index(label), *box))))
-            if objects:  # a picture without any need not have a file
+            if objects or layout == "polygons":  # with a YAML file, a picture without objects needs no text file
                 (labels / f"{name}.txt").write_text("\n".join(lines) + "\n\n")
     names = {"yolo": f"names: {json.dumps(NAMES)}", "roboflow": "names:\n  0: dog\n  1: cat\n  2: apple tree"}
     if layout == "polygons":

@@ -34,7 +34,9 @@ UNTESTED = {
     "__main__.py": "calls ssd.cli.main; test_several_processes.py runs it",
     "cli/demo.py": "flags, and a call of ssd/demo.py; test_demo.py runs the command",
     "data/annotations.py": "data/test_dataset.py, whose datasets hold them",
+    "data/picture_sizes.py": "data/test_dataset.py, whose datasets compare sizes and turn boxes",
     "data/torchvision_recipe.py": "data/test_augmentation.py runs its tests with both recipes",
+    "options.py": "only names, types and defaults; data/test_dataset.py has what they do",
     "export/onnx.py": "export/test_onnx_openvino.py",
     "export/openvino.py": "export/test_onnx_openvino.py",
     **{

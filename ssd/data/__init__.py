@@ -20,6 +20,7 @@ from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.voc import VOCDataset
 from ssd.data.yolo import YOLODataset
+from ssd.options import ReadOptions
 
 __all__ = [
     "AUGMENTATIONS",
@@ -28,6 +29,7 @@ __all__ = [
     "Dropped",
     "ImageReadError",
     "PictureFile",
+    "ReadOptions",
     "UnknownClassError",
     "VOCDataset",
     "YOLODataset",
@@ -51,11 +53,12 @@ def open_dataset(
     transform: Callable[..., Any] | None = None,
     *,
     keep_crowds: bool = False,
+    options: ReadOptions = ReadOptions(),
 ) -> BoxDataset:
     """Opens folders in the layout of one of `FORMATS`, which is detected from the first folder.
 
     Args:
-        roots, split, classes, transform, keep_crowds: see `BoxDataset`.
+        roots, split, classes, transform, keep_crowds, options: see `BoxDataset`.
 
     Returns:
         A dataset of (image, target), see `BoxDataset`.
@@ -65,7 +68,7 @@ def open_dataset(
         ImageReadError, ValueError: see `BoxDataset`.
     """
     folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
-    return _format_of(folders[0])(folders, split, classes, transform, keep_crowds=keep_crowds)
+    return _format_of(folders[0])(folders, split, classes, transform, keep_crowds=keep_crowds, options=options)
 
 
 def list_splits(root: Root) -> list[str]:

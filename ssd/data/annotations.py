@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     image_id: ImageId = None
     size: tuple[int, int] = (0, 0)  # width and height that the file gives for the picture; zeros if it gives none
     labelled: bool = True  # whether there is an annotation, and not only a place for it
+    remark: str = ""  # what a user should know of the annotation: what it has, and what is done about that
 
 
 class Dropped(NamedTuple):
@@ -61,7 +63,8 @@ class Dropped(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return printable(f"{self.path}: object {self.index} ({self.name}, {self.box}) left out: {self.reason}")
+        what = self.name if all(map(math.isnan, self.box)) else f"{self.name}, {self.box}"
+        return printable(f"{self.path}: object {self.index} ({what}) left out: {self.reason}")
 
 
 class UnknownClassError(ValueError):
@@ -76,7 +79,8 @@ class Annotations(NamedTuple):
     image_ids: Sequence[ImageId]  # N
     headers: np.ndarray  # (N, 4) int32, `Header`s
     sizes: np.ndarray  # (N, 2) int64, width and height according to the annotation; 0 if it has none
-    labelled: np.ndarray  # (N,) bool, whether the picture has an annotation
+    n_unlabelled: int  # pictures without an annotation, whether they are among the N or ignored
+    remarks: Mapping[str, Sequence[Any]]  # for each `Entry.remark` the number of annotations and the first file
     row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
     names: tuple[str, ...]  # of the classes, in the order of first appearance
     # The R objects, see `Object`:
@@ -98,7 +102,8 @@ class Annotations(NamedTuple):
         arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
         for name in ("files", "pictures"):
             arrays[f"{name}_bytes"], arrays[f"{name}_ends"] = fields[name].arrays
-        plain = {"image_ids": list(self.image_ids), "names": self.names, "declared": declared}
+        names = "names", "n_unlabelled", "remarks"
+        plain = {"image_ids": list(self.image_ids), "declared": declared, **{name: fields[name] for name in names}}
         return arrays | {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
 
     @classmethod
@@ -111,7 +116,8 @@ class Annotations(NamedTuple):
             image_ids=_packed(plain["image_ids"]),
             headers=arrays["headers"],
             sizes=arrays["sizes"],
-            labelled=arrays["labelled"],
+            n_unlabelled=plain["n_unlabelled"],
+            remarks=plain["remarks"],
             row_splits=arrays["row_splits"],
             names=tuple(plain["names"]),
             indices=arrays["indices"],
@@ -124,68 +130,98 @@ class Annotations(NamedTuple):
         return annotations, plain["declared"]
 
 
-def read_annotations(readers: Iterable[Callable[[], Entry]]) -> Annotations:
+def read_annotations(
+    readers: Iterable[Callable[[], Entry]], others: Callable[[Set[str]], Collection[Path]], background: bool
+) -> Annotations:
     """Reads the annotations and picture headers of a dataset, and shows a progress bar if that takes long.
 
     Args:
         readers: for each picture a function that reads its annotation; may be called in any thread.
+        others: takes the paths of the pictures that the readers found, and returns the pictures without annotation.
+        background: whether pictures without annotation are used, as pictures without objects.
 
     Raises:
         FileNotFoundError, ImageReadError, ValueError: see `BoxDataset`. Several errors become one, see `Faults`.
     """
     faults = Faults()
 
-    def read(reader: Callable[[], Entry]) -> tuple[Entry, Header] | None:
+    def read(reader: Callable[[], Entry]) -> tuple[Entry, Header | None] | None:
         with faults.caught():
             entry = reader()
-            return entry, read_header(entry.picture)
+            return entry, read_header(entry.picture) if entry.labelled or background else None
         return None
 
-    files: list[str] = []
-    pictures: list[str] = []
-    image_ids: list[ImageId] = []
-    names: dict[str, int] = {}  # the number of each class, by its name
-    headers, sizes, labelled = array("i"), array("q"), bytearray()
-    indices, labels, row_splits = array("q"), array("i"), array("q", [0])
-    boxes, areas, difficult, crowd = array("d"), array("d"), bytearray(), bytearray()
+    columns = _Columns()
     bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
     with bar:
-        for result in in_threads_if_slow(read, readers):
-            bar.update()
-            if result is None:
-                continue
-            entry, header = result
-            files.append(str(entry.annotation))
-            pictures.append(str(entry.picture))
-            image_ids.append(entry.image_id)
-            headers.extend(header)
-            sizes.extend(entry.size)
-            labelled.append(entry.labelled)
-            for index, name, box, is_difficult, is_crowd, area in entry.objects:
-                indices.append(index)
-                labels.append(names.setdefault(name, len(names)))
-                boxes.extend(box)
-                difficult.append(is_difficult)
-                crowd.append(is_crowd)
-                areas.append(math.nan if area is None else area)
-            row_splits.append(len(indices))
+
+        def add(readers: Iterable[Callable[[], Entry]]) -> None:
+            for result in in_threads_if_slow(read, readers):
+                if result is not None:
+                    columns.add(*result)
+                bar.update()
+
+        add(readers)
+        add(partial(Entry, path, path, [], labelled=False) for path in others({*columns.pictures, *columns.ignored}))
     faults.check()
-    return Annotations(
-        files=Texts(files, Path),
-        pictures=Texts(pictures, Path),
-        image_ids=_packed(image_ids),
-        headers=np.array(headers, np.int32).reshape(-1, 4),
-        sizes=np.array(sizes).reshape(-1, 2),
-        labelled=np.array(labelled, bool),
-        row_splits=np.array(row_splits),
-        names=tuple(names),
-        indices=np.array(indices),
-        labels=np.array(labels),
-        boxes=np.array(boxes).reshape(-1, 4),
-        difficult=np.array(difficult, bool),
-        crowd=np.array(crowd, bool),
-        areas=np.array(areas),
-    )
+    return columns.annotations()
+
+
+class _Columns:
+    """The columns of `Annotations` while they grow."""
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.pictures: list[str] = []
+        self.ignored: list[str] = []  # pictures without annotation
+        self.image_ids: list[ImageId] = []
+        self.names: dict[str, int] = {}  # the number of each class, by its name
+        self.remarks: dict[str, list[Any]] = {}
+        self.n_unlabelled = 0
+        self.headers, self.sizes = array("i"), array("q")
+        self.indices, self.labels, self.row_splits = array("q"), array("i"), array("q", [0])
+        self.boxes, self.areas, self.difficult, self.crowd = array("d"), array("d"), bytearray(), bytearray()
+
+    def add(self, entry: Entry, header: Header | None) -> None:
+        """Adds a picture, or only counts it if it has no header."""
+        self.n_unlabelled += not entry.labelled
+        if header is None:
+            self.ignored.append(str(entry.picture))
+            return
+        self.files.append(str(entry.annotation))
+        self.pictures.append(str(entry.picture))
+        self.image_ids.append(entry.image_id)
+        self.headers.extend(header)
+        self.sizes.extend(entry.size)
+        if entry.remark:
+            self.remarks.setdefault(entry.remark, [0, str(entry.annotation)])[0] += 1
+        for index, name, box, is_difficult, is_crowd, area in entry.objects:
+            self.indices.append(index)
+            self.labels.append(self.names.setdefault(name, len(self.names)))
+            self.boxes.extend(box)
+            self.difficult.append(is_difficult)
+            self.crowd.append(is_crowd)
+            self.areas.append(math.nan if area is None else area)
+        self.row_splits.append(len(self.indices))
+
+    def annotations(self) -> Annotations:
+        return Annotations(
+            files=Texts(self.files, Path),
+            pictures=Texts(self.pictures, Path),
+            image_ids=_packed(self.image_ids),
+            headers=np.array(self.headers, np.int32).reshape(-1, 4),
+            sizes=np.array(self.sizes).reshape(-1, 2),
+            n_unlabelled=self.n_unlabelled,
+            remarks=self.remarks,
+            row_splits=np.array(self.row_splits),
+            names=tuple(self.names),
+            indices=np.array(self.indices),
+            labels=np.array(self.labels),
+            boxes=np.array(self.boxes).reshape(-1, 4),
+            difficult=np.array(self.difficult, bool),
+            crowd=np.array(self.crowd, bool),
+            areas=np.array(self.areas),
+        )
 
 
 def _packed(image_ids: list[ImageId]) -> Sequence[ImageId]:

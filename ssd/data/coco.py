@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ssd.data.annotations import Entry, ImageId, Object
+from ssd.data.annotations import NO_BOX, Entry, ImageId, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, is_split
 from ssd.data.json_rows import START, json_rows
+from ssd.runtime.faults import Faults
 
 PREFIXES = ("instances_", "_annotations.coco")  # instances_val2017.json; Roboflow's val/_annotations.coco.json
 KEYS = re.compile(rb'"(images|annotations|categories)"\s*:')
@@ -33,7 +35,7 @@ class CocoRows:
         scored: whether the rows are detections: each has a score, and its box must be finite with sizes >= 0.
 
     Attributes:
-        boxes: (R, 4) float64 x, y, width and height in pixels.
+        boxes: (R, 4) float64 x, y, width and height in pixels; `NO_BOX` if an annotation has none.
         scores: (R,) float64; empty unless `scored`.
         crowd: (R,) bool, whether "iscrowd" is set.
         areas: (R,) float64 in square pixels, NaN for rows without an area.
@@ -58,25 +60,21 @@ class CocoRows:
         Raises:
             ValueError: a key is missing or has a wrong value. The caller puts the row's name before the message.
         """
-        try:
-            image, category, box = row["image_id"], row["category_id"], row["bbox"]
-            score = row["score"] if self.scored else 0.0
-        except (KeyError, TypeError):
-            keys = "image_id", "category_id", "bbox", "score"
-            missing = next(key for key in keys if not isinstance(row, dict) or key not in row)
-            raise ValueError(f" has no {missing!r}") from None
-        for key, value in (("image_id", image), ("category_id", category)):
+        keys = ("image_id", "category_id", "bbox", "score") if self.scored else ("image_id", "category_id")
+        for key in keys:
+            if not isinstance(row, dict) or key not in row:
+                raise ValueError(f" has no {key!r}")
+        box, score = row.get("bbox"), row.get("score")
+        for key in ("image_id", "category_id"):
+            value = row[key]
             if type(value) is not int and type(value) is not str:
                 if not self.scored:
                     raise ValueError(f"[{key!r}] must be an integer or a string, got {value!r}")
                 if isinstance(value, (list, dict)):  # other values are looked up unchanged: 7.0 finds 7
                     raise ValueError(f"[{key!r}] is {value!r}, which does not exist")
-            ids = self._ids[key]
-            number = ids.get(value)
-            if number is None:
-                number = ids[value] = len(ids)
-            self._numbers[key].append(number)
-        sound = type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box))
+        if not self.scored and not box and (box is None or box == []):
+            box = NO_BOX
+        sound = len(box) == 4 and NUMBERS.issuperset(map(type, box)) if isinstance(box, (list, tuple)) else False
         if self.scored:
             if not (sound and box[2] >= 0 and box[3] >= 0 and all(map(is_finite, box))):
                 raise ValueError(f"['bbox'] must be x, y, width and height, finite with sizes >= 0, got {box!r}")
@@ -85,6 +83,12 @@ class CocoRows:
             self._scores.append(score)
         elif not sound:
             raise ValueError(f"['bbox'] must be 4 numbers, got {box!r}")
+        for key, ids in self._ids.items():
+            value = row[key]
+            number = ids.get(value)
+            if number is None:
+                number = ids[value] = len(ids)
+            self._numbers[key].append(number)
         try:
             self._boxes.extend(box)
         except OverflowError:
@@ -94,26 +98,30 @@ class CocoRows:
         area = row.get("area")
         self._areas.append(area if is_finite(area) else math.nan)
 
-    def numbers(self, key: str, known: Mapping[Any, int], where: str) -> np.ndarray:
-        """Looks up the ids of all rows.
+    def numbers(self, key: str, known: Mapping[Any, int], where: str, unknown: int | None = None) -> np.ndarray:
+        """Looks up the ids of all rows. An id that is not known as a number may be known as a text, and vice versa.
 
         Args:
             key: "image_id" or "category_id".
             known: an index for each id.
             where: the file and list, for error messages.
+            unknown: the index of ids that are not in `known`; None: they are errors.
 
         Returns:
             (R,) int64, for each row the index that `known` has for its id.
 
         Raises:
-            ValueError: an id is not in `known`.
+            ValueError: ids are not in `known`, and `unknown` is None.
         """
+        faults, number_of = Faults(), []
         for value, number in self._ids[key].items():
-            if value not in known:
-                index = self._numbers[key].index(number)
-                raise ValueError(f"{where}[{index}][{key!r}] is {value!r}, which does not exist")
-        number_of = np.array([known[value] for value in self._ids[key]], np.int64)
-        return number_of[np.array(self._numbers[key], np.int64)]
+            index = known.get(value, known.get(_other_type(value), unknown))
+            if index is None:
+                row = self._numbers[key].index(number)
+                faults.add(ValueError(f"{where}[{row}][{key!r}] is {value!r}, which does not exist"))
+            number_of.append(index or 0)
+        faults.check()
+        return np.array(number_of, np.int64)[np.array(self._numbers[key], np.int64)]
 
     @property
     def boxes(self) -> np.ndarray:
@@ -141,6 +149,7 @@ class CocoFile:
 
     Attributes:
         images: dict from the id of each picture to its file name.
+        sizes: list of the width and height that the file gives for each picture; zeros if it gives none.
         categories: dict from the id of each category to its name, sorted by id, numbers before texts.
         rows: `CocoRows` of its annotations.
         is_list: whether the file is a list of results, without images and categories.
@@ -154,39 +163,58 @@ class CocoFile:
     def __init__(self, path: Path, scored: bool = False) -> None:
         self.images: dict[Id, str] = {}
         self.categories: dict[Id, str] = {}
+        self.sizes: list[tuple[int, int]] = []
         self.rows = CocoRows(scored)
         self.is_list = False
         names = {"images": ("file_name", self.images), "categories": ("name", self.categories)}
-        seen = set()
+        seen: Counter[str] = Counter()  # the entries of each list that were read
+        faults = Faults()
         for part, row in json_rows(path):
             if row is START:
                 self.is_list = scored and part == ""
-                seen.add(part)
-            elif part in names:
-                key, known = names[part]
-                _add_name(row, key, known, f"{path}: {part}[{len(known)}]")
-            elif part == "annotations" or self.is_list:
-                try:
+                seen[part] = 0
+                continue
+            try:
+                if part in names:
+                    _add_name(row, *names[part])
+                    if part == "images":
+                        self.sizes.append((_pixels(row.get("width")), _pixels(row.get("height"))))
+                elif part == "annotations" or self.is_list:
                     self.rows.add(row)
-                except ValueError as error:
-                    raise ValueError(f"{path}: {part}[{len(self.rows)}]{error}") from None
+            except ValueError as error:
+                faults.add(ValueError(f"{path}: {part}[{seen[part]}]{error}"))
+            seen[part] += 1
+        faults.check()
         for part in () if self.is_list else ("images", "annotations", "categories"):
             if part not in seen:
                 raise ValueError(f"{path}: no list {part!r}, which COCO's format requires")
         self.categories = dict(sorted(self.categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-def _add_name(row: Any, key: str, known: dict[Id, str], where: str) -> None:
+def _add_name(row: Any, key: str, known: dict[Id, str]) -> None:
+    """Adds the name of a picture or a category. Raises ValueError with a message that lacks the name of the row."""
     for name in ("id", key):
         if not isinstance(row, dict) or name not in row:
-            raise ValueError(f"{where} has no {name!r}")
+            raise ValueError(f" has no {name!r}")
     if type(row["id"]) not in (int, str):
-        raise ValueError(f"{where}['id'] must be an integer or a string, got {row['id']!r}")
+        raise ValueError(f"['id'] must be an integer or a string, got {row['id']!r}")
     if row["id"] in known:
-        raise ValueError(f"{where}['id'] is {row['id']!r}, a duplicate")
+        raise ValueError(f"['id'] is {row['id']!r}, a duplicate")
     if key == "file_name" and not isinstance(row[key], str):
-        raise ValueError(f"{where}[{key!r}] must be a string, got {row[key]!r}")
+        raise ValueError(f"[{key!r}] must be a string, got {row[key]!r}")
     known[row["id"]] = str(row[key])
+
+
+def _other_type(value: Any) -> Id | None:
+    """The same id as a text instead of an integer, or as an integer instead of a text; None if there is none."""
+    if type(value) is int:
+        return str(value)
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
+def _pixels(value: Any) -> int:
+    """A width or a height; 0 if the file has no usable number, which is not needed to read the boxes."""
+    return int(value) if is_finite(value) and 0 < value < 1 << 31 else 0
 
 
 def is_finite(value: Any) -> bool:
@@ -229,6 +257,12 @@ def _is_coco(path: Path) -> bool:
 def _top(inside: Path) -> Path:
     """The folder of pictures and annotations, of the folder that a JSON file is in."""
     return inside.parent if inside.name == "annotations" else inside
+
+
+def _entry(
+    root: Path, find: Callable[[], str], file: Path, objects: list[Object], image_id: Id, size: tuple[int, int]
+) -> Entry:
+    return Entry(file, root / find(), objects, image_id, size)
 
 
 class COCODataset(BoxDataset):
@@ -281,15 +315,15 @@ class COCODataset(BoxDataset):
             surroundings = folder if folder.only is None else Folder(_top(folder.root))
             beside = path.relative_to(surroundings.root).as_posix()
             begin = 0
-            for (image_id, file_name), end in zip(file.images.items(), ends, strict=True):
+            for (image_id, file_name), size, end in zip(file.images.items(), file.sizes, ends, strict=True):
                 its = order[begin:end]
                 columns = (column[its].tolist() for column in (labels, boxes, crowd, areas))
                 objects = [
                     Object(index, names[label], tuple(box), crowd=is_crowd, area=None if math.isnan(area) else area)
                     for index, label, box, is_crowd, area in zip(its.tolist(), *columns, strict=True)
                 ]
-                picture = surroundings.root / surroundings.find([file_name], beside, split_name)
-                yield partial(Entry, path, picture, objects, image_id)
+                found = partial(surroundings.find, [file_name], beside, split_name)
+                yield partial(_entry, surroundings.root, found, path, objects, image_id, size)
                 begin = end
 
     @property

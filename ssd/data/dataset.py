@@ -7,10 +7,11 @@ import os
 import unicodedata
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,15 +22,25 @@ from torchvision import tv_tensors
 from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError, read_annotations
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
-from ssd.data.folder import Folder, Root
-from ssd.data.reading import TURNED, Header, PictureFile
+from ssd.data.folder import Folder, Root, split_of
+from ssd.data.picture_sizes import compare, stored, turn_upright, upright
+from ssd.data.reading import Header, PictureFile
+from ssd.options import ReadOptions
+from ssd.runtime.faults import Faults
 from ssd.runtime.packed import Packed
 
 
-def _upright(headers: np.ndarray) -> np.ndarray:
-    """Height and width (N, 2) of upright pictures, from their `Header`s (N, 4)."""
-    turned = np.isin(headers[:, 2], TURNED)
-    return np.where(turned[:, None], headers[:, 1::-1], headers[:, :2])
+def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) -> list[Path]:
+    """Finds the pictures without annotation: in the folders of pictures that have one, and in the split."""
+    places = set(map(os.path.dirname, used))
+    return [
+        folder.root / path
+        for folder in folders
+        for path in folder.pictures
+        if (split is None or split_of(path) == split)
+        and (whole := os.path.join(folder.root, path)) not in used
+        and os.path.dirname(whole) in places
+    ]
 
 
 class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
@@ -50,12 +61,18 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         keep_difficult: whether targets include objects marked as difficult.
         keep_crowds: whether targets include boxes around many objects, marked as difficult. Evaluation needs these
             boxes, because it ignores detections that match them.
+        options: how annotations and pictures are read.
 
     Attributes:
         classes: tuple of names, without the background.
         pictures: sequence with the path of each picture.
         counts: dict with the number of objects of each class.
         dropped: list of `Dropped`, the objects left out.
+        files: sequence with the path of the annotation of each picture, or the place where it would be.
+        n_unlabelled: number of pictures without annotation, whether they are used or not.
+        notes: list of lines for the user, on what was read in another way than may be expected.
+        roots: tuple with the folders.
+        options: the `ReadOptions`.
 
     Raises:
         FileNotFoundError: a folder, a split, an annotation or a picture is missing.
@@ -75,12 +92,14 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         transform: Callable[..., Any] | None = None,
         keep_difficult: bool = True,
         keep_crowds: bool = False,
+        options: ReadOptions = ReadOptions(),
     ) -> None:
         folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
         names = ", ".join(str(folder.path) for folder in folders)
         if split is not None and not any(split in self.splits(folder) for folder in folders):
             known = sorted({name for folder in folders for name in self.splits(folder)})
             raise FileNotFoundError(f"{names}: no such split {split!r}; there are: {', '.join(known) or 'none'}")
+        self.options, self.roots = options, tuple(folder.root for folder in folders)
         read = self._read(folders, split)
         if not len(read.pictures):
             raise ValueError(f"{names}: no annotated pictures" + f" in split {split!r}" * (split is not None))
@@ -94,17 +113,22 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self.transform = transform
         self.dropped: list[Dropped] = []
         self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
+        self.files, self.n_unlabelled = read.files, read.n_unlabelled
         self._all = self._usable(read)
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
+        self.notes = list(self._notes(read))
 
     def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:
         """Reads the annotations from the files, or from the cache if the files have not changed."""
         roots = [folder.path for folder in folders]
 
+        rule = self._unlabelled = self.options.unlabelled or self._unlabelled_rule(folders[0])
+
         def read() -> dict[str, np.ndarray]:
-            annotations = read_annotations(reader for folder in folders for reader in self._readers(folder, split))
-            return annotations.to_arrays(self._declared)
+            readers = (reader for folder in folders for reader in self._readers(folder, split))
+            others = partial(_unlabelled, folders, split)
+            return read_annotations(readers, others, rule == "background").to_arrays(self._declared)
 
         def sources(arrays: dict[str, np.ndarray]) -> Iterator[str]:
             annotations, _ = Annotations.from_arrays(arrays)
@@ -113,7 +137,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             for folder in folders:
                 yield from map(str, (*folder.folders, *self._others(folder, split)))
 
-        key = type(self).__name__, *map(str, roots), *map(os.path.abspath, roots), split
+        key = type(self).__name__, *map(str, roots), *map(os.path.abspath, roots), split, rule
         annotations, self._declared = Annotations.from_arrays(cached(key, read, sources))
         return annotations
 
@@ -125,38 +149,78 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         label_of = {name: label for label, name in enumerate(self.classes, start=1)}
         labels = np.array([label_of.get(name, 0) for name in read.names], np.int64)[read.labels]
         picture_of = np.arange(len(read.pictures)).repeat(np.diff(read.row_splits))
-        for row in np.flatnonzero(labels == 0)[:1]:
-            name = read.names[read.labels[row]]
-            raise UnknownClassError(
-                f"{read.files[picture_of[row]]}: unknown class {name!r}; the classes are {self.classes}"
-            )
-        height, width = _upright(self._headers).T[:, picture_of].astype(np.float64)
+        faults = Faults()
+        for name in np.unique(read.labels[labels == 0]):
+            file = read.files[picture_of[np.argmax(read.labels == name)]]
+            faults.add(UnknownClassError(f"{file}: unknown class {read.names[name]!r}; the classes are {self.classes}"))
+        faults.check()
         finite = np.isfinite(read.boxes).all(1)
         written = np.where(finite[:, None], read.boxes, 0.0).T
+        # The boxes are in pixels of this size. After that they are scaled by `factor` to the actual one.
+        actual = stored(read.headers) if self.options.boxes_as_stored else upright(read.headers)
+        self._sizes_compared = compare(read.sizes, actual)
+        size = np.where(self._sizes_compared.resized[:, None], read.sizes, actual).astype(np.float64)
+        width, height = size[picture_of].T
         edges = np.stack(self._edges(written, height, width))  # (4, R)
         extended, inside = self._sound(written, edges, height, width)
         for row in np.flatnonzero(~(finite & extended & inside)):
-            reason = f"outside the picture of {width[row]:.0f} x {height[row]:.0f}"
-            reason = reason if extended[row] else "no width or height"
-            self.dropped.append(
-                Dropped(
-                    path=read.files[picture_of[row]],
-                    index=int(read.indices[row]),
-                    name=read.names[read.labels[row]],
-                    box=tuple(read.boxes[row].tolist()),
-                    reason=reason if finite[row] else "not finite",
-                )
-            )
-        x0, y0, x1, y1 = np.clip(edges, 0, np.stack([width, height] * 2))
+            box = tuple(read.boxes[row].tolist())
+            if not finite[row]:
+                reason = "no box" if np.isnan(box).all() else "not finite"
+            elif not extended[row]:
+                reason = "no width or height"
+            else:
+                reason = f"outside the picture of {width[row]:.0f} x {height[row]:.0f}"
+            file, name = read.files[picture_of[row]], read.names[read.labels[row]]
+            self.dropped.append(Dropped(file, int(read.indices[row]), name, box, reason))
+        if self.options.strict:
+            for drop in self.dropped:
+                faults.add(ValueError(str(drop).replace(" left out:", " cannot be used:")))
+            faults.check()
+        factor = (actual / size)[picture_of]
+        areas = np.where(np.isnan(read.areas), np.nan, read.areas * factor.prod(1))
+        edges = np.clip(edges, 0, np.stack([width, height] * 2)) * np.tile(factor.T, (2, 1))
+        if self.options.boxes_as_stored:
+            edges = turn_upright(edges, read.headers[picture_of])
+        x0, y0, x1, y1 = edges
         columns = {
             "boxes": np.stack([x0, y0, x1, y1], 1).astype(np.float32),
             "labels": labels,
             "difficult": read.difficult | read.crowd,
-            "areas": np.where(np.isnan(read.areas), (x1 - x0) * (y1 - y0), read.areas),
+            "areas": np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas),
             "crowd": read.crowd,
         }
         packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
         return packed.where(torch.from_numpy(finite & extended & inside))
+
+    def _notes(self, read: Annotations) -> Iterator[str]:
+        """Describes what was read in another way than a user may expect."""
+        for remark, (number, file) in read.remarks.items():
+            yield f"annotations with {remark}: {number}, such as {file}"
+        if self._unlabelled == "background" and self.n_unlabelled:
+            yield (
+                f"pictures without annotation, used as pictures without objects: {self.n_unlabelled} "
+                "(to leave them out: --unlabelled ignore)"
+            )
+        elif self.n_unlabelled:
+            yield (
+                f"pictures without annotation, ignored: {self.n_unlabelled} "
+                "(to use them as pictures without objects: --unlabelled background)"
+            )
+        for differ, what in (
+            (self._sizes_compared.resized, "boxes that are scaled, because the picture was resized after annotation"),
+            (
+                self._sizes_compared.other,
+                "boxes that may be wrong, because the annotation gives another size (if they were drawn on the "
+                "pictures as stored, without EXIF's orientation: --boxes-as-stored)",
+            ),
+        ):
+            for i in np.flatnonzero(differ)[:1]:
+                (w, h), (width, height) = read.sizes[i], self.sizes[i].tolist()
+                yield (
+                    f"pictures with {what}: {differ.sum()}, such as {self.pictures[i]}: {width} x {height}, and "
+                    f"{w} x {h} in {self.files[i]}"
+                )
 
     def _wanted(self, keep_crowds: bool) -> Packed[dict[str, Tensor]]:
         """Selects the objects that targets include."""
@@ -194,6 +258,11 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
         The function may be called in any thread.
         """
+
+    @classmethod
+    def _unlabelled_rule(cls, folder: Folder) -> Literal["background", "ignore"]:
+        """What the format says of pictures without annotation, see `ReadOptions.unlabelled`."""
+        return "ignore"
 
     def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
         """Files other than annotations and pictures that affect the result, for the cache to check."""
@@ -248,7 +317,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     @property
     def sizes(self) -> Tensor:
         """Width and height of each picture in pixels, (N, 2) int64."""
-        return torch.from_numpy(_upright(self._headers)[:, ::-1].astype(np.int64))
+        return torch.from_numpy(upright(self._headers).astype(np.int64))
 
     @property
     def truths(self) -> Packed[dict[str, Any]]:

@@ -14,37 +14,43 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ssd.data.annotations import Entry, Object
+from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
 from ssd.data.reading import SUFFIXES
+from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_xml
 
 FIRST_ELEMENT = re.compile(rb"<([A-Za-z]\w*)")
 ENDINGS = (".xml", *SUFFIXES)
 
 
-def _read_annotation(path: Path) -> tuple[str, list[Object]]:
-    """Reads the picture's file name and the objects from an XML file."""
+def _read_annotation(path: Path) -> tuple[str, tuple[int, int], list[Object]]:
+    """Reads the picture's file name, its width and height (zeros if there are none) and the objects of an XML file."""
     root = read_xml(path)
     objects = []
     for index, node in enumerate(root.findall("object")):
+        if not (name := node.findtext("name", "").strip()):
+            raise ValueError(f"{path}: object {index} lacks a <name>")
+        edges = node.find("bndbox")
+        written = [] if edges is None else [edges.findtext(side, "") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:
-            name, edges = node.findtext("name", "").strip(), node.find("bndbox")
-            if not name or edges is None:
-                raise ValueError
-            box = tuple([float(edges.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")])
+            box = tuple(map(float, written)) if any(written) else NO_BOX
         except ValueError:
-            raise ValueError(f"{path}: object {index} lacks a <name> or a <bndbox> of four numbers") from None
+            raise ValueError(f"{path}: object {index} has a <bndbox> that is not four numbers: {written}") from None
         difficult = node.findtext("difficult", "0").strip().lower() in ("1", "true")
         objects.append(Object(index, name, box, difficult))
-    return (root.findtext("filename") or "").strip(), objects
+    try:
+        width, height = (round(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    except (ValueError, OverflowError):  # not needed to read the boxes
+        width, height = 0, 0
+    return (root.findtext("filename") or "").strip(), (width, height), objects
 
 
 def _entry(folder: Folder, path: str) -> Entry:
-    filename, objects = _read_annotation(folder.root / path)
+    filename, size, objects = _read_annotation(folder.root / path)
     picture = folder.find([filename, PurePosixPath(path).stem], path)
-    return Entry(folder.root / path, folder.root / picture, objects)
+    return Entry(folder.root / path, folder.root / picture, objects, size=size)
 
 
 def _lists(folder: Folder) -> dict[str, str]:
@@ -63,13 +69,16 @@ def _listed(folder: Folder, path: str, annotations: Sequence[str]) -> Iterator[s
     for file in annotations:
         if (other := by_name.setdefault(PurePosixPath(file).stem, file)) != file:
             raise ValueError(f"{folder.root / path}: two XML files have one of its names, {other} and {file}")
+    faults = Faults()
     for line in read_lines(folder.root / path):
         last = line.replace("\\", "/").rpartition("/")[2]
         names = [name.removesuffix(ending) for name in (last, last.split()[0]) for ending in ("", *ENDINGS)]
         found = next((by_name[name] for name in names if name in by_name), None)
         if found is None:
-            raise FileNotFoundError(f"{folder.root / path}: lists {line!r}, but no XML file has this name")
-        yield found
+            faults.add(FileNotFoundError(f"{folder.root / path}: lists {line!r}, but no XML file has this name"))
+        else:
+            yield found
+    faults.check()
 
 
 class VOCDataset(BoxDataset):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
@@ -16,11 +16,14 @@ from ssd.data.annotations import Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
 from ssd.data.reading import is_picture
+from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_text
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # files with the class names, a line each
 KEYS = ("train", "val", "test")  # of the YAML file: the pictures of each split
 LABELS = {"images": "labels", "image": "label"}  # folders of pictures, and of their text files beside them
+CORNERS = "outlines or oriented boxes; the bounds of their corners are used"
+KEY_POINTS = "boxes with key points; only the boxes are used"
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
@@ -42,14 +45,29 @@ class _Described(NamedTuple):
             raise ValueError(f"{self.path}: 'names' must be a list, or a dict with the keys 0, 1, ..., got {given!r}")
         return list(map(str, names))
 
+    @property
+    def key_points(self) -> tuple[int, int] | None:
+        """The number of key points of each object, and how many numbers each has: 2, or 3 with its visibility."""
+        shape = self.content.get("kpt_shape")
+        if shape is None:
+            return None
+        match shape:
+            case [int(number), 2 | 3 as values] if number >= 0:
+                return number, values
+        raise ValueError(f"{self.path}: 'kpt_shape' must be the number of key points, then 2 or 3, got {shape!r}")
+
     def pictures(self, key: str) -> list[Path]:
         """The pictures of a split: of a folder, of a list of pictures in a text file, or of several of these."""
         found: list[Path] = []
+        faults = Faults()
         for path in self.places(key):
             if path.is_dir():
                 found += sorted(filter(is_picture, path.rglob("*")))
             else:
-                found += [self._resolve(line, str(path)) for line in read_lines(path)]
+                for line in read_lines(path):
+                    with faults.caught():
+                        found.append(self._resolve(line, str(path)))
+        faults.check()
         return found
 
     def places(self, key: str) -> list[Path]:
@@ -147,37 +165,98 @@ def _is_labelled(folder: Folder, path: str) -> bool:
     return not inside.isdisjoint(LABELS) or _has_labels(folder, path)
 
 
-def _objects(path: Path, names: Sequence[str]) -> list[Object]:
+class _Classes(NamedTuple):
+    """What the rows of text files refer to: the names of the classes, and key points [number, 2 or 3] if they say."""
+
+    names: Sequence[str]
+    key_points: tuple[int, int] | None
+
+
+def _box(numbers: list[float], key_points: tuple[int, int] | None) -> tuple[tuple[float, ...], str]:
+    """The box of the numbers after a class, and a remark.
+
+    Besides boxes there are outlines, whose number of corners varies; oriented boxes, which have four corners; and boxes
+    that are followed by key points (x, y) or (x, y, visibility).
+
+    Raises:
+        ValueError: the kind is unknown. The message lacks file and line.
+    """
+    n = len(numbers)
+    if n == 4:
+        return tuple(numbers), ""
+    if key_points and key_points[0]:
+        number, values = key_points
+        if n != 4 + number * values:
+            raise ValueError(f"must have 4 numbers and {number} key points of {values} numbers, as kpt_shape says")
+        return tuple(numbers[:4]), KEY_POINTS
+    flags = numbers[6::3]
+    if key_points is None and n >= 7 and (n - 4) % 3 == 0 and (n % 2 or set(flags) <= {0.0, 1.0, 2.0}):
+        return tuple(numbers[:4]), KEY_POINTS
+    if n < 6 or n % 2:
+        raise ValueError("must have 4 numbers, or the x and y of at least 3 corners")
+    if key_points is None and _like_key_points(numbers):
+        raise ValueError(
+            "is either the corners of an outline or a box with key points; set kpt_shape in the YAML file: "
+            f"[{(n - 4) // 2}, 2] for key points, [0, 2] for outlines"
+        )
+    xs, ys = numbers[::2], numbers[1::2]
+    x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+    return ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), CORNERS
+
+
+def _like_key_points(numbers: list[float]) -> bool:
+    """Tells whether numbers are rather a box with points (x, y) in it than corners of an outline.
+
+    If they were corners, then the second one would be the only one outside of this box. Small outlines, of which that
+    may be true by chance, and those of four corners, as oriented boxes have, do not count.
+    """
+    cx, cy, w, h, *points = numbers
+
+    def inside(x: float, y: float) -> bool:
+        return abs(x - cx) <= w / 2 and abs(y - cy) <= h / 2
+
+    corners = zip(points[::2], points[1::2], strict=True)
+    return (
+        len(points) > 4
+        and min(w, h) > 0.02
+        and not inside(w, h)
+        and all(inside(x, y) or x == y == 0 for x, y in corners)
+    )
+
+
+def _object(index: int, line: str, classes: _Classes) -> tuple[Object, str]:
+    """Reads a line of a text file, and a remark about it.
+
+    Raises:
+        ValueError: the line is broken. The message lacks file and line.
+    """
+    try:
+        label, *numbers = map(float, line.split())
+    except ValueError:
+        raise ValueError("must be the number of a class, then numbers") from None
+    if not (0 <= label < len(classes.names) and label.is_integer()):
+        raise ValueError(f"has class {label:g}, but there are {len(classes.names)} classes: {classes.names}")
+    box, remark = _box(numbers, classes.key_points)
+    return Object(index, classes.names[int(label)], box), remark
+
+
+def _entry(picture: Path, classes: _Classes) -> Entry:
+    path = _label_file(picture)
     if not path.is_file():
-        return []
-    objects = []
+        return Entry(path, picture, [], labelled=False)
+    objects, remark, faults = [], "", Faults()
     for index, line in enumerate(read_text(path).splitlines()):
         if not line.strip():
             continue
         try:
-            first, *rest = line.split()
-            label, numbers = int(first), [float(number) for number in rest]
-        except ValueError:
-            raise ValueError(
-                f"{path}: line {index + 1} must be the number of a class, then numbers, got {line!r}"
-            ) from None
-        if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2):
-            raise ValueError(
-                f"{path}: line {index + 1} must have 4 numbers, or the x and y of a polygon's corners, got {line!r}"
-            )
-        if not 0 <= label < len(names):
-            raise ValueError(f"{path}: line {index + 1} has class {label}, but there are {len(names)} classes: {names}")
-        if len(numbers) > 4:  # corners of a polygon, which are replaced by its box
-            xs, ys = numbers[::2], numbers[1::2]
-            x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
-            numbers = [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
-        objects.append(Object(index, names[label], tuple(numbers)))
-    return objects
-
-
-def _entry(picture: Path, names: Sequence[str]) -> Entry:
-    path = _label_file(picture)
-    return Entry(path, picture, _objects(path, names))
+            found, said = _object(index, line, classes)
+        except ValueError as error:
+            faults.add(ValueError(f"{path}: line {index + 1} {error}, got {line!r}"))
+        else:
+            objects.append(found)
+            remark = remark or said
+    faults.check()
+    return Entry(path, picture, objects, remark=remark)
 
 
 class YOLODataset(BoxDataset):
@@ -222,8 +301,14 @@ class YOLODataset(BoxDataset):
         self._declared += names
         parts = _parts(folder)
         chosen = [picture for name, pictures in parts.items() if split in (None, name) for picture in pictures]
+        known = _Classes(names, described.key_points if described else None)
         for picture in dict.fromkeys(chosen):  # a YAML file may name a folder for two splits
-            yield partial(_entry, picture, names)
+            yield partial(_entry, picture, known)
+
+    @classmethod
+    def _unlabelled_rule(cls, folder: Folder) -> Literal["background", "ignore"]:
+        # Ultralytics, whose YAML file this is, needs no text file for a picture without objects.
+        return "background" if _description(folder) else "ignore"
 
     def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
         described, names = _description(folder), _names_file(folder)

@@ -30,6 +30,7 @@ class DetectionFile:
 
     Attributes:
         classes: names of the categories by ascending id; None for a list, which has the categories of the data set.
+        notes: list of lines for the user, to which `detections` adds.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,10 +40,13 @@ class DetectionFile:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         self._content = CocoFile(self.path, scored=True)
+        self.notes: list[str] = []
         self.classes = None if self._content.is_list else tuple(self._content.categories.values())
 
     def detections(self, dataset: BoxDataset) -> Packed[Found]:
         """Assigns the detections to the pictures of a data set.
+
+        In a list, detections of categories that the data set does not have are left out, as pycocotools does.
 
         Args:
             dataset: the data set, opened with `classes` if the file has them.
@@ -51,8 +55,9 @@ class DetectionFile:
             For each picture boxes (k, 4) float64 xyxy in pixels, labels (k,) int64 and scores (k,) float64.
 
         Raises:
-            ValueError: the data set does not have a picture or category of the file, or the file does not have a
-                picture of the data set; the message names the file, the entry and the key.
+            ValueError: the data set does not have a picture of the file, the file does not have a picture of the data
+                set, or an entry has a category that the file itself does not have; the message names the file, the
+                entry and the key.
         """
         content = self._content
         if content.is_list:
@@ -69,10 +74,14 @@ class DetectionFile:
             category: dataset.classes.index(name) + 1 for category, name in names.items() if name in dataset.classes
         }
         images = content.rows.numbers("image_id", places, where)
-        labels = content.rows.numbers("category_id", label_of, where)
+        labels = content.rows.numbers("category_id", label_of, where, unknown=0 if content.is_list else None)
+        if left_out := int((labels == 0).sum()):
+            self.notes.append(f"{self.path}: detections of categories that are not in the data, left out: {left_out}")
         boxes = content.rows.boxes
         boxes[:, 2:] += boxes[:, :2]
         order = np.argsort(images, kind="stable")
+        order = order[labels[order] > 0]
+        images = images[order]
         columns = (torch.from_numpy(column[order]) for column in (boxes, labels, content.rows.scores))
         return Packed(Found(*columns), splits_of(torch.from_numpy(np.bincount(images, minlength=len(dataset)))))
 

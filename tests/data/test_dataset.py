@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from small_datasets import add_picture, cut
 
-from ssd.data import ImageReadError, VOCDataset, annotations, open_dataset
+from ssd.data import ImageReadError, ReadOptions, UnknownClassError, VOCDataset, annotations, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,12 +58,101 @@ def test_a_kept_box_measures_a_pixel_at_least(tmp_path, box):
     assert 0 <= y0 < y1 <= 40
 
 
-@pytest.mark.parametrize("declared", [(0, 0), (30, 20), (600, 400)])
-def test_the_size_is_that_of_the_picture(tmp_path, declared):
-    add_picture(tmp_path, "a", [("x", 31, 21, 90, 90), ("x", 100, 100, 200, 200)], declared=declared)
+@pytest.mark.parametrize(
+    ("declared", "box", "said"),
+    [
+        ((0, 0), [30, 20, 60, 40], None),
+        ((60, 40), [30, 20, 60, 40], None),
+        ((30, 20), [60, 40, 60, 40], "scaled, because the picture was resized"),  # twice as large since
+        ((600, 400), [3, 2, 9, 9], "scaled, because the picture was resized"),
+        ((45, 30), [40, 80 / 3, 60, 40], "scaled"),
+        ((59, 40), [30 * 60 / 59, 20, 60, 40], "scaled"),  # by the rounding of a side
+        ((40, 60), [30, 20, 60, 40], "may be wrong, because the annotation gives another size"),
+        ((300, 300), [30, 20, 60, 40], "may be wrong"),
+    ],
+)
+def test_the_size_in_the_annotation(tmp_path, declared, box, said):
+    add_picture(tmp_path, "a", [("x", 31, 21, 90, 90), ("x", 1000, 1000, 2000, 2000)], declared=declared)
     dataset = VOCDataset(tmp_path)
-    assert dataset[0][1]["boxes"].tolist() == [[30, 20, 60, 40]]
-    assert len(dataset.dropped) == 1
+    if box[0] < 60:
+        assert dataset[0][1]["boxes"].tolist() == [pytest.approx(box)]
+        assert len(dataset.dropped) == 1
+    else:  # (30, 20) is outside of a picture of 30 x 20
+        assert len(dataset.dropped) == 2
+    assert dataset.notes == [note for note in dataset.notes if said and said in note]
+    assert bool(dataset.notes) == bool(said)
+    for note in dataset.notes:
+        assert "a.jpg: 60 x 40, and {} x {} in".format(*declared) in note
+
+
+# The corners of a box in the stored picture of 60 x 40, and of the same box in the picture that EXIF turns.
+TURNED = {
+    1: [3, 5, 20, 30],
+    2: [40, 5, 57, 30],
+    3: [40, 10, 57, 35],
+    4: [3, 10, 20, 35],
+    5: [5, 3, 30, 20],
+    6: [10, 3, 35, 20],
+    7: [10, 40, 35, 57],
+    8: [5, 40, 30, 57],
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_boxes_that_were_drawn_on_the_stored_picture(tmp_path, orientation):
+    """A white box in a black picture is where the picture, turned by Pillow, is white."""
+    add_picture(tmp_path, "a", [("x", 4, 6, 20, 30)], declared=(60, 40))
+    x0, y0, x1, y1 = TURNED[1]
+    stored = Image.new("L", (60, 40))
+    stored.paste(255, (x0, y0, x1, y1))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "JPEGImages" / "a.jpg", exif=exif, quality=100, subsampling=0)
+    seen = ImageOps.exif_transpose(Image.open(tmp_path / "JPEGImages" / "a.jpg")).point(lambda v: 255 * (v > 128))
+    assert list(seen.getbbox()) == TURNED[orientation]
+    dataset = VOCDataset(tmp_path, options=ReadOptions(boxes_as_stored=True))
+    assert dataset[0][1]["boxes"].tolist() == [TURNED[orientation]]
+    assert not dataset.notes
+    swapped = orientation >= 5
+    assert any("--boxes-as-stored" in note for note in VOCDataset(tmp_path).notes) == swapped
+
+
+def test_an_object_that_cannot_be_used_may_be_an_error(tmp_path):
+    add_picture(tmp_path, "a", [("x", 1, 1, 9, 9), ("x", 5, 5, 5, 9), ("y", 61, 1, 70, 5)])
+    assert len(VOCDataset(tmp_path).dropped) == 2
+    with pytest.raises(ValueError, match=r"2 errors:\n.*object 1 .*cannot be used: no width.*\n.*object 2"):
+        VOCDataset(tmp_path, options=ReadOptions(strict=True))
+
+
+def test_all_errors_are_reported_at_once(tmp_path):
+    for name in "abcd":
+        add_picture(tmp_path, name, [(name, 1, 1, 9, 9)])
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    (tmp_path / "Annotations" / "c.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match="2 errors:") as caught:
+        VOCDataset(tmp_path)
+    assert [line.split(":")[0].rpartition("/")[2] for line in str(caught.value).split("\n")[1:]] == ["a.xml", "c.xml"]
+    add_picture(tmp_path, "a", [("a", 1, 1, 9, 9)])
+    add_picture(tmp_path, "c", [("c", 1, 1, 9, 9)])
+    with pytest.raises(UnknownClassError, match=r"2 errors:\n.*'a'.*\n.*'d'"):
+        VOCDataset(tmp_path, classes=("b", "c"))
+
+
+@pytest.mark.parametrize("rule", ["background", "ignore", None])
+def test_pictures_without_annotation(tmp_path, rule):
+    for name in "abc":
+        add_picture(tmp_path, name, [("x", 1, 1, 9, 9)])
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "elsewhere" / "drawing.png")
+    dataset = VOCDataset(tmp_path, options=ReadOptions(unlabelled=rule))
+    names = ["a", "c", "b"] if rule == "background" else ["a", "c"]
+    assert [path.stem for path in dataset.pictures] == names
+    assert dataset.n_unlabelled == 1
+    assert [len(truth["labels"]) for truth in dataset.truths] == [1, 1, 0][: len(names)]
+    (note,) = dataset.notes
+    assert note.startswith("pictures without annotation, ")
+    assert ": 1 (" in note
 
 
 def test_truncated_picture(pair):

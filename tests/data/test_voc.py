@@ -114,7 +114,7 @@ def emptied(folder: Path):
 
 
 BROKEN = [
-    *["<annotation><object>", "", "<annotation><object><name>x</name></object></annotation>"],
+    *["<annotation><object>", ""],
     "<annotation><object><bndbox><xmin>1</xmin></bndbox></object></annotation>",
     "<annotation><object><name>x</name><bndbox><xmin>one</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
     "</object></annotation>",

@@ -1,9 +1,10 @@
 """Data sets in YOLO layout."""
 
 import pytest
+from PIL import Image
 from small_datasets import as_yolo
 
-from ssd.data import open_dataset
+from ssd.data import ReadOptions, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -15,7 +16,12 @@ LABELS = "labels/val/d.txt"
     ("file", "text", "error", "message"),
     [
         (LABELS, "0 0.5 0.5 0.1", ValueError, r"d\.txt: line 1 must have 4 numbers, or the x and y"),
-        (LABELS, "\n0 0.5 0.5 0.1 0.1 0.2", ValueError, "line 2 must have 4 numbers, or the x and y of a polygon"),
+        (
+            LABELS,
+            "\n0 0.5 0.5 0.1 0.1 0.2",
+            ValueError,
+            "line 2 must have 4 numbers, or the x and y of at least 3 corners, got",
+        ),
         (LABELS, "dog 0.5 0.5 0.1 0.1", ValueError, "line 1 must be the number of a class, then numbers, got 'dog"),
         (LABELS, "3 0.5 0.5 0.1 0.1", ValueError, r"line 1 has class 3, but there are 3 classes: \['dog'"),
         ("data.yaml", "names: [a, b", ValueError, r"data\.yaml: broken YAML"),
@@ -34,3 +40,79 @@ def test_a_split_that_is_not_there(voc, tmp_path):
     as_yolo(voc, tmp_path, "yolo")
     with pytest.raises(FileNotFoundError, match="no such split 'test'; there are: train, val"):
         open_dataset(tmp_path, "test")
+
+
+BOX = "0.5 0.5 0.4 0.2"
+SQUARE = "0.3 0.4 0.7 0.4 0.7 0.6 0.3 0.6"  # the corners of the same box
+
+
+def opened(root, rows, *lines):
+    """One picture of 80 x 40 with these rows, described by a YAML file with these lines."""
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    Image.new("RGB", (80, 40)).save(root / "images" / "a.png")
+    (root / "labels" / "a.txt").write_text("\n".join(rows))
+    (root / "data.yaml").write_text("\n".join(("train: images", "names: [x, y]", *lines)))
+    return open_dataset(root)
+
+
+POINTS = "0.35 0.45 0.6 0.55 0.0 0.0 0.5 0.5"  # four, in the box
+FLAGS = "0.35 0.45 2 0.6 0.55 1 0.0 0.0 0 0.5 0.5 2"
+
+
+@pytest.mark.parametrize(
+    ("row", "lines", "remark"),
+    [
+        (BOX, (), ""),
+        (f"{BOX} {POINTS}", ("kpt_shape: [4, 2]",), "key points"),
+        (f"{BOX} {FLAGS}", ("kpt_shape: [4, 3]",), "key points"),
+        (f"{BOX} {FLAGS}", (), "key points"),  # by the count and the visibilities
+        (f"{BOX} {' '.join(FLAGS.split()[:9])}", (), "key points"),  # by the count alone: it is odd
+        (SQUARE, (), "outlines or oriented boxes"),
+        (f"{SQUARE} 0.3 0.5 0.31 0.45", (), "outlines"),
+        (f"{SQUARE} 0.3 0.5 0.31 0.45", ("kpt_shape: [0, 2]",), "outlines"),
+    ],
+)
+def test_rows_that_are_more_than_boxes(tmp_path, row, lines, remark):
+    dataset = opened(tmp_path, [f"0 {row}", f"1.0 {row}"], *lines)
+    assert dataset.truths[0]["boxes"].round().tolist() == [[24, 16, 56, 24]] * 2
+    assert dataset.truths[0]["labels"].tolist() == [1, 2]
+    assert [note for note in dataset.notes if "bounds" in note or "key points" in note] == [
+        note for note in dataset.notes if remark and remark in note
+    ]
+    assert any(remark in note for note in dataset.notes) or not remark
+
+
+@pytest.mark.parametrize(
+    ("row", "lines", "message"),
+    [
+        (f"{BOX} {POINTS}", (), r"a\.txt: line 2 is either .* set kpt_shape in the YAML file: \[4, 2\] for key points"),
+        (f"{BOX} {POINTS}", ("kpt_shape: [17, 3]",), "line 2 must have 4 numbers and 17 key points of 3 numbers"),
+        (f"{BOX} 0.9", (), "line 2 must have 4 numbers"),  # a confidence
+        (BOX, ("kpt_shape: 17",), r"data\.yaml: 'kpt_shape' must be the number of key points, then 2 or 3, got 17"),
+    ],
+)
+def test_rows_that_may_be_two_things_are_refused(tmp_path, row, lines, message):
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, [f"0 {BOX}", f"1 {row}"], *lines)
+
+
+def test_all_broken_lines_are_reported_at_once(tmp_path):
+    with pytest.raises(ValueError, match="3 errors:") as caught:
+        opened(tmp_path, [f"0 {BOX}", "7 1 1 1 1", f"0.5 {BOX}", "x"])
+    assert [line.split("line ")[1][0] for line in str(caught.value).split("\n")[1:]] == ["2", "3", "4"]
+
+
+@pytest.mark.parametrize(("described", "names"), [(True, ["a", "b"]), (False, ["a"])])
+def test_a_picture_without_text_file_has_no_objects_if_a_yaml_file_describes_the_data(tmp_path, described, names):
+    """Ultralytics, whose file this is, defines it so. With classes.txt it may as well wait for its annotation."""
+    opened(tmp_path, [f"0 {BOX}"])
+    Image.new("RGB", (80, 40)).save(tmp_path / "images" / "b.png")
+    if not described:
+        (tmp_path / "data.yaml").unlink()
+        (tmp_path / "classes.txt").write_text("x\ny\n")
+    assert [path.stem for path in open_dataset(tmp_path).pictures] == names
+    for rule, expected in (("background", ["a", "b"]), ("ignore", ["a"])):
+        dataset = open_dataset(tmp_path, options=ReadOptions(unlabelled=rule))
+        assert [path.stem for path in dataset.pictures] == expected
+        assert dataset.n_unlabelled == 1

@@ -86,7 +86,6 @@ NAN, INF = float("nan"), float("inf")
     [
         ({"image_id": 11}, r"r.json: \[1\]\['image_id'\] is 11, which does not exist"),
         ({"image_id": [30]}, r"\[1\]\['image_id'\] is \[30\], which does not exist"),
-        ({"category_id": 1}, r"\[1\]\['category_id'\] is 1, which does not exist"),
         ({"bbox": [0, 0, -1, 5]}, r"\[1\]\['bbox'\] must be .* sizes >= 0, got \[0, 0, -1, 5\]"),
         ({"bbox": [0, 0, 5, -0.5]}, r"\[1\]\['bbox'\] must be "),
         ({"bbox": [0, NAN, 5, 5]}, r"\[1\]\['bbox'\] must be .* finite .* got \[0, nan, 5, 5\]"),
@@ -120,6 +119,25 @@ def test_a_file_of_something_else_is_named(content: str, message: str, data: Pat
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "r.json", data)
+
+
+def test_categories_that_the_data_does_not_have_are_left_out(data: Path, tmp_path: Path) -> None:
+    """As pycocotools does."""
+    rows = results()
+    others = [row | {"category_id": category} for row in rows for category in (1, 80)]
+    path = write(tmp_path / "r.json", [*others, *rows])
+    file = DetectionFile(path)
+    found = file.detections(open_dataset(data))
+    for ours, expected in zip(found, read(write(tmp_path / "known.json", rows), data), strict=True):
+        assert [column.tolist() for column in ours] == [column.tolist() for column in expected]
+    assert file.notes == [f"{path}: detections of categories that are not in the data, left out: {len(others)}"]
+
+
+def test_ids_may_be_texts_instead_of_numbers(data: Path, tmp_path: Path) -> None:
+    rows = [row | {"image_id": str(row["image_id"]), "category_id": str(row["category_id"])} for row in results()]
+    expected = read(write(tmp_path / "numbers.json", results()), data)
+    for ours, theirs in zip(read(write(tmp_path / "texts.json", rows), data), expected, strict=True):
+        assert [column.tolist() for column in ours] == [column.tolist() for column in theirs]
 
 
 def test_a_wrong_entry_of_ssd_detect_is_named(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What is said about a data set: what was understood, and what looks like a mistake."""
+
+import json
+import shutil
+
+import pytest
+from small_datasets import add_picture, as_coco, as_yolo
+
+from ssd.data import open_dataset
+from ssd.data.findings import in_two_splits, summary, warnings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_summary_says_where_everything_is(voc, tmp_path):
+    assert summary(open_dataset(voc)) == (
+        "4 pictures in JPEGImages, with annotations in the format of Pascal VOC in Annotations; 3 classes, 4 objects"
+    )
+    as_yolo(voc, tmp_path / "yolo", "yolo")
+    assert summary(open_dataset(tmp_path / "yolo")) == (
+        "4 pictures in images/train and images/val, with annotations in the format of YOLO in labels/train and "
+        "labels/val; 3 classes, 4 objects"
+    )
+    as_coco(voc, tmp_path / "coco", "coco")
+    assert summary(open_dataset(tmp_path / "coco")) == (
+        "4 pictures in train and val, with annotations in the format of COCO in annotations/instances_train.json and "
+        "annotations/instances_val.json; 3 classes, 4 objects"
+    )
+    for name in "abc":
+        add_picture(tmp_path / "flat", name, [("dog", 1, 1, 9, 9)])
+        for file in (f"JPEGImages/{name}.jpg", f"Annotations/{name}.xml"):
+            shutil.move(tmp_path / "flat" / file, tmp_path / "flat")
+    assert summary(open_dataset(tmp_path / "flat")) == (
+        "3 pictures in flat, with annotations in the format of Pascal VOC beside them; 1 class, 3 objects"
+    )
+
+
+def test_what_looks_like_a_mistake_is_said(tmp_path):
+    twice, whole = ("dog", 5, 6, 20, 30), ("cat", 1, 1, 60, 40)
+    add_picture(tmp_path, "a", [twice, ("dog ", 1, 1, 9, 9), ("Dog", 1, 1, 9, 9), ("cat", *twice[1:])])
+    add_picture(tmp_path, "b", [twice, twice, twice, ("cat", 1, 1, 59, 40)])
+    add_picture(tmp_path, "c", [whole, ("big dog", 9, 9, 19, 19), ("BigDog", 9, 9, 19, 19)])
+    said = list(warnings(open_dataset(tmp_path, classes=("dog", "Dog", "cat", "big dog", "BigDog", "cow"))))
+    assert [line.split(":")[0] for line in said] == [
+        "classes that differ only by case or blanks",
+        "classes that differ only by case or blanks",
+        "classes without objects",
+        "boxes that are there twice, with the same class",
+        "boxes of nearly the whole picture",
+    ]
+    assert said[0].endswith(": 'dog' and 'Dog'")
+    assert said[1].endswith(": 'big dog' and 'BigDog'")
+    assert said[2].endswith(": cow")
+    assert ": 2, " in said[3]
+    assert said[3].endswith("b.xml")
+    assert ": 2, " in said[4]
+    assert said[4].endswith("b.xml")
+
+
+def test_nothing_is_said_of_sound_data(voc):
+    assert list(warnings(open_dataset(voc))) == []
+
+
+def test_pictures_in_two_splits_are_found_under_any_name(tmp_path):
+    for name in ("alone", "in_both", "different"):
+        add_picture(tmp_path, name)  # the pixels depend on the length of the name
+    folder = tmp_path / "JPEGImages"
+    shutil.copy(folder / "in_both.jpg", folder / "copy.jpg")
+    padded = (folder / "alone.jpg").read_bytes()  # of the same size as another picture
+    (folder / "same_size.jpg").write_bytes(padded[:-2] + b"\xff\xd8")
+    splits = {"train": ["alone.jpg", "in_both.jpg"], "val": ["copy.jpg", "same_size.jpg"], "test": ["different.jpg"]}
+    said = list(in_two_splits({name: [folder / file for file in files] for name, files in splits.items()}))
+    assert said == [
+        f"pictures that are in train and in val: 1, such as {folder / 'in_both.jpg'} and {folder / 'copy.jpg'}"
+    ]
+
+
+def test_a_category_that_is_only_a_parent(voc, tmp_path):
+    """Roboflow writes the name of the project as a category 0 that has no objects."""
+    as_coco(voc, tmp_path, "roboflow")
+    for file in tmp_path.glob("*/*.json"):
+        content = json.loads(file.read_text())
+        content["categories"].append({"id": 0, "name": "animals", "supercategory": "none"})
+        file.write_text(json.dumps(content))
+    assert "classes without objects: animals" in list(warnings(open_dataset(tmp_path)))
