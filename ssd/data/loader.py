@@ -315,4 +315,8 @@ def _same_handler_of_sigchld() -> Iterator[None]:
 
 
 def _as_tensor(column: Tensor | np.ndarray | None) -> Tensor | None:
-    return torch.from_numpy(column) if isinstance(column, np.ndarray) else column
+    """Converts arrays to tensors, with the memory layout that `collate` gives to images; results depend on it."""
+    if not isinstance(column, np.ndarray):
+        return column
+    tensor = torch.from_numpy(column)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor

@@ -169,6 +169,8 @@ class TestTrainLoader:
         monkeypatch.setattr(torch.UntypedStorage, full, no_space)
         part = self.read(train_loader(Noise(8), 4, seed=0, steps=range(3), workers=2))
         assert str(part) == str(whole)
+        layouts = [[images.stride() for images, *_ in batches] for batches in (part, whole)]
+        assert layouts[0] == layouts[1]  # results of convolutions depend on it
 
     def test_every_picture_once_an_epoch(self):
         loader = train_loader(Noise(6), 2, seed=0, steps=range(2, 9))
