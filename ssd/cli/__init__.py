@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        print(f"ssd {arguments.command}: error: {printable(error)}", file=sys.stderr)
+        lines = map(printable, str(error).split("\n"))  # several errors have a line each
+        print(f"ssd {arguments.command}: error: " + "\n".join(lines), file=sys.stderr)
         return 2
 
 

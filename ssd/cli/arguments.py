@@ -9,6 +9,8 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
+from ssd.options import ReadOptions
+from ssd.runtime.text import printable
 from ssd.training.recipes import RECIPES
 from ssd.training.settings import VARIANCES, Settings, not_negative, positive
 from ssd_ext import DetectionOptions, LossOptions
@@ -123,8 +125,9 @@ def add_fields(
     hints = get_type_hints(options if isinstance(options, type) else type(options), include_extras=True)
     for name in only or [n for n in hints if n not in VARIANCES and n != "data"]:
         kind, text, *checks = get_args(hints[name])
-        if name == "loss":
-            add_fields(parser, LossOptions(), [n for n in LossOptions._fields if n not in VARIANCES])
+        if kind is ReadOptions or name == "loss":
+            nested = ReadOptions() if kind is ReadOptions else LossOptions()
+            add_fields(parser, nested, [n for n in nested._fields if n not in VARIANCES])
             continue
         if default := _default_text((defaults or {}).get(name, getattr(options, name)), name):
             text += f" (default: {default})"
@@ -251,3 +254,8 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         compile=getattr(arguments, "compile", False),
         **fields_given(arguments, DetectionOptions),
     )
+
+
+def say(text: object) -> None:
+    """Prints a line that may have names from files, whose control characters are escaped."""
+    print(printable(text))

@@ -12,12 +12,15 @@ from ssd.cli.arguments import (
     DATA,
     WEIGHTS,
     Commands,
+    add_fields,
     add_inference_options,
     add_machine_options,
     command,
     fields_given,
     open_detector,
 )
+from ssd.options import ReadOptions
+from ssd.runtime.text import printable
 from ssd_ext import DetectionOptions
 
 if TYPE_CHECKING:
@@ -35,9 +38,10 @@ def add_eval(commands: Commands) -> None:
         _flags,
         "measure the average precision of a checkpoint, or of detections in a file",
         """Measure average precision per class by the rules of Pascal VOC (area, 11point), or COCO's twelve figures
-(coco, which needs `pip install 'ssd-ext[coco]'`). Crowds and objects marked as difficult are ignored: they are neither
-hits nor misses. COCO's rules have no difficult objects; with --method coco these are treated as crowds. Objects with a
-box that cannot be used are listed and not counted.
+(coco, which needs `pip install 'ssd-ext[coco]'`). Without --split, a network of ssd train is measured on the pictures
+of its data that it was not trained on: the test split, else the validation split, else the pictures held out. Crowds
+and objects marked as difficult are ignored: they are neither hits nor misses. COCO's rules have no difficult objects;
+with --method coco these are treated as crowds. Objects with a box that cannot be used are listed and not counted.
 
 examples:
   ssd eval my_pictures --weights run/best.pt --split test
@@ -56,12 +60,13 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", metavar="FILE", help=WEIGHTS)
     detections = "detections to measure: results in COCO's format if DATA is in COCO's format, or a detections.json"
     source.add_argument("--detections", metavar="FILE", help=detections)
-    parser.add_argument("--split", help="split to measure on, such as test (default: all pictures)")
+    parser.add_argument("--split", help="split to measure on, such as test (default: see above)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="rules (default: %(default)s)")
     parser.add_argument(
         "--iou", type=float, help="least IoU of a hit; cannot be used with --method coco (default: 0.5)"
     )
     parser.add_argument("--curves", metavar="FILE.png", help="draw the precision-recall curve of each class")
+    add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
     add_inference_options(parser, DetectionOptions())
     add_machine_options(parser)
 
@@ -86,11 +91,26 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
     from ssd.evaluation.evaluate import evaluate
+    from ssd.export import is_exported
+    from ssd.training.unseen import open_unseen
+    from ssd.weights.loading import open_weights
 
     detector = open_detector(arguments, DetectionOptions())
+
+    def opened(split: str | None) -> BoxDataset:
+        return _open_data(arguments, arguments.weights, split, detector.classes, detector.prepare)
+
+    def chosen() -> tuple[BoxDataset, str]:
+        if arguments.split is not None or is_exported(arguments.weights):
+            return opened(arguments.split), ""
+        return open_unseen(open_weights(arguments.weights), arguments.data, opened)
+
+    dataset, line = ranks.from_first(chosen)
+    if ranks.first:
+        _tell(dataset, line)
     return evaluate(
         detector.predict,
-        _open_data(arguments, arguments.weights, detector.classes, ranks, detector.prepare),
+        dataset,
         detector.classes,
         method=arguments.method,
         iou_threshold=arguments.iou,
@@ -103,7 +123,6 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
 def _of_file(arguments: argparse.Namespace) -> EvalResult:
     from ssd.evaluation.detection_file import DetectionFile
     from ssd.evaluation.evaluate import score
-    from ssd.runtime.processes import ALONE
 
     if given := fields_given(arguments, DetectionOptions):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -111,27 +130,32 @@ def _of_file(arguments: argparse.Namespace) -> EvalResult:
             f"{arguments.detections}: the options of detection do not apply to detections in a file; leave out {flags}"
         )
     file = DetectionFile(arguments.detections)
-    dataset = _open_data(arguments, arguments.detections, file.classes, ALONE)
+    dataset = _open_data(arguments, arguments.detections, arguments.split, file.classes)
     found = file.detections(dataset)
+    _tell(dataset, *file.notes)
     return score(found, dataset.truths, dataset.classes, arguments.iou, arguments.method)
 
 
 def _open_data(
     arguments: argparse.Namespace,
     source: str,
+    split: str | None,
     classes: Sequence[str] | None,
-    ranks: Ranks,
     transform: EvalTransform | None = None,
 ) -> BoxDataset:
-    """Opens the data with the classes of the weights or detections in `source`, and prints the objects left out."""
+    """Opens the data with the classes of the weights or detections in `source`."""
     from ssd.data import UnknownClassError, open_dataset
 
+    options = ReadOptions(**fields_given(arguments, ReadOptions))
     try:
-        dataset = ranks.from_first(
-            lambda: open_dataset(arguments.data, arguments.split, classes, transform, keep_crowds=True)
-        )
+        return open_dataset(arguments.data, split, classes, transform, keep_crowds=True, options=options)
     except UnknownClassError as error:
         raise ValueError(f"{source}: its classes are not those of the data: {error}") from error
-    for drop in dataset.dropped if ranks.first else ():
-        print(drop, file=sys.stderr)
-    return dataset
+
+
+def _tell(dataset: BoxDataset, *lines: str) -> None:
+    """Prints what was found in the data, what was left out, and the lines."""
+    from ssd.data.findings import summary
+
+    for line in (summary(dataset), *dataset.notes, *dataset.dropped, *filter(None, lines)):
+        print(printable(line), file=sys.stderr)

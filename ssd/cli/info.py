@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
-from ssd.cli.arguments import DATA, Commands, add_fields, command
+from ssd.cli.arguments import DATA, Commands, add_fields, command, fields_given, say
+from ssd.options import ReadOptions
 from ssd.training.settings import Settings
 
 
@@ -15,8 +18,9 @@ def add_info(commands: Commands) -> None:
         _info,
         _flags,
         "show versions and kernels of this installation, or the contents of a data set",
-        """Without DATA: show versions, and which kernels are compiled for which device. With DATA: count its pictures
-and objects, and show the sizes of the objects, the share of them that no prior fits, and which objects are left out.
+        """Without DATA: show versions, and which kernels are compiled for which device. With DATA: show what was
+found in it, the number of objects of each class and their sizes, the share of objects that no prior fits, which objects
+are left out, and what looks like a mistake.
 
 examples:
   ssd info my_pictures
@@ -29,6 +33,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     help = "measure how fast DATA is read, for about 10 seconds; by default with the augmentation of the recipe scratch"
     parser.add_argument("--speed", action="store_true", help=help)
     add_fields(parser, Settings, ["augment"])
+    add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -40,16 +45,36 @@ def _info(arguments: argparse.Namespace) -> int:
         print(ssd_ext.info())
         return 0
     from ssd.data import AUGMENTATIONS, open_dataset
+    from ssd.data.findings import in_two_splits, summary, warnings
     from ssd.data.prior_fit import describe_fit
     from ssd.data.speed import measure_speed
     from ssd.networks.ssd300 import SSD300
 
-    dataset = open_dataset(arguments.data)
-    print(f"{len(dataset)} pictures, {', '.join(f'{n} {name}' for name, n in dataset.counts.items())}")
-    print("\n".join(describe_fit(dataset)))
-    print("\n".join(map(str, dataset.dropped)), end="\n" if dataset.dropped else "")
+    options = ReadOptions(**fields_given(arguments, ReadOptions))
+    dataset = open_dataset(arguments.data, options=options)
+    say(summary(dataset))
+    say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
+    for line in (*describe_fit(dataset), *dataset.notes, *dataset.dropped):
+        say(line)
+    for warning in (*warnings(dataset), *in_two_splits(_pictures_of_splits(arguments.data, options))):
+        say(f"warning: {warning}")
     if arguments.speed:
         print("speed of one core, by CPU time:")
         augment = AUGMENTATIONS[str(getattr(arguments, "augment", Settings(("",)).augment))]
         print(measure_speed(dataset, augment, SSD300.input_size))
     return 0
+
+
+def _pictures_of_splits(data: Sequence[str], options: ReadOptions) -> dict[str, Sequence[Path]]:
+    """The pictures of the splits for training, validation and test, as far as the data has them."""
+    from ssd.data import open_dataset
+    from ssd.training.splits import choose_splits
+
+    try:
+        names = choose_splits(Settings(tuple(data)))
+    except ValueError:  # there are several splits of a kind; training asks for one
+        return {}
+    chosen = list(dict.fromkeys(filter(None, names.values())))
+    if len(chosen) < 2:
+        return {}
+    return {name: open_dataset(data, name, options=options).pictures for name in chosen}

@@ -15,6 +15,7 @@ from ssd.cli.arguments import (
     fields_given,
     paragraphs,
 )
+from ssd.options import ReadOptions
 from ssd.training.settings import Settings, not_negative
 from ssd_ext import LossOptions
 
@@ -76,22 +77,23 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from ssd.training.run import BEST, LAST, train
 
-    loss = fields_given(arguments, LossOptions)
+    loss, reading = fields_given(arguments, LossOptions), fields_given(arguments, ReadOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}
     if arguments.resume is True:
-        if arguments.data or given or loss:
-            extra = ["DATA"] * bool(arguments.data) + [f"--{name.replace('_', '-')}" for name in {**given, **loss}]
+        if arguments.data or given or loss or reading:
+            names = [f"--{name.replace('_', '-')}" for name in (*given, *loss, *reading)]
+            extra = ["DATA"] * bool(arguments.data) + names
             raise ValueError(f"--resume continues with the settings of the run; leave out {', '.join(extra)}")
         settings = None
     elif not arguments.data:
         raise ValueError("name at least one DATA folder (or --resume a run)")
     else:
-        settings = Settings(tuple(arguments.data), **given, loss=loss)
+        settings = Settings(tuple(arguments.data), **given, loss=loss, reading=ReadOptions(**reading))
     train(
         settings,
         arguments.out,
         resume=arguments.resume,
-        given=["data", *given, *(f"loss.{name}" for name in loss)],
+        given=["data", *given, *(f"loss.{name}" for name in loss), *(f"reading.{name}" for name in reading)],
         save_every=arguments.save_every,
         device=arguments.device,
         workers=arguments.workers,

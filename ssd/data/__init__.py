@@ -92,7 +92,10 @@ def _format_of(folder: Folder) -> type[BoxDataset]:
     claims = {format: claim for format in FORMATS if (claim := format.claim(folder))}
     if not claims:
         layouts = "; ".join(f"{format.FORMAT} ({format.LAYOUT})" for format in FORMATS)
-        raise FileNotFoundError(f"{folder.path}: holds no data set in one of the known layouts: {layouts}")
+        raise FileNotFoundError(
+            f"{folder.path}: holds no data set in one of the known layouts; it has {folder.contents()}. The layouts: "
+            f"{layouts}"
+        )
     if len(claims) > 1:
         raise ValueError(
             f"{folder.root}: holds two data sets, {' and '.join(claims.values())}: name the file or the folder of one, "

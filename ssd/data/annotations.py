@@ -113,7 +113,7 @@ class Annotations(NamedTuple):
         annotations = cls(
             files=Texts.of(arrays["files_bytes"], arrays["files_ends"], Path),
             pictures=Texts.of(arrays["pictures_bytes"], arrays["pictures_ends"], Path),
-            image_ids=_packed(plain["image_ids"]),
+            image_ids=pack_ids(plain["image_ids"]),
             headers=arrays["headers"],
             sizes=arrays["sizes"],
             n_unlabelled=plain["n_unlabelled"],
@@ -208,7 +208,7 @@ class _Columns:
         return Annotations(
             files=Texts(self.files, Path),
             pictures=Texts(self.pictures, Path),
-            image_ids=_packed(self.image_ids),
+            image_ids=pack_ids(self.image_ids),
             headers=np.array(self.headers, np.int32).reshape(-1, 4),
             sizes=np.array(self.sizes).reshape(-1, 2),
             n_unlabelled=self.n_unlabelled,
@@ -224,7 +224,7 @@ class _Columns:
         )
 
 
-def _packed(image_ids: list[ImageId]) -> Sequence[ImageId]:
+def pack_ids(image_ids: list[ImageId]) -> Sequence[ImageId]:
     """Puts ids into an array if all are integers; otherwise returns the list."""
     try:
         return array("q", image_ids)  # type: ignore[type-var]  # ids of other types raise an error

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError, read_annotations
+from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError, pack_ids, read_annotations
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
 from ssd.data.folder import Folder, Root, split_of
@@ -102,7 +102,12 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self.options, self.roots = options, tuple(folder.root for folder in folders)
         read = self._read(folders, split)
         if not len(read.pictures):
-            raise ValueError(f"{names}: no annotated pictures" + f" in split {split!r}" * (split is not None))
+            there = "; ".join(folder.contents() for folder in folders)
+            raise ValueError(
+                f"{names}: no annotated pictures"
+                + f" in split {split!r}" * (split is not None)
+                + f"; there are {there}"
+            )
         self.classes = tuple(self._names(read.names) if classes is None else classes)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
@@ -241,6 +246,35 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         if keep_crowds is not None:
             view._objects = self._wanted(keep_crowds)
         return view
+
+    def part(self, indices: Sequence[int]) -> BoxDataset:
+        """Makes a dataset of some of the pictures, in this order."""
+        part = copy.copy(self)
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        part.pictures, part.files = self.pictures.take(indices), self.files.take(indices)
+        part._headers, part._image_ids = self._headers[chosen.numpy()], pack_ids([self._image_ids[i] for i in indices])
+        part._all, part._objects = self._all.take(chosen), self._objects.take(chosen)
+        return part
+
+    def with_classes(self, classes: Sequence[str]) -> BoxDataset:
+        """Makes a dataset with other classes that shares the pictures of this one.
+
+        Args:
+            classes: see `BoxDataset`; all classes that have objects must be among them.
+        """
+        number = torch.tensor([0, *(classes.index(name) + 1 if name in classes else 0 for name in self.classes)])
+        view = copy.copy(self)
+        view.classes = tuple(classes)
+        for name in ("_all", "_objects"):
+            packed = getattr(self, name)
+            columns = packed.columns | {"labels": number[packed.columns["labels"]]}
+            setattr(view, name, Packed(columns, packed.row_splits))
+        return view
+
+    @property
+    def used_classes(self) -> set[str]:
+        """Names of the classes that have objects, difficult ones and crowds included."""
+        return {self.classes[label - 1] for label in self._all.columns["labels"].unique().tolist()}
 
     @classmethod
     @abstractmethod

@@ -21,15 +21,18 @@ SHOWN = 3  # folders and names that a line shows
 def summary(dataset: BoxDataset) -> str:
     """Describes in one line what was found: the pictures, the annotations, and where both are."""
     pictures = Counter(map(os.path.dirname, map(str, dataset.pictures)))
-    annotations = Counter(map(os.path.dirname, map(str, dataset.files)))
-    files = len(set(map(str, dataset.files))) if len(annotations) < len(dataset) else 0
-    where = "beside them" if annotations.keys() == pictures.keys() else f"in {_places(annotations, dataset)}"
-    if files and files <= SHOWN:
-        where = f"in {_listed([_relative(path, dataset) for path in dict.fromkeys(map(str, dataset.files))])}"
-    n_objects = sum(dataset.counts.values())
+    files = dict.fromkeys(map(str, dataset.files))
+    annotations = Counter(map(os.path.dirname, files))
+    if len(files) <= SHOWN and len(files) < len(dataset):
+        where = f"in {_listed([_relative(path, dataset) for path in files])}"
+    elif annotations.keys() == pictures.keys():
+        where = "beside them"
+    else:
+        where = f"in {_places(annotations, dataset)}"
+    contents = ((len(dataset.classes), "class", "classes"), (sum(dataset.counts.values()), "object", "objects"))
     return (
-        f"{_counted(len(dataset), 'picture')} in {_places(pictures, dataset)}, with annotations in the format of "
-        f"{dataset.FORMAT} {where}; {_counted(len(dataset.classes), 'class', 'classes')}, {_counted(n_objects, 'object')}"
+        f"{_counted(len(dataset), 'picture', 'pictures')} in {_places(pictures, dataset)}, with annotations in the "
+        f"format of {dataset.FORMAT} {where}; {', '.join(_counted(*content) for content in contents)}"
     )
 
 
@@ -85,8 +88,8 @@ def in_two_splits(splits: Mapping[str, Iterable[Path]]) -> Iterator[str]:
             yield f"pictures that are in {a} and in {b}: {len(same)}, such as {first[0]} and {first[1]}"
 
 
-def _counted(n: int, one: str, many: str = "") -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
+def _counted(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
 
 
 def _places(folders: Counter[str], dataset: BoxDataset) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -125,6 +125,15 @@ class Folder:
         if self.only is not None:
             return [self.only.name] if self.only.suffix.lower() in suffixes else []
         return sorted(path for suffix in suffixes for path in self._listed[1][suffix])
+
+    def contents(self, at_most: int = 8) -> str:
+        """Describes what is there, such as "12 .jpg in images, 12 .txt in labelTxt", for error messages."""
+        counts = Counter(
+            (os.path.dirname(path) or ".", suffix) for suffix, paths in self._listed[1].items() for path in paths
+        )
+        said = [f"{n} {suffix or 'files'} in {place}" for (place, suffix), n in sorted(counts.items())]
+        more = [f"and {len(said) - at_most} more kinds"] * (len(said) > at_most)
+        return ", ".join(said[:at_most] + more) or "nothing"
 
     def lists(self) -> dict[str, str]:
         """Finds text files at the top that are named like splits, such as train.txt, by their names without suffix."""

@@ -132,6 +132,13 @@ class Texts(Sequence[Text]):
         texts._data, texts._ends = data.tobytes(), ends
         return texts
 
+    def take(self, indices: Iterable[int]) -> Texts[Text]:
+        """Selects texts, in this order."""
+        texts = Texts((), self._kind)
+        parts = [self._data[self._ends[i] : self._ends[i + 1]] for i in indices]
+        texts._data, texts._ends = b"".join(parts), np.cumsum([0, *map(len, parts)])
+        return texts
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 

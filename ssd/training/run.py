@@ -22,6 +22,7 @@ from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
+from ssd.options import ReadOptions
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
@@ -353,15 +354,15 @@ class _Run:
     def save_last(self) -> None:
         """Saves last.pt, with everything that a resumed run needs."""
         states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        self.save(self.last, **states, history=self.history, fingerprints=self.fingerprints)
+        self.save(self.last, **states, history=self.history)
         self.saved = time.monotonic()
 
     def save(self, path: Path, **extra: Any) -> None:  # values of many types, see `save_checkpoint`
-        """Saves the network, the settings and the step to a checkpoint, in the first process only."""
+        """Saves the network, and what the run is about, to a checkpoint; in the first process only."""
         if not self.ranks.first:
             return
-        settings = self.settings.as_dict()
-        save_checkpoint(path, self.model, self.sets.classes, settings=settings, step=self.step, **extra)
+        extra |= {"settings": self.settings.as_dict(), "step": self.step, "fingerprints": self.fingerprints}
+        save_checkpoint(path, self.model, self.sets.classes, **extra)
 
 
 def _resumable(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
@@ -387,8 +388,9 @@ def _check_same(asked: Settings, run: Settings, given: Collection[str] | None, o
     asked = _absolute(asked)
     changes: list[str] = []
     if given is None:
-        own = [field.name for field in fields(Settings) if field.name != "loss"]
-        given = own + [f"loss.{name}" for name in LossOptions._fields]
+        own = [field.name for field in fields(Settings) if field.name not in ("loss", "reading")]
+        nested = {"loss": LossOptions._fields, "reading": ReadOptions._fields}
+        given = own + [f"{name}.{option}" for name, options in nested.items() for option in options]
     for name in given:
         wanted, has = attrgetter(name)(asked), attrgetter(name)(run)
         if wanted is not None and wanted != has:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from ssd.options import ReadOptions
 from ssd.training.recipes import RECIPES, Recipe
 from ssd_ext import LossOptions
 
@@ -126,6 +127,7 @@ class Settings:
     clip_grad: Annotated[float | None, "largest norm of the gradient; 0: no limit", not_negative] = None
     # Each option in a dict has the type of its field in LossOptions.
     loss: Annotated[LossOptions | Mapping[str, Any] | None, "options of the loss, see ssd_ext.multibox_loss"] = None
+    reading: Annotated[ReadOptions, "how the data is read, see ssd.options.ReadOptions"] = ReadOptions()
     eval_every: Annotated[int, "epochs between validations; 0: about ten validations in a run", not_negative] = 0
     bf16: Annotated[bool | None, "bfloat16 autocast (default: if the hardware supports it)"] = None
     fp16: Annotated[bool, "float16 autocast with a scaled loss, for GPUs without bfloat16"] = False
@@ -191,7 +193,7 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:  # each value has the type of its field
         """Returns the settings as plain values, for a checkpoint."""
-        return {**vars(self), "loss": self.loss_options._asdict()}
+        return {**vars(self), "loss": self.loss_options._asdict(), "reading": self.reading._asdict()}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Settings:  # each value has the type of its field
@@ -207,4 +209,5 @@ class Settings:
             "held_out": 0.0 if saved.get("split") else cls.held_out,
         }
         known = old | {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
-        return cls(**known | {"loss": LossOptions(**loss)})
+        reading = ReadOptions(**saved.get("reading", {}))
+        return cls(**known | {"loss": LossOptions(**loss), "reading": reading})

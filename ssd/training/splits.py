@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from ssd.data import AUGMENTATIONS, BoxDataset, Dropped, list_splits, open_dataset
+from ssd.data import AUGMENTATIONS, BoxDataset, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
+from ssd.data.findings import in_two_splits, summary, warnings
 from ssd.data.folder import SPLIT_WORDS, Folder, Root
 from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings, resolved
@@ -26,7 +27,7 @@ class Sets(NamedTuple):
     test: Pictures | None
     names: dict[str, str | None]  # the chosen values of the settings "split", "val_split" and "test_split"
     classes: tuple[str, ...]
-    notes: list[Dropped | str]  # objects and splits that were left out
+    notes: list[str]  # what was found, what was left out, and warnings
 
 
 def whole_of(pictures: Pictures) -> tuple[BoxDataset, Sequence[int]]:
@@ -46,46 +47,93 @@ def open_sets(settings: Settings) -> Sets:
         FileNotFoundError: see `ssd.data.open_dataset`.
         ValueError: see `ssd.data.open_dataset`; or several splits are possible, and the settings do not name one.
     """
-    input_size = SSD300.input_size
     folders = list(map(Folder.of, settings.data))  # listed once
-    names = _choose(settings, folders)
+    names = choose_splits(settings, folders)
     split, val_split, test_split = names["split"], names["val_split"], names["test_split"]
-    augment = AUGMENTATIONS[resolved(settings.augment)](input_size, flips=settings.flips)
-    whole = open_dataset(folders, split, settings.classes, augment)
+    notes: list[str] = []
 
-    train: Pictures = whole
-    val: Pictures | None = None
-    test: Pictures | None = None
-    notes: list[Dropped | str] = [*whole.dropped]
+    def opened(data: Sequence[Root], split: str | None, classes: Sequence[str] | None) -> BoxDataset:
+        dataset = open_dataset(data, split, classes, keep_crowds=True, options=settings.reading)
+        notes.extend((summary(dataset), *dataset.notes, *map(str, dataset.dropped)))
+        return dataset
 
-    def unaugmented(data: Sequence[Root], split: str | None) -> BoxDataset:
-        opened = open_dataset(data, split, whole.classes, EvalTransform(input_size), keep_crowds=True)
-        notes.extend(opened.dropped)
-        return opened
-
+    whole = opened(folders, split, settings.classes)
+    _check_objects(whole, folders)
+    val = test = None
     if settings.val_data or val_split:
-        val = unaugmented(settings.val_data or _with_split(folders, val_split), val_split)
-    elif settings.held_out and len(whole) > 1:
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        n = min(max(1, round(settings.held_out * len(order))), len(order) - 1)
-        val = Subset(whole.view(EvalTransform(input_size), keep_crowds=True), sorted(order[:n]))
-        train = Subset(whole, sorted(order[n:]))
+        val = opened(settings.val_data or _with_split(folders, val_split), val_split, whole.classes)
     if test_split:
         try:
-            test = unaugmented(_with_split(folders, test_split), test_split)
+            test = opened(_with_split(folders, test_split), test_split, whole.classes)
         except (FileNotFoundError, ValueError) as error:  # the test split of a competition has no annotations
             if settings.test_split:
                 raise
             notes.append(f"{test_split} will not be measured: {error}")
-    return Sets(train, val, test, names, whole.classes, notes)
+    notes += [f"warning: {warning}" for warning in warnings(whole)]
+    parts = {str(split or "training"): whole, str(val_split or "validation"): val, str(test_split or "test"): test}
+    pictures = {name: part.pictures for name, part in parts.items() if part is not None}
+    notes += [f"warning: {warning}" for warning in in_two_splits(pictures)]
+
+    classes = whole.classes
+    if settings.classes is None:
+        used = set().union(*(part.used_classes for part in parts.values() if part is not None))
+        classes = tuple(name for name in whole.classes if name in used)
+        if len(classes) < len(whole.classes):
+            unused = [name for name in whole.classes if name not in used]
+            notes.append(f"classes left out, since they have no objects: {', '.join(unused)}")
+    size = SSD300.input_size
+    augment = AUGMENTATIONS[resolved(settings.augment)](size, flips=settings.flips)
+    prepared = [
+        part and part.with_classes(classes).view(transform, keep_crowds=part is not whole)
+        for part, transform in ((whole, augment), (val, EvalTransform(size)), (test, EvalTransform(size)))
+    ]
+    whole, val, test = resolved(prepared[0]), prepared[1], prepared[2]
+    if val is not None or not settings.held_out or len(whole) == 1:
+        return Sets(whole, val, test, names, classes, notes)
+    held_out = held_out_pictures(len(whole), settings.held_out, settings.seed)
+    trained = sorted(set(range(len(whole))).difference(held_out))
+    unaugmented = whole.view(EvalTransform(size), keep_crowds=True)
+    return Sets(Subset(whole, trained), Subset(unaugmented, held_out), test, names, classes, notes)
 
 
-def _choose(settings: Settings, folders: Sequence[Folder]) -> dict[str, str | None]:
+def held_out_pictures(n: int, share: float, seed: int) -> list[int]:
+    """Chooses the pictures that are held out for validation: sorted indices of at least one of n >= 2 pictures."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[: min(max(1, round(share * n)), n - 1)])
+
+
+def _check_objects(dataset: BoxDataset, folders: Sequence[Folder]) -> None:
+    """Raises ValueError if no picture has an object to learn from."""
+    if sum(dataset.counts.values()):
+        return
+    why = []
+    if dataset.n_unlabelled:
+        why.append(f"{dataset.n_unlabelled} have no annotation, such as {dataset.files[0]}, which is not there")
+    if dataset.dropped:
+        why.append(f"{len(dataset.dropped)} objects cannot be used: {dataset.dropped[0]}")
+    there = "; ".join(f"{folder.path} has {folder.contents()}" for folder in folders)
+    raise ValueError(
+        f"nothing to learn from: none of {len(dataset)} pictures has an object"
+        + "".join(f"; {reason}" for reason in why)
+        + f". {there}"
+    )
+
+
+def choose_splits(settings: Settings, folders: Sequence[Folder] | None = None) -> dict[str, str | None]:
     """Chooses the splits of a run: those that the settings name, or those that the data has.
 
+    Args:
+        settings: the settings of the run.
+        folders: the folders of the data, if they were listed before.
+
+    Returns:
+        The values of the settings "split", "val_split" and "test_split"; None for a split that is not there.
+
     Raises:
+        FileNotFoundError: see `ssd.data.list_splits`.
         ValueError: several splits are possible.
     """
+    folders = list(map(Folder.of, settings.data)) if folders is None else folders
     known = {name for folder in folders for name in list_splits(folder)}
     split, val_split, test_split = settings.split, settings.val_split, settings.test_split
     splits = _by_kind(known)

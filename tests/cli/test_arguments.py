@@ -7,6 +7,7 @@ import pytest
 
 from ssd.cli import main
 from ssd.cli.arguments import class_names
+from ssd.options import ReadOptions
 from ssd.training.settings import VARIANCES, Settings
 from ssd_ext import DetectionOptions, LossOptions
 
@@ -35,13 +36,16 @@ def test_numbers_out_of_range_are_named(wrong, capsys):
 
 def test_every_option_is_a_flag(capsys):
     """With its meaning and its default, from the one place where they stand."""
-    for command, options in (("train", (Settings, LossOptions)), ("eval", (DetectionOptions,))):
+    for command, options in (
+        ("train", (Settings, LossOptions, ReadOptions)),
+        ("eval", (DetectionOptions, ReadOptions)),
+    ):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         for name, hint in (pair for kind in options for pair in get_type_hints(kind, include_extras=True).items()):
             flag = re.search(rf"--{name.replace('_', '-')}[ ,]", shown)
-            assert bool(flag) == (name not in (*VARIANCES, "data", "loss")), name
+            assert bool(flag) == (name not in (*VARIANCES, "data", "loss", "reading")), name
             assert not flag or get_args(hint)[1].replace("-", "") in shown.replace("-", ""), name
         told = (
             "(default: 0.45)"

@@ -21,8 +21,9 @@ def test_info_lists_every_op(capsys):
 def test_info_of_data(shapes, capsys, monkeypatch):
     assert main(["info", str(shapes)]) == 0
     printed = capsys.readouterr().out
-    counts = dict(reversed(part.split()) for part in printed.splitlines()[0].split(", "))
-    assert counts["pictures"] == "7"
+    found, objects, *_ = printed.splitlines()
+    assert found.startswith("7 pictures in JPEGImages, with annotations in the format of Pascal VOC in Annotations; 3 ")
+    counts = dict(reversed(part.split()) for part in objects.removeprefix("objects: ").split(", "))
     text = "".join(file.read_text() for file in (shapes / "Annotations").iterdir())
     assert {name: int(counts[name]) for name in SHAPE_CLASSES} == {n: text.count(f"<name>{n}<") for n in SHAPE_CLASSES}
     assert all(f"  {name}: " in printed for name in (*SHAPE_CLASSES, *PRESETS))

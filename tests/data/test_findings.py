@@ -23,8 +23,8 @@ def test_the_summary_says_where_everything_is(voc, tmp_path):
     )
     as_coco(voc, tmp_path / "coco", "coco")
     assert summary(open_dataset(tmp_path / "coco")) == (
-        "4 pictures in train and val, with annotations in the format of COCO in annotations/instances_train.json and "
-        "annotations/instances_val.json; 3 classes, 4 objects"
+        "4 pictures in images/train and images/val, with annotations in the format of COCO in "
+        "annotations/instances_train.json and annotations/instances_val.json; 3 classes, 4 objects"
     )
     for name in "abc":
         add_picture(tmp_path / "flat", name, [("dog", 1, 1, 9, 9)])

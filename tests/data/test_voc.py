@@ -124,7 +124,12 @@ BROKEN = [
 @pytest.mark.parametrize(
     ("damage", "options", "error", "message"),
     [
-        (emptied, {}, FileNotFoundError, r"holds no data set in one of the known layouts: Pascal VOC \(\*\.xml"),
+        (
+            emptied,
+            {},
+            FileNotFoundError,
+            r"no data set in one of the .* it has nothing\. The layouts: Pascal VOC \(\*",
+        ),
         (None, {"split": "val"}, FileNotFoundError, "no such split 'val'; there are: test, train"),
         (
             lambda p: add_split(p, "train", "a", "ghost"),

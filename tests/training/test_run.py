@@ -25,7 +25,6 @@ from ssd.training.progress import MIN_SCALE
 from ssd.training.run import train
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
-from ssd_ext import LossOptions
 
 
 @pytest.mark.parametrize(("head_batch_norm", "rate"), [(False, 1e-3), (True, 1e-2)])
@@ -213,20 +212,20 @@ def test_a_loss_that_explodes_is_named_and_nothing_saved_over(shapes, tmp_path):
         assert all(math.isfinite(x) for x in state["history"]["loss"])
 
 
-def test_images_without_any_object_train(tmp_path):
-    folder = tmp_path / "empty"
-    write_shapes(folder, 4, 0)
+def test_data_without_any_object_is_refused(tmp_path):
+    folder = write_shapes(tmp_path / "empty", 4, 0)
     for file in (folder / "Annotations").iterdir():
         text = file.read_text()
         first, last = text.find("<object>"), text.rfind("</object>")
         if first >= 0:
             file.write_text(text[:first] + text[last + len("</object>") :])
-    settings = Settings((str(folder),), "train", classes=("thing",), held_out=0, epochs=1, **NARROW)
-    assert run(settings, tmp_path / "run")["loss"] == [0.0, 0.0]
-    settings = Settings(
-        (str(folder),), "train", classes=("thing",), held_out=0, epochs=1, loss=LossOptions(min_negatives=3), **NARROW
+    message = (
+        r"nothing to learn from: none of 4 pictures has an object\. .*empty has 4 \.xml in Annotations, .* 4 \.jpg"
     )
-    assert min(run(settings, tmp_path / "run2")["loss"]) > 0
+    for classes in (("thing",), None):
+        with pytest.raises(ValueError, match=message):
+            run(Settings((str(folder),), "train", classes=classes, **NARROW), tmp_path / "run")
+        assert not list((tmp_path / "run").glob("*.pt"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,9 @@
 """Which pictures a run trains on, validates and tests on."""
 
+import json
+
 import pytest
+from PIL import Image
 
 from ssd.data.shapes import write_shapes
 from ssd.training.settings import Settings
@@ -12,7 +15,7 @@ def test_splits_are_found_and_pictures_without_lists_held_out(shapes, tmp_path):
     assert (len(sets.train), len(sets.val), len(sets.test)) == (5, 2, 3)
     assert sets.names == {"split": "train", "val_split": None, "test_split": "test"}
     assert sets.classes == ("circle", "square", "triangle")
-    assert sets.notes == []
+    assert [note.split(" in ")[0] for note in sets.notes] == ["7 pictures", "3 pictures"]
     assert open_sets(Settings((shapes,), held_out=0)).val is None
     bare = tmp_path / "bare"
     write_shapes(bare, 20, 0)
@@ -42,8 +45,8 @@ def test_which_lists_a_run_takes(tmp_path):
     (lists / "test.txt").write_text("no_such_picture\n")
     sets = open_sets(Settings((str(tmp_path),)))
     assert sets.test is None
-    assert "test will not be measured" in sets.notes[0]
-    assert "no_such_picture" in sets.notes[0]
+    assert "test will not be measured" in sets.notes[1]
+    assert "no_such_picture" in sets.notes[1]
     with pytest.raises(FileNotFoundError, match="no_such_picture"):
         names(test_split="test")
 
@@ -81,3 +84,27 @@ def test_splits_are_known_by_their_kind(tmp_path, lists, settings, expected):
             open_sets(settings)
     else:
         assert tuple(open_sets(settings).names.values()) == expected
+
+
+def test_classes_without_objects_are_left_out(tmp_path):
+    """Such as the category 0 that Roboflow writes. One that only validation has stays, so that this can be measured."""
+    for split, name, category in (("train", "a", 2), ("train", "b", 2), ("valid", "c", 7)):
+        (tmp_path / split).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / split / f"{name}.jpg")
+        file = tmp_path / split / "_annotations.coco.json"
+        content = json.loads(file.read_text()) if file.exists() else {"images": [], "annotations": []}
+        number = len(content["images"])
+        content["images"].append({"id": number, "file_name": f"{name}.jpg"})
+        content["annotations"].append({"id": number, "image_id": number, "category_id": category, "bbox": [1, 2, 9, 9]})
+        content["categories"] = [{"id": i, "name": n} for i, n in ((0, "animals"), (2, "dog"), (7, "cat"), (9, "cow"))]
+        file.write_text(json.dumps(content))
+    sets = open_sets(Settings((str(tmp_path),)))
+    assert sets.classes == sets.train.classes == sets.val.classes == ("dog", "cat")
+    assert [sets.train.truths[i]["labels"].tolist() for i in range(2)] == [[1], [1]]
+    assert sets.val.truths[0]["labels"].tolist() == [2]
+    assert [
+        note for note in sets.notes if note.startswith("classes left out, since they have no objects: animals, cow")
+    ]
+    sets = open_sets(Settings((str(tmp_path),), classes=("animals", "dog", "cat")))
+    assert sets.classes == ("animals", "dog", "cat")
+    assert sets.train.truths[0]["labels"].tolist() == [2]

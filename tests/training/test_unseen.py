@@ -1,0 +1,65 @@
+"""The pictures that a checkpoint's run did not train on."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from small_datasets import add_split
+
+from ssd.data import open_dataset
+from ssd.data.shapes import write_shapes
+from ssd.training.run import train
+from ssd.training.settings import Settings
+from ssd.training.unseen import open_unseen
+from ssd.weights.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_shapes(tmp_path / "data", 10, 3)
+
+
+def unseen(data, out, **settings):
+    """The names of the pictures that are measured after a run, and what is said about them."""
+    chosen = Settings((str(data),), width=0.01, epochs=1, **settings)
+    train(chosen, out, workers=0, quiet=True)
+    return chosen_by(load_checkpoint(out / "best.pt"), data)
+
+
+def chosen_by(checkpoint, data):
+    dataset, line = open_unseen(checkpoint, [str(data)], lambda split: open_dataset(data, split))
+    assert len(dataset) == len(dataset.files) == len(dataset.truths) == len(dataset.sizes)
+    assert dataset[0][1]["boxes"].tolist() == dataset.truths[0]["boxes"].tolist()
+    return [path.stem for path in dataset.pictures], line
+
+
+def test_the_test_split_else_that_of_validation_else_what_was_held_out(data, tmp_path):
+    lists = data / "ImageSets" / "Main"
+    names, line = unseen(data, tmp_path / "test")
+    assert names == [f"test_{i:05}" for i in range(3)]
+    assert line == "measured on the split test, which was not used for training"
+    (lists / "test.txt").rename(lists / "val.txt")
+    names, line = unseen(data, tmp_path / "val")
+    assert names == [f"test_{i:05}" for i in range(3)]
+    assert line == "measured on the split val, which was not trained on"
+    (lists / "val.txt").unlink()
+    names, line = unseen(data, tmp_path / "held_out", held_out=0.2)
+    assert line == "measured on the 2 pictures that were held out of training"
+    assert len(names) == 2
+    assert {name.split("_")[0] for name in names} == {"train"}
+    checkpoint = load_checkpoint(tmp_path / "held_out" / "best.pt")
+    add_split(data, "train", *(f"train_{i:05}" for i in range(9)))
+    names, line = chosen_by(checkpoint, data)
+    assert line == "measured on 9 pictures, most of which were trained on"
+    names, line = unseen(data, tmp_path / "all", held_out=0)
+    assert line == "measured on 9 pictures, all of which were trained on"
+    assert len(names) == 9
+
+
+def test_of_other_data_and_other_checkpoints_nothing_is_known(data, tmp_path):
+    checkpoint = {"settings": replace(Settings((str(data),)), split="train", test_split="test").as_dict()}
+    assert chosen_by(checkpoint, data)[0] == [f"test_{i:05}" for i in range(3)]
+    shutil.copytree(data, tmp_path / "copy")
+    assert (len(chosen_by(checkpoint, tmp_path / "copy")[0]), chosen_by({}, data)[1]) == (13, "")
