@@ -20,6 +20,7 @@ from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_text
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # files with the class names, a line each
+KEYS_OF_DARKNET = ("train", "valid", "test")
 KEYS = ("train", "val", "test")  # of the YAML file: the pictures of each split
 LABELS = {"images": "labels", "image": "label"}  # folders of pictures, and of their text files beside them
 CORNERS = "outlines or oriented boxes; the bounds of their corners are used"
@@ -122,6 +123,19 @@ def _names_file(folder: Folder) -> Path | None:
     return folder.root / min(found, key=lambda path: path.count("/")) if found else None
 
 
+def _lists(folder: Folder) -> dict[str, str]:
+    """Finds the lists of pictures by their splits: those that darknet's obj.data names, and those named like splits."""
+    lists = folder.lists()
+    for path in folder.files(".data"):
+        for line in read_lines(folder.root / path):
+            key, _, value = (part.strip() for part in line.partition("="))
+            name = PurePosixPath(value.replace("\\", "/")).name
+            found = [text for text in folder.files(".txt") if PurePosixPath(text).name == name]
+            if key in KEYS_OF_DARKNET and len(found) == 1:
+                lists[key] = found[0]
+    return lists
+
+
 def _label_files(picture: AnyPath) -> list[AnyPath]:
     """Where the label file of a picture may be: images/a.jpg -> labels/a.txt in the innermost folder, or beside it."""
     parts, beside = picture.parts, picture.with_suffix(".txt")
@@ -144,7 +158,7 @@ def _parts(folder: Folder) -> dict[str, list[Path]]:
     parts: dict[str, list[Path]] = {}
     if described := _description(folder):
         parts = {key: described.pictures(key) for key in KEYS if described.content.get(key)}
-    for name, path in folder.lists().items():
+    for name, path in _lists(folder).items():
         parts.setdefault(name, [folder.root / folder.find([line], path) for line in read_lines(folder.root / path)])
     known = {os.path.abspath(picture) for pictures in parts.values() for picture in pictures}
     listed = bool(parts)
@@ -315,7 +329,7 @@ class YOLODataset(BoxDataset):
         if described is not None:  # whose folders and lists may be outside of this folder
             yield from (described.path, *(place for key in KEYS for place in described.places(key)))
         yield from () if names is None else (names,)
-        yield from (folder.root / path for path in folder.lists().values())
+        yield from (folder.root / path for path in (*_lists(folder).values(), *folder.files(".data")))
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
         return list(dict.fromkeys(self._declared))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ssd import SSD300
 from ssd.cli import main
+from ssd.data.shapes import write_shapes
 from ssd.weights.checkpoint import save_checkpoint
 
 
@@ -78,3 +79,18 @@ def test_classes_that_are_not_those_of_the_data_are_named(
     message = capsys.readouterr().err
     assert "w.pt: its classes are not those of the data: " in message
     assert ".xml: unknown class 'triangle'; the classes are ('circle', 'square')" in message
+
+
+def test_without_a_split_pictures_of_training_are_not_measured(tmp_path: Path, capsys) -> None:
+    """And what is measured is said; with --split, the split that was asked for is measured."""
+    folder, run = write_shapes(tmp_path / "data", 6, 2), tmp_path / "run"
+    assert main(["train", str(folder), "--out", str(run), "--width", "0.01", "--epochs", "1", "--workers", "0"]) == 0
+    capsys.readouterr()
+    for arguments, n, line in (
+        ([], 2, "measured on the split test, which was not used for training"),
+        (["--split", "train"], 6, None),
+    ):
+        assert main(["eval", str(folder), "--weights", str(run / "best.pt"), "--workers", "0", *arguments]) == 0
+        said = capsys.readouterr()
+        assert said.err.splitlines()[0].startswith(f"{n} pictures in JPEGImages, with annotations in the format of Pa")
+        assert (line in said.err) if line else ("measured" not in said.err)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from small_datasets import as_coco
+from small_datasets import HEIGHT, WIDTH, as_coco
 
-from ssd.data import list_splits, open_dataset
+from ssd.data import ReadOptions, list_splits, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,3 +94,61 @@ def test_errors_of_coco(voc, tmp_path, damage, error, message):
     damage(tmp_path)
     with pytest.raises(error, match=message):
         open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize("box", [[], None, ...])
+def test_an_object_without_a_box_is_left_out(voc, tmp_path, box):
+    as_coco(voc, tmp_path, "coco")
+    objects = open_dataset(tmp_path, "val").counts
+
+    def damage(content):
+        rows = content["annotations"]
+        rows.insert(0, {key: value for key, value in (rows[0] | {"bbox": box}).items() if value is not ...})
+
+    change(VAL, damage)(tmp_path)
+    dataset = open_dataset(tmp_path, "val")
+    assert dataset.counts == objects
+    assert [str(drop) for drop in dataset.dropped] == [f"{tmp_path / VAL}: object 0 (cat) left out: no box"]
+    with pytest.raises(ValueError, match=r"object 0 \(cat\) cannot be used: no box"):
+        open_dataset(tmp_path, "val", options=ReadOptions(strict=True))
+
+
+def test_ids_may_be_texts_and_numbers(voc, tmp_path):
+    as_coco(voc, tmp_path, "coco")
+    expected = open_dataset(tmp_path, "train")
+
+    def to_texts(content):
+        for row in content["annotations"]:
+            row.update(image_id=str(row["image_id"]), category_id=str(row["category_id"]))
+
+    change("annotations/instances_train.json", to_texts)(tmp_path)
+    ours = open_dataset(tmp_path, "train")
+    assert ours.counts == expected.counts
+    assert [t["boxes"].tolist() for t in ours.truths] == [t["boxes"].tolist() for t in expected.truths]
+
+
+def test_all_wrong_rows_are_reported_at_once(voc, tmp_path):
+    as_coco(voc, tmp_path, "coco")
+
+    def damage(content):
+        rows = content["annotations"]
+        content["annotations"] = [rows[0] | {"bbox": "x"}, *rows, {"id": 9}, 7]
+
+    change(VAL, damage)(tmp_path)
+    with pytest.raises(ValueError, match="3 errors:") as caught:
+        open_dataset(tmp_path, "val")
+    assert [line.split("annotations")[2][:3] for line in str(caught.value).split("\n")[1:]] == ["[0]", "[2]", "[3]"]
+
+
+def test_the_size_in_the_file(voc, tmp_path):
+    """The picture is twice as large as the file says: it was resized after it was annotated."""
+    as_coco(voc, tmp_path, "coco")
+    expected = open_dataset(tmp_path, "val").truths[0]["boxes"].tolist()
+    half = {"width": WIDTH // 2, "height": HEIGHT // 2}
+    change(VAL, lambda content: [row.update(half) for row in content["images"]])(tmp_path)
+    change(VAL, lambda c: [row.update(area=10, bbox=[v / 2 for v in row["bbox"]]) for row in c["annotations"]])(
+        tmp_path
+    )
+    truth = open_dataset(tmp_path, "val").truths[0]
+    assert truth["boxes"].tolist() == expected
+    assert truth["areas"].tolist() == [40]

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from small_datasets import as_yolo
 
-from ssd.data import ReadOptions, open_dataset
+from ssd.data import ReadOptions, list_splits, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,3 +116,17 @@ def test_a_picture_without_text_file_has_no_objects_if_a_yaml_file_describes_the
         dataset = open_dataset(tmp_path, options=ReadOptions(unlabelled=rule))
         assert [path.stem for path in dataset.pictures] == expected
         assert dataset.n_unlabelled == 1
+
+
+def test_the_lists_that_darknet_names(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        Image.new("RGB", (80, 40)).save(tmp_path / "data" / f"{name}.png")
+        (tmp_path / "data" / f"{name}.txt").write_text(f"0 {BOX}")
+    (tmp_path / "obj.names").write_text("x\n")
+    (tmp_path / "obj.data").write_text("classes= 1\ntrain  = x/data/chosen.txt\nvalid=data\\others.txt\nbackup = b\n")
+    (tmp_path / "data" / "chosen.txt").write_text("data/a.png\ndata/b.png\n")
+    (tmp_path / "data" / "others.txt").write_text("data/c.png\n")
+    assert list_splits(tmp_path) == ["train", "valid"]
+    assert [path.stem for path in open_dataset(tmp_path, "train").pictures] == ["a", "b"]
+    assert [path.stem for path in open_dataset(tmp_path, "valid").pictures] == ["c"]
