@@ -146,10 +146,12 @@ def read_annotations(
     faults = Faults()
 
     def read(reader: Callable[[], Entry]) -> tuple[Entry, Header | None] | None:
-        with faults.caught():
+        try:
             entry = reader()
             return entry, read_header(entry.picture) if entry.labelled or background else None
-        return None
+        except (ValueError, OSError) as error:  # `Faults.caught` takes a microsecond, even if there is no error
+            faults.add(error)
+            return None
 
     columns = _Columns()
     bar = tqdm(desc="opening", unit="picture", delay=PATIENCE, leave=False, disable=None)
@@ -184,18 +186,19 @@ class _Columns:
 
     def add(self, entry: Entry, header: Header | None) -> None:
         """Adds a picture, or only counts it if it has no header."""
-        self.n_unlabelled += not entry.labelled
+        annotation, picture, objects, image_id, size, labelled, remark = entry
+        self.n_unlabelled += not labelled
         if header is None:
-            self.ignored.append(str(entry.picture))
+            self.ignored.append(str(picture))
             return
-        self.files.append(str(entry.annotation))
-        self.pictures.append(str(entry.picture))
-        self.image_ids.append(entry.image_id)
+        self.files.append(str(annotation))
+        self.pictures.append(str(picture))
+        self.image_ids.append(image_id)
         self.headers.extend(header)
-        self.sizes.extend(entry.size)
-        if entry.remark:
-            self.remarks.setdefault(entry.remark, [0, str(entry.annotation)])[0] += 1
-        for index, name, box, is_difficult, is_crowd, area in entry.objects:
+        self.sizes.extend(size)
+        if remark:
+            self.remarks.setdefault(remark, [0, str(annotation)])[0] += 1
+        for index, name, box, is_difficult, is_crowd, area in objects:
             self.indices.append(index)
             self.labels.append(self.names.setdefault(name, len(self.names)))
             self.boxes.extend(box)

@@ -44,8 +44,9 @@ class CocoRows:
     def __init__(self, scored: bool = False) -> None:
         self.scored = scored
         # Each id is stored once, with a number in the order of first appearance; the rows hold these numbers.
-        self._ids: dict[str, dict[Hashable, int]] = {"image_id": {}, "category_id": {}}
-        self._numbers = {key: array("i") for key in self._ids}
+        self._image_ids: dict[Hashable, int] = {}
+        self._category_ids: dict[Hashable, int] = {}
+        self._images, self._categories = array("i"), array("i")
         self._boxes, self._scores, self._areas, self._crowd = array("d"), array("d"), array("d"), bytearray()
 
     def __len__(self) -> int:
@@ -60,21 +61,16 @@ class CocoRows:
         Raises:
             ValueError: a key is missing or has a wrong value. The caller puts the row's name before the message.
         """
-        keys = ("image_id", "category_id", "bbox", "score") if self.scored else ("image_id", "category_id")
-        for key in keys:
-            if not isinstance(row, dict) or key not in row:
-                raise ValueError(f" has no {key!r}")
-        box, score = row.get("bbox"), row.get("score")
-        for key in ("image_id", "category_id"):
-            value = row[key]
-            if type(value) is not int and type(value) is not str:
-                if not self.scored:
-                    raise ValueError(f"[{key!r}] must be an integer or a string, got {value!r}")
-                if isinstance(value, (list, dict)):  # other values are looked up unchanged: 7.0 finds 7
-                    raise ValueError(f"[{key!r}] is {value!r}, which does not exist")
-        if not self.scored and not box and (box is None or box == []):
-            box = NO_BOX
-        sound = len(box) == 4 and NUMBERS.issuperset(map(type, box)) if isinstance(box, (list, tuple)) else False
+        try:
+            image, category = row["image_id"], row["category_id"]
+            box, score = (row["bbox"], row["score"]) if self.scored else (row.get("bbox"), 0.0)
+        except (KeyError, TypeError):
+            keys = "image_id", "category_id", "bbox", "score"
+            missing = next(key for key in keys if not isinstance(row, dict) or key not in row)
+            raise ValueError(f" has no {missing!r}") from None
+        if type(image) is not int or type(category) is not int:
+            self._check_ids(row)
+        sound = type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box))
         if self.scored:
             if not (sound and box[2] >= 0 and box[3] >= 0 and all(map(is_finite, box))):
                 raise ValueError(f"['bbox'] must be x, y, width and height, finite with sizes >= 0, got {box!r}")
@@ -82,13 +78,11 @@ class CocoRows:
                 raise ValueError(f"['score'] must be a finite number, got {score!r}")
             self._scores.append(score)
         elif not sound:
-            raise ValueError(f"['bbox'] must be 4 numbers, got {box!r}")
-        for key, ids in self._ids.items():
-            value = row[key]
-            number = ids.get(value)
-            if number is None:
-                number = ids[value] = len(ids)
-            self._numbers[key].append(number)
+            if box is not None and box != []:
+                raise ValueError(f"['bbox'] must be 4 numbers, got {box!r}")
+            box = NO_BOX
+        self._images.append(self._image_ids.setdefault(image, len(self._image_ids)))
+        self._categories.append(self._category_ids.setdefault(category, len(self._category_ids)))
         try:
             self._boxes.extend(box)
         except OverflowError:
@@ -97,6 +91,17 @@ class CocoRows:
         self._crowd.append(1 if row.get("iscrowd") else 0)
         area = row.get("area")
         self._areas.append(area if is_finite(area) else math.nan)
+
+    def _check_ids(self, row: Any) -> None:
+        """Raises ValueError if an id of a row is neither an integer nor a text."""
+        for key in ("image_id", "category_id"):
+            value = row[key]
+            if type(value) is int or type(value) is str:
+                continue
+            if not self.scored:
+                raise ValueError(f"[{key!r}] must be an integer or a string, got {value!r}")
+            if isinstance(value, (list, dict)):  # other values are looked up unchanged: 7.0 finds 7
+                raise ValueError(f"[{key!r}] is {value!r}, which does not exist")
 
     def numbers(self, key: str, known: Mapping[Any, int], where: str, unknown: int | None = None) -> np.ndarray:
         """Looks up the ids of all rows. An id that is not known as a number may be known as a text, and vice versa.
@@ -114,14 +119,15 @@ class CocoRows:
             ValueError: ids are not in `known`, and `unknown` is None.
         """
         faults, number_of = Faults(), []
-        for value, number in self._ids[key].items():
+        ids, numbers = (self._image_ids, self._images) if key == "image_id" else (self._category_ids, self._categories)
+        for value, number in ids.items():
             index = known.get(value, known.get(_other_type(value), unknown))
             if index is None:
-                row = self._numbers[key].index(number)
+                row = numbers.index(number)
                 faults.add(ValueError(f"{where}[{row}][{key!r}] is {value!r}, which does not exist"))
             number_of.append(index or 0)
         faults.check()
-        return np.array(number_of, np.int64)[np.array(self._numbers[key], np.int64)]
+        return np.array(number_of, np.int64)[np.array(numbers, np.int64)]
 
     @property
     def boxes(self) -> np.ndarray:
