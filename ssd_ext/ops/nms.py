@@ -46,7 +46,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Args:
         boxes: see `nms`; an empty tensor of any shape has no boxes.
         scores: see `nms`.
-        idxs: (N,) integer: the group of each box, usually its class or its (image, class).
+        idxs: (N,) integer or floating: the group of each box, usually its class or its (image, class). Floating
+            numbers belong to one group if they are equal.
         iou_threshold: see `nms`.
 
     Returns:
@@ -58,9 +59,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if boxes.dim() != 2 and boxes.numel() == 0:  # torchvision takes empty boxes of any shape
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_scored_boxes(boxes, scores)
-    if idxs.shape != scores.shape or not is_integer(idxs):
-        raise ValueError(f"idxs must be ({len(scores)},) integer to match scores, got {describe(idxs)}")
+    if idxs.shape != scores.shape or not (is_integer(idxs) or is_floating(idxs)):
+        raise ValueError(f"idxs must be ({len(scores)},) integer or floating to match scores, got {describe(idxs)}")
     check_devices(boxes=boxes, idxs=idxs)
+    if is_floating(idxs):  # equal numbers have equal bits, once -0 has become 0
+        idxs = (idxs if idxs.dtype == torch.float64 else idxs.float()) + 0.0
+        idxs = idxs.view(torch.int64 if idxs.dtype == torch.float64 else torch.int32)
     idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels take
     return torch.ops.ssd_ext.batched_nms(floating(boxes), scores, idxs, iou_threshold)
 

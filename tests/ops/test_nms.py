@@ -178,6 +178,18 @@ def test_dtypes(batched_nms, dtype, idxs_dtype, device):
         check(batched_nms, batched_oracle(b, s, idxs, 0.3), (b, s, idxs), 0.3, device)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_groups_may_be_floating(dtype, device):
+    """Such as the column of classes in a tensor of predictions; torchvision takes them too."""
+    boxes, scores = adv.random_boxes(200).to(device), torch.rand(200, generator=adv.generator(0)).to(device)
+    numbers = torch.tensor([0.0, 1, -2, 0.5, 6e4, torch.inf], device=device).to(dtype)
+    groups = torch.randint(6, (200,), generator=adv.generator(1)).to(device)
+    expected = ssd_ext.batched_nms(boxes, scores, groups, 0.3)
+    assert torch.equal(ssd_ext.batched_nms(boxes, scores, numbers[groups], 0.3), expected)
+    signed = torch.where(groups % 2 == 0, torch.tensor(-0.0, dtype=dtype), torch.tensor(0.0, dtype=dtype))
+    assert torch.equal(ssd_ext.batched_nms(boxes, scores, signed, 0.3), ssd_ext.nms(boxes, scores, 0.3))
+
+
 @NMS
 def test_integer_boxes(nms, device):
     boxes, scores = (adv.grid_boxes(65) * 300).long(), torch.rand(65, generator=adv.generator(0))
@@ -191,7 +203,7 @@ def test_integer_boxes(nms, device):
         ("scores", {"scores": torch.zeros(2)}),
         ("scores", {"scores": torch.zeros(3, dtype=torch.int64)}),
         ("idxs", {"idxs": torch.zeros(2, dtype=torch.int64)}),
-        ("idxs", {"idxs": torch.zeros(3)}),
+        ("idxs", {"idxs": torch.zeros(3, dtype=torch.bool)}),
     ],
 )
 def test_bad_input_is_named(name, change):
