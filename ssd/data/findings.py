@@ -20,8 +20,8 @@ SHOWN = 3  # folders and names that a line shows
 
 def summary(dataset: BoxDataset) -> str:
     """Describes in one line what was found: the pictures, the annotations, and where both are."""
-    pictures = Counter(map(os.path.dirname, map(str, dataset.pictures)))
-    files = dict.fromkeys(map(str, dataset.files))
+    pictures = Counter(map(os.path.dirname, dataset.pictures.texts()))
+    files = dict.fromkeys(dataset.files.texts())
     annotations = Counter(map(os.path.dirname, files))
     if len(files) <= SHOWN and len(files) < len(dataset):
         where = f"in {_listed([_relative(path, dataset) for path in files])}"

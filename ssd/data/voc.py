@@ -40,8 +40,9 @@ def _read_annotation(path: Path) -> tuple[str, tuple[int, int], list[Object]]:
             raise ValueError(f"{path}: object {index} has a <bndbox> that is not four numbers: {written}") from None
         difficult = node.findtext("difficult", "0").strip().lower() in ("1", "true")
         objects.append(Object(index, name, box, difficult))
+    size = root.find("size")
     try:
-        width, height = (round(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+        width, height = [0, 0] if size is None else [round(float(size.findtext(s) or 0)) for s in ("width", "height")]
     except (ValueError, OverflowError):  # not needed to read the boxes
         width, height = 0, 0
     return (root.findtext("filename") or "").strip(), (width, height), objects
