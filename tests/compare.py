@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,20 @@ def compare_gpu(ops: Iterable[str] = OPS) -> int:
     return compare({"CPU": torch.ops.ssd_ext, "GPU": OnGPU()}, ops, one_library=False)
 
 
+def without_twins(cases: Iterable[tuple]) -> Iterator[tuple]:
+    """Cases with float32 alone, and two at most of the same shapes.
+
+    What threads share, and in which order, depends neither on the dtype nor on most numbers.
+    """
+    seen: Counter[tuple] = Counter()
+    for arguments in cases:
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        key = tuple((x.dtype, x.shape) for x in tensors)
+        seen[key] += 1
+        if seen[key] <= 2 and all(x.dtype == torch.float32 for x in tensors if x.is_floating_point()):
+            yield arguments
+
+
 def compare_sanitized(sanitizer: str, selftests: Iterable[str]) -> int:
     """Runs the CUDA sources under "thread", and compares them and the C++ sources under "address"; built with it."""
     from cuda_on_cpu import build
@@ -157,10 +172,10 @@ def compare_sanitized(sanitizer: str, selftests: Iterable[str]) -> int:
     if sanitizer == "address":
         calls = compare({"CUDA": build.load(sanitizer), "CPU": torch.ops.ssd_ext})
     else:  # plain PyTorch, to compare with, would take longer than they do
-        all_cases = [(op, arguments) for op in OPS for arguments in OPS[op].cases()]
-        for op, arguments in all_cases:
+        chosen = [(op, arguments) for op in OPS for arguments in without_twins(OPS[op].cases())]
+        for op, arguments in chosen:
             getattr(build.load(sanitizer), op)(*arguments)
-        calls = len(all_cases)
+        calls = len(chosen)
     for kernel in selftests:
         build.load_selftest(sanitizer)(torch.arange(64, dtype=torch.int32), kernel)
     return calls
