@@ -28,10 +28,15 @@ Result = TypeVar("Result")
 PICTURE_FOLDERS = {"jpegimages", "images", "image", "imgs", "img", "data"}  # preferred to others, such as drawings
 
 
-def is_split(name: str) -> bool:
-    """Tells whether a folder or a file is named like a split: "train", "val2017", "test_1"; not "training_data"."""
+def kind_of_split(name: str) -> str:
+    """The kind of a split by its name, such as "val" for "validation" and "val2017"; "" for "training_data"."""
     word = re.fullmatch("([a-z]+)[^a-z]*", name.lower())
-    return word is not None and word[1] in SPLIT_WORDS
+    return SPLIT_WORDS.get(word[1], "") if word else ""
+
+
+def is_split(name: str) -> bool:
+    """Tells whether a folder or a file is named like a split."""
+    return kind_of_split(name) != ""
 
 
 def split_of(path: str) -> str:
