@@ -48,7 +48,7 @@ def convert_dataset(
         if out.resolve().is_relative_to(folder.root.resolve()):
             raise ValueError(f"{out}: is inside of {folder.root}, where it would be read too; choose another place")
     check_new(out)
-    dataset = open_dataset(folders, None, classes, keep_crowds=True)
+    dataset = open_dataset(folders, None, classes)
     parts = _parts(dataset, folders, splits)
     pictures = _first_of_each(dataset)
     chosen = [index for index, path in pictures.items() if not parts or any(path in part for part in parts.values())]
@@ -95,6 +95,7 @@ def _written(
 ) -> Iterator[Written]:
     """What to write of the chosen pictures of a data set; `in_parts`: each split has a folder."""
     taken: dict[str, set[str]] = {}
+    sizes = dataset.sizes.tolist()
     for index in chosen:
         path = dataset.pictures[index]
         splits = [split for split, pictures in parts.items() if str(path) in pictures]
@@ -106,7 +107,7 @@ def _written(
             Annotated(int(label), tuple(Decimal(str(edge)) for edge in box), bool(difficult), bool(crowd), float(area))
             for label, box, difficult, crowd, area in rows
         ]
-        width, height = dataset.sizes[index].tolist()
+        width, height = sizes[index]
         yield Written(index + 1, home, name, splits, (width, height), objects)
 
 

@@ -1,6 +1,7 @@
 """A data set that is written in another format holds the same."""
 
 import errno
+import json
 import os
 
 import numpy as np
@@ -116,7 +117,8 @@ def test_overlapping_splits_and_difficult_objects(tmp_path):
         for split in ("train", "val", "trainval"):
             assert_same(held(out, split), held(root, split), marks=marked)
         assert len(set(open_dataset(out).pictures)) == 3
-    (tmp_path / "voc").rename(tmp_path / "gone")
+    images = json.loads((tmp_path / "coco" / "annotations" / "instances_trainval.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["train/a.jpg", "val/b.jpg", "val/c.jpg"]
     notes = convert_dataset([tmp_path / "coco"], tmp_path / "from coco", "voc")[1:]
     assert notes == ["3 pictures are described more than once; the first description is written"]
     assert_same(held(tmp_path / "from coco", "trainval"), held(tmp_path / "coco", "trainval"))
