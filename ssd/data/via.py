@@ -61,7 +61,8 @@ def _class_attribute(regions: list[Any], path: Path) -> str:
     if len(found) != 1 and not usual:
         raise ValueError(
             f"{path}: no attribute of the regions is named {', '.join(ATTRIBUTES[:-1])} or {ATTRIBUTES[-1]}, so the "
-            f"class is unknown; they have: {printable(', '.join(found)) or 'none'}"
+            f"class is unknown; they have: {printable(', '.join(found)) or 'none'}. "
+            "Give them an attribute 'class' in VIA"
         )
     return (usual or found)[0]
 
