@@ -107,7 +107,7 @@ def test_commands_are_understood(path):
             source = (ROOT / script[1]).read_text()
             for flag in re.findall(r" (--[a-z][a-z-]+)", code):
                 assert f'"{flag}"' in source, code
-        if mention := re.match(r"ssd ([a-z]+)\b(.*)", code):
+        if mention := re.match(r"ssd ([a-z-]+)(.*)", code):
             assert mention[1] in COMMANDS, code
             for flag in re.findall(r"(--[a-z][\w-]+)", mention[2]):
                 assert flag in COMMANDS[mention[1]]._option_string_actions, code

@@ -1,4 +1,4 @@
-"""The command line: ssd train | eval | detect | export | convert | demo | info."""
+"""The command line: ssd train | eval | detect | export | convert | convert-data | demo | info."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ssd.cli.arguments import Command
 from ssd.cli.convert import add_convert
+from ssd.cli.convert_data import add_convert_data
 from ssd.cli.demo import add_demo
 from ssd.cli.detect import add_detect
 from ssd.cli.eval import add_eval
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add_detect(commands)
     add_export(commands)
     add_convert(commands)
+    add_convert_data(commands)
     add_demo(commands)
     add_info(commands)
     return parser

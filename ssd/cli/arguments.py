@@ -60,13 +60,13 @@ def command(
 
     Args:
         commands: the subcommands of the parser of `ssd`.
-        run: runs the command and returns the exit code; its name is the command's, with an underscore in front.
+        run: runs the command and returns the exit code; its name is the command's, with "_" in front and for "-".
         flags: adds the command's flags to its parser.
         summary: one line for `ssd --help`.
         description: the text for `ssd COMMAND --help`.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    name = run.__name__.removeprefix("_")
+    name = run.__name__.removeprefix("_").replace("_", "-")
     parser = commands.add_parser(name, help=summary, description=description, formatter_class=raw)
     parser.set_defaults(run=run)
     parser.flags = flags

@@ -14,10 +14,15 @@ from typing import Any
 from ssd.data.annotations import Dropped, UnknownClassError
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
+from ssd.data.csv_datasets import CSVDataset, OpenImagesDataset, XMLToCSVDataset
+from ssd.data.cvat import CVATDataset
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, Root
+from ssd.data.label_studio import LabelStudioDataset
+from ssd.data.labelme import LabelMeDataset
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
+from ssd.data.via import VIADataset
 from ssd.data.voc import VOCDataset
 from ssd.data.yolo import YOLODataset
 from ssd.options import ReadOptions
@@ -26,12 +31,19 @@ __all__ = [
     "AUGMENTATIONS",
     "BoxDataset",
     "COCODataset",
+    "CSVDataset",
+    "CVATDataset",
     "Dropped",
     "ImageReadError",
+    "LabelMeDataset",
+    "LabelStudioDataset",
+    "OpenImagesDataset",
     "PictureFile",
     "ReadOptions",
     "UnknownClassError",
+    "VIADataset",
     "VOCDataset",
+    "XMLToCSVDataset",
     "YOLODataset",
     "list_splits",
     "open_dataset",
@@ -43,7 +55,11 @@ AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {  # the choices o
     "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
     "v2": v2_transform,
 }
-FORMATS = (VOCDataset, YOLODataset, COCODataset)
+TABLES = (CSVDataset, XMLToCSVDataset, OpenImagesDataset)  # are often made from files of the other formats
+FORMATS = (
+    *(VOCDataset, YOLODataset, COCODataset, LabelMeDataset, VIADataset, LabelStudioDataset, CVATDataset),
+    *TABLES,
+)
 
 
 def open_dataset(
@@ -90,6 +106,7 @@ def _format_of(folder: Folder) -> type[BoxDataset]:
         ValueError: it has two.
     """
     claims = {format: claim for format in FORMATS if (claim := format.claim(folder))}
+    claims = {format: claim for format, claim in claims.items() if format not in TABLES} or claims
     if not claims:
         layouts = "; ".join(f"{format.FORMAT} ({format.LAYOUT})" for format in FORMATS)
         raise FileNotFoundError(

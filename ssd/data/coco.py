@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from array import array
 from collections import Counter
@@ -17,12 +16,11 @@ import numpy as np
 from ssd.data.annotations import NO_BOX, Entry, ImageId, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, is_split
+from ssd.data.json_kinds import COCO, kinds
 from ssd.data.json_rows import START, json_rows
 from ssd.runtime.faults import Faults
 
 PREFIXES = ("instances_", "_annotations.coco")  # instances_val2017.json; Roboflow's val/_annotations.coco.json
-KEYS = re.compile(rb'"(images|annotations|categories)"\s*:')
-HEAD = 1 << 16  # bytes at the beginning of a file in which one of its keys must be
 Id = int | str  # of a picture or a category
 
 NUMBERS = {int, float}  # types of a number in JSON; bool is not among them
@@ -238,7 +236,7 @@ def _float(number: float) -> float:
 
 def _files(folder: Folder) -> dict[str, str]:
     """Finds the JSON files of annotations, by the names of their splits; a single file has the name ""."""
-    files = [path for path in folder.files(".json") if folder.only or _is_coco(folder.root / path)]
+    files = [path for path, kind in folder.once(kinds).items() if _is_coco(folder, path, kind)]
     instances = [path for path in files if PurePosixPath(path).stem.startswith(PREFIXES[0])]
     found: dict[str, str] = {}
     for path in instances or files:  # COCO's folder also has files of captions and keypoints
@@ -252,12 +250,11 @@ def _files(folder: Folder) -> dict[str, str]:
     return found
 
 
-def _is_coco(path: Path) -> bool:
-    """Whether a JSON file is one of COCO's, by its name or its first keys."""
-    if path.name.startswith(PREFIXES) or path.parent.name == "annotations":
-        return True
-    with open(path, "rb") as file:
-        return KEYS.search(file.read(HEAD)) is not None
+def _is_coco(folder: Folder, path: str, kind: str) -> bool:
+    """Whether a JSON file is one of COCO's, by its name or its first keys; files of other formats are not."""
+    inside, _, name = (folder.root / path).as_posix().rpartition("/")
+    expected = folder.only is not None or inside.endswith("/annotations")  # so that errors in the file are reported
+    return name.startswith(PREFIXES) or kind == COCO or (expected and not kind)
 
 
 def _top(inside: Path) -> Path:

@@ -349,6 +349,11 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         return Packed({"boxes": boxes, "labels": columns["labels"]}, self._objects.row_splits)
 
     @property
+    def annotated(self) -> Packed[dict[str, Tensor]]:
+        """All usable objects of each picture, whatever targets include: as `truths`, and "crowd" (n,) bool."""
+        return self._all
+
+    @property
     def sizes(self) -> Tensor:
         """Width and height of each picture in pixels, (N, 2) int64."""
         return torch.from_numpy(upright(self._headers).astype(np.int64))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from ssd.data.reading import SUFFIXES
@@ -23,18 +24,33 @@ SPLIT_WORDS = {  # kind of a split by the first word of its name; earlier words 
     "test": "test",
     "testing": "test",
 }
+Result = TypeVar("Result")
 PICTURE_FOLDERS = {"jpegimages", "images", "image", "imgs", "img", "data"}  # preferred to others, such as drawings
 
 
-def is_split(name: str) -> bool:
-    """Tells whether a folder or a file is named like a split: "train", "val2017", "test_1"; not "training_data"."""
+def kind_of_split(name: str) -> str:
+    """The kind of a split by its name, such as "val" for "validation" and "val2017"; "" for "training_data"."""
     word = re.fullmatch("([a-z]+)[^a-z]*", name.lower())
-    return word is not None and word[1] in SPLIT_WORDS
+    return SPLIT_WORDS.get(word[1], "") if word else ""
+
+
+def is_split(name: str) -> bool:
+    """Tells whether a folder or a file is named like a split."""
+    return kind_of_split(name) != ""
 
 
 def split_of(path: str) -> str:
     """The name of the split that a file belongs to by its folders, or "" if none of them is named like a split."""
     return next((part for part in path.split("/")[:-1] if is_split(part)), "")
+
+
+def split_named(path: str) -> str:
+    """The split that a file of annotations is for, by a word of its name, or else by its folders; "" if by none.
+
+    train_labels.csv, oidv6-train-annotations-bbox.csv and train/_annotations.csv are all for "train".
+    """
+    words = {word for word in re.split(r"[\W_]+", PurePosixPath(path).stem) if is_split(word)}
+    return words.pop() if len(words) == 1 else split_of(path)
 
 
 class Folder:
@@ -55,6 +71,16 @@ class Folder:
         self.path = root
         self.only = root if root.is_file() else None
         self.root = root.parent if self.only else root
+        self._results: dict[Callable[[Folder], Any], Any] = {}
+
+    def once(self, read: Callable[[Folder], Result]) -> Result:
+        """Calls a function for this folder, or returns what its first call has returned.
+
+        So the formats, each of which looks whether the folder is in its layout, read no file twice.
+        """
+        if read not in self._results:
+            self._results[read] = read(self)
+        return self._results[read]
 
     @cached_property
     def _listed(self) -> tuple[list[Path], dict[str, list[str]]]:
@@ -76,6 +102,15 @@ class Folder:
                 if name[0] != ".":
                     by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
         return every, by_suffix
+
+    @cached_property
+    def surroundings(self) -> Folder:
+        """The folder with the pictures: itself, or the one above if a file was given that has none beside or below."""
+        return self if self.only is None or self.pictures else Folder(self.root.absolute().parent)
+
+    def beside(self, path: str) -> str:
+        """Makes the path of a file relative to `surroundings`."""
+        return path if self.surroundings is self else f"{self.root.absolute().name}/{path}"
 
     @property
     def folders(self) -> list[Path]:

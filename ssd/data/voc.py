@@ -25,6 +25,14 @@ FIRST_ELEMENT = re.compile(rb"<([A-Za-z]\w*)")
 ENDINGS = (".xml", *SUFFIXES)
 
 
+def root_tag(path: Path) -> str:
+    """The tag of the first element of an XML file; "" if there is none near the beginning."""
+    with open(path, "rb") as file:
+        head = file.read(4096).replace(b"\0", b"")  # of UTF-16
+    root = FIRST_ELEMENT.search(head)
+    return root[1].decode() if root else ""
+
+
 def _read_annotation(path: Path) -> tuple[str, tuple[int, int], list[Object]]:
     """Reads the picture's file name, its width and height (zeros if there are none) and the objects of an XML file."""
     root = read_xml(path)
@@ -100,9 +108,7 @@ class VOCDataset(BoxDataset):
         annotations = folder.files(".xml")
         if not annotations:
             return None
-        head = (folder.root / annotations[0]).read_bytes()[:4096].replace(b"\0", b"")  # of UTF-16
-        root = FIRST_ELEMENT.search(head)
-        if root and root[1] != b"annotation":  # XML of another kind
+        if root_tag(folder.root / annotations[0]) not in ("annotation", ""):  # XML of another kind
             return None
         return f"{len(annotations)} XML files, such as {annotations[0]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,44 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new(path: Path) -> None:
+    """Checks that a file or folder can be made: before long work, whose result would have no place.
+
+    Raises:
+        FileExistsError: `path` exists.
+        FileNotFoundError: the folder that `path` is in does not exist.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path}: exists; choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} cannot be written there")
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a context the path of an empty temporary folder, which becomes `path` if the block ends without an error.
+
+    After an error the temporary folder is removed.
+
+    Args:
+        path: the folder to write, which must not exist; the temporary folder is beside it.
+
+    Raises:
+        FileExistsError, FileNotFoundError: see `check_new`.
+        OSError: see `naming`.
+    """
+    path = Path(path)
+    check_new(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            temporary.mkdir()
+            yield temporary
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -1,27 +1,30 @@
 """Folders as tools write them: each opens with the right pictures, classes, boxes and splits, under odd names."""
 
-import json
-
 import pytest
-from PIL import Image
+from annotation_files import (
+    BOX,
+    DEEP_FOREST,
+    KERAS,
+    OPEN_IMAGES,
+    XML_TO_CSV,
+    cvat,
+    draw,
+    label_studio,
+    label_studio_min,
+    labelme,
+    table,
+    upload,
+    via,
+    via_project,
+    write,
+)
 
 from ssd.data import list_splits, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE, BOX = (64, 48), (10, 12, 34, 36)
 STEMS = ("a", "b c", "d#1", "é")
 YOLO = " ".join(map(str, (0, 22 / 64, 24 / 48, 24 / 64, 24 / 48))) + "\n"
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
-
-
-def draw(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", SIZE).save(path, "JPEG")
 
 
 def xml(name):
@@ -95,6 +98,40 @@ def coco_parts(pictures, file, parts):
     return make
 
 
+def beside(pictures, annotations, content, parts=("",)):
+    """A JSON file for each picture."""
+
+    def make(root):
+        for part in parts:
+            for stem in STEMS:
+                draw(root / pictures.format(part) / f"{part}{stem}.jpg")
+                write(root / annotations.format(part) / f"{part}{stem}.json", content(f"{part}{stem}.jpg"))
+
+    return make
+
+
+def listed(pictures, file, content, parts=("",), *others):
+    """One file for the pictures of each part; its content is made from their names."""
+
+    def make(root):
+        for part in parts:
+            for stem in STEMS:
+                draw(root / pictures.format(part) / f"{part}{stem}.jpg")
+        for part in parts if "{}" in file else ("",):
+            its = [f"{name}{stem}.jpg" for name in (parts if "{}" not in file else (part,)) for stem in STEMS]
+            write(root / file.format(part), content(its))
+        for name, text in others:
+            write(root / name, text)
+
+    return make
+
+
+def csv(dialect):
+    return lambda names: table(names, *dialect)
+
+
+BOTH = ("train", "test")
+DESCRIPTIONS = ("class-descriptions-boxable.csv", "/m/01,thing\n/m/02,other\n")
 LISTED = "".join(f"data/obj_train_data/{stem}.jpg\n" for stem in STEMS)
 LAYOUTS = {
     "xml: LabelImg, beside the picture": (voc(".", "."), []),
@@ -174,6 +211,54 @@ LAYOUTS = {
     "coco: FiftyOne": (named("data", "labels.json", "{}.jpg"), []),
     "coco: without suffix": (named("images", "result.json", "{}"), []),
     "coco: another case": (named("images", "result.json", "{}.JPG"), []),
+    "labelme: beside the pictures": (beside(".", ".", labelme), []),
+    "labelme: in a folder of their own, labelled on Windows": (
+        beside("imgs", "annotations", lambda name: labelme(f"..\\imgs\\{name}")),
+        [],
+    ),
+    "labelme: in parts": (beside("{}", "{}", labelme, BOTH), ["test", "train"]),
+    "via: an export": (listed(".", "via_region_data.json", via), []),
+    "via: a project": (listed("images", "annotations/my project.json", via_project), []),
+    "via: Matterport's balloons": (listed("{}", "{}/via_region_data.json", via, BOTH), ["test", "train"]),
+    "label studio: uploaded pictures under their own names": (
+        listed("images", "annotations/project-1-at.json", lambda names: label_studio(map(upload, names))),
+        [],
+    ),
+    "label studio: a local storage": (
+        listed(
+            "my pictures",
+            "export.json",
+            lambda names: label_studio([f"/data/local-files/?d=my%20pictures/{n.replace('#', '%23')}" for n in names]),
+        ),
+        [],
+    ),
+    "label studio: JSON-MIN, parts as folders": (
+        listed("{}", "export.json", lambda names: label_studio_min([f"s3://bucket/{name}" for name in names]), BOTH),
+        ["test", "train"],
+    ),
+    "cvat: a task": (listed("images", "annotations.xml", cvat), []),
+    "cvat: files of two tasks": (listed("images", "{} task.xml", cvat, BOTH), ["test", "train"]),
+    "csv: TensorFlow tutorials": (
+        listed("images/{}", "images/{}_labels.csv", csv(XML_TO_CSV), BOTH),
+        ["test", "train"],
+    ),
+    "csv: Roboflow, for TensorFlow": (listed("{}", "{}/_annotations.csv", csv(XML_TO_CSV), BOTH), ["test", "train"]),
+    "csv: keras-retinanet": (
+        listed("images", "annotations.csv", csv(KERAS), ("",), ("classes.csv", "other,1\nthing,0\n")),
+        [],
+    ),
+    "csv: DeepForest": (listed("crops", "train.csv", csv(DEEP_FOREST)), ["train"]),
+    "csv: one file, parts as folders": (listed("{}", "labels.csv", csv(DEEP_FOREST), BOTH), ["test", "train"]),
+    "csv: Open Images": (
+        listed("{}", "oidv6-{}-annotations-bbox.csv", csv(OPEN_IMAGES), ("train", "validation"), DESCRIPTIONS),
+        ["train", "validation"],
+    ),
+    "csv: Open Images, as FiftyOne downloads it": (
+        listed(
+            "{}/data", "{}/labels/detections.csv", csv(OPEN_IMAGES), BOTH, ("train/metadata/classes.csv", "/m/01,thing")
+        ),
+        ["test", "train"],
+    ),
     "coco: beside the pictures": (named(".", "my annotations.json", "{}.jpg"), []),
 }
 

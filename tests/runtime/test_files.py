@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from own_process import PATHS
 
-from ssd.runtime.files import discard_leftovers, locked, naming, replacing
+from ssd.runtime.files import discard_leftovers, locked, naming, new_folder, replacing
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
@@ -102,4 +102,20 @@ def test_one_at_a_time_in_a_folder(tmp_path):
         with locked(tmp_path / "other"):
             pass
     with locked(folder):
+        pass
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path):
+    def fail(folder):
+        (folder / "a").touch()
+        assert not (tmp_path / "new").exists()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "new") as folder:
+        fail(folder)
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "new") as folder:
+        (folder / "a").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["new", "new/a"]
+    with pytest.raises(FileExistsError, match="new: exists; choose another name"), new_folder(tmp_path / "new"):
         pass

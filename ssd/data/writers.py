@@ -1,0 +1,219 @@
+"""Writing the annotations of a data set as COCO, Pascal VOC or YOLO."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, NamedTuple
+from xml.etree import ElementTree
+
+import yaml
+
+from ssd.data.folder import kind_of_split
+from ssd.data.yolo import KEYS
+
+
+class Annotated(NamedTuple):
+    """An object to write."""
+
+    label: int  # its class is classes[label - 1]
+    edges: tuple[Decimal, ...]  # left, top, right and bottom in pixels
+    difficult: bool
+    crowd: bool
+    area: float  # in square pixels
+
+
+class Written(NamedTuple):
+    """A picture to write."""
+
+    number: int  # from 1
+    home: str  # the folder of the pictures that it is in; "" for none
+    name: str  # of the file
+    splits: Sequence[str]  # those that it is in
+    size: tuple[int, int]  # width and height
+    objects: Sequence[Annotated]
+
+    def inside(self, above: str, suffix: str | None = None) -> str:
+        """A path in the folder `above`, for the picture or for a file with its name and another suffix."""
+        path = PurePosixPath(above, self.home, self.name)
+        return str(path if suffix is None else path.with_name(os.path.splitext(self.name)[0] + suffix))
+
+
+class Writer(ABC):
+    """Writes annotations into an empty folder.
+
+    Args:
+        folder: the folder.
+        classes: the names of the classes.
+        splits: the names of the splits.
+
+    Attributes:
+        notes: what the format cannot hold, with the number of objects.
+    """
+
+    PICTURES: ClassVar[str] = "images"  # the folder of the pictures
+    IN_PARTS: ClassVar[bool] = True  # whether it has a folder for each split
+
+    def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
+        self.folder, self.classes, self.splits = folder, classes, splits
+        self.notes: Counter[str] = Counter()
+
+    @abstractmethod
+    def add(self, picture: Written) -> None:
+        """Writes the annotations of a picture, or keeps them for `finish`."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Writes what describes all pictures."""
+
+    def _held(self, picture: Written, lacks: Mapping[str, Callable[[Annotated], bool]]) -> list[Annotated]:
+        """The objects of a picture without those that the format cannot hold, by the reason; the others are counted."""
+        kept = list(picture.objects)
+        for reason, is_it in lacks.items():
+            before, kept = len(kept), [item for item in kept if not is_it(item)]
+            self.notes[f"left out: {reason}"] += before - len(kept)
+        return kept
+
+    def _unmarked(self, objects: Sequence[Annotated]) -> None:
+        """Counts the difficult objects, for a format without this mark."""
+        self.notes["difficult objects are written without this mark, which the format lacks"] += sum(
+            item.difficult for item in objects
+        )
+
+    def _write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text, encoding="utf-8")
+
+
+def _is_crowd(item: Annotated) -> bool:
+    return item.crowd
+
+
+class CocoWriter(Writer):
+    """Writes annotations/instances_<split>.json, for pictures in images/<split>/."""
+
+    def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
+        super().__init__(folder, classes, splits)
+        self._files: dict[str, dict[str, list[dict[str, Any]]]] = {
+            split: {"images": [], "annotations": [], "categories": []} for split in splits or ("all",)
+        }
+
+    def add(self, picture: Written) -> None:
+        (width, height), number = picture.size, picture.number
+        self._unmarked([item for item in picture.objects if not item.crowd])
+        for split in picture.splits or ("all",):
+            file = self._files[split]
+            name = picture.name if picture.home == split else picture.inside("")
+            file["images"].append({"id": number, "file_name": name, "width": width, "height": height})
+            for label, (x0, y0, x1, y1), _, crowd, area in picture.objects:
+                box = [_plain(value) for value in (x0, y0, x1 - x0, y1 - y0)]
+                ids = {"id": len(file["annotations"]) + 1, "image_id": number, "category_id": label}
+                file["annotations"].append(ids | {"bbox": box, "area": area, "iscrowd": int(crowd)})
+
+    def finish(self) -> None:
+        categories = [{"id": label, "name": name} for label, name in enumerate(self.classes, start=1)]
+        for split, file in self._files.items():
+            text = json.dumps(file | {"categories": categories}, ensure_ascii=False)
+            self._write(f"annotations/instances_{split}.json", text)
+
+
+class VocWriter(Writer):
+    """Writes Annotations/<name>.xml and ImageSets/Main/<split>.txt, for pictures in JPEGImages/."""
+
+    PICTURES = "JPEGImages"
+    IN_PARTS = False
+
+    def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
+        super().__init__(folder, classes, splits)
+        self._lists: dict[str, list[str]] = {split: [] for split in splits}
+
+    def add(self, picture: Written) -> None:
+        root = ElementTree.Element("annotation")
+        _fill(root, folder=self.PICTURES, filename=picture.name)
+        width, height = picture.size
+        _fill(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+        lacks = {
+            "crowds, which Pascal VOC's format lacks": _is_crowd,
+            "boxes of at most one pixel, which Pascal VOC's format does not tell from points": _is_thin,
+        }
+        for label, (x0, y0, x1, y1), difficult, *_ in self._held(picture, lacks):
+            node = ElementTree.SubElement(root, "object")
+            _fill(node, name=self.classes[label - 1], pose="Unspecified", truncated=0, difficult=int(difficult))
+            edges = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
+            _fill(ElementTree.SubElement(node, "bndbox"), **{key: _plain(value) for key, value in edges.items()})
+        ElementTree.indent(root)
+        path = picture.inside("Annotations", ".xml")
+        self._write(path, ElementTree.tostring(root, encoding="unicode") + "\n")
+        for split in picture.splits:
+            self._lists[split].append(PurePosixPath(path).stem)
+
+    def finish(self) -> None:
+        for split, names in self._lists.items():
+            self._write(f"ImageSets/Main/{split}.txt", "".join(f"{name}\n" for name in names))
+
+
+class YoloWriter(Writer):
+    """Writes labels/<split>/<name>.txt and data.yaml, for pictures in images/<split>/."""
+
+    def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
+        super().__init__(folder, classes, splits)
+        unknown = [split for split in splits if not kind_of_split(split)]
+        if unknown:
+            raise ValueError(
+                f"YOLO's splits are named after train, val and test, but there is {unknown[0]!r}; "
+                "choose others with --split"
+            )
+        self._pictures: dict[str, list[str]] = {split: [] for split in splits}
+        self._homes: dict[str, set[str]] = {split: set() for split in splits}  # of the pictures of each split
+
+    def add(self, picture: Written) -> None:
+        width, height = picture.size
+        objects = self._held(picture, {"crowds, which YOLO's format lacks": _is_crowd})
+        self._unmarked(objects)
+        lines = []
+        for label, edges, *_ in objects:
+            x0, y0, x1, y1 = (float(edge) / side for edge, side in zip(edges, (width, height) * 2, strict=True))
+            numbers = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+            lines.append(" ".join((str(label - 1), *(f"{number:.12g}" for number in numbers))))
+        self._write(picture.inside("labels", ".txt"), "".join(f"{line}\n" for line in lines))
+        for split in picture.splits:
+            self._pictures[split].append(picture.inside(self.PICTURES))
+            self._homes[split].add(picture.home)
+
+    def finish(self) -> None:
+        places: dict[str, list[str]] = {}
+        for split, pictures in self._pictures.items():
+            if self._homes[split] <= {split}:
+                place = f"{self.PICTURES}/{split}"
+            else:  # some of its pictures are in the folder of another split
+                place = f"{split}.txt"
+                self._write(place, "".join(f"./{picture}\n" for picture in pictures))
+            places.setdefault(kind_of_split(split), []).append(place)
+        content: dict[str, Any] = {key: its if len(its) > 1 else its[0] for key in KEYS if (its := places.get(key))}
+        content |= {"names": dict(enumerate(self.classes))}
+        self._write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+
+
+def _is_thin(item: Annotated) -> bool:
+    """Whether `VOCDataset` would leave the box out."""
+    x0, y0, x1, y1 = item.edges
+    return x1 - x0 <= 1 or y1 - y0 <= 1
+
+
+def _plain(value: Decimal) -> int | float:
+    """A number for JSON and XML, without ".0" and exponent where possible."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def _fill(node: ElementTree.Element, **values: Any) -> None:
+    """Adds elements with texts."""
+    for tag, value in values.items():
+        ElementTree.SubElement(node, tag).text = str(value)
+
+
+WRITERS: dict[str, type[Writer]] = {"coco": CocoWriter, "voc": VocWriter, "yolo": YoloWriter}
