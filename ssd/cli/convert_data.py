@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ssd.cli.arguments import DATA, Commands, class_names, command
+from ssd.cli.arguments import DATA, Commands, add_fields, class_names, command, fields_given
+from ssd.options import ReadOptions
 
 
 def add_convert_data(commands: Commands) -> None:
@@ -44,13 +45,16 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     help = "names of the classes, separated by commas, or a file with one name per line (default: those of the data)"
     parser.add_argument("--classes", type=class_names, help=help)
     parser.add_argument("--link", action="store_true", help="make symbolic links to the pictures")
+    add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 
 
 def _convert_data(arguments: argparse.Namespace) -> int:
     from ssd.data.conversion import convert_dataset
 
     done, *notes = convert_dataset(
-        *(arguments.data, arguments.out, arguments.format, arguments.split, arguments.classes), link=arguments.link
+        *(arguments.data, arguments.out, arguments.format, arguments.split, arguments.classes),
+        link=arguments.link,
+        options=ReadOptions(**fields_given(arguments, ReadOptions)),
     )
     print(done)
     print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")

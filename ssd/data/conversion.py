@@ -14,6 +14,7 @@ from pathlib import Path
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.folder import Folder, Root
 from ssd.data.writers import WRITERS, Annotated, Written
+from ssd.options import ReadOptions
 from ssd.runtime.files import check_new, new_folder
 
 
@@ -25,6 +26,7 @@ def convert_dataset(
     classes: Sequence[str] | None = None,
     *,
     link: bool = False,
+    options: ReadOptions = ReadOptions(),
 ) -> list[str]:
     """Writes a data set in another format, with the same splits.
 
@@ -35,6 +37,7 @@ def convert_dataset(
         splits: those to write; empty: all.
         link: whether pictures become symbolic links; else they are hard links where the file system allows it, and
             otherwise copies.
+        options: how the data set is read.
 
     Returns:
         Lines for the user: what was written, then what was left out.
@@ -48,7 +51,7 @@ def convert_dataset(
         if out.resolve().is_relative_to(folder.root.resolve()):
             raise ValueError(f"{out}: is inside of {folder.root}, where it would be read too; choose another place")
     check_new(out)
-    dataset = open_dataset(folders, None, classes)
+    dataset = open_dataset(folders, None, classes, options=options)
     parts = _parts(dataset, folders, splits)
     pictures = _first_of_each(dataset)
     chosen = [index for index, path in pictures.items() if not parts or any(path in part for part in parts.values())]
@@ -68,7 +71,7 @@ def convert_dataset(
         **writer.notes,
     }
     notes = [f"{number} {note}" for note, number in left_out.items() if number]
-    return [f"wrote {out}: {len(chosen)} pictures{counts}", *notes, *map(str, dataset.dropped)]
+    return [f"wrote {out}: {len(chosen)} pictures{counts}", *notes, *dataset.notes, *map(str, dataset.dropped)]
 
 
 def _first_of_each(dataset: BoxDataset) -> dict[int, str]:
@@ -86,7 +89,9 @@ def _parts(dataset: BoxDataset, folders: Sequence[Folder], wanted: Sequence[str]
     for split in splits:
         if not split.isprintable() or "/" in split or "\\" in split:
             raise ValueError(f"the split {split!r} cannot be the name of a file; choose others with --split")
-    opened = {split: open_dataset(folders, split, dataset.classes) for split in dict.fromkeys(splits)}
+    opened = {
+        split: open_dataset(folders, split, dataset.classes, options=dataset.options) for split in dict.fromkeys(splits)
+    }
     return {split: set(map(str, its.pictures)) for split, its in sorted(opened.items(), key=lambda item: len(item[1]))}
 
 

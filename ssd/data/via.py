@@ -17,6 +17,7 @@ from ssd.runtime.faults import Faults
 from ssd.runtime.text import printable
 
 ATTRIBUTES = ("class", "label", "category", "name", "type")  # whose value is the class, if regions have several
+ONLY = "object"  # the class of regions without attributes
 WITHOUT_BOX = ("point", "polyline", "line")
 
 
@@ -43,7 +44,9 @@ def _box(shape: Mapping[str, Any], where: str) -> Box:
 
 
 def _class(attributes: Mapping[str, Any], key: str, where: str) -> str:
-    """The value of the attribute with the class: a text, or the only box that is ticked."""
+    """The value of the attribute with the class: a text, or the only box that is ticked; `ONLY` without attributes."""
+    if not key:
+        return ONLY
     value = attributes.get(key)
     if isinstance(value, dict):
         ticked = [name for name, is_ticked in value.items() if is_ticked]
@@ -54,14 +57,16 @@ def _class(attributes: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _class_attribute(regions: list[Any], path: Path) -> str:
-    """The attribute that has the class."""
+    """The attribute that has the class; "" if no region has any attribute, as where there is only one class."""
     rows = [region.get("region_attributes") for region in regions if isinstance(region, dict)]
     found = list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
     usual = [key for name in ATTRIBUTES for key in found if key.lower() == name]
+    if not found:
+        return ""
     if len(found) != 1 and not usual:
         raise ValueError(
             f"{path}: no attribute of the regions is named {', '.join(ATTRIBUTES[:-1])} or {ATTRIBUTES[-1]}, so the "
-            f"class is unknown; they have: {printable(', '.join(found)) or 'none'}. "
+            f"class is unknown; they have: {printable(', '.join(found))}. "
             "Give them an attribute 'class' in VIA"
         )
     return (usual or found)[0]
@@ -83,7 +88,8 @@ class VIADataset(ListingDataset):
     """A dataset of VIA; arguments and attributes are those of `BoxDataset`.
 
     A region is replaced by the box around it. Points and lines have no box and are left out. The class is the only
-    attribute of the regions, or the one named class, label, category, name or type.
+    attribute of the regions, or the one named class, label, category, name or type. Regions without attributes are of
+    one class, "object".
     """
 
     FORMAT = "VGG Image Annotator"

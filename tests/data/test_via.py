@@ -52,6 +52,7 @@ def test_every_shape_has_the_box_around_it(tmp_path, content, regions):
         ({"colour": "red", "Label": "cat"}, "cat"),
         ({"type": "big", "class": "cat"}, "cat"),
         ({"animal": {"cat": True, "dog": False}}, "cat"),
+        ({}, "object"),  # as in sets of one class
     ],
 )
 def test_the_attribute_with_the_class(tmp_path, attributes, name):
@@ -65,7 +66,6 @@ def test_the_attribute_with_the_class(tmp_path, attributes, name):
             [region(attributes={"colour": "red", "size": "big"})],
             r"via\.json: no attribute .* is named class, label, .* they have: colour, size",
         ),
-        ([region(attributes={})], "they have: none"),
         ([region(attributes={"a": {"cat": True, "dog": True}})], r"\['a'\] must be the name of one class, got {'cat'"),
         ([region(), region(attributes={"kind": ""})], r"'a\.jpg1000'\]\['regions'\]\[1\]\['region_attributes'\]"),
         ([region("rect", x=1, y=2, width=3)], r"\['regions'\]\[0\]\['shape_attributes'\] has no 'height'"),
