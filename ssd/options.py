@@ -5,6 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple
 
 
+def one_to_32(value: int) -> None:
+    """Raises ValueError unless the value is a number of bits that a sample can have."""
+    if not 1 <= value <= 32:
+        raise ValueError(f"must be from 1 to 32, got {value}")
+
+
+def share(value: float) -> None:
+    """Raises ValueError unless the value is from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"must be from 0 to 1, got {value}")
+
+
 class ReadOptions(NamedTuple):
     """How the annotations and pictures of a data set are read. These are also flags of `ssd info`, `train` and `eval`.
 
@@ -19,4 +31,16 @@ class ReadOptions(NamedTuple):
     boxes_as_stored: Annotated[
         bool, "the boxes were drawn on the pictures as they are stored, without the orientation that EXIF gives"
     ] = False
+    bits: Annotated[
+        int | None,
+        "bits per sample that pictures with more than 8 use, such as 12 in files of 16: 0 becomes black, and the "
+        "largest number of so many bits white (default: the smallest and the largest value of all pictures)",
+        one_to_32,
+    ] = None
+    skip_unreadable: Annotated[
+        float,
+        "decode all pictures before the start, and leave out those that cannot be read, if they are at most this share "
+        "of the pictures; without a number 0.01",
+        share,
+    ] = 0.0
     strict: Annotated[bool, "an object that cannot be used is an error; by default it is left out and listed"] = False

@@ -147,6 +147,8 @@ def add_fields(
             settings |= {"nargs": "+", "metavar": "DATA"}
         else:
             settings["type"] = checked(kind, *checks)
+            if name == "skip_unreadable":
+                settings |= {"nargs": "?", "const": 0.01, "metavar": "SHARE"}
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
 
 

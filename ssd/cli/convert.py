@@ -46,11 +46,13 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from ssd import load_weights
-    from ssd.weights.checkpoint import save_checkpoint
+    from ssd.weights.checkpoint import levels_of, save_checkpoint
+    from ssd.weights.loading import open_weights
 
     if arguments.target.exists():
         raise FileExistsError(f"{arguments.target}: exists; choose another name")
     model, classes = load_weights(arguments.source, classes=arguments.classes, bgr=arguments.bgr, device="cpu")
-    save_checkpoint(arguments.target, model, classes)
+    levels = levels_of(open_weights(arguments.source))
+    save_checkpoint(arguments.target, model, classes, levels=levels)
     print(f"wrote {arguments.target}: {len(classes)} classes: {', '.join(classes)}")
     return 0

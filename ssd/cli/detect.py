@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd.cli.arguments import WEIGHTS, Commands, add_inference_options, add_machine_options, command, open_detector
+from ssd.cli.arguments import (
+    WEIGHTS,
+    Commands,
+    add_inference_options,
+    add_machine_options,
+    checked,
+    command,
+    open_detector,
+)
+from ssd.options import one_to_32
 from ssd.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -53,6 +62,12 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "pictures were added; the weights and options must be the same; without results, start from the beginning",
     )
     parser.add_argument("--no-drawings", action="store_true", help="write detections.json only")
+    parser.add_argument(
+        "--bits",
+        type=checked(int, one_to_32),
+        help="bits per sample that pictures with more than 8 use, such as 12 in files of 16 (default: as in the "
+        "training data of the weights, or else as many as the files have)",
+    )
     add_inference_options(parser, SHOWN)
     add_machine_options(parser, workers="threads that read and draw pictures")
 
@@ -76,21 +91,24 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.runtime.signals import stop_signals
     from ssd.runtime.threads import in_threads
 
-    unread: list[OSError] = []
+    unread: list[Exception] = []
 
     def say_error(text: object) -> None:
         if ranks.first:
             print(printable(text), file=sys.stderr)
 
-    def skip_folder(error: OSError) -> None:
+    def skip_some(error: Exception) -> None:
         unread.append(error)
         say_error(f"skipped: {error}")
 
     out, workers = Path(arguments.out), max(1, worker_count(arguments.workers))
     drawn = not arguments.no_drawings
-    drawings = plan_drawings(arguments.paths, out, draw=drawn, on_error=skip_folder)
+    drawings = plan_drawings(arguments.paths, out, draw=drawn, on_error=skip_some)
     detector = open_detector(arguments, SHOWN)
     info = made_by(arguments.weights, detector.options)
+    if arguments.bits is not None:
+        info = {**info, "bits": arguments.bits}
+        detector.levels = 0, 2**arguments.bits - 1
     with open_results(
         out, drawings, detector.classes, info, draw=drawn, resume=arguments.resume, ranks=ranks, say=say_error
     ) as results:
@@ -98,7 +116,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if before:
             say_error(f"resuming: {before} of {len(drawings)} pictures already have a result")
         mine = ranks.block(results.left)
-        stopped = False
+        stopped, cut = False, []
         with tqdm(total=len(mine), unit="picture", disable=not ranks.first or None) as bar, stop_signals() as stopping:
 
             def skip(error: Exception) -> None:
@@ -123,6 +141,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                     skip(found)
                 else:
                     results.add(found)
+                    cut += [found.picture.path] * found.picture.cut
                     bar.write(printable(f"{found.picture.path}: {found}"))
                     bar.update()
                 # Stops only after whole batches. A resumed run then forms the same batches as a run without a stop,
@@ -139,6 +158,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if not ranks.first:
             return 0  # with another exit code, torchrun would end the first process before it writes the results
         done, objects = results.finish()
+    if cut:
+        say_error(f"pictures that lack their last bytes, and were used: {len(cut)}, such as {cut[0]}")
     print(f"{done} pictures, {objects} objects: {printable(out / JSON_NAME)}")
     if done < len(drawings):
         say_error(f"{len(drawings) - done} of {len(drawings)} pictures could not be read")

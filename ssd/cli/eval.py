@@ -25,8 +25,8 @@ from ssd_ext import DetectionOptions
 
 if TYPE_CHECKING:
     from ssd.data import BoxDataset
-    from ssd.data.augmentation import EvalTransform
     from ssd.evaluation.evaluate import EvalResult
+    from ssd.inference.detector import Detector
     from ssd.runtime.processes import Ranks
 
 
@@ -98,7 +98,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
     detector = open_detector(arguments, DetectionOptions())
 
     def opened(split: str | None) -> BoxDataset:
-        return _open_data(arguments, arguments.weights, split, detector.classes, detector.prepare)
+        return _open_data(arguments, arguments.weights, split, detector.classes, detector)
 
     def chosen() -> tuple[BoxDataset, str]:
         if arguments.split is not None or is_exported(arguments.weights):
@@ -141,14 +141,16 @@ def _open_data(
     source: str,
     split: str | None,
     classes: Sequence[str] | None,
-    transform: EvalTransform | None = None,
+    detector: Detector | None = None,
 ) -> BoxDataset:
-    """Opens the data with the classes of the weights or detections in `source`."""
+    """Opens the data with the classes of the weights or detections in `source`, prepared for the detector."""
     from ssd.data import UnknownClassError, open_dataset
 
     options = ReadOptions(**fields_given(arguments, ReadOptions))
     try:
-        return open_dataset(arguments.data, split, classes, transform, keep_crowds=True, options=options)
+        transform, levels = (detector.prepare, detector.levels) if detector else (None, None)
+        levels = None if options.bits else levels
+        return open_dataset(arguments.data, split, classes, transform, keep_crowds=True, options=options, levels=levels)
     except UnknownClassError as error:
         raise ValueError(f"{source}: its classes are not those of the data: {error}") from error
 

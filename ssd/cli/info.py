@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssd.cli.arguments import DATA, Commands, add_fields, command, fields_given, say
 from ssd.options import ReadOptions
+from ssd.runtime.faults import first_of
 from ssd.training.settings import Settings
 
 
@@ -32,14 +33,17 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="*", metavar="DATA", help=DATA)
     help = "measure how fast DATA is read, for about 10 seconds; by default with the augmentation of the recipe scratch"
     parser.add_argument("--speed", action="store_true", help=help)
+    help = "decode all pictures, and list those that cannot be read (exit code 1) or lack their last bytes"
+    parser.add_argument("--pixels", action="store_true", help=help)
     add_fields(parser, Settings, ["augment"])
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 
 
 def _info(arguments: argparse.Namespace) -> int:
     if not arguments.data:
-        if arguments.speed:
-            raise ValueError("--speed measures how fast DATA is read: name at least one folder")
+        for flag in ("speed", "pixels"):
+            if getattr(arguments, flag):
+                raise ValueError(f"--{flag} reads DATA: name at least one folder")
         import ssd_ext
 
         print(ssd_ext.info())
@@ -62,7 +66,19 @@ def _info(arguments: argparse.Namespace) -> int:
         print("speed of one core, by CPU time:")
         augment = AUGMENTATIONS[str(getattr(arguments, "augment", Settings(("",)).augment))]
         print(measure_speed(dataset, augment, SSD300.input_size))
-    return 0
+    return _check_pixels(dataset.pictures) if arguments.pixels else 0
+
+
+def _check_pixels(pictures: Sequence[Path]) -> int:
+    """Decodes all pictures, lists the damaged ones, and returns the exit code."""
+    from ssd.data.pixels import check_pixels
+
+    unreadable, cut = check_pixels(pictures)
+    for what, found in (("cannot be read", unreadable), ("lack their last bytes, and are read", cut)):
+        say(f"pictures that {what}: {len(found)} of {len(pictures)}")
+        for line in first_of(found):
+            say(f"  {line}")
+    return int(len(unreadable) > 0)
 
 
 def _pictures_of_splits(data: Sequence[str], options: ReadOptions) -> dict[str, Sequence[Path]]:

@@ -17,6 +17,7 @@ from ssd.data.coco import COCODataset
 from ssd.data.csv_datasets import CSVDataset, OpenImagesDataset, XMLToCSVDataset
 from ssd.data.cvat import CVATDataset
 from ssd.data.dataset import BoxDataset
+from ssd.data.depth import Levels
 from ssd.data.folder import Folder, Root
 from ssd.data.label_studio import LabelStudioDataset
 from ssd.data.labelme import LabelMeDataset
@@ -70,11 +71,12 @@ def open_dataset(
     *,
     keep_crowds: bool = False,
     options: ReadOptions = ReadOptions(),
+    levels: Levels | None = None,
 ) -> BoxDataset:
     """Opens folders in the layout of one of `FORMATS`, which is detected from the first folder.
 
     Args:
-        roots, split, classes, transform, keep_crowds, options: see `BoxDataset`.
+        roots, split, classes, transform, keep_crowds, options, levels: see `BoxDataset`.
 
     Returns:
         A dataset of (image, target), see `BoxDataset`.
@@ -84,7 +86,8 @@ def open_dataset(
         ImageReadError, ValueError: see `BoxDataset`.
     """
     folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
-    return _format_of(folders[0])(folders, split, classes, transform, keep_crowds=keep_crowds, options=options)
+    kind = _format_of(folders[0])
+    return kind(folders, split, classes, transform, keep_crowds=keep_crowds, options=options, levels=levels)
 
 
 def list_splits(root: Root) -> list[str]:

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ssd.data.reading import Header, read_header
-from ssd.runtime.faults import Faults
+from ssd.data.depth import FULL
+from ssd.data.loader import worker_count
+from ssd.data.reading import Header, ImageReadError, PictureFile, read_header
+from ssd.runtime.faults import Faults, first_of
 from ssd.runtime.packed import Texts
 from ssd.runtime.text import printable
-from ssd.runtime.threads import in_threads_if_slow
+from ssd.runtime.threads import in_threads, in_threads_if_slow
 
 ImageId = int | str | None  # id of a picture in its annotation file; None if the format has no ids
 
@@ -80,6 +82,7 @@ class Annotations(NamedTuple):
     headers: np.ndarray  # (N, 4) int32, `Header`s
     sizes: np.ndarray  # (N, 2) int64, width and height according to the annotation; 0 if it has none
     n_unlabelled: int  # pictures without an annotation, whether they are among the N or ignored
+    unreadable: Sequence[Sequence[str]]  # path and error of each picture that was left out, see `read_annotations`
     remarks: Mapping[str, Sequence[Any]]  # for each `Entry.remark` the number of annotations and the first file
     row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
     names: tuple[str, ...]  # of the classes, in the order of first appearance
@@ -90,6 +93,14 @@ class Annotations(NamedTuple):
     difficult: np.ndarray  # (R,) bool
     crowd: np.ndarray  # (R,) bool
     areas: np.ndarray  # (R,) float64, NaN if the file has no area
+
+    def check_share(self, share: float) -> None:
+        """Raises ImageReadError if the unreadable pictures are more than this share of all pictures."""
+        n, total = len(self.unreadable), len(self.pictures) + len(self.unreadable)
+        if n > share * total:
+            lines = first_of([error for _, error in self.unreadable])
+            few = f"{n} of {total} pictures cannot be read, and the share that may be left out is {share:.4g}"
+            raise ImageReadError("\n  ".join([f"{few} (--skip-unreadable):", *lines]))
 
     def to_arrays(self, declared: Any) -> dict[str, np.ndarray]:
         """Converts everything to arrays without Python objects.
@@ -102,7 +113,7 @@ class Annotations(NamedTuple):
         arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
         for name in ("files", "pictures"):
             arrays[f"{name}_bytes"], arrays[f"{name}_ends"] = fields[name].arrays
-        names = "names", "n_unlabelled", "remarks"
+        names = "names", "n_unlabelled", "unreadable", "remarks"
         plain = {"image_ids": list(self.image_ids), "declared": declared, **{name: fields[name] for name in names}}
         return arrays | {"plain": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
 
@@ -117,6 +128,7 @@ class Annotations(NamedTuple):
             headers=arrays["headers"],
             sizes=arrays["sizes"],
             n_unlabelled=plain["n_unlabelled"],
+            unreadable=plain["unreadable"],
             remarks=plain["remarks"],
             row_splits=arrays["row_splits"],
             names=tuple(plain["names"]),
@@ -131,7 +143,10 @@ class Annotations(NamedTuple):
 
 
 def read_annotations(
-    readers: Iterable[Callable[[], Entry]], others: Callable[[Set[str]], Collection[Path]], background: bool
+    readers: Iterable[Callable[[], Entry]],
+    others: Callable[[Set[str]], Collection[Path]],
+    background: bool,
+    skip_unreadable: bool,
 ) -> Annotations:
     """Reads the annotations and picture headers of a dataset, and shows a progress bar if that takes long.
 
@@ -139,16 +154,27 @@ def read_annotations(
         readers: for each picture a function that reads its annotation; may be called in any thread.
         others: takes the paths of the pictures that the readers found, and returns the pictures without annotation.
         background: whether pictures without annotation are used, as pictures without objects.
+        skip_unreadable: whether all pictures are decoded, and those that cannot be read are left out.
 
     Raises:
         FileNotFoundError, ImageReadError, ValueError: see `BoxDataset`. Several errors become one, see `Faults`.
     """
     faults = Faults()
 
-    def read(reader: Callable[[], Entry]) -> tuple[Entry, Header | None] | None:
+    def read(reader: Callable[[], Entry]) -> tuple[Entry, Header | ImageReadError | None] | None:
         try:
             entry = reader()
-            return entry, read_header(entry.picture) if entry.labelled or background else None
+            if not (entry.labelled or background):
+                return entry, None
+            try:
+                header = read_header(entry.picture)
+                if skip_unreadable:
+                    PictureFile(entry.picture, header, FULL).pixels()  # with any levels, no value is out of range
+                return entry, header
+            except ImageReadError as error:
+                if not skip_unreadable:
+                    raise
+                return entry, error
         except (ValueError, OSError) as error:  # `Faults.caught` takes a microsecond, even if there is no error
             faults.add(error)
             return None
@@ -158,13 +184,16 @@ def read_annotations(
     with bar:
 
         def add(readers: Iterable[Callable[[], Entry]]) -> None:
-            for result in in_threads_if_slow(read, readers):
+            workers = worker_count(None)
+            decoding = partial(in_threads, workers=workers, ahead=2 * workers)
+            for result in (decoding if skip_unreadable else in_threads_if_slow)(read, readers):
                 if result is not None:
                     columns.add(*result)
                 bar.update()
 
         add(readers)
-        add(partial(Entry, path, path, [], labelled=False) for path in others({*columns.pictures, *columns.ignored}))
+        found = {*columns.pictures, *columns.ignored, *(path for path, _ in columns.unreadable)}
+        add(partial(Entry, path, path, [], labelled=False) for path in others(found))
     faults.check()
     return columns.annotations()
 
@@ -177,6 +206,7 @@ class _Columns:
         self.pictures: list[str] = []
         self.ignored: list[str] = []  # pictures without annotation
         self.image_ids: list[ImageId] = []
+        self.unreadable: list[tuple[str, str]] = []
         self.names: dict[str, int] = {}  # the number of each class, by its name
         self.remarks: dict[str, list[Any]] = {}
         self.n_unlabelled = 0
@@ -184,9 +214,12 @@ class _Columns:
         self.indices, self.labels, self.row_splits = array("q"), array("i"), array("q", [0])
         self.boxes, self.areas, self.difficult, self.crowd = array("d"), array("d"), bytearray(), bytearray()
 
-    def add(self, entry: Entry, header: Header | None) -> None:
+    def add(self, entry: Entry, header: Header | ImageReadError | None) -> None:
         """Adds a picture, or only counts it if it has no header."""
         annotation, picture, objects, image_id, size, labelled, remark = entry
+        if isinstance(header, ImageReadError):
+            self.unreadable.append((str(picture), str(header)))
+            return
         self.n_unlabelled += not labelled
         if header is None:
             self.ignored.append(str(picture))
@@ -215,6 +248,7 @@ class _Columns:
             headers=np.array(self.headers, np.int32).reshape(-1, 4),
             sizes=np.array(self.sizes).reshape(-1, 2),
             n_unlabelled=self.n_unlabelled,
+            unreadable=self.unreadable,
             remarks=self.remarks,
             row_splits=np.array(self.row_splits),
             names=tuple(self.names),

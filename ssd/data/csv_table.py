@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssd.data.folder import Folder
-from ssd.data.reading import SUFFIXES
+from ssd.data.picture_formats import SUFFIXES
 from ssd.runtime.faults import Faults
 from ssd.runtime.text import BOMS, printable, read_text
 

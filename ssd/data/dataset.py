@@ -22,11 +22,14 @@ from torchvision import tv_tensors
 from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError, pack_ids, read_annotations
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
+from ssd.data.depth import FULL, Levels
 from ssd.data.folder import Folder, Root, split_of
+from ssd.data.picture_formats import describe_unreadable
 from ssd.data.picture_sizes import compare, stored, turn_upright, upright
-from ssd.data.reading import Header, PictureFile
+from ssd.data.pixels import find_levels
+from ssd.data.reading import DEEP, Header, PictureFile
 from ssd.options import ReadOptions
-from ssd.runtime.faults import Faults
+from ssd.runtime.faults import Faults, first_of
 from ssd.runtime.packed import Packed
 
 
@@ -41,6 +44,11 @@ def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) ->
         and (whole := os.path.join(folder.root, path)) not in used
         and os.path.dirname(whole) in places
     ]
+
+
+def _marks(n: int) -> Tensor:
+    """A mark for each of n pictures, (n,) uint8 zeros, in memory that workers of a loader share."""
+    return torch.zeros(n, dtype=torch.uint8).share_memory_()
 
 
 class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
@@ -62,6 +70,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         keep_crowds: whether targets include boxes around many objects, marked as difficult. Evaluation needs these
             boxes, because it ignores detections that match them.
         options: how annotations and pictures are read.
+        levels: the values that become black and white in pictures with more than 8 bits per sample, such as `levels` of
+            the training set. None: those of `options.bits`, or else the smallest and the largest value of all pictures.
 
     Attributes:
         classes: tuple of names, without the background.
@@ -71,12 +81,14 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         files: sequence with the path of the annotation of each picture, or the place where it would be.
         n_unlabelled: number of pictures without annotation, whether they are used or not.
         notes: list of lines for the user, on what was read in another way than may be expected.
+        levels: the levels that are used; None if no picture has more than 8 bits per sample and none are given.
         roots: tuple with the folders.
         options: the `ReadOptions`.
 
     Raises:
         FileNotFoundError: a folder, a split, an annotation or a picture is missing.
-        ImageReadError: the header of a picture is unreadable.
+        ImageReadError: the header of a picture is unreadable; or the pictures that cannot be read are more than
+            `options.skip_unreadable` allows.
         ValueError: an annotation is broken or has a class that is not in `classes`, or there are no annotations.
     """
 
@@ -93,6 +105,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         keep_difficult: bool = True,
         keep_crowds: bool = False,
         options: ReadOptions = ReadOptions(),
+        levels: Levels | None = None,
     ) -> None:
         folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
         names = ", ".join(str(folder.path) for folder in folders)
@@ -119,31 +132,37 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self.dropped: list[Dropped] = []
         self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
         self.files, self.n_unlabelled = read.files, read.n_unlabelled
+        self.levels = levels or find_levels(read.pictures, read.headers, options.bits)
+        self._cut = _marks(len(read.pictures))
         self._all = self._usable(read)
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
-        self.notes = list(self._notes(read))
+        self.notes = [line for folder in folders for line in describe_unreadable(folder.unreadable)]
+        self.notes += self._notes(read)
 
     def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:
         """Reads the annotations from the files, or from the cache if the files have not changed."""
         roots = [folder.path for folder in folders]
 
+        skips = self.options.skip_unreadable > 0
         rule = self._unlabelled = self.options.unlabelled or self._unlabelled_rule(folders[0])
 
         def read() -> dict[str, np.ndarray]:
             readers = (reader for folder in folders for reader in self._readers(folder, split))
             others = partial(_unlabelled, folders, split)
-            return read_annotations(readers, others, rule == "background").to_arrays(self._declared)
+            return read_annotations(readers, others, rule == "background", skips).to_arrays(self._declared)
 
         def sources(arrays: dict[str, np.ndarray]) -> Iterator[str]:
             annotations, _ = Annotations.from_arrays(arrays)
             yield from map(str, (*annotations.files, *annotations.pictures))
+            yield from (path for path, _ in annotations.unreadable)
             yield from map(str, {path.parent for path in annotations.pictures})
             for folder in folders:
                 yield from map(str, (*folder.folders, *self._others(folder, split)))
 
-        key = type(self).__name__, *map(str, roots), *map(os.path.abspath, roots), split, rule
+        key = type(self).__name__, *map(str, roots), *map(os.path.abspath, roots), split, rule, skips
         annotations, self._declared = Annotations.from_arrays(cached(key, read, sources))
+        annotations.check_share(self.options.skip_unreadable)
         return annotations
 
     def _usable(self, read: Annotations) -> Packed[dict[str, Tensor]]:
@@ -200,6 +219,12 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     def _notes(self, read: Annotations) -> Iterator[str]:
         """Describes what was read in another way than a user may expect."""
+        if deep := np.count_nonzero(read.headers[:, 3] == DEEP):
+            low, high = (f"{value:.10g}" for value in self.levels or FULL)
+            yield f"pictures with more than 8 bits per sample: {deep}; {low} becomes black and {high} white"
+        if n := len(read.unreadable):
+            yield f"pictures left out, because they cannot be read: {n} of {len(read.pictures) + n}"
+            yield from (f"  {line}" for line in first_of([error for _, error in read.unreadable]))
         for remark, (number, file) in read.remarks.items():
             yield f"annotations with {remark}: {number}, such as {file}"
         if self._unlabelled == "background" and self.n_unlabelled:
@@ -254,6 +279,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         part.pictures, part.files = self.pictures.take(indices), self.files.take(indices)
         part._headers, part._image_ids = self._headers[chosen.numpy()], pack_ids([self._image_ids[i] for i in indices])
         part._all, part._objects = self._all.take(chosen), self._objects.take(chosen)
+        part._cut = _marks(len(indices))
         return part
 
     def with_classes(self, classes: Sequence[str]) -> BoxDataset:
@@ -368,6 +394,11 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         of_images = {"image_id": self._image_ids} if isinstance(self._image_ids, array) else {}
         return Packed(self._objects.columns, self._objects.row_splits, of_images)
 
+    @property
+    def cut(self) -> list[Path]:
+        """Paths of the pictures that turned out to lack their last bytes, in any process that read them."""
+        return [self.pictures[i] for i in self._cut.nonzero().flatten().tolist()]
+
     def __len__(self) -> int:
         return len(self.pictures)
 
@@ -386,11 +417,15 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """
         index = range(len(self))[index]
         objects = self._objects[index]
-        picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()))
+        picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
         target = {name: objects[name].clone() for name in ("boxes", "labels", "difficult")}
         if isinstance(self.transform, PictureTransform):
-            return self.transform(picture, target)
-        size = picture.height, picture.width
-        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
-        image = tv_tensors.Image(picture.pixels())
-        return self.transform(image, target) if self.transform else (image, target)
+            sample = self.transform(picture, target)
+        else:
+            size = picture.height, picture.width
+            target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
+            sample = tv_tensors.Image(picture.pixels()), target
+            sample = self.transform(*sample) if self.transform else sample
+        if picture.cut:
+            self._cut[index] = 1
+        return sample

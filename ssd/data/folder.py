@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from ssd.data.reading import SUFFIXES
+from ssd.data.picture_formats import SUFFIXES, UNREADABLE, describe_unreadable
 
 SPLIT_WORDS = {  # kind of a split by the first word of its name; earlier words are preferred
     "trainval": "trainval",
@@ -123,6 +123,11 @@ class Folder:
         return sorted(path for suffix in SUFFIXES for path in self._listed[1][suffix])
 
     @cached_property
+    def unreadable(self) -> list[str]:
+        """Paths of the pictures whose format cannot be read here, see `describe_unreadable`; as in `pictures`."""
+        return sorted(path for suffix in UNREADABLE for path in self._listed[1][suffix])
+
+    @cached_property
     def _files(self) -> set[str]:
         return {path for paths in self._listed[1].values() for path in paths}
 
@@ -203,7 +208,12 @@ class Folder:
             found = self._by_name.get(last) or self._by_stem.get(last) or self._by_stem.get(os.path.splitext(last)[0])
             if found:
                 return found[0] if len(found) == 1 else self._nearest(found, name, beside, hint)
-        raise FileNotFoundError(f"{self.root / beside}: no picture {wanted[0] if wanted else ''!r} in {self.root}")
+        stems = {os.path.splitext(os.path.basename(name))[0].lower() for name in wanted}
+        others = [path for path in self.unreadable if os.path.splitext(os.path.basename(path))[0].lower() in stems]
+        reasons = "".join(f" ({line})" for line in describe_unreadable(others[:1]))
+        raise FileNotFoundError(
+            f"{self.root / beside}: no picture {wanted[0] if wanted else ''!r} in {self.root}{reasons}"
+        )
 
     def _nearest(self, found: list[str], name: str, beside: str, hint: str) -> str:
         parts, home = PurePosixPath(name).parts[::-1], PurePosixPath(beside).parts[:-1]

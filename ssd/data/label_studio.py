@@ -18,7 +18,7 @@ from ssd.data.folder import Folder
 from ssd.data.json_kinds import LABEL_STUDIO, field, numbers_in, of_kind, points_in, read_json, size_in
 from ssd.data.listing import Listed, ListingDataset
 from ssd.data.outlines import Box, around, around_ellipse, around_rectangle
-from ssd.data.reading import SUFFIXES
+from ssd.data.picture_formats import SUFFIXES
 from ssd.runtime.faults import Faults
 
 UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # the name of an uploaded file: eight random digits, and its own name

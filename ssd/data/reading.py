@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,36 +19,25 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssd.data.depth import Levels, is_deep, to_bytes
+from ssd.data.picture_formats import ORIENTATION_TAG, TURNS, UNREADABLE, is_unreadable, open_picture
+
 try:
     import simplejpeg  # decodes whole JPEGs 2.4 to 5.5 times as fast as Pillow, docs/input.md
 except ImportError:  # there is no wheel for this platform; Pillow reads JPEG too
     simplejpeg = None
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4
+PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # keys of Pillow for what may hold the orientation
 TIFF_SIDES = (257, 256)  # TIFF 6.0, section 4: ImageLength, ImageWidth
-# For each EXIF orientation, the function that turns an array (H, W, 3) upright.
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
+OTHER, TURBO, DEEP = 0, 1, 2  # how pictures are decoded: by Pillow, by simplejpeg, and those with more than 8 bits
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
 REDUCTIONS = (8, 4, 2)  # factors by which a JPEG decoder can reduce both sides
+END_OF_JPEG, HUFFMAN_TABLE = b"\xff\xd9", b"\xff\xc4"  # markers, ITU T.81, table B.1
+JPEG_GREY = 128  # of all channels, for coefficients that are missing
 # A part is decoded at this multiple of the result's size or more. With 1, AP of small objects falls (docs/input.md).
 MARGIN = 2
 
 Box = Sequence[float]  # edges x0, y0, x1, y1 in pixels
-
-
-def is_picture(path: str | PathLike[str]) -> bool:
-    """Tells by its name whether a file is a picture. Files that macOS adds beside others ("._a.jpg") are not."""
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._")
 
 
 class ImageReadError(ValueError):
@@ -62,9 +53,11 @@ class Picture:
     Attributes:
         height, width: size of the whole picture in pixels.
         path: its file; None if it has none.
+        cut: whether the file lacks its last bytes; known after pixels were decoded.
     """
 
     path: Path | None = None
+    cut = False
 
     def __init__(self, image: Tensor) -> None:
         self.height, self.width = image.shape[-2:]
@@ -112,12 +105,14 @@ class Picture:
 AnyImage: TypeAlias = Picture | str | PathLike[str] | Image.Image | np.ndarray | Tensor  # see `as_picture`
 
 
-def as_picture(image: AnyImage) -> Picture:
+def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
     """Converts an image of any supported type to a `Picture`. Copies pixels only if they must be converted.
 
     Args:
         image: a `Picture`; a path; a picture of Pillow, in any mode; an array (H, W, 3) uint8 RGB or (H, W) uint8 grey;
-            or a tensor (3, H, W) uint8 RGB. The EXIF orientation is applied to files, not to pictures of Pillow.
+            or a tensor (3, H, W) uint8 RGB. The EXIF orientation is applied to files and to pictures of Pillow.
+            (`PIL.ImageOps.exif_transpose` removes it, so a picture is not turned twice.)
+        levels: see `PictureFile`; also for pictures of Pillow.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -128,10 +123,11 @@ def as_picture(image: AnyImage) -> Picture:
     if isinstance(image, Picture):
         return image
     if isinstance(image, (str, PathLike)):
-        return PictureFile(image)
+        return PictureFile(image, levels=levels)
     if isinstance(image, Image.Image):
         try:
-            image = np.array(_to_rgb(image))
+            rgb = np.asarray(_to_rgb(image, levels))  # first: it turns a TIFF, which then has no orientation any more
+            image = np.array(_turned(rgb, image.getexif().get(ORIENTATION_TAG, 1)))
         except Exception as error:  # see read_header
             raise ImageReadError(f"{image}: cannot decode the picture ({error})") from error
     if isinstance(image, np.ndarray):
@@ -160,7 +156,7 @@ class Header(NamedTuple):
     height: int  # in pixels, as stored
     width: int
     orientation: int  # of EXIF, 1..8; 1 if the decoder turns the picture upright
-    turbo: bool  # whether simplejpeg can decode it
+    decoding: int  # OTHER, TURBO or DEEP
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -179,10 +175,9 @@ def read_header(path: Path) -> Header:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe could block forever
             raise OSError("not a regular file")
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             height, width = picture.height, picture.width
-            # To find the orientation of a PNG, Pillow decodes the whole picture; cameras do not write PNG.
-            orientation = 1 if picture.format == "PNG" else picture.getexif().get(ORIENTATION_TAG, 1)
+            orientation = _orientation(picture)
             # Pillow turns a TIFF upright while loading it, and `picture.size` may be the size before or after turning.
             # So the stored size is read from the tags.
             if picture.format == "TIFF" and isinstance(picture, TiffImageFile):
@@ -191,22 +186,46 @@ def read_header(path: Path) -> Header:
                     height, width = width, height
                 orientation = 1
             turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
-            return Header(height, width, orientation if orientation in TURNS else 1, turbo)
+            decoding = TURBO if turbo else DEEP if is_deep(picture) else OTHER
+            return Header(height, width, orientation if orientation in TURNS else 1, decoding)
     except FileNotFoundError:
         raise
     except Exception as error:  # for damaged files, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-        raise ImageReadError(f"{path}: cannot read the picture ({error})") from error
+        reason = UNREADABLE[path.suffix.lower()].format("it") if is_unreadable(path) else error
+        raise ImageReadError(f"{path}: cannot read the picture ({reason})") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of a picture as opened; its pixels are not decoded for it."""
+    if picture.format != "PNG":
+        return picture.getexif().get(ORIENTATION_TAG, 1)
+    # `getexif` of Pillow's class for PNG decodes the whole picture, because EXIF data may also follow the pixels. That
+    # is rare, and not looked for: reading the ends of files too takes a tenth longer.
+    if not PNG_EXIF.isdisjoint(picture.info):
+        return Image.Image.getexif(picture).get(ORIENTATION_TAG, 1)
+    return 1
+
+
+def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an array (H, W, 3) upright."""
+    return TURNS[orientation](array) if orientation in TURNS else array
 
 
 class PictureFile(Picture):
     """A picture file of any format that Pillow reads. The constructor reads the header; pixels are decoded on demand.
 
-    Grey, palette, CMYK and 16-bit pictures are converted to RGB, transparency is discarded, and of an animation the
-    first frame is used. The EXIF orientation is applied. Decoded pixels are not cached.
+    Grey, palette and CMYK pictures are converted to RGB, transparency is discarded, and of an animation the first frame
+    is used. The EXIF orientation is applied. Decoded pixels are not cached.
+
+    A JPEG file that lacks its last bytes is decoded if at least half of its rows are there; the others are grey. In a
+    progressive one all rows are there, with less detail.
 
     Args:
         path: the file.
         header: the file's header, if it was read before.
+        levels: the values that become black (0) and white (255) in pictures with more than 8 bits per sample. Those
+            between are scaled linearly and rounded, those outside become black or white. None: 0 and the largest value
+            of the type, such as 65535; for floats 0 and 1.
 
     Raises:
         FileNotFoundError, ImageReadError: see `read_header`.
@@ -214,17 +233,17 @@ class PictureFile(Picture):
 
     path: Path
 
-    def __init__(self, path: str | PathLike[str], header: Header | None = None) -> None:
+    def __init__(self, path: str | PathLike[str], header: Header | None = None, levels: Levels | None = None) -> None:
         self.path = Path(path)
+        self._levels = levels
         self._header = read_header(self.path) if header is None else header
         self.height, self.width = self._header.upright
 
     def _decode(self, reduction: int) -> Tensor:
-        array = self._read_jpeg(reduction) if self._header.turbo and simplejpeg else None
+        array = self._read_jpeg(reduction) if self._header.decoding == TURBO and simplejpeg else None
         if array is None:
             array = self._read_any(reduction)
-        if turn := TURNS.get(self._header.orientation):
-            array = turn(array)
+        array = _turned(array, self._header.orientation)
         return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
 
     def _read_jpeg(self, reduction: int) -> np.ndarray | None:
@@ -240,24 +259,48 @@ class PictureFile(Picture):
             return None
 
     def _read_any(self, reduction: int) -> np.ndarray:
+        """Decodes with Pillow."""
         try:
             # Given a path, Pillow maps the file into memory and then turns a TIFF wrongly.
-            with open(self.path, "rb") as file, Image.open(file) as picture:
-                if reduction > 1:  # affects only JPEG
-                    picture.draft(None, (picture.width // reduction, picture.height // reduction))
-                rgb = _to_rgb(picture)
-                if reduction > 1 and rgb.height == self._header.height:
-                    rgb = rgb.reduce(reduction)
-                return np.array(rgb)
+            with open(self.path, "rb") as file:
+                return self._read_open(file, reduction)
         except FileNotFoundError:
             raise
         except Exception as error:  # see read_header
+            if self._header.decoding == TURBO and (array := self._read_cut(reduction)) is not None:
+                return array
             raise ImageReadError(f"{self.path}: cannot decode the picture ({error})") from error
 
+    def _read_open(self, file: IO[bytes], reduction: int) -> np.ndarray:
+        with open_picture(file) as picture:
+            if reduction > 1:  # affects only JPEG
+                picture.draft(None, (picture.width // reduction, picture.height // reduction))
+            rgb = _to_rgb(picture, self._levels, file)
+            if reduction > 1 and rgb.height == self._header.height:
+                rgb = rgb.reduce(reduction)
+            return np.array(rgb)
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits, which convert() would clip instead of scaling
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    def _read_cut(self, reduction: int) -> np.ndarray | None:
+        """Decodes a JPEG file that lacks its last bytes. Returns None if more than half of the rows are missing."""
+        data = self.path.read_bytes()
+        # With a marker of its end, libjpeg accepts the file, and the rows that are missing become grey. The file of a
+        # progressive JPEG may also end within a table of codes; it is then cut before this table.
+        for end in (len(data), data.rfind(HUFFMAN_TABLE)):
+            with suppress(Exception):  # see read_header
+                array = self._read_open(io.BytesIO(data[:end] + END_OF_JPEG), reduction)
+                there = np.flatnonzero((array != JPEG_GREY).any((1, 2)))
+                if len(there) and 2 * (there[-1] + 1) >= len(array):
+                    self.cut = True
+                    return array
+        return None
+
+
+def _to_rgb(picture: Image.Image, levels: Levels | None, file: IO[bytes] | None = None) -> Image.Image:
+    """Converts a picture to RGB, see `to_bytes`."""
+    if is_deep(picture):
+        picture = Image.fromarray(to_bytes(picture, levels, file))
+    elif picture.mode[0] in "IF":
+        picture = Image.fromarray(to_bytes(picture))
     if picture.mode == "P":  # first to RGBA, because otherwise Pillow warns about transparent palettes
         picture = picture.convert("RGBA")
     return picture.convert("RGB")

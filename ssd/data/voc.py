@@ -17,7 +17,7 @@ import numpy as np
 from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
-from ssd.data.reading import SUFFIXES
+from ssd.data.picture_formats import SUFFIXES
 from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_xml
 

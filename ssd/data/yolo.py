@@ -15,7 +15,7 @@ import yaml
 from ssd.data.annotations import Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
-from ssd.data.reading import is_picture
+from ssd.data.picture_formats import is_picture
 from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_text
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ssd.data.augmentation import EvalTransform
-from ssd.data.reading import SUFFIXES, PictureFile, is_picture
+from ssd.data.picture_formats import SUFFIXES, describe_unreadable, is_picture, is_unreadable
+from ssd.data.reading import PictureFile
 from ssd.data.shapes import write_shapes
 from ssd.detection import Padded, unpad
 from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
 from ssd.runtime.device import pick_device, place
 from ssd.runtime.files import naming
-from ssd.weights.checkpoint import build_model
+from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions
 
@@ -193,13 +194,19 @@ def export(
     model = place(build_model(checkpoint, source), pick_device(device)).eval()
     program = DetectionProgram(model, options)
     metadata = Metadata(
-        format, tuple(checkpoint["classes"]), options, model.input_size, input_dtype, model.priors_cxcy.device.type
+        format,
+        tuple(checkpoint["classes"]),
+        options,
+        model.input_size,
+        input_dtype,
+        model.priors_cxcy.device.type,
+        levels=levels_of(checkpoint),
     )
     compared = check is None or len(check) > 0
     places = _trained_on(checkpoint) if check is None else check
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         # read first, so that a picture that cannot be read is an error before the long work
-        images = _pictures(places, model.input_size, Path(folder) / "shapes") if compared else None
+        images = _pictures(places, metadata, Path(folder) / "shapes") if compared else None
         temporary = Path(folder, "export", path.name)
         temporary.parent.mkdir()
         with naming(path):
@@ -208,7 +215,7 @@ def export(
             _compare(program, load(temporary), images)
         if int8 is not None and form.quantize is not None:
             metadata = replace(metadata, precision="int8")
-            calibration = _read(_few(Path(int8), N_CALIBRATION), model.input_size)
+            calibration = _read(_few(Path(int8), N_CALIBRATION), metadata)
             with naming(path):
                 form.quantize(temporary, calibration, metadata)
             load(temporary)
@@ -234,16 +241,16 @@ def _trained_on(checkpoint: dict[str, Any]) -> list[str]:
     return [folder for folder in checkpoint.get("settings", {}).get("data", ()) if Path(folder).is_dir()]
 
 
-def _pictures(places: Sequence[str | os.PathLike[str]], input_size: int, scratch: Path) -> Tensor:
+def _pictures(places: Sequence[str | os.PathLike[str]], metadata: Metadata, scratch: Path) -> Tensor:
     """Reads pictures of files and folders, or draws some: (n, 3, input_size, input_size) uint8, n at least 2."""
     paths = [file for path in places for file in _few(Path(path))] or _few(write_shapes(scratch, N_CHECKED, 0))
-    images = _read(paths, input_size)
+    images = _read(paths, metadata)
     return images if len(images) > 1 else images.repeat(2, 1, 1, 1)
 
 
-def _read(paths: Sequence[Path], input_size: int) -> Tensor:
-    prepare = EvalTransform(input_size)
-    return torch.stack([prepare(PictureFile(path)) for path in paths])
+def _read(paths: Sequence[Path], metadata: Metadata) -> Tensor:
+    prepare = EvalTransform(metadata.input_size)
+    return torch.stack([prepare(PictureFile(path, levels=metadata.levels)) for path in paths])
 
 
 def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
@@ -251,7 +258,8 @@ def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
         return [path]
     found = sorted(filter(is_picture, path.rglob("*")))
     if not found:
-        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {path}")
+        others = describe_unreadable(filter(is_unreadable, path.rglob("*")))
+        raise ValueError("; ".join([f"no pictures ({', '.join(SUFFIXES)}) in {path}", *others]))
     return found[:: -(-len(found) // n)]
 
 

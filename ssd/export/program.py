@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ssd.data.depth import Levels
 from ssd.detection import Padded, bounded
 from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
@@ -40,6 +41,8 @@ class Metadata:
         device: type of the device that the program runs on, such as "cpu".
         precision: number format of the convolutions.
         version: version of this package.
+        levels: the values that become 0 and 255 when pictures with more than 8 bits per sample are converted to the
+            images; None if the network was trained on pictures with 8 bits.
     """
 
     format: str
@@ -50,6 +53,7 @@ class Metadata:
     device: str = "cpu"
     precision: Precision = "float32"
     version: str = our_version()
+    levels: Levels | None = None
 
     def to_json(self) -> str:
         """Returns one line of JSON that `from_json` reads."""
@@ -65,7 +69,8 @@ class Metadata:
         try:
             found = json.loads(text)
             options, classes = DetectionOptions(**found["options"]), tuple(found["classes"])
-            return cls(**found | {"options": options, "classes": classes})
+            levels = found.get("levels") and tuple(found["levels"])
+            return cls(**found | {"options": options, "classes": classes, "levels": levels})
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"not the metadata of an exported detector: {error!r}") from error
 

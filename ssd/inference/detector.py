@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
+from ssd.data.depth import Levels
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import Padded, bounded, unpad
 from ssd.drawing import draw_detections
 from ssd.networks.ssd300 import SSD300
-from ssd.runtime.device import autocast, compile_network, place
+from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import in_threads
-from ssd.weights.loading import load_weights
+from ssd.weights.checkpoint import build_model, levels_of
+from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions, postprocess_detections
 
 SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
@@ -128,6 +130,8 @@ class Detector:
         model: the network, or a `Program`, which has its own options.
         options, bf16: see `predict_padded`.
         classes: the C-1 class names without background; label i is `classes[i - 1]`.
+        levels: the values that become black and white in pictures with more than 8 bits per sample, as in the training
+            data, see `ssd.data.PictureFile`.
 
     Attributes:
         prepare: function from a picture to the pixels that `predict` takes.
@@ -142,10 +146,12 @@ class Detector:
         options: DetectionOptions = DetectionOptions(),
         *,
         bf16: bool | None = None,
+        levels: Levels | None = None,
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
         self.options = options
+        self.levels = levels
         self.predict = predictor(model, options, bf16=bf16)
         self.prepare = EvalTransform(model.input_size)
 
@@ -185,10 +191,12 @@ class Detector:
         if unknown := options.keys() - set(DetectionOptions._fields):
             raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
         if not is_exported(path):
-            model, classes = load_weights(path, device=device)
+            checkpoint = open_weights(path)
+            model = place(build_model(checkpoint, path), pick_device(device)).eval()
             if compile:
                 compile_network(model, dynamic=True)  # dynamic: the last batch may have fewer pictures
-            return cls(model, classes, defaults._replace(**options), bf16=bf16)
+            used = defaults._replace(**options)
+            return cls(model, checkpoint["classes"], used, bf16=bf16, levels=levels_of(checkpoint))
         exported = load(path)
         its = exported.metadata
         given = options | {"device": device and device.partition(":")[0], "bf16": bf16, "compile": compile}
@@ -196,7 +204,7 @@ class Detector:
         for name, value in given.items():
             if value != fixed[name] and (value is not None or name in options):
                 raise ValueError(f"{path}: has {name} {fixed[name]}, not {value}; leave it out, or export a new file")
-        return cls(exported, its.classes, its.options)
+        return cls(exported, its.classes, its.options, levels=its.levels)
 
     @overload
     def __call__(
@@ -286,7 +294,7 @@ class Detector:
 
     def _read(self, image: AnyImage) -> tuple[Picture, Tensor]:
         """Reads a picture, and resizes its pixels to the input size of the network."""
-        picture = as_picture(image)
+        picture = as_picture(image, self.levels)
         return picture, self.prepare(picture)
 
     def _detect(self, batch: Sequence[tuple[Picture, Tensor]]) -> list[Detections]:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ssd.data.reading import SUFFIXES, is_picture
+from ssd.data.picture_formats import SUFFIXES, describe_unreadable, is_picture, is_unreadable
+from ssd.data.reading import ImageReadError
 from ssd.drawing import is_drawing
 from ssd.inference.results import JSON_NAME, info_of, parts_of
 
@@ -16,7 +17,7 @@ def plan_drawings(
     out: Path,
     *,
     draw: bool = True,
-    on_error: Callable[[OSError], None] | None = None,
+    on_error: Callable[[Exception], None] | None = None,
 ) -> dict[Path, Path]:
     """Finds the pictures, and chooses in the folder `out` a file for the drawing of each of them.
 
@@ -25,8 +26,8 @@ def plan_drawings(
             out.
         out: folder of the results; need not exist.
         draw: whether drawings will be written; if not, existing files in their places do not matter.
-        on_error: called with the error of a folder that cannot be searched, which is left out. None: the error is
-            raised.
+        on_error: called with the error of a folder that cannot be searched, and with an `ImageReadError` that counts
+            the pictures in folders whose format cannot be read here. Both are left out. None: the error is raised.
 
     Returns:
         For each picture the path of its drawing in `out`: the picture's path inside the given folder, or the file name
@@ -36,21 +37,34 @@ def plan_drawings(
     Raises:
         FileNotFoundError: a path does not exist.
         FileExistsError: an input, or a file that `ssd detect` did not write, would be replaced.
-        OSError: a folder cannot be searched, and `on_error` is None.
+        OSError, ImageReadError: see `on_error`.
         ValueError: there is no picture at all, or a path is neither a file nor a folder.
     """
     inputs = list(map(Path, paths))
+    unreadable: list[str] = []
+
+    def fail(error: Exception) -> None:
+        if on_error is None:
+            raise error
+        on_error(error)
+
     names: dict[str, str] = {}  # path of each picture -> path in `out`, before it gets the suffix .png
     for path in inputs:
         if path.is_dir():
-            for name in _search(path, on_error):
-                names.setdefault(name if str(path) == "." else os.path.join(path, name), name)
+            for name in _search(path, fail):
+                picture = name if str(path) == "." else os.path.join(path, name)
+                if is_picture(name):
+                    names.setdefault(picture, name)
+                else:
+                    unreadable.append(picture)
         elif path.is_file():
             names.setdefault(str(path), path.name)
         elif path.exists():
             raise ValueError(f"{path}: neither a file nor a folder")
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
+    for line in describe_unreadable(unreadable):
+        fail(ImageReadError(line))
     if not names:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, inputs))}")
     drawings: dict[Path, Path] = {}
@@ -70,23 +84,20 @@ def plan_drawings(
     return drawings
 
 
-def _search(folder: Path, on_error: Callable[[OSError], None] | None) -> list[str]:
+def _search(folder: Path, fail: Callable[[OSError], None]) -> list[str]:
     """Finds the pictures in a folder and its subfolders, without drawings: their paths inside the folder, sorted.
+
+    Pictures that cannot be read here are among them.
 
     The paths are str, since creating a hundred thousand `Path`s takes seconds.
     """
-
-    def fail(error: OSError) -> None:
-        if on_error is None:
-            raise error
-        on_error(error)
 
     found = []
     for parent, _, names in os.walk(folder, onerror=fail):
         inside = os.path.relpath(parent, folder)
         for name in names:
             drawn = name.lower().endswith(".png") and is_drawing(os.path.join(parent, name))
-            if is_picture(name) and not drawn:
+            if (is_picture(name) or is_unreadable(name)) and not drawn:
                 found.append(name if inside == "." else os.path.join(inside, name))
     return sorted(found, key=lambda name: name.split(os.sep))
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 SHOWN = 20  # errors whose messages are shown
+
+
+def first_of(things: Sequence[object]) -> list[str]:
+    """The first `SHOWN` of some things as texts; if there are more, the last line has the number of the others."""
+    more = len(things) - SHOWN
+    return [*map(str, things[:SHOWN]), *[f"and {more} more"] * (more > 0)]
 
 
 class Faults:
@@ -42,8 +48,6 @@ class Faults:
             raise self._errors[0]
         kinds = set(map(type, self._errors))
         kind = kinds.pop() if len(kinds) == 1 else ValueError
-        more = len(self._errors) - SHOWN
-        lines = [f"{len(self._errors)} errors:", *map(str, self._errors[:SHOWN]), *[f"and {more} more"] * (more > 0)]
-        raised = kind("\n  ".join(lines))
+        raised = kind("\n  ".join([f"{len(self._errors)} errors:", *first_of(self._errors)]))
         raised.errors = self._errors
         raise raised

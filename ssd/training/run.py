@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ssd.data.depth import Levels
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
@@ -32,10 +33,10 @@ from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import History, Meter, tensorboard_writer
 from ssd.training.recipes import epochs_for, lr_for
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
-from ssd.training.splits import Sets, open_sets
+from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import SHEET, report
-from ssd.weights.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
 from ssd.weights.loading import initial_model
 from ssd_ext import LossOptions
 
@@ -148,7 +149,8 @@ class _Run:
         self.workers = worker_count(workers)
         self.quiet = quiet
 
-        sets, self.fingerprints = ranks.from_first(lambda: _open(settings))
+        levels = levels_of(state) if state else None
+        sets, self.fingerprints = ranks.from_first(lambda: _open(settings, levels))
         self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
         self.recipe = resolved(settings.recipe)
         self.epochs = settings.epochs or epochs_for(self.recipe, len(sets.train))
@@ -263,6 +265,9 @@ class _Run:
                     why = stopping[0] if stopping else None  # None: another process was stopped
                     raise why if isinstance(why, Exception) else KeyboardInterrupt
         self.say(meter.summary())
+        used = [whole_of(pictures)[0] for pictures in (self.train_set, self.val_set) if pictures is not None]
+        if cut := list(dict.fromkeys(path for dataset in used for path in dataset.cut)):
+            self.say(f"pictures that lack their last bytes, and were used: {len(cut)}, such as {cut[0]}")
         if self.val_set is None:
             self.save(self.best)
         self.close()
@@ -362,6 +367,7 @@ class _Run:
         if not self.ranks.first:
             return
         extra |= {"settings": self.settings.as_dict(), "step": self.step, "fingerprints": self.fingerprints}
+        extra["levels"] = whole_of(self.train_set)[0].levels
         save_checkpoint(path, self.model, self.sets.classes, **extra)
 
 
@@ -377,9 +383,9 @@ def _resumable(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
     return state
 
 
-def _open(settings: Settings) -> tuple[Sets, dict[str, Fingerprint]]:
+def _open(settings: Settings, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint]]:
     """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
-    sets = open_sets(settings)
+    sets = open_sets(settings, levels)
     return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}
 
 

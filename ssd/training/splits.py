@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
+from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
 from ssd.data.folder import SPLIT_WORDS, Folder, Root
 from ssd.networks.ssd300 import SSD300
@@ -38,10 +39,14 @@ def whole_of(pictures: Pictures) -> tuple[BoxDataset, Sequence[int]]:
     return pictures.dataset, pictures.indices
 
 
-def open_sets(settings: Settings) -> Sets:
+def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
     """Opens the pictures for training, validation and test.
 
     If there is no validation split, a part of the training pictures is held out for validation.
+
+    Args:
+        settings: the settings of the run.
+        levels: see `BoxDataset`; those of the run if it is resumed. None: those of the training pictures, for all sets.
 
     Raises:
         FileNotFoundError: see `ssd.data.open_dataset`.
@@ -52,19 +57,21 @@ def open_sets(settings: Settings) -> Sets:
     split, val_split, test_split = names["split"], names["val_split"], names["test_split"]
     notes: list[str] = []
 
-    def opened(data: Sequence[Root], split: str | None, classes: Sequence[str] | None) -> BoxDataset:
-        dataset = open_dataset(data, split, classes, keep_crowds=True, options=settings.reading)
+    def opened(
+        data: Sequence[Root], split: str | None, classes: Sequence[str] | None, levels: Levels | None
+    ) -> BoxDataset:
+        dataset = open_dataset(data, split, classes, keep_crowds=True, options=settings.reading, levels=levels)
         notes.extend((summary(dataset), *dataset.notes, *map(str, dataset.dropped)))
         return dataset
 
-    whole = opened(folders, split, settings.classes)
+    whole = opened(folders, split, settings.classes, levels)
     _check_objects(whole, folders)
     val = test = None
     if settings.val_data or val_split:
-        val = opened(settings.val_data or _with_split(folders, val_split), val_split, whole.classes)
+        val = opened(settings.val_data or _with_split(folders, val_split), val_split, whole.classes, whole.levels)
     if test_split:
         try:
-            test = opened(_with_split(folders, test_split), test_split, whole.classes)
+            test = opened(_with_split(folders, test_split), test_split, whole.classes, whole.levels)
         except (FileNotFoundError, ValueError) as error:  # the test split of a competition has no annotations
             if settings.test_split:
                 raise

@@ -135,7 +135,7 @@ def _draw(
     sheets = []
     for index, missed, wrong in [m for m in mistakes[:WORST] if m.missed + m.wrong]:
         file = dataset.pictures[indices[index]]
-        picture = PictureFile(file)
+        picture = PictureFile(file, levels=dataset.levels)
         pixels, size = picture.pixels(), (picture.width, picture.height)
         shown = detections[index].scores >= SHOWN.min_score
         found = Found(*(column[shown] for column in detections[index])).in_pixels(*size)

@@ -83,10 +83,20 @@ def current(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: is not a complete checkpoint: its {name!r} is a {type(checkpoint.get(name)).__name__}"
             )
+    levels = checkpoint.get("levels")
+    kinds = list(map(type, levels)) if isinstance(levels, (list, tuple)) else []
+    if levels is not None and not (len(kinds) == 2 and {int, float}.issuperset(kinds)):
+        raise ValueError(f"{path}: its levels must be two numbers, got {str(levels)[:100]}")
     if checkpoint["format"] == 1:  # this format has no config; its priors are the default ones
         known = {name: checkpoint.pop(name) for name in ("width", "batch_norm") if name in checkpoint}
         checkpoint["config"] = {"n_classes": len(checkpoint["classes"]) + 1, **known}
     return checkpoint
+
+
+def levels_of(checkpoint: dict[str, Any]) -> tuple[float, float] | None:
+    """The levels of the pictures that the network was trained on, see `ssd.data.BoxDataset`; None if there are none."""
+    levels = checkpoint.get("levels")
+    return None if levels is None else (levels[0], levels[1])
 
 
 def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> SSD300:

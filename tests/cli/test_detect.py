@@ -6,7 +6,9 @@ import os
 import struct
 import zlib
 
+import numpy as np
 import pytest
+from deep_pictures import png, tiff
 from detect_command import contents, detect, write_photos, write_untrained
 from PIL import Image
 
@@ -29,8 +31,8 @@ def test_detect_draws_writes_coco_and_skips_broken_pictures(shapes, weights, tmp
     (folder / "deeper").mkdir(parents=True)
     pictures = sorted((shapes / "JPEGImages").iterdir())
     (folder / "a.jpg").write_bytes(pictures[0].read_bytes())
-    (folder / "deeper" / "a.jpg").write_bytes(pictures[1].read_bytes())
-    (folder / "cut.jpg").write_bytes(pictures[2].read_bytes()[:-3000])
+    (folder / "deeper" / "a.jpg").write_bytes(pictures[1].read_bytes()[:-9])
+    (folder / "cut.jpg").write_bytes(pictures[2].read_bytes()[:2000])
     (folder / "text.png").write_text("not a picture")
     (folder / "notes.txt").write_text("not looked at")
     out = tmp_path / "out"
@@ -39,6 +41,7 @@ def test_detect_draws_writes_coco_and_skips_broken_pictures(shapes, weights, tmp
     assert "cut.jpg" in printed.err
     assert "text.png" in printed.err
     assert "2 of 5 pictures could not be read" in printed.err
+    assert f"lack their last bytes, and were used: 1, such as {folder / 'deeper' / 'a.jpg'}" in printed.err
 
     coco = json.loads((out / "detections.json").read_text())
     assert [c["name"] for c in coco["categories"]] == ["circle", "square", "triangle"]
@@ -158,3 +161,20 @@ def test_a_picture_that_is_gone_before_it_is_drawn_is_left_out(photos, weights, 
     assert "1 of 3 pictures could not be read" in capsys.readouterr().err
     listed = json.loads((photos / "found" / "detections.json").read_text())["images"]
     assert [image["file_name"] for image in listed] == ["a.png", "deeper/c.PNG"]
+
+
+def test_bits_of_deep_pictures(weights, tmp_path, capsys):
+    array = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64, 1)
+    (tmp_path / "a.png").write_bytes(png(array))
+    for bits, brightest in (("12", 255), ("13", 127)):
+        assert detect(tmp_path / "a.png", "--bits", bits, "--min-score", "1", weights=weights, out=tmp_path / bits) == 0
+        with Image.open(tmp_path / bits / "a.png") as drawing:
+            assert np.asarray(drawing).max() == brightest
+    arguments = [tmp_path / "a.png", "--bits", "13", "--min-score", "1", "--resume"]
+    assert detect(*arguments, weights=weights, out=tmp_path / "12") == 2
+    assert "bits" in capsys.readouterr().err
+    (tmp_path / "f.tif").write_bytes(tiff(array.astype(np.float32)))
+    assert detect(tmp_path / "f.tif", weights=weights, out=tmp_path / "f") == 1
+    assert "--bits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        detect(tmp_path / "a.png", "--bits", "0", weights=weights, out=tmp_path / "0")

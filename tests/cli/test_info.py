@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+from small_datasets import add_picture, cut
 
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, speed
@@ -40,3 +41,25 @@ def test_info_tells_how_fast_pictures_are_read(shapes, capsys, monkeypatch, augm
     assert math.ceil(700 / (rates["training samples"] + 0.5)) <= int(re.search(r"at 700 .*: (\d+) cores", printed)[1])
     assert main(["info", "--speed"]) == 2
     assert "name at least one folder" in capsys.readouterr().err
+
+
+def test_info_decodes_all_pictures(tmp_path, capsys):
+    for name in "abc":
+        add_picture(tmp_path, name, [("x", 1, 1, 30, 30)])
+    folder = tmp_path / "JPEGImages"
+    assert main(["info", str(tmp_path), "--pixels"]) == 0
+    assert "pictures that cannot be read: 0 of 3" in capsys.readouterr().out
+    cut(folder / "a.jpg", 0.9)
+    cut(folder / "b.jpg", 0.4)
+    assert main(["info", str(tmp_path), "--pixels"]) == 1
+    *_, unreadable, error, few, path = capsys.readouterr().out.splitlines()
+    assert (unreadable, few) == (
+        "pictures that cannot be read: 1 of 3",
+        "pictures that lack their last bytes, and are read: 1 of 3",
+    )
+    assert error.startswith(f"  {folder}/b.jpg: cannot decode")
+    assert path == f"  {folder}/a.jpg"
+    assert main(["info", str(tmp_path), "--pixels", "--skip-unreadable"]) == 2
+    assert "1 of 3 pictures cannot be read, and the share that may be left out is 0.01" in capsys.readouterr().err
+    assert main(["info", str(tmp_path), "--pixels", "--skip-unreadable", "0.4"]) == 0
+    assert main(["info", "--pixels"]) == 2

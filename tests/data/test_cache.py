@@ -6,9 +6,11 @@ import time
 import numpy as np
 import pytest
 import yaml
+from deep_pictures import png
+from PIL import Image
 from small_datasets import add_picture
 
-from ssd.data import annotations, cache, open_dataset
+from ssd.data import ImageReadError, ReadOptions, annotations, cache, open_dataset, pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LONG_AGO = time.time() - 1000
@@ -141,3 +143,29 @@ def test_a_file_that_was_missing_is_a_change_too(kept, tmp_path):
     assert cached(3) == [0, 1]
     (tmp_path / "gone").touch()
     assert cached(3) == [0, 1, 2]
+
+
+def test_the_pixels_of_a_data_set_are_decoded_once(kept, data, monkeypatch):
+    """To measure levels, and to leave out unreadable pictures, as long as the files do not change."""
+    array = np.linspace(16, 916, 2400).astype(np.uint16).reshape(40, 60, 1)
+    folder = data / "JPEGImages"
+    (folder / "a.jpg").write_bytes(png(array))
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:700])
+    age(data)
+    options = ReadOptions(skip_unreadable=0.5)
+    first = open_dataset(data, options=options)
+    assert (first.levels, len(first)) == ((16, 916), 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(annotations, "PictureFile", None)
+        patched.setattr(pixels, "measure_levels", None)
+        again = open_dataset(data, options=options)
+        assert (again.levels, again.notes) == (first.levels, first.notes)
+        with pytest.raises(ImageReadError, match=r"(?s)1 of 2 .*b\.jpg"):
+            open_dataset(data, options=ReadOptions(skip_unreadable=0.4))
+    assert len(open_dataset(data)) == 2  # without this option, no picture is decoded before it is used
+    Image.new("RGB", (60, 40)).save(folder / "b.jpg")
+    age(data)
+    assert len(open_dataset(data, options=options)) == 2
+    (folder / "a.jpg").write_bytes(png(array * 2))
+    age(data)
+    assert open_dataset(data, options=options).levels == (32, 1832)

@@ -8,8 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from deep_pictures import add_deep_pictures, tiff
 from PIL import Image, ImageOps
 from small_datasets import add_picture, cut
+from torch.utils.data import DataLoader
 
 from ssd.data import ImageReadError, ReadOptions, UnknownClassError, VOCDataset, annotations, open_dataset
 
@@ -156,15 +158,16 @@ def test_pictures_without_annotation(tmp_path, rule):
 
 
 def test_truncated_picture(pair):
-    cut(pair / "JPEGImages" / "b.jpg", 0.7)
+    cut(pair / "JPEGImages" / "b.jpg", 0.4)
     dataset = VOCDataset(pair)
     with pytest.raises(ImageReadError, match=r"b\.jpg.*truncated"):
         dataset[1]
 
 
-def test_pictures_are_upright(tmp_path):
-    add_picture(tmp_path, "a", [("x", 1, 1, 60, 60)])
-    path = tmp_path / "JPEGImages" / "a.jpg"
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_pictures_are_upright(tmp_path, suffix):
+    add_picture(tmp_path, "a", [("x", 1, 1, 60, 60)], suffix=suffix)
+    path = tmp_path / "JPEGImages" / f"a{suffix}"
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:, :30] = 255  # the left half
     exif = Image.Exif()
@@ -176,16 +179,6 @@ def test_pictures_are_upright(tmp_path):
     assert image[:, 31:].max() < 50
     assert target["boxes"].canvas_size == (60, 40)
     assert target["boxes"].tolist() == [[0, 0, 40, 60]]
-
-
-def test_an_orientation_in_a_png_is_ignored_in_header_and_pixels_alike(tmp_path):
-    add_picture(tmp_path, "a", suffix=".png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 40)).save(tmp_path / "JPEGImages" / "a.png", exif=exif)
-    image, target = VOCDataset(tmp_path, classes=("x",))[0]
-    assert image.shape == (3, 40, 60)
-    assert target["boxes"].canvas_size == (40, 60)
 
 
 def test_pictures_are_no_python_objects(tmp_path):
@@ -224,3 +217,76 @@ def test_a_view_shares_what_was_read(tmp_path):
     assert view[0][1] == 1
     assert whole[0][1]["labels"].tolist() == [1]
     assert view._all is whole._all
+
+
+def test_deep_pictures_share_levels_that_are_measured_given_or_follow_from_bits(tmp_path):
+    add_deep_pictures(tmp_path)
+    measured = open_dataset(tmp_path)
+    assert measured.levels == (16, 216)
+    assert "pictures with more than 8 bits per sample: 2; 16 becomes black and 216 white" in measured.notes
+    assert [(image.min(), image.max()) for image, _ in measured] == [(0, 128), (0, 255)]
+    assert open_dataset(tmp_path, options=ReadOptions(bits=12)).levels == (0, 4095)
+    given = open_dataset(tmp_path, levels=(16, 116), options=ReadOptions(bits=12))
+    assert [image.max() for image, _ in given] == [255, 255]
+    assert [image.max() for image, _ in given.part([1, 0]).view(None)] == [255, 255]
+    add_picture(tmp_path / "8", "c", [("x", 1, 1, 30, 30)])
+    ordinary = open_dataset(tmp_path / "8")
+    assert ordinary.levels is None
+    assert not any("bits" in note for note in ordinary.notes)
+
+
+def damage(path, how):
+    if how == "header":
+        path.write_bytes(b"not a picture")
+    else:
+        cut(path, 0.4 if how == "pixels" else 0.9)
+
+
+def test_unreadable_pictures_are_left_out_up_to_a_share(tmp_path):
+    for name in "abcdefgh":
+        add_picture(tmp_path, name, [("dog" if name < "e" else "cat", 1, 1, 30, 30)])
+    folder = tmp_path / "JPEGImages"
+    for name, how in (("b", "header"), ("f", "pixels"), ("g", "end")):
+        damage(folder / f"{name}.jpg", how)
+    with pytest.raises(ImageReadError, match=r"b\.jpg"):
+        open_dataset(tmp_path)
+    dataset = open_dataset(tmp_path, options=ReadOptions(skip_unreadable=0.25))
+    assert [path.stem for path in dataset.pictures] == list("acdegh")
+    assert dataset.counts == {"cat": 3, "dog": 3}
+    note, *errors = dataset.notes
+    assert note == "pictures left out, because they cannot be read: 2 of 8"
+    assert [error.partition(": ")[0] for error in errors] == [f"  {folder / name}" for name in ("b.jpg", "f.jpg")]
+    assert [len(target["boxes"]) for _, target in dataset] == [1] * 6
+    with pytest.raises(ImageReadError, match=r"(?s)2 of 8 pictures .* 0\.2 .*b\.jpg: .*f\.jpg: "):
+        open_dataset(tmp_path, options=ReadOptions(skip_unreadable=0.2))
+
+
+def test_values_out_of_range_are_no_damage(tmp_path):
+    add_picture(tmp_path, "a", [("x", 1, 1, 30, 30)], suffix=".tif")
+    for array in (np.full((40, 60, 1), 70000, np.int32), np.full((40, 60, 1), -3.5, np.float32)):
+        (tmp_path / "JPEGImages" / "a.tif").write_bytes(tiff(array))
+        dataset = open_dataset(tmp_path, options=ReadOptions(skip_unreadable=0.01))
+        assert len(dataset) == 1
+        assert dataset.levels == (array.min(), array.max())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_lack_their_end_are_known_after_they_were_read(tmp_path, workers):
+    for name in "abcd":
+        add_picture(tmp_path, name, [("x", 1, 1, 30, 30)])
+    for name in "bd":
+        damage(tmp_path / "JPEGImages" / f"{name}.jpg", "end")
+    dataset = open_dataset(tmp_path)
+    part = dataset.part([1, 0])
+    for pictures in (dataset.view(None), part.view(None)):
+        for _ in DataLoader(pictures, batch_size=None, num_workers=workers):
+            pass
+    assert [path.name for path in dataset.cut] == ["b.jpg", "d.jpg"]
+    assert [path.name for path in part.cut] == ["b.jpg"]
+
+
+def test_pictures_of_unreadable_formats_are_noted(tmp_path):
+    add_picture(tmp_path, "a", [("x", 1, 1, 30, 30)])
+    (tmp_path / "JPEGImages" / "b.dng").write_bytes(b"anything")
+    (note,) = open_dataset(tmp_path).notes
+    assert note == "JPEGImages/b.dng: the picture cannot be read here: convert it to JPEG or PNG"

@@ -9,8 +9,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from deep_pictures import png
 
 import ssd.export as exporting
 import ssd_ext
@@ -19,7 +21,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
 from ssd.export import FORMATS, Metadata, export, load
 from ssd.inference.detector import Detector, predict_padded
-from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.checkpoint import build_model, save_checkpoint
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions
 
@@ -126,18 +128,19 @@ def test_few_pictures_are_from_all_over_a_folder(tmp_path):
 
 
 def test_what_is_compared(weights, shapes, tmp_path):
-    few = exporting._pictures([], 300, tmp_path / "a")
+    metadata = Metadata("pt2", CLASSES, OPTIONS, 300)
+    few = exporting._pictures([], metadata, tmp_path / "a")
     assert few.shape == (exporting.N_CHECKED, 3, 300, 300)
     (picture, *_) = sorted((shapes / "JPEGImages").iterdir())
     assert torch.equal(
-        exporting._pictures([picture], 300, tmp_path / "b"),
+        exporting._pictures([picture], metadata, tmp_path / "b"),
         EvalTransform(300)(PictureFile(picture)).repeat(2, 1, 1, 1),
     )
     trained = tmp_path / "trained.pt"
     for data, n in ((shapes, 3), (tmp_path / "gone", exporting.N_CHECKED)):
         save_checkpoint(trained, load_weights(weights)[0], CLASSES, settings={"data": [str(data)]})
         places = exporting._trained_on(open_weights(trained))
-        assert len(exporting._pictures(places, 300, tmp_path / f"c{n}")) == n
+        assert len(exporting._pictures(places, metadata, tmp_path / f"c{n}")) == n
 
 
 WHOLE = [name for name, format in FORMATS.items() if name != "aoti" and all(map(find_spec, format.modules))]
@@ -168,3 +171,16 @@ def test_a_full_disk_is_named_and_nothing_left(weights, tmp_path, name):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_keeps_the_levels_of_the_training_pictures(weights, tmp_path, monkeypatch):
+    checkpoint, used = open_weights(weights), []
+    save_checkpoint(tmp_path / "w.pt", build_model(checkpoint, weights), CLASSES, levels=(0, 4095))
+    array = np.random.default_rng(0).integers(0, 4096, (40, 60, 1)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(png(array))
+    compare = exporting._compare
+    monkeypatch.setattr(exporting, "_compare", lambda *args: used.append(args[2]) or compare(*args))
+    export(tmp_path / "w.pt", tmp_path / "w.pt2", check=[tmp_path / "a.png"])
+    assert used[0].max() > 200
+    assert load(tmp_path / "w.pt2").metadata.levels == (0, 4095)
+    assert Detector.load(tmp_path / "w.pt2")(tmp_path / "a.png").picture.pixels().max() == 255

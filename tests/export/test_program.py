@@ -1,5 +1,7 @@
 """The exported program, what a file says of it, and how its detections are compared."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,7 +26,9 @@ def test_the_program_has_the_bits_of_the_detector(weights, pictures):
 
 def test_metadata_survives_json():
     metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), 512, "float32")
-    assert Metadata.from_json(metadata.to_json()) == metadata
+    for levels in (None, (16, 4095.5)):
+        written = replace(metadata, levels=levels)
+        assert Metadata.from_json(written.to_json()) == written
     for text in ("", "[]", "{}", '{"options": {"colour": 1}, "classes": []}'):
         with pytest.raises(ValueError, match="not the metadata"):
             Metadata.from_json(text)

@@ -6,6 +6,7 @@ import os
 import pytest
 from detect_command import contents, detect
 
+from ssd.data import ImageReadError
 from ssd.inference.drawings import plan_drawings
 
 
@@ -110,3 +111,18 @@ def test_folders_that_cannot_be_searched_are_named(photos, weights, monkeypatch,
     assert "no pictures" in printed
     with pytest.raises(PermissionError):
         plan_drawings(["deeper"], photos / "out")
+
+
+def test_pictures_that_cannot_be_read_here_are_counted_and_the_others_read(photos, weights, tmp_path, capsys):
+    for name in ("x.dng", "deeper/y.DNG", "z.jxl.txt"):
+        (photos / name).write_bytes(b"anything")
+    assert detect(photos, weights=weights, out=tmp_path / "out") == 1
+    output = capsys.readouterr()
+    assert f"skipped: 2 pictures cannot be read here, such as {photos}/deeper/y.DNG: convert them" in output.err
+    assert "3 pictures," in output.out
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "z.dng").write_bytes(b"anything")
+    with pytest.raises(ImageReadError, match=r"only/z\.dng: .*convert it to JPEG"):
+        plan_drawings([tmp_path / "only"], tmp_path / "out")
+    assert detect(tmp_path / "only", weights=weights, out=tmp_path / "out") == 2
+    assert "only/z.dng" in capsys.readouterr().err

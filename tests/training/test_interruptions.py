@@ -146,7 +146,7 @@ def test_a_damaged_picture_can_be_replaced(settings, shapes, tmp_path, at_step, 
 
     def damage():
         for victim, content in zip(victims, whole, strict=True):
-            victim.write_bytes(content[:-2000])
+            victim.write_bytes(content[: len(content) // 3])
 
     at_step(2, damage)
     with pytest.raises(ImageReadError, match=r"^\S*\.jpg: cannot decode the picture"):

@@ -2,15 +2,20 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import types
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from deep_pictures import add_deep_pictures, png
+from PIL import Image
 from short_training import NARROW, run, states_equal
+from small_datasets import add_split, cut
 from torch.amp import GradScaler
 
 import ssd.training.progress
@@ -18,13 +23,15 @@ import ssd.training.run as training
 from ssd import load_weights
 from ssd.cli import main
 from ssd.data.shapes import write_shapes
+from ssd.inference.detector import Detector
 from ssd.loss import MultiBoxLoss
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import SSD300
 from ssd.training.progress import MIN_SCALE
 from ssd.training.run import train
 from ssd.training.settings import Settings
-from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
+from ssd.training.splits import open_sets
+from ssd.weights.checkpoint import levels_of, load_checkpoint, save_checkpoint
 
 
 @pytest.mark.parametrize(("head_batch_norm", "rate"), [(False, 1e-3), (True, 1e-2)])
@@ -233,6 +240,48 @@ def test_a_truncated_picture_is_named(tmp_path, workers):
     folder = tmp_path / "broken"
     write_shapes(folder, 4, 0)
     victim = sorted((folder / "JPEGImages").iterdir())[0]
-    victim.write_bytes(victim.read_bytes()[:-2000])
+    cut(victim, 0.4)
     with pytest.raises(ValueError, match=victim.name):
         run(Settings((str(folder),), "train", epochs=1, **NARROW), tmp_path / "run", workers=workers)
+
+
+def test_levels_of_the_training_pictures_are_those_of_everything_after_it(tmp_path, capsys):
+    """Of validation and test pictures, of a resumed run, and of detectors from its checkpoints."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    add_deep_pictures(data, "abc")  # 16 to 316
+    add_deep_pictures(data, "de", lowest=1000)
+    for split, names in (("train", "abc"), ("val", "d"), ("test", "e")):
+        add_split(data, split, *names)
+    train(Settings((str(data),), epochs=1, **NARROW), out, device="cpu", workers=0)
+    printed = capsys.readouterr().out
+    assert printed.count("more than 8 bits per sample: 3; 16 becomes black and 316 white") == 1
+    assert printed.count("more than 8 bits per sample: 1; 16 becomes black and 316 white") == 2
+    assert load_checkpoint(out / "last.pt")["levels"] == load_checkpoint(out / "best.pt")["levels"] == (16, 316)
+    assert open_sets(load_settings(out), (5, 6)).val.levels == (5, 6)
+    detector = Detector.load(out / "best.pt", device="cpu")
+    array = np.linspace(16, 316, 2400).astype(np.uint16).reshape(40, 60)
+    assert detector(Image.fromarray(array)).picture.pixels().max() == 255
+    (tmp_path / "a.png").write_bytes(png(array[..., None]))
+    assert detector(tmp_path / "a.png").picture.pixels().max() == 255
+    assert main(["eval", str(data), "--weights", str(out / "best.pt"), "--device", "cpu", "--workers", "0"]) == 0
+    assert "16 becomes black and 316 white" in capsys.readouterr().err
+    assert main(["eval", str(data), "--weights", str(out / "best.pt"), "--bits", "12", "--workers", "0"]) == 0
+    assert "0 becomes black and 4095 white" in capsys.readouterr().err
+    assert main(["convert", str(out / "best.pt"), str(tmp_path / "converted.pt")]) == 0
+    assert levels_of(load_checkpoint(tmp_path / "converted.pt")) == (16, 316)
+
+
+def load_settings(out):
+    return Settings.from_dict(load_checkpoint(out / "last.pt")["settings"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_lack_their_end_are_counted(shapes, tmp_path, capsys, workers):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for path in (data / "JPEGImages").iterdir():
+        cut(path, 0.9)
+    settings = Settings((str(data),), "train", held_out=0, epochs=1, **NARROW)
+    train(settings, tmp_path / "run", device="cpu", workers=workers)
+    # 3 steps of 2 pictures
+    assert "pictures that lack their last bytes, and were used: 6, such as" in capsys.readouterr().out

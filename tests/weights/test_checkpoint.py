@@ -60,3 +60,10 @@ def test_a_bomb_is_not_unpacked(tmp_path):
         archive.writestr("archive/data.pkl", bytes(10_000_000))
     with pytest.raises(ValueError, match=r"bomb\.pt: cannot be read as a checkpoint: it is compressed"):
         load_weights(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("levels", [3, [1], [1, "2"], {1: 2}, [1, 2, 3]])
+def test_levels_are_two_numbers(tmp_path, levels):
+    save_checkpoint(tmp_path / "a.pt", SSD300(2, width=0.01), ["a"], levels=levels)
+    with pytest.raises(ValueError, match=r"a\.pt: its levels must be two numbers, got"):
+        load_weights(tmp_path / "a.pt")
