@@ -11,9 +11,10 @@ import pytest
 from deep_pictures import add_deep_pictures, tiff
 from PIL import Image, ImageOps
 from small_datasets import add_picture, cut
-from torch.utils.data import DataLoader
 
 from ssd.data import ImageReadError, ReadOptions, UnknownClassError, VOCDataset, annotations, open_dataset
+from ssd.data.augmentation import EvalTransform
+from ssd.data.loader import eval_loader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -278,8 +279,8 @@ def test_pictures_that_lack_their_end_are_known_after_they_were_read(tmp_path, w
         damage(tmp_path / "JPEGImages" / f"{name}.jpg", "end")
     dataset = open_dataset(tmp_path)
     part = dataset.part([1, 0])
-    for pictures in (dataset.view(None), part.view(None)):
-        for _ in DataLoader(pictures, batch_size=None, num_workers=workers):
+    for pictures in (dataset, part):
+        for _ in eval_loader(pictures.view(EvalTransform(300)), 2, workers):
             pass
     assert [path.name for path in dataset.cut] == ["b.jpg", "d.jpg"]
     assert [path.name for path in part.cut] == ["b.jpg"]
