@@ -47,7 +47,8 @@ def to_bytes(picture: Image.Image, levels: Levels | None = None, file: IO[bytes]
 
     Args:
         picture: as opened, or in memory.
-        levels: the values that become black and white. None: the whole range of the type; for floats 0 and 1.
+        levels: the values that become black and white. None: the whole range of the type; for floats 0 and 1,
+            for integers of 32 bits 0 and 255.
         file: the picture's file. Without it, or without the package imagecodecs, only the upper 8 bits of a picture
             in colour are read.
 
@@ -55,8 +56,8 @@ def to_bytes(picture: Image.Image, levels: Levels | None = None, file: IO[bytes]
         (H, W) or (H, W, 3) uint8. NaN becomes black.
 
     Raises:
-        ValueError: `levels` are needed, because the type has no range or the values are outside of it; or `levels`
-            cannot be applied, because only the upper 8 bits can be read.
+        ValueError: `levels` are needed, because values are outside of this range; or `levels` cannot be applied,
+            because only the upper 8 bits can be read.
         Exception: see `ssd.data.picture_formats.open_picture`.
     """
     if picture.mode in COLOUR and not (file and HAS_IMAGECODECS):
@@ -105,7 +106,7 @@ def _samples(picture: Image.Image, file: IO[bytes] | None) -> np.ndarray:
 
 
 def _full(picture: Image.Image) -> Levels | None:
-    """The whole range of a picture's values; None if its type has none that pictures use."""
+    """The whole range of a picture's values; None for types of integers whose range no picture fills."""
     if picture.mode == "F":
         return 0, 1
     if picture.mode == "I" and picture.format in ("TIFF", None):
@@ -114,9 +115,16 @@ def _full(picture: Image.Image) -> Levels | None:
 
 
 def _checked(full: Levels | None, samples: np.ndarray) -> Levels:
-    """Returns the whole range of the samples' type if it fits to them; otherwise raises ValueError."""
+    """Returns the range of the samples: that of their type, or 0..255 if the type has none and the samples are in it.
+
+    Raises:
+        ValueError: the samples are outside of the range.
+    """
     if full is None:
-        raise ValueError(f"its values, of type {samples.dtype.name}, have no range of their own: {REMEDY}")
+        low, high = samples.min(), samples.max()
+        if low < 0 or high > 255:
+            raise ValueError(f"its values, of type {samples.dtype.name}, are from {low} to {high}: {REMEDY}")
+        return 0, 255
     if samples.dtype.kind == "f":
         finite = samples[np.isfinite(samples)]
         low, high = finite.min(initial=0), finite.max(initial=0)

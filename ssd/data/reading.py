@@ -225,7 +225,7 @@ class PictureFile(Picture):
         header: the file's header, if it was read before.
         levels: the values that become black (0) and white (255) in pictures with more than 8 bits per sample. Those
             between are scaled linearly and rounded, those outside become black or white. None: 0 and the largest value
-            of the type, such as 65535; for floats 0 and 1.
+            of the type, such as 65535; for floats 0 and 1, for integers of 32 bits 0 and 255.
 
     Raises:
         FileNotFoundError, ImageReadError: see `read_header`.

@@ -108,9 +108,12 @@ def test_other_integers_need_levels(tmp_path, kind):
     array[0, 0] = np.iinfo(kind).max  # of unsigned integers, Pillow reads this as -1
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(array))
-    with pytest.raises(ImageReadError, match=r"a\.tif: .*int.* no range of their own: .*--bits"):
+    with pytest.raises(ImageReadError, match=r"a\.tif: .*int.*, are from \d+ to \d+: say .*--bits"):
         PictureFile(path).pixels()
     assert (pixels(path, (5, 20000)) == scaled(array, 5, 20000)).all()
+    few = array % 256  # as bytes are, in an array of the default type
+    path.write_bytes(tiff(few))
+    assert (pixels(path) == few).all()
 
 
 def test_without_imagecodecs_colours_have_their_upper_bits_and_levels_are_refused(tmp_path, monkeypatch):
