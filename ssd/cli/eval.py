@@ -97,8 +97,8 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
 
     detector = open_detector(arguments, DetectionOptions())
 
-    def opened(split: str | None) -> BoxDataset:
-        return _open_data(arguments, arguments.weights, split, detector.classes, detector)
+    def opened(split: str | None, reading: ReadOptions = ReadOptions()) -> BoxDataset:
+        return _open_data(arguments, arguments.weights, split, detector.classes, detector, reading)
 
     def chosen() -> tuple[BoxDataset, str]:
         if arguments.split is not None or is_exported(arguments.weights):
@@ -142,11 +142,15 @@ def _open_data(
     split: str | None,
     classes: Sequence[str] | None,
     detector: Detector | None = None,
+    reading: ReadOptions = ReadOptions(),
 ) -> BoxDataset:
-    """Opens the data with the classes of the weights or detections in `source`, prepared for the detector."""
+    """Opens the data with the classes of the weights or detections in `source`, prepared for the detector.
+
+    `reading` has the values of flags that are not given.
+    """
     from ssd.data import UnknownClassError, open_dataset
 
-    options = ReadOptions(**fields_given(arguments, ReadOptions))
+    options = reading._replace(**fields_given(arguments, ReadOptions))
     try:
         transform, levels = (detector.prepare, detector.levels) if detector else (None, None)
         levels = None if options.bits else levels

@@ -8,6 +8,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -48,7 +49,10 @@ def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) ->
 
 def _marks(n: int) -> Tensor:
     """A mark for each of n pictures, (n,) uint8 zeros, in memory that workers of a loader share."""
-    return torch.zeros(n, dtype=torch.uint8).share_memory_()
+    marks = torch.zeros(n, dtype=torch.uint8)
+    with suppress(RuntimeError):  # without shared memory, marks of other processes are not seen
+        marks.share_memory_()
+    return marks
 
 
 class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):

@@ -7,37 +7,40 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd.data import BoxDataset
+from ssd.options import ReadOptions
 from ssd.training.fingerprint import fingerprint
 from ssd.training.settings import Settings
 from ssd.training.splits import held_out_pictures
 
 
 def open_unseen(
-    checkpoint: Mapping[str, Any], data: Sequence[str], opened: Callable[[str | None], BoxDataset]
+    checkpoint: Mapping[str, Any], data: Sequence[str], opened: Callable[[str | None, ReadOptions], BoxDataset]
 ) -> tuple[BoxDataset, str]:
     """Opens the pictures of a data set that a network was not trained on, as far as its checkpoint tells.
 
     Args:
         checkpoint: see `ssd.weights.checkpoint.load_checkpoint`; also one that `ssd train` did not write.
         data: the folders of the data set.
-        opened: opens a split of it, or all pictures for None.
+        opened: opens a split of it, or all pictures for None; the second argument has the options of the run.
 
     Returns:
         The pictures, and a line that says which ones they are; "" if the checkpoint tells nothing about them.
     """
     if "settings" not in checkpoint:
-        return opened(None), ""
+        return opened(None, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
     if set(map(os.path.abspath, data)) != set(run.data):
-        return opened(None), ""
+        return opened(None, ReadOptions()), ""
     if run.test_split:
         try:
-            return opened(run.test_split), f"measured on the split {run.test_split}, which was not used for training"
+            return opened(
+                run.test_split, run.reading
+            ), f"measured on the split {run.test_split}, which was not used for training"
         except (FileNotFoundError, ValueError):  # the test split of a competition has no annotations
             pass
     if run.val_split and run.val_data is None:
-        return opened(run.val_split), f"measured on the split {run.val_split}, which was not trained on"
-    whole = opened(run.split)
+        return opened(run.val_split, run.reading), f"measured on the split {run.val_split}, which was not trained on"
+    whole = opened(run.split, run.reading)
     if not run.held_out or run.val_data is not None or len(whole) == 1:
         return whole, f"measured on {len(whole)} pictures, all of which were trained on"
     part = whole.part(held_out_pictures(len(whole), run.held_out, run.seed))

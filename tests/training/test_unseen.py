@@ -8,6 +8,7 @@ from small_datasets import add_split
 
 from ssd.data import open_dataset
 from ssd.data.shapes import write_shapes
+from ssd.options import ReadOptions
 from ssd.training.run import train
 from ssd.training.settings import Settings
 from ssd.training.unseen import open_unseen
@@ -29,7 +30,9 @@ def unseen(data, out, **settings):
 
 
 def chosen_by(checkpoint, data):
-    dataset, line = open_unseen(checkpoint, [str(data)], lambda split: open_dataset(data, split))
+    dataset, line = open_unseen(
+        checkpoint, [str(data)], lambda split, reading: open_dataset(data, split, options=reading)
+    )
     assert len(dataset) == len(dataset.files) == len(dataset.truths) == len(dataset.sizes)
     assert dataset[0][1]["boxes"].tolist() == dataset.truths[0]["boxes"].tolist()
     return [path.stem for path in dataset.pictures], line
@@ -63,3 +66,14 @@ def test_of_other_data_and_other_checkpoints_nothing_is_known(data, tmp_path):
     assert chosen_by(checkpoint, data)[0] == [f"test_{i:05}" for i in range(3)]
     shutil.copytree(data, tmp_path / "copy")
     assert (len(chosen_by(checkpoint, tmp_path / "copy")[0]), chosen_by({}, data)[1]) == (13, "")
+
+
+def test_the_data_is_read_as_in_training(data, tmp_path):
+    """Otherwise other pictures would be those that were held out."""
+    (data / "ImageSets" / "Main" / "test.txt").unlink()
+    (data / "ImageSets" / "Main" / "train.txt").unlink()
+    for number in range(4):
+        (data / "Annotations" / f"train_{number:05}.xml").unlink()
+    for rule, n in (("background", 13), ("ignore", 9)):
+        _, line = unseen(data, tmp_path / rule, held_out=0.5, reading=ReadOptions(unlabelled=rule))
+        assert line == f"measured on the {round(n / 2)} pictures that were held out of training"
