@@ -147,7 +147,9 @@ class _SSD(_Accelerated, SSD):
         size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
         priors = xy_to_cxcy(image_anchors[0] / size)
         boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
-        rows = zip(boxes, scores, labels, counts.tolist(), strict=True)
+        # While TorchScript traces, the counts stay tensors: it would write numbers into the graph as constants.
+        numbers = counts.long().unbind() if torch.jit.is_tracing() else counts.tolist()
+        rows = zip(boxes, scores, labels, numbers, strict=True)
         # The boxes are cut to n rows before they are multiplied, because the compiler of torch 2.11 cannot slice a
         # product by a number of rows that depends on the data.
         return [{"boxes": b[:n] * size, "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
@@ -160,6 +162,8 @@ class _RetinaNet(_Accelerated, RetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
+        if torch.jit.is_tracing():  # what follows reads numbers from tensors, which TorchScript would write into the graph
+            return super().postprocess_detections(head_outputs, anchors, image_shapes)
         n_images, n_classes = len(image_shapes), head_outputs["cls_logits"][0].shape[-1]
         decoding = *_variances(self), self.box_coder.bbox_xform_clip
         levels = []
