@@ -47,8 +47,12 @@ def in_range(limit: float, dtype: torch.dtype) -> float:
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size * 0.5, centre + size * 0.5], dim=-1)
+    return corners(boxes[..., :2], boxes[..., 2:])
+
+
+def corners(centre: Tensor, size: Tensor) -> Tensor:
+    half = size * 0.5
+    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, cxcywh_to_xyxy, in_range, promote
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, corners, in_range, promote
 from ssd_ext._checks import (
     check_boxes,
     check_devices,
@@ -152,4 +152,4 @@ def decode_boxes_plain(
     if max_log_scale is not None:
         log_scale = log_scale.clamp(max=in_range(max_log_scale, dtype))
     centre = shift * (prior_size * center_variance) + prior_centre
-    return cxcywh_to_xyxy(torch.cat([centre, log_scale.exp() * prior_size], dim=-1))
+    return corners(centre, log_scale.exp() * prior_size)

@@ -171,10 +171,13 @@ def _in_onnx(
     boxes = decode_boxes_plain(pred_offsets.float(), priors_cxcywh.float(), *decoding)
     if options.clip:
         boxes = boxes.clamp(0, 1)
-    kept = non_max_suppression(boxes, scores, options.max_overlap, options.min_score, options.top_k).unbind(1)
-    scores = torch.full_like(scores, -1).index_put(kept, scores[kept]).flatten(1)
-    # Ties: the lowest class, then the lowest prior.
-    scores, at = F.pad(scores, (0, options.top_k), value=-1.0).topk(options.top_k)
+    kept = non_max_suppression(boxes, scores, options.max_overlap, options.min_score, options.top_k)
+    image, label, prior = kept.unbind(1)
+    at = (image * scores.shape[1] + label) * n_priors + prior
+    left = torch.full_like(scores, -1).flatten().scatter(0, at, scores.flatten()[at]).view(scores.shape).flatten(1)
+    if left.shape[1] < options.top_k:
+        left = F.pad(left, (0, options.top_k - left.shape[1]), value=-1)
+    scores, at = left.topk(options.top_k)  # ties: the lowest class, then the lowest prior
     found = scores >= 0
     at = torch.where(found, at, 0)
     boxes = boxes.gather(1, (at % n_priors)[..., None].expand(-1, -1, 4))

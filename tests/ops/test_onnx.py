@@ -4,11 +4,11 @@ import adversarial as adv
 import pytest
 import torch
 from compare import as_tuple
-from ops.postprocess_detections import inputs
 from torch import nn
 from torch.export import Dim
 
 import ssd_ext
+from ops.postprocess_detections import inputs
 from ssd_ext import DetectionOptions, _onnx
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -42,9 +42,7 @@ def to_onnx(module, tensors, exporter, path):
         if exporter == "torch.export":
             program = torch.export.export(module, tensors, dynamic_shapes=shapes)
             tensors, shapes = (), None
-        torch.onnx.export(
-            program, tensors, path, dynamo=True, input_names=names, dynamic_shapes=shapes, verbose=False
-        )
+        torch.onnx.export(program, tensors, path, dynamo=True, input_names=names, dynamic_shapes=shapes, verbose=False)
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
