@@ -162,9 +162,7 @@ class _RetinaNet(_Accelerated, RetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        if (
-            torch.jit.is_tracing()
-        ):  # what follows reads numbers from tensors, which TorchScript would write into the graph
+        if torch.jit.is_tracing():  # TorchScript would write the numbers that are read below into the graph
             return super().postprocess_detections(head_outputs, anchors, image_shapes)
         n_images, n_classes = len(image_shapes), head_outputs["cls_logits"][0].shape[-1]
         decoding = *_variances(self), self.box_coder.bbox_xform_clip

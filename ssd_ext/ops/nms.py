@@ -46,8 +46,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Args:
         boxes: see `nms`; an empty tensor of any shape has no boxes.
-        scores: see `nms`.
-        idxs: (N,) integer or floating: the group of each box, usually its class or its (image, class). Floating
+        scores: see `nms`; may be None without boxes.
+        idxs: (N,) integer, bool or floating: the group of each box, usually its class or its (image, class). Floating
             numbers belong to one group if they are equal.
         iou_threshold: see `nms`.
 
@@ -57,11 +57,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.
     """
-    if boxes.dim() != 2 and boxes.numel() == 0:  # torchvision takes empty boxes of any shape
+    if (boxes.dim() != 2 or scores is None) and boxes.numel() == 0:  # as torchvision's own test calls it
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_scored_boxes(boxes, scores)
-    if idxs.shape != scores.shape or not (is_integer(idxs) or is_floating(idxs)):
-        raise ValueError(f"idxs must be ({len(scores)},) integer or floating to match scores, got {describe(idxs)}")
+    if idxs.shape != scores.shape or not (is_integer(idxs) or is_floating(idxs) or idxs.dtype == torch.bool):
+        raise ValueError(
+            f"idxs must be ({len(scores)},) integer, bool or floating to match scores, got {describe(idxs)}"
+        )
     check_devices(boxes=boxes, idxs=idxs)
     if is_floating(idxs):
         idxs = (idxs if idxs.dtype == torch.float64 else idxs.float()) + 0.0  # -0 + 0 = 0
