@@ -25,8 +25,9 @@ def accelerate(model: nn.Module) -> nn.Module:
 
     Losses agree with torchvision's to a relative 1e-5; detections agree in number, labels and order, except where
     rounding decides: docs/semantics.md, "Where an accelerated model differs". In evaluation mode an accelerated SSD
-    works with `torch.export` and `torch.compile(fullgraph=True)`. `torch.jit.script` works only with the original
-    model.
+    works with `torch.export`, `torch.compile(fullgraph=True)`, `torch.jit.trace` and both exporters of `torch.onnx`. A
+    RetinaNet works with `torch.jit.trace` and the exporter with dynamo=False, and uses torchvision's detection there.
+    `torch.jit.script` works only with the original model.
 
     Args:
         model: a torchvision `SSD` or `RetinaNet`, not wrapped. A model that is accelerated already is not changed.
