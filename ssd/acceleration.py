@@ -25,8 +25,9 @@ def accelerate(model: nn.Module) -> nn.Module:
 
     Losses agree with torchvision's to a relative 1e-5; detections agree in number, labels and order, except where
     rounding decides: docs/semantics.md, "Where an accelerated model differs". In evaluation mode an accelerated SSD
-    works with `torch.export` and `torch.compile(fullgraph=True)`. `torch.jit.script` works only with the original
-    model.
+    works with `torch.export`, `torch.compile(fullgraph=True)`, `torch.jit.trace` and both exporters of `torch.onnx`. A
+    RetinaNet works with `torch.jit.trace` and the exporter with dynamo=False, and uses torchvision's detection there.
+    `torch.jit.script` works only with the original model.
 
     Args:
         model: a torchvision `SSD` or `RetinaNet`, not wrapped. A model that is accelerated already is not changed.
@@ -147,7 +148,9 @@ class _SSD(_Accelerated, SSD):
         size = torch.tensor([width, height, width, height], dtype=torch.float32, device=logits.device)
         priors = xy_to_cxcy(image_anchors[0] / size)
         boxes, labels, scores, counts = postprocess_detections(offsets, logits, priors, options)
-        rows = zip(boxes, scores, labels, counts.tolist(), strict=True)
+        # While TorchScript traces, the counts stay tensors: it would write numbers into the graph as constants.
+        numbers = counts.long().unbind() if torch.jit.is_tracing() else counts.tolist()
+        rows = zip(boxes, scores, labels, numbers, strict=True)
         # The boxes are cut to n rows before they are multiplied, because the compiler of torch 2.11 cannot slice a
         # product by a number of rows that depends on the data.
         return [{"boxes": b[:n] * size, "scores": s[:n], "labels": k[:n]} for b, s, k, n in rows]
@@ -160,6 +163,8 @@ class _RetinaNet(_Accelerated, RetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
+        if torch.jit.is_tracing():  # TorchScript would write the numbers that are read below into the graph
+            return super().postprocess_detections(head_outputs, anchors, image_shapes)
         n_images, n_classes = len(image_shapes), head_outputs["cls_logits"][0].shape[-1]
         decoding = *_variances(self), self.box_coder.bbox_xform_clip
         levels = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,11 @@ def rounded_down(threshold: float, dtype: torch.dtype) -> float:
 
     A number of that dtype is greater than the result if and only if it is greater than the threshold.
     """
-    exact = torch.tensor(threshold, dtype=torch.float64)
-    rounded = exact.to(dtype)
-    return float(rounded if not rounded > exact else rounded.nextafter(rounded.new_tensor(-torch.inf)))
+    if dtype == torch.float64 or not math.isfinite(threshold):
+        return threshold
+    exponent = math.frexp(threshold)[1]
+    unit = math.ldexp(1.0, max(exponent, -125) - 24)  # the step from one float32 number to the next
+    return math.floor(threshold / unit) * unit
 
 
 def in_range(limit: float, dtype: torch.dtype) -> float:
@@ -43,8 +47,12 @@ def in_range(limit: float, dtype: torch.dtype) -> float:
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size * 0.5, centre + size * 0.5], dim=-1)
+    return corners(boxes[..., :2], boxes[..., 2:])
+
+
+def corners(centre: Tensor, size: Tensor) -> Tensor:
+    half = size * 0.5
+    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,8 +17,17 @@ from typing import Any, Literal, Protocol, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.library import Library, fallthrough_kernel, infer_schema, register_autograd, register_fake
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.library import (
+    Library,
+    fallthrough_kernel,
+    infer_schema,
+    register_autograd,
+    register_fake,
+    register_torch_dispatch,
+)
 
+from ssd_ext import _onnx
 from ssd_ext._load import is_defined
 
 _LIB = Library("ssd_ext", "FRAGMENT")
@@ -44,12 +53,16 @@ SCHEMAS: dict[str, str] = {}
 #: The ops in plain PyTorch, even where a kernel exists, with the arguments of their schemas: `plain.box_iou(a, b)`.
 plain = SimpleNamespace()
 
+#: op name -> function that takes its place while torch.onnx exports a model.
+_IN_ONNX: dict[str, Callable[..., Any]] = {}  # Any: see _Plain
+
 
 def op(
     *,
     fake: Callable[..., Tensor | tuple[Tensor, ...]],
     backward: Callable[..., tuple[Tensor | None, ...] | None] | None = None,
     save: Callable[[Context, Arguments, Any], None] | None = None,  # Any: one tensor or a tuple of tensors
+    onnx: Callable[..., Tensor | tuple[Tensor, ...]] | Literal["plain"] | None = None,
 ) -> Callable[[_Plain], _Plain]:
     """Decorates `<name>_plain(...)`: defines the op `torch.ops.ssd_ext.<name>` with that function as its fallback.
 
@@ -64,6 +77,8 @@ def op(
         fake: takes the arguments of the function; returns empty outputs of the right shapes and dtypes.
         backward: takes ctx and the gradients of the outputs; returns a gradient or None for each argument.
         save: takes ctx, inputs and output, and stores in ctx what `backward` reads; by default `save_inputs`.
+        onnx: takes the arguments of the function and has its results; consists of operators that torch.onnx exports.
+            "plain": the function itself is such a function. None: the op cannot be exported to ONNX.
 
     Raises:
         BrokenLibrary: a library has defined the op with another schema.
@@ -86,9 +101,36 @@ def op(
             _LIB.impl(name, fallthrough_kernel, "Autograd")
         else:
             register_autograd(qualified, backward, setup_context=save or save_inputs, lib=_LIB)
+        if onnx:
+            _IN_ONNX[name] = flat if onnx == "plain" else _flat(onnx, function)
+            register_torch_dispatch(qualified, ProxyTorchDispatchMode, _trace, lib=_LIB)
         return function
 
     return define
+
+
+def call(name: str, *args: Any) -> Any:  # Any: see Arguments and _Plain
+    """Calls `torch.ops.ssd_ext.<name>`, or what takes its place when TorchScript traces a model for torch.onnx."""
+    if torch.jit.is_tracing() and _onnx.is_exporting():
+        return _IN_ONNX[name](*args)
+    return getattr(torch.ops.ssd_ext, name)(*args)
+
+
+def _trace(
+    mode: ProxyTorchDispatchMode,
+    op: torch._ops.OpOverload,
+    types: tuple[type, ...],
+    args: Arguments,
+    kwargs: dict[str, Any] | None = None,  # Any: see Arguments
+) -> Any:  # Any: see _Plain
+    """Traces an op into a graph, or what takes its place when the exporter with dynamo=True translates a graph to ONNX.
+
+    At this point the graph of torch.export exists already, so the op is still an op in files of torch.export.
+    """
+    if not _onnx.is_exporting():
+        return mode.__torch_dispatch__(op, types, args, kwargs or {})
+    with mode:
+        return _IN_ONNX[op._opname](*args, **(kwargs or {}))
 
 
 def save_inputs(ctx: Context, inputs: Arguments, output: object) -> None:

@@ -404,6 +404,68 @@ def test_export_and_compile(name):
             torch.testing.assert_close(call(x), results)
 
 
+@pytest.mark.parametrize(("make", "shift"), [(make_ssd, 9), (make_retinanet, 6)])
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and warns where it takes a number as a constant
+def test_torch_jit_trace(make, shift):
+    """The number of detections is not a constant in the graph. A RetinaNet is traced with torchvision's detection."""
+    plain, ours = pair(make(4).eval())
+    given = ours.transform(images(2))[0]
+    anchors = ours.anchor_generator(given, list(ours.backbone(given.tensors).values()))
+    n, shapes = len(anchors[0]), [(300, 300)] * 2
+    height, width = given.tensors.shape[-2:]
+    levels = [9 * -(-height // stride) * -(-width // stride) for stride in RETINA_STRIDES]
+
+    def detect(offsets, logits, model=ours):
+        outputs = {"bbox_regression": offsets, "cls_logits": logits}
+        split = anchors
+        if make is make_retinanet:
+            outputs = {name: list(x.split(levels, dim=1)) for name, x in outputs.items()}
+            split = [list(x.split(levels)) for x in anchors]
+        return tuple(x for found in model.postprocess_detections(outputs, split, shapes) for x in found.values())
+
+    g = torch.Generator().manual_seed(5)
+    background = torch.tensor([shift, 0, 0, 0]) if make is make_ssd else -shift
+    predictions = [
+        (torch.randn(2, n, 4, generator=g), torch.randn(2, n, 4, generator=g) + background) for _ in range(2)
+    ]
+    traced = torch.jit.trace(detect, predictions[0], check_trace=False)
+    expected = [detect(*each, ours if make is make_ssd else plain) for each in predictions]
+    assert len(expected[0][0]) != len(expected[1][0])
+    for each, results in zip(predictions, expected, strict=True):
+        for a, b in zip(traced(*each), results, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_export_to_onnx(dynamo, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"no {package}: pip install 'ssd-ext[onnx]'")
+    import onnxruntime
+
+    ours = accelerate(copy.deepcopy(network("ssdlite320"))).eval()
+    path, given = tmp_path / "model.onnx", images(2)
+    torch.onnx.export(ours, (given,), path, dynamo=dynamo, opset_version=18 if dynamo else 16, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    numbers = set()
+    for scale in (1, 100):
+        images_ = [scale * image for image in given]
+        names = [x.name for x in session.get_inputs()]
+        found = session.run(None, {name: image.numpy() for name, image in zip(names, images_, strict=True)})
+        for i, expected in enumerate(ours(images_)):
+            boxes, scores, labels = (torch.from_numpy(x) for x in found[3 * i : 3 * i + 3])
+            numbers.add(len(labels))
+            torch.testing.assert_close(scores, expected["scores"], rtol=1e-3, atol=0)
+            # Rounding in the network moves boxes, and swaps some that are nearly equal.
+            rows, wanted = (
+                torch.cat([x, 1e3 * k[:, None]], 1)
+                for x, k in ((boxes, labels), (expected["boxes"], expected["labels"]))
+            )
+            assert torch.cdist(rows, wanted, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values.max() < 0.2
+    assert len(numbers) > 1
+
+
 # ------------------------------------------------------------------------------------------------ a model as any other
 
 

@@ -53,6 +53,17 @@ def test_help_imports_nothing_slow():
     assert printed_by(HELP, *slow.split()).splitlines()[-1] == ""
 
 
+IMPORTED = """
+import sys
+import ssd_ext
+print(*(name for name in sys.modules if name in sys.argv[1:]))
+"""
+
+
+def test_ops_import_no_exporter():
+    assert printed_by(IMPORTED, "torch.onnx", "onnxscript", "onnx", "torchvision") == "\n"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_tell_their_use_and_do_nothing(script, tmp_path):
     tree = {path: path.read_bytes() for path in (ROOT / "docs").rglob("*") if path.is_file()}

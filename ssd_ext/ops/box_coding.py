@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, cxcywh_to_xyxy, in_range, promote
+from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, compute_dtype, corners, in_range, promote
 from ssd_ext._checks import (
     check_boxes,
     check_devices,
@@ -15,7 +15,7 @@ from ssd_ext._checks import (
     is_floating,
     is_integer,
 )
-from ssd_ext._op import Context, op
+from ssd_ext._op import Context, call, op
 
 __all__ = ["decode_boxes", "encode_boxes"]
 
@@ -51,7 +51,7 @@ def encode_boxes(
     _check_per_prior("boxes", boxes, priors_cxcywh)
     boxes, priors_cxcywh = promote(boxes, priors_cxcywh)
     check_variances(center_variance, size_variance)
-    return torch.ops.ssd_ext.encode_boxes(boxes, priors_cxcywh, center_variance, size_variance)
+    return call("encode_boxes", boxes, priors_cxcywh, center_variance, size_variance)
 
 
 def decode_boxes(
@@ -85,7 +85,7 @@ def decode_boxes(
     pred_offsets, priors_cxcywh = promote(pred_offsets, priors_cxcywh)
     check_variances(center_variance, size_variance)
     check_log_scale(max_log_scale)
-    return torch.ops.ssd_ext.decode_boxes(pred_offsets, priors_cxcywh, center_variance, size_variance, max_log_scale)
+    return call("decode_boxes", pred_offsets, priors_cxcywh, center_variance, size_variance, max_log_scale)
 
 
 def _check_per_prior(name: str, values: Tensor, priors_cxcywh: Tensor) -> None:
@@ -111,7 +111,7 @@ def _encode_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.cat([centre - size, centre + size], dim=-1).to(boxes.dtype), None, None, None
 
 
-@op(fake=_fake, backward=_encode_backward)
+@op(fake=_fake, backward=_encode_backward, onnx="plain")
 def encode_boxes_plain(boxes: Tensor, priors_cxcywh: Tensor, center_variance: float, size_variance: float) -> Tensor:
     dtype = compute_dtype(boxes, priors_cxcywh)
     low, high = boxes.to(dtype).split(2, dim=-1)
@@ -137,7 +137,7 @@ def _decode_backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.cat([to_shift, to_scale], dim=-1).to(pred_offsets.dtype), None, None, None, None
 
 
-@op(fake=_fake, backward=_decode_backward)
+@op(fake=_fake, backward=_decode_backward, onnx="plain")
 def decode_boxes_plain(
     pred_offsets: Tensor,
     priors_cxcywh: Tensor,
@@ -152,4 +152,4 @@ def decode_boxes_plain(
     if max_log_scale is not None:
         log_scale = log_scale.clamp(max=in_range(max_log_scale, dtype))
     centre = shift * (prior_size * center_variance) + prior_centre
-    return cxcywh_to_xyxy(torch.cat([centre, log_scale.exp() * prior_size], dim=-1))
+    return corners(centre, log_scale.exp() * prior_size)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssd_ext._boxes import compute_dtype, cxcywh_to_xyxy, overlap, promote
 from ssd_ext._checks import check_boxes, check_choice, check_devices, describe
-from ssd_ext._op import Context, op
+from ssd_ext._op import Context, call, op
 
 __all__ = ["box_iou"]
 
@@ -40,13 +40,13 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     check_devices(**both)
     boxes1, boxes2 = (_corners(boxes, fmt) for boxes in promote(boxes1, boxes2))
     if boxes1.dim() == boxes2.dim() == 2:
-        return torch.ops.ssd_ext.box_iou(boxes1, boxes2)
+        return call("box_iou", boxes1, boxes2)
     try:
         batch = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     except RuntimeError:
         raise ValueError(f"batches do not fit: boxes1 is {describe(boxes1)}, boxes2 is {describe(boxes2)}") from None
     batches = (boxes.expand(*batch, *boxes.shape[-2:]).flatten(0, -3) for boxes in (boxes1, boxes2))
-    each = [torch.ops.ssd_ext.box_iou(a, b) for a, b in zip(*batches, strict=True)]
+    each = [call("box_iou", a, b) for a, b in zip(*batches, strict=True)]
     shape = *batch, boxes1.shape[-2], boxes2.shape[-2]
     return torch.stack(each).view(shape) if each else boxes1.new_empty(shape, dtype=compute_dtype(boxes1))
 
@@ -101,7 +101,7 @@ def _backward_of(boxes1: Tensor, boxes2: Tensor, grad: Tensor) -> tuple[Tensor, 
     return grads[0], grads[1]
 
 
-@op(fake=_fake, backward=_backward)
+@op(fake=_fake, backward=_backward, onnx="plain")
 def box_iou_plain(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     dtype = compute_dtype(boxes1, boxes2)
     return overlap(boxes1.to(dtype)[:, None], boxes2.to(dtype))[0]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ssd_ext._boxes import compute_dtype, floating, overlap, rounded_down
 from ssd_ext._checks import check_boxes, check_devices, describe, is_floating, is_integer
-from ssd_ext._op import op
+from ssd_ext._onnx import non_max_suppression
+from ssd_ext._op import call, op
 from ssd_ext._order import best_first
 
 __all__ = ["batched_nms", "nms"]
@@ -35,7 +36,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         ValueError: shapes or dtypes do not fit, or the devices differ.
     """
     _check_scored_boxes(boxes, scores)
-    return torch.ops.ssd_ext.nms(floating(boxes), scores, iou_threshold)
+    return call("nms", floating(boxes), scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -45,8 +46,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Args:
         boxes: see `nms`; an empty tensor of any shape has no boxes.
-        scores: see `nms`.
-        idxs: (N,) integer or floating: the group of each box, usually its class or its (image, class). Floating
+        scores: see `nms`; may be None without boxes.
+        idxs: (N,) integer, bool or floating: the group of each box, usually its class or its (image, class). Floating
             numbers belong to one group if they are equal.
         iou_threshold: see `nms`.
 
@@ -56,17 +57,22 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.
     """
-    if boxes.dim() != 2 and boxes.numel() == 0:  # torchvision takes empty boxes of any shape
+    if (boxes.dim() != 2 or scores is None) and boxes.numel() == 0:  # as torchvision's own test calls it
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     _check_scored_boxes(boxes, scores)
-    if idxs.shape != scores.shape or not (is_integer(idxs) or is_floating(idxs)):
-        raise ValueError(f"idxs must be ({len(scores)},) integer or floating to match scores, got {describe(idxs)}")
+    if idxs.shape != scores.shape or not (is_integer(idxs) or is_floating(idxs) or idxs.dtype == torch.bool):
+        raise ValueError(
+            f"idxs must be ({len(scores)},) integer, bool or floating to match scores, got {describe(idxs)}"
+        )
     check_devices(boxes=boxes, idxs=idxs)
-    if is_floating(idxs):  # equal numbers have equal bits, once -0 has become 0
-        idxs = (idxs if idxs.dtype == torch.float64 else idxs.float()) + 0.0
-        idxs = idxs.view(torch.int64 if idxs.dtype == torch.float64 else torch.int32)
+    if is_floating(idxs):
+        idxs = (idxs if idxs.dtype == torch.float64 else idxs.float()) + 0.0  # -0 + 0 = 0
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # ONNX has no view of bits as another dtype
+            idxs = idxs.unique(return_inverse=True)[1]
+        else:  # equal numbers have equal bits
+            idxs = idxs.view(torch.int64 if idxs.dtype == torch.float64 else torch.int32)
     idxs = idxs if idxs.dtype in (torch.int32, torch.int64) else idxs.long()  # the dtypes that kernels take
-    return torch.ops.ssd_ext.batched_nms(floating(boxes), scores, idxs, iou_threshold)
+    return call("batched_nms", floating(boxes), scores, idxs, iou_threshold)
 
 
 def _check_scored_boxes(boxes: Tensor, scores: Tensor) -> None:
@@ -103,12 +109,26 @@ def _fake(boxes: Tensor, scores: Tensor, *rest: Tensor | float) -> Tensor:
     return scores.new_empty((kept,), dtype=torch.int64)
 
 
-@op(fake=_fake)
+def _nms_in_onnx(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return _batched_nms_in_onnx(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
+
+
+def _batched_nms_in_onnx(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Every group becomes a class of NonMaxSuppression. Scores become ranks, so that the order is that of the sort."""
+    order = (scores if scores.dtype == torch.float64 else scores.float()).sort(descending=True).indices
+    idxs = idxs.long()  # of the integers, ONNX Runtime's Unique takes only this dtype
+    rank = torch.arange(order.shape[0], 0, -1, device=order.device).float()
+    rank_in_group = torch.where(idxs.unique()[:, None] == idxs[order], rank, 0)
+    kept = non_max_suppression(boxes[order][None], rank_in_group[None], iou_threshold, 0)[:, 2]
+    return order[kept.sort().values]
+
+
+@op(fake=_fake, onnx=_nms_in_onnx)
 def nms_plain(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return batched_nms_plain(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
 
 
-@op(fake=_fake)
+@op(fake=_fake, onnx=_batched_nms_in_onnx)
 def batched_nms_plain(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     by_score = best_first(scores)
     # Sorted by class, so that a band is compared only with the rest of its last class. With a fixed number of boxes per

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, floating, rounded_down
 from ssd_ext._checks import check_devices, check_log_scale, check_options, check_predictions, choices_of
-from ssd_ext._op import op
+from ssd_ext._onnx import non_max_suppression
+from ssd_ext._op import call, op
 from ssd_ext._order import best_first
 from ssd_ext.ops.box_coding import decode_boxes_plain
 from ssd_ext.ops.nms import NMS_BAND, greedy, suppresses
@@ -79,7 +81,7 @@ def postprocess_detections(
     check_devices(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=priors_cxcywh)
     check_options(options, _CHOICES, "top_k", "pre_nms_top_k")
     check_log_scale(options.max_log_scale)
-    return torch.ops.ssd_ext.postprocess_detections(pred_offsets, pred_logits, floating(priors_cxcywh), *options)
+    return call("postprocess_detections", pred_offsets, pred_logits, floating(priors_cxcywh), *options)
 
 
 def _is_best(scores: Tensor, n: int) -> Tensor:
@@ -89,13 +91,18 @@ def _is_best(scores: Tensor, n: int) -> Tensor:
     return above | (tied & (tied.cumsum(dim=-1) <= n - above.sum(dim=-1, keepdim=True)))
 
 
+def _scores(pred_logits: Tensor, options: DetectionOptions) -> Tensor:
+    """(B, C - 1, P)"""
+    logits = pred_logits.float()
+    scores = logits.sigmoid() if options.score == "sigmoid" else logits.softmax(dim=-1)
+    return scores[..., 1:].transpose(1, 2)
+
+
 def _detect(
     pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (b, k, 4), labels (b, k) and scores (b, k) of a few images, k <= top_k; padding has label 0."""
-    logits = pred_logits.float()
-    scores = logits.sigmoid() if options.score == "sigmoid" else logits.softmax(dim=-1)
-    scores = scores[..., 1:].transpose(1, 2)  # (b, C - 1, P)
+    scores = _scores(pred_logits, options)
     passing = scores > options.min_score
     if options.pre_nms_top_k is not None:
         passing = passing & _is_best(torch.where(passing, scores, -1), options.pre_nms_top_k)
@@ -146,7 +153,40 @@ def _fake(
     return boxes, labels, new(rows, dtype=torch.float32), new(rows[:1], dtype=torch.int32)
 
 
-@op(fake=_fake)
+def _in_onnx(
+    pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """NonMaxSuppression stops after top_k detections of a class.
+
+    This loses nothing, since an image has at most top_k detections, and it keeps the operator fast with thousands of
+    candidates.
+    """
+    scores = _scores(pred_logits, options)
+    n_priors = scores.shape[2]
+    if options.pre_nms_top_k is not None:
+        scores = torch.where(scores > options.min_score, scores, -torch.inf)  # no NaN
+        best, prior = scores.topk(min(options.pre_nms_top_k, n_priors))
+        scores = torch.full_like(scores, -torch.inf).scatter(2, prior, best)
+    decoding = options.center_variance, options.size_variance, options.max_log_scale
+    boxes = decode_boxes_plain(pred_offsets.float(), priors_cxcywh.float(), *decoding)
+    if options.clip:
+        boxes = boxes.clamp(0, 1)
+    kept = non_max_suppression(boxes, scores, options.max_overlap, options.min_score, options.top_k)
+    image, label, prior = kept.unbind(1)
+    at = (image * scores.shape[1] + label) * n_priors + prior
+    left = torch.full_like(scores, -1).flatten().scatter(0, at, scores.flatten()[at]).view(scores.shape).flatten(1)
+    if left.shape[1] < options.top_k:
+        left = F.pad(left, (0, options.top_k - left.shape[1]), value=-1)
+    scores, at = left.topk(options.top_k)  # ties: the lowest class, then the lowest prior
+    found = scores >= 0
+    at = torch.where(found, at, 0)
+    boxes = boxes.gather(1, (at % n_priors)[..., None].expand(-1, -1, 4))
+    boxes = torch.where(found[..., None], boxes, 0)
+    labels = torch.where(found, at // n_priors + 1, 0)
+    return boxes, labels, torch.where(found, scores, 0), found.sum(dim=1, dtype=torch.int32)
+
+
+@op(fake=_fake, onnx=_in_onnx)
 def postprocess_detections_plain(
     pred_offsets: Tensor, pred_logits: Tensor, priors_cxcywh: Tensor, options: DetectionOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

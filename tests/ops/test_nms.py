@@ -155,9 +155,19 @@ def test_a_suppressed_box_suppresses_nothing(nms, device):
     assert nms(boxes, scores, 0.5).tolist() == list(range(0, 40, 2))
 
 
-def test_an_empty_tensor_has_no_boxes():
+@pytest.mark.parametrize("shape", [(0,), (0, 4)])
+def test_an_empty_tensor_has_no_boxes(shape):
     """As torchvision's own test calls it."""
-    assert ssd_ext.batched_nms(torch.empty(0, dtype=torch.int64), None, None, None).shape == (0,)
+    found = ssd_ext.batched_nms(torch.empty(shape, dtype=torch.int64), None, None, None)
+    assert (found.shape, found.dtype) == ((0,), torch.int64)
+
+
+def test_groups_may_be_bool(device):
+    boxes, scores = adv.random_boxes(60).to(device), torch.rand(60, generator=adv.generator(0)).to(device)
+    groups = torch.arange(60, device=device) % 2
+    expected = ssd_ext.batched_nms(boxes, scores, groups, 0.1)
+    assert not torch.equal(expected, ssd_ext.nms(boxes, scores, 0.1))
+    assert torch.equal(ssd_ext.batched_nms(boxes, scores, groups.bool(), 0.1), expected)
 
 
 @NMS
@@ -203,7 +213,7 @@ def test_integer_boxes(nms, device):
         ("scores", {"scores": torch.zeros(2)}),
         ("scores", {"scores": torch.zeros(3, dtype=torch.int64)}),
         ("idxs", {"idxs": torch.zeros(2, dtype=torch.int64)}),
-        ("idxs", {"idxs": torch.zeros(3, dtype=torch.bool)}),
+        ("idxs", {"idxs": torch.zeros(3, dtype=torch.complex64)}),
     ],
 )
 def test_bad_input_is_named(name, change):
