@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -14,12 +15,12 @@ import yaml
 
 from ssd.data.annotations import Entry, Object
 from ssd.data.dataset import BoxDataset
-from ssd.data.folder import Folder, split_of
+from ssd.data.folder import Folder, is_split, split_of
 from ssd.data.picture_formats import is_picture
 from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_text
 
-NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # files with the class names, a line each
+NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # files with the class names, a line each
 KEYS_OF_DARKNET = ("train", "valid", "test")
 KEYS = ("train", "val", "test")  # of the YAML file: the pictures of each split
 LABELS = {"images": "labels", "image": "label"}  # folders of pictures, and of their text files beside them
@@ -57,6 +58,15 @@ class _Described(NamedTuple):
                 return number, values
         raise ValueError(f"{self.path}: 'kpt_shape' must be the number of key points, then 2 or 3, got {shape!r}")
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits that are given. A test split that is not there is left out: Roboflow names one in any case."""
+        given = [key for key in KEYS if self.content.get(key)]
+        with suppress(FileNotFoundError):
+            self.places("test")
+            return given
+        return [key for key in given if key != "test"]
+
     def pictures(self, key: str) -> list[Path]:
         """The pictures of a split: of a folder, of a list of pictures in a text file, or of several of these."""
         found: list[Path] = []
@@ -67,7 +77,7 @@ class _Described(NamedTuple):
             else:
                 for line in read_lines(path):
                     with faults.caught():
-                        found.append(self._resolve(line, str(path)))
+                        found.append(self._resolve(line, str(path), is_picture=True))
         faults.check()
         return found
 
@@ -79,10 +89,13 @@ class _Described(NamedTuple):
             raise ValueError(f"{self.path}: {key!r} must be a folder, a list file, or a list of these, got {value!r}")
         return [self._resolve(place, key) for place in places]
 
-    def _resolve(self, place: str, what: str) -> Path:
+    def _resolve(self, place: str, what: str, is_picture: bool = False) -> Path:
         """A path of the file: relative to its `path`, to its folder, or to the folder above.
 
-        Roboflow writes ../train/images for a folder beside the file, so leading ".." may also be left out.
+        Roboflow writes ../train/images for a folder beside the file, so leading ".." may also be left out. If there is
+        no such path, its first folders are left out, because they may be those of another machine, as in
+        /content/set/train/images, or those of a program, as CVAT's data/images/train/a.jpg. For a folder, what is left
+        must name a split or have two parts: "images" alone may be the pictures of any split.
         """
         here, place = self.path.parent, place.replace("\\", "/")
         given = str(self.content.get("path") or ".")
@@ -91,6 +104,11 @@ class _Described(NamedTuple):
         tried = [Path(os.path.normpath(base / name)) for base in bases for name in (place, inner)]
         for path in tried:
             if path.exists():
+                return path
+        parts = PurePosixPath(given, inner).parts
+        for i in range(1, len(parts)):
+            path = here.joinpath(*parts[i:])
+            if (is_picture or len(parts) - i > 1 or is_split(parts[i])) and ".." not in parts[i:] and path.exists():
                 return path
         raise FileNotFoundError(f"{self.path}: {what!r} names {place}, which is not there; looked for {tried[0]}")
 
@@ -157,7 +175,7 @@ def _parts(folder: Folder) -> dict[str, list[Path]]:
     """The pictures of each split; "" has those that are in no split."""
     parts: dict[str, list[Path]] = {}
     if described := _description(folder):
-        parts = {key: described.pictures(key) for key in KEYS if described.content.get(key)}
+        parts = {key: described.pictures(key) for key in described.splits}
     for name, path in _lists(folder).items():
         parts.setdefault(name, [folder.root / folder.find([line], path) for line in read_lines(folder.root / path)])
     known = {os.path.abspath(picture) for pictures in parts.values() for picture in pictures}
@@ -327,7 +345,7 @@ class YOLODataset(BoxDataset):
     def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
         described, names = _description(folder), _names_file(folder)
         if described is not None:  # whose folders and lists may be outside of this folder
-            yield from (described.path, *(place for key in KEYS for place in described.places(key)))
+            yield from (described.path, *(place for key in described.splits for place in described.places(key)))
         yield from () if names is None else (names,)
         yield from (folder.root / path for path in (*_lists(folder).values(), *folder.files(".data")))
 
