@@ -125,6 +125,7 @@ class OpenImagesDataset(_Table):
     """
 
     FORMAT = "Open Images"
+    IN_FRACTIONS = True
     LAYOUT = "files such as train-annotations-bbox.csv and class-descriptions-boxable.csv"
 
     @classmethod

@@ -46,6 +46,7 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
             yield f"classes that differ only by case or blanks: {_listed(list(map(repr, names)), len(names))}"
     if missing := [name for name, count in dataset.counts.items() if not count]:
         yield f"classes without objects: {_listed(missing)}"
+    yield from dataset.doubts
     times = Counter(dataset.pictures.texts())
     if again := [picture for picture, n in times.items() if n > 1]:
         its = [

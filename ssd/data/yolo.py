@@ -42,6 +42,9 @@ class _Described(NamedTuple):
         if isinstance(names, dict):
             by_number = {str(key): name for key, name in names.items()}
             names = [by_number.get(str(number)) for number in range(len(names))]
+        count = self.content.get("nc")
+        if isinstance(names, list) and isinstance(count, int) and count != len(names):
+            raise ValueError(f"{self.path}: 'nc' is {count}, but there are {len(names)} 'names': {names}")
         if not isinstance(names, list) or not names or None in names:
             given = self.content.get("names")
             raise ValueError(f"{self.path}: 'names' must be a list, or a dict with the keys 0, 1, ..., got {given!r}")
@@ -141,6 +144,18 @@ def _names_file(folder: Folder) -> Path | None:
     return folder.root / min(found, key=lambda path: path.count("/")) if found else None
 
 
+def _class_names(path: Path) -> list[str]:
+    """The class names of a file with one in each line.
+
+    Raises:
+        ValueError: an empty line stands before a name, which would change the numbers of the classes behind it.
+    """
+    lines = [line.strip() for line in read_text(path).strip().splitlines()]
+    if "" in lines:
+        raise ValueError(f"{path}: line {lines.index('') + 1} is empty; each line must be the name of a class")
+    return lines
+
+
 def _lists(folder: Folder) -> dict[str, str]:
     """Finds the lists of pictures by their splits: those that darknet's obj.data names, and those named like splits."""
     lists = folder.lists()
@@ -225,7 +240,8 @@ def _box(numbers: list[float], key_points: tuple[int, int] | None) -> tuple[tupl
     if key_points is None and n >= 7 and (n - 4) % 3 == 0 and (n % 2 or set(flags) <= {0.0, 1.0, 2.0}):
         return tuple(numbers[:4]), KEY_POINTS
     if n < 6 or n % 2:
-        raise ValueError("must have 4 numbers, or the x and y of at least 3 corners")
+        scored = " (a fifth number is perhaps the score of a detection)" * (n == 5)
+        raise ValueError(f"must have 4 numbers, or the x and y of at least 3 corners{scored}")
     if key_points is None and _like_key_points(numbers):
         raise ValueError(
             "is either the corners of an outline or a box with key points; set kpt_shape in the YAML file: "
@@ -267,7 +283,8 @@ def _object(index: int, line: str, classes: _Classes) -> tuple[Object, str]:
     except ValueError:
         raise ValueError("must be the number of a class, then numbers") from None
     if not (0 <= label < len(classes.names) and label.is_integer()):
-        raise ValueError(f"has class {label:g}, but there are {len(classes.names)} classes: {classes.names}")
+        known = f"{len(classes.names)} classes, numbered from 0: {classes.names}"
+        raise ValueError(f"has class {label:g}, but there are {known}")
     box, remark = _box(numbers, classes.key_points)
     return Object(index, classes.names[int(label)], box), remark
 
@@ -300,6 +317,7 @@ class YOLODataset(BoxDataset):
     """
 
     FORMAT = "YOLO"
+    IN_FRACTIONS = True
     LAYOUT = (
         "a YAML file that names the pictures and classes, or classes.txt or obj.names; *.txt beside the pictures, or "
         "in labels/ where the pictures are in images/"
@@ -329,7 +347,7 @@ class YOLODataset(BoxDataset):
         described, listed = _description(folder), _names_file(folder)
         if described is None and listed is None:
             raise FileNotFoundError(f"{folder.path}: no YAML file, classes.txt or obj.names with the class names")
-        names = described.names if described else read_lines(listed) if listed else []
+        names = described.names if described else _class_names(listed) if listed else []
         self._declared += names
         parts = _parts(folder)
         chosen = [picture for name, pictures in parts.items() if split in (None, name) for picture in pictures]
