@@ -13,6 +13,7 @@ from ssd.data.folder import Folder
 
 HEAD = 1 << 16  # bytes at the beginning of a file in which the keys must be
 COCO, LABELME, VIA, LABEL_STUDIO, CREATEML = "COCO", "LabelMe", "VIA", "Label Studio", "CreateML"
+DATUMARO = "Datumaro"
 LABEL_LISTS = rb'"(rectangle|polygon|ellipse|brush|keypoint)labels"\s*:'
 # The kind of a file by its first bracket and by keys that it has; the first line that fits decides. A file that begins
 # with "[" is never one of COCO's annotations, but may be a list of detections.
@@ -26,6 +27,7 @@ KEYS = (
     (b"{", re.compile(LABEL_LISTS + rb'|"was_cancelled"\s*:'), LABEL_STUDIO),
     (b"{", re.compile(rb'"(_via_settings|_via_img_metadata|shape_attributes|file_attributes)"\s*:'), VIA),
     (b"{", re.compile(rb'"(imagePath|imageData)"\s*:|"shapes"\s*:\s*\[\s*\{[^][{}]*"points"\s*:'), LABELME),
+    (b"{", re.compile(rb'"items"\s*:\s*\['), DATUMARO),  # which is not read, but has categories and annotations too
     (b"{", re.compile(rb'"(images|annotations|categories)"\s*:'), COCO),
 )
 PICTURES_OR_BOXES = re.compile(rb'"(images|annotations)"\s*:')

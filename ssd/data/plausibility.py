@@ -29,9 +29,10 @@ def check_unit(read: Annotations, in_fractions: bool, format: str) -> None:
         units = "fractions of the picture", "pixels"
     else:
         return
+    file, box = _first(read, rows)
     raise ValueError(
-        f"{_file(read, int(rows[0]))}: the boxes of all annotations look like {units[0]}, such as {_box(read, int(rows[0]))}, "
-        f"but {format} has {units[1]}: convert the boxes"
+        f"{file}: the boxes of all annotations look like {units[0]}, such as {box}, but {format} has {units[1]}: "
+        "convert the boxes"
     )
 
 
@@ -51,15 +52,14 @@ def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, wi
     beyond = (np.maximum(-edges[:2], edges[2:] - size) > BEYOND * size + 2).any(0)
     rows = np.flatnonzero(beyond & ~apart & np.isfinite(read.boxes).all(1))
     if len(rows):
+        file, box = _first(read, rows)
         yield (
-            f"boxes that reach beyond their picture, and are cut: {len(rows)} of {len(read.boxes)}, such as "
-            f"{_box(read, int(rows[0]))} in {_file(read, int(rows[0]))}; if they are many, check what the four numbers mean"
+            f"boxes that reach beyond their picture, and are cut: {len(rows)} of {len(read.boxes)}, such as {box} in "
+            f"{file}; if they are many, check what the four numbers mean"
         )
 
 
-def _file(read: Annotations, row: int) -> str:
-    return str(read.files[int(np.searchsorted(read.row_splits, row, "right")) - 1])
-
-
-def _box(read: Annotations, row: int) -> tuple[float, ...]:
-    return tuple(read.boxes[row].tolist())
+def _first(read: Annotations, rows: np.ndarray) -> tuple[str, tuple[float, ...]]:
+    """The file and the numbers of the first of these boxes."""
+    picture = int(np.searchsorted(read.row_splits, rows[0], "right")) - 1
+    return str(read.files[picture]), tuple(read.boxes[rows[0]].tolist())

@@ -22,7 +22,7 @@ FILES = {
         "Supervisely": {"size": {}, "objects": [{"geometryType": "rectangle", "classTitle": "a"}]},
         "VoTT": {"name": "a", "securityToken": "b", "assets": {}},
         "BDD100K": [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]}],
-        "Datumaro": {"info": {}, "items": []},
+        "Datumaro": {"info": {}, "categories": {"label": {}}, "items": [{"id": "a", "annotations": []}]},
         "FiftyOne": {"samples": [{"filepath": "a.jpg"}]},
     },
     "a.csv": {
