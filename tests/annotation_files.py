@@ -97,17 +97,34 @@ def cvat(names, shapes=None, subset=None):
 
 
 def table(names, header, row):
-    """A CSV file; the row may have {name}, the size {w}, {h}, the edges {x0}... and their fractions {fx0}..."""
+    """A CSV file; the row may have {name}, the sizes {w}, {h}, {bw}, {bh}, the edges {x0}... and fractions {fx0}..."""
     x0, y0, x1, y1 = BOX
     edges = {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "xmin": x0 + 1, "ymin": y0 + 1}
     (w, h), fractions = SIZE, {"fx0": x0 / SIZE[0], "fy0": y0 / SIZE[1], "fx1": x1 / SIZE[0], "fy1": y1 / SIZE[1]}
+    edges |= {"bw": x1 - x0, "bh": y1 - y0}
     lines = [row.format(name=name, stem=name.rpartition(".")[0], w=w, h=h, **edges, **fractions) for name in names]
     return "".join(f"{line}\n" for line in (*[header] * bool(header), *lines))
+
+
+def createml(names):
+    x0, y0, x1, y1 = BOX
+    box = {"x": (x0 + x1) / 2, "y": (y0 + y1) / 2, "width": x1 - x0, "height": y1 - y0}
+    return [{"image": name, "annotations": [{"label": "thing", "coordinates": box}]} for name in names]
 
 
 XML_TO_CSV = "filename,width,height,class,xmin,ymin,xmax,ymax", "{name},{w},{h},thing,{xmin},{ymin},{x1},{y1}"
 KERAS = "", "{name},{x0},{y0},{x1},{y1},thing"
 DEEP_FOREST = "image_path,xmin,ymin,xmax,ymax,label", "{name},{x0},{y0},{x1},{y1},thing"
+SKU = "", "{name},{x0},{y0},{x1},{y1},thing,{w},{h}"
+MAKE_SENSE = (
+    "label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height",
+    "thing,{x0},{y0},{bw},{bh},{name},{w},{h}",
+)
+LISA = (
+    "Filename;Annotation tag;Upper left corner X;Upper left corner Y;Lower right corner X;Lower right corner Y",
+    "vid0/{name};thing;{x0};{y0};{x1};{y1}",
+)
+WHEAT = "image_id,width,height,bbox,class", '{stem},{w},{h},"[{x0}.0, {y0}.0, {bw}.0, {bh}.0]",thing'
 OPEN_IMAGES = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside",
     "{stem},xclick,/m/01,1,{fx0},{fx1},{fy0},{fy1},0,0,0,0,0",

@@ -14,11 +14,13 @@ from typing import Any
 from ssd.data.annotations import Dropped, UnknownClassError
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
+from ssd.data.createml import CreateMLDataset
 from ssd.data.csv_datasets import CSVDataset, OpenImagesDataset, XMLToCSVDataset
 from ssd.data.cvat import CVATDataset
 from ssd.data.dataset import BoxDataset
 from ssd.data.depth import Levels
 from ssd.data.folder import Folder, Root
+from ssd.data.foreign import describe_foreign
 from ssd.data.label_studio import LabelStudioDataset
 from ssd.data.labelme import LabelMeDataset
 from ssd.data.reading import ImageReadError, PictureFile, read_image
@@ -34,6 +36,7 @@ __all__ = [
     "COCODataset",
     "CSVDataset",
     "CVATDataset",
+    "CreateMLDataset",
     "Dropped",
     "ImageReadError",
     "LabelMeDataset",
@@ -58,7 +61,16 @@ AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {  # the choices o
 }
 TABLES = (CSVDataset, XMLToCSVDataset, OpenImagesDataset)  # are often made from files of the other formats
 FORMATS = (
-    *(VOCDataset, YOLODataset, COCODataset, LabelMeDataset, VIADataset, LabelStudioDataset, CVATDataset),
+    *(
+        VOCDataset,
+        YOLODataset,
+        COCODataset,
+        LabelMeDataset,
+        VIADataset,
+        LabelStudioDataset,
+        CVATDataset,
+        CreateMLDataset,
+    ),
     *TABLES,
 )
 
@@ -113,8 +125,8 @@ def _format_of(folder: Folder) -> type[BoxDataset]:
     if not claims:
         layouts = "; ".join(f"{format.FORMAT} ({format.LAYOUT})" for format in FORMATS)
         raise FileNotFoundError(
-            f"{folder.path}: holds no data set in one of the known layouts; it has {folder.contents()}. The layouts: "
-            f"{layouts}"
+            f"{folder.path}: holds no data set in one of the known layouts; it has {folder.contents()}. "
+            + (describe_foreign(folder) or f"The layouts: {layouts}")
         )
     if len(claims) > 1:
         raise ValueError(

@@ -28,8 +28,8 @@ ImageId = int | str | None  # id of a picture in its annotation file; None if th
 
 PATIENCE = 3  # seconds until a progress bar appears
 
-
 NO_BOX = (math.nan,) * 4  # of an object for which the file has no box, such as a point; it is left out and listed
+ONLY = "object"  # the class of all objects, if the file names no classes
 
 
 class Object(NamedTuple):

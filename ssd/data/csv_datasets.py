@@ -9,28 +9,29 @@ other files have edges in pixels, such as those of keras-retinanet, which has no
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ssd.data.annotations import Object
-from ssd.data.csv_table import Layout, Row, edges_of, is_set, layouts, number, pairs, rows_of_pictures
+from ssd.data.annotations import ONLY, Object
+from ssd.data.csv_table import EDGES, Layout, Row, edges_of, is_set, layouts, number, pairs, rows_of_pictures
 from ssd.data.folder import Folder
-from ssd.data.listing import Listed, ListingDataset
+from ssd.data.listing import Listed, ListingDataset, Placed
 from ssd.data.voc import VOCDataset
 from ssd.runtime.faults import Faults
 
 
 def _objects(rows: Sequence[Row], layout: Layout, path: Path, names: Mapping[str, str]) -> list[Object]:
-    objects, faults, column = [], Faults(), layout.columns["class"]
+    objects, faults, column = [], Faults(), layout.columns.get("class")
     for row in rows:
         with faults.caught():
-            box, name = edges_of(row, layout, path), row.cells[column]
+            box, name = edges_of(row, layout, path), ONLY if column is None else row.cells[column]
             if box is None:
                 continue
-            if not name:
+            if column is not None and not name:
                 raise ValueError(f"{path}: line {row.line}, column {layout.names[column]!r} is empty")
             flags = [is_set(row, role, layout) for role in ("difficult", "crowd")]
             objects.append(Object(row.index, names.get(name, name), box, *flags))
@@ -65,9 +66,8 @@ class _Table(ListingDataset):
     def _pictures(cls, folder: Folder, file: str) -> Iterator[Listed]:
         path, layout, names = folder.root / file, folder.once(layouts)[file], cls._renamed(folder)
         for picture, rows in rows_of_pictures(path, layout).items():
-            yield Listed(
-                (picture,), partial(_objects, rows, layout, path, names), partial(_size, rows[0], layout, path)
-            )
+            objects, size = partial(_objects, rows, layout, path, names), partial(_size, rows[0], layout, path)
+            yield Listed((picture,), objects, size, remark=layout.remark)
 
     @classmethod
     def _renamed(cls, folder: Folder) -> dict[str, str]:
@@ -110,7 +110,8 @@ class XMLToCSVDataset(CSVDataset):
 
     @classmethod
     def _is_ours(cls, layout: Layout) -> bool:
-        return {"width", "height"} <= layout.columns.keys() and not OpenImagesDataset._is_ours(layout)
+        from_xml = layout.has_header and {"width", "height", *EDGES} <= layout.columns.keys()
+        return from_xml and not OpenImagesDataset._is_ours(layout)
 
     _edges = staticmethod(VOCDataset._edges)
     _sound = staticmethod(VOCDataset._sound)
@@ -124,11 +125,26 @@ class OpenImagesDataset(_Table):
     """
 
     FORMAT = "Open Images"
+    IN_FRACTIONS = True
     LAYOUT = "files such as train-annotations-bbox.csv and class-descriptions-boxable.csv"
 
     @classmethod
     def _is_ours(cls, layout: Layout) -> bool:
         return {"imageid", "labelname"} <= layout.plain_names
+
+    @classmethod
+    def _placed(cls, folder: Folder) -> list[Placed]:
+        """Leaves out pictures that are not there. The files name all pictures, of which few people download all."""
+        placed = super()._placed(folder)
+        there = [each for each in placed if any(map(folder.surroundings.named, each.listed.names))]
+        absent = Counter(each.file for each in placed) - Counter(each.file for each in there)
+        result = []
+        for each in there:
+            if n := absent.pop(each.file, 0):  # said once for a file
+                remark = f"rows of pictures that are not there, and are left out ({n} pictures)"
+                each = each._replace(listed=each.listed._replace(remark=remark))
+            result.append(each)
+        return result or placed
 
     @classmethod
     def _renamed(cls, folder: Folder) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ssd.data.annotations import ONLY
 from ssd.data.folder import Folder
 from ssd.data.picture_formats import SUFFIXES
 from ssd.runtime.faults import Faults
@@ -18,11 +19,16 @@ HEAD = 1 << 16  # bytes at the beginning of a file that decide its layout
 DELIMITERS = ",;\t"
 NAMES = {  # what a column holds by its name, in small letters and without blanks, "_" and "-"
     "picture": "filename imagepath image path img imageid file imgpath imagename imgname filepath imagefile",
-    "class": "class label category name labelname classname categoryname",
-    "xmin": "xmin x1 left bboxxmin",
-    "ymin": "ymin y1 top bboxymin",
-    "xmax": "xmax x2 right bboxxmax",
-    "ymax": "ymax y2 bottom bboxymax",
+    "class": "class label category name labelname classname categoryname annotationtag",
+    "xmin": "xmin x1 left bboxxmin upperleftcornerx",
+    "ymin": "ymin y1 top bboxymin upperleftcornery",
+    "xmax": "xmax x2 right bboxxmax lowerrightcornerx",
+    "ymax": "ymax y2 bottom bboxymax lowerrightcornery",
+    "left": "bboxx",  # with the next three, as makesense.ai writes them
+    "top": "bboxy",
+    "boxwidth": "bboxwidth bboxw",
+    "boxheight": "bboxheight bboxh",
+    "box": "bbox",  # left, top, width and height in one cell
     "width": "width imagewidth imgwidth",
     "height": "height imageheight imgheight",
     "difficult": "difficult",
@@ -32,7 +38,13 @@ NAMES = {  # what a column holds by its name, in small letters and without blank
 }
 ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
 EDGES = ("xmin", "ymin", "xmax", "ymax")
-HEADLESS = ("path", "x1", "y1", "x2", "y2", "class_name")  # the columns of a file without a header
+CORNER = ("left", "top", "boxwidth", "boxheight")
+BOX = ("box",)
+HEADLESS = (  # the columns of a file without a header: of keras-retinanet, of SKU-110K, and of old makesense.ai
+    ("path", "x1", "y1", "x2", "y2", "class_name"),
+    ("path", "x1", "y1", "x2", "y2", "class_name", "image_width", "image_height"),
+    ("label_name", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "image_name", "image_width", "image_height"),
+)
 TRUE = ("1", "true", "yes", "1.0")
 
 
@@ -44,6 +56,12 @@ class Layout(NamedTuple):
     has_header: bool
     columns: dict[str, int]  # by what they hold, see `NAMES`
     problem: str  # why the objects cannot be read; "" if they can
+    remark: str = ""  # see `Entry`
+
+    @property
+    def of_box(self) -> tuple[str, ...]:
+        """What the columns of the box hold: `EDGES`, `CORNER` or `BOX`."""
+        return next((roles for roles in (EDGES, CORNER, BOX) if set(roles) <= self.columns.keys()), EDGES)
 
     @property
     def plain_names(self) -> set[str]:
@@ -68,13 +86,14 @@ def layouts(folder: Folder) -> dict[str, Layout]:
 def layout_of(path: Path) -> Layout | None:
     """The layout of a CSV file by its first row; None if it is no file of objects."""
     for delimiter in DELIMITERS:
-        first = _first_row(path, delimiter)
+        first = first_row(path, delimiter)
         if layout := _with_header(first, delimiter) or _without_header(first, delimiter):
             return layout
     return None
 
 
-def _first_row(path: Path, delimiter: str) -> list[str]:
+def first_row(path: Path, delimiter: str) -> list[str]:
+    """The cells of the first row that is not empty; none if the file is no CSV."""
     with open(path, "rb") as file:
         head = file.read(HEAD)
     encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
@@ -99,8 +118,9 @@ def _with_header(names: list[str], delimiter: str) -> Layout | None:
         if role in columns:
             problem = problem or f"{names[columns[role]]!r} and {name!r} could both be the {role}: rename one of them"
         columns.setdefault(role, i)
-    missing = [role for role in ("picture", "class", *EDGES) if role not in columns]
-    if "picture" in missing or not (missing != ["picture"] and (set(EDGES) & columns.keys() or "x" in columns)):
+    layout = Layout(delimiter, names, True, columns, problem)
+    missing = [role for role in ("picture", *layout.of_box) if role not in columns]
+    if "picture" in missing or not ("x" in columns or not columns.keys().isdisjoint((*EDGES, *CORNER, *BOX))):
         return None
     if missing:
         problem = f"there is no column for {', '.join(missing)}; there are: {printable(', '.join(names))}"
@@ -108,17 +128,26 @@ def _with_header(names: list[str], delimiter: str) -> Layout | None:
             problem += ". Whether x is an edge or the centre is not known: write the edges as xmin, ymin, xmax, ymax"
     if "score" in columns and "labelname" not in map(_plain, names):
         problem = f"{names[columns['score']]!r} is a column of detections, not of true objects"
-    return Layout(delimiter, names, True, columns, problem)
+    remarks = []
+    if layout.of_box == BOX:
+        remarks.append(f"left, top, width and height in the column {names[columns['box']]!r}, as COCO has them")
+    if "class" not in columns:
+        others = [name for name in names if _plain(name) not in ROLES]
+        unused = f" (not used: {', '.join(others)})" * bool(others)
+        remarks.append(f"no column for the class{unused}, so all objects are of the class {ONLY!r}")
+    return layout._replace(problem=problem, remark=printable("; ".join(remarks)))
 
 
 def _without_header(first: list[str], delimiter: str) -> Layout | None:
-    """The layout of keras-retinanet: path,x1,y1,x2,y2,class, of which all but the path may be empty."""
+    """The layout of a file whose first row fits one of `HEADLESS`; all but the path of the picture may be empty."""
     cells = [cell.strip() for cell in first]
-    if len(cells) != len(HEADLESS) or not cells[0].lower().endswith(tuple(SUFFIXES)):
-        return None
-    if any(cells[1:]) and not all(map(_is_number, cells[1:5])):
-        return None
-    return Layout(delimiter, HEADLESS, False, dict(zip(("picture", *EDGES, "class"), range(6), strict=True)), "")
+    for names in HEADLESS:
+        columns = {ROLES[_plain(name)]: i for i, name in enumerate(names)}
+        if len(cells) != len(names) or not cells[columns["picture"]].lower().endswith(tuple(SUFFIXES)):
+            continue
+        if cells[1] == "" or all(_is_number(cell) for cell in cells[1:5]):
+            return Layout(delimiter, names, False, columns, "")
+    return None
 
 
 def _is_number(text: str) -> bool:
@@ -176,11 +205,21 @@ def edges_of(row: Row, layout: Layout, path: Path) -> tuple[float, ...] | None:
     Raises:
         ValueError: an edge is no number.
     """
-    texts = [row.cells[layout.columns[edge]] for edge in EDGES]
+    roles = layout.of_box
+    texts = [row.cells[layout.columns[role]] for role in roles]
     if not any(texts):
         return None
-    numbers = tuple(number(row, layout.columns[edge], layout, path) for edge in EDGES)
-    return numbers if any(numbers) else None
+    if roles == BOX:
+        try:
+            x, y, width, height = map(float, texts[0].strip("[]() ").replace(",", " ").split())
+        except ValueError:
+            where = f"{path}: line {row.line}, column {layout.names[layout.columns['box']]!r}"
+            raise ValueError(f"{where} must be left, top, width and height as [x, y, w, h], got {texts[0]!r}") from None
+        return x, y, x + width, y + height
+    a, b, c, d = (number(row, layout.columns[role], layout, path) for role in roles)
+    if not any((a, b, c, d)):
+        return None
+    return (a, b, a + c, b + d) if roles == CORNER else (a, b, c, d)
 
 
 def number(row: Row, column: int, layout: Layout, path: Path) -> float:
@@ -212,7 +251,7 @@ def pairs(folder: Folder, known: Iterable[str]) -> dict[str, list[tuple[str, str
     found = {}
     for path in sorted(set(folder.files(".csv")) - set(known)):
         name = path.rpartition("/")[2].lower()
-        if ("class" in name or "label" in name) and len(_first_row(folder.root / path, ",")) == 2:
+        if ("class" in name or "label" in name) and len(first_row(folder.root / path, ",")) == 2:
             rows = [cells for _, cells in read_rows(folder.root / path, ",")]
             found[path] = [(cells[0], cells[1]) for cells in rows if len(cells) == 2]
     return found

@@ -28,6 +28,7 @@ from ssd.data.folder import Folder, Root, split_of
 from ssd.data.picture_formats import describe_unreadable
 from ssd.data.picture_sizes import compare, stored, turn_upright, upright
 from ssd.data.pixels import find_levels
+from ssd.data.plausibility import check_unit, reaching_beyond
 from ssd.data.reading import DEEP, Header, PictureFile
 from ssd.options import ReadOptions
 from ssd.runtime.faults import Faults, first_of
@@ -85,6 +86,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         files: sequence with the path of the annotation of each picture, or the place where it would be.
         n_unlabelled: number of pictures without annotation, whether they are used or not.
         notes: list of lines for the user, on what was read in another way than may be expected.
+        doubts: list of lines for the user, on numbers of boxes that may be mistakes.
         levels: the levels that are used; None if no picture has more than 8 bits per sample and none are given.
         roots: tuple with the folders.
         options: the `ReadOptions`.
@@ -98,6 +100,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     FORMAT: ClassVar[str]  # the name of the format
     LAYOUT: ClassVar[str]  # the files that it consists of
+    IN_FRACTIONS: ClassVar[bool] = False  # whether its boxes are in fractions of the picture, and not in pixels
     _declared: Any = None  # additional values that a subclass reads, such as class names; of types that JSON can hold
 
     def __init__(
@@ -182,6 +185,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             file = read.files[picture_of[np.argmax(read.labels == name)]]
             faults.add(UnknownClassError(f"{file}: unknown class {read.names[name]!r}; the classes are {self.classes}"))
         faults.check()
+        check_unit(read, self.IN_FRACTIONS, self.FORMAT)
         finite = np.isfinite(read.boxes).all(1)
         written = np.where(finite[:, None], read.boxes, 0.0).T
         # The boxes are in pixels of this size. After that they are scaled by `factor` to the actual one.
@@ -196,7 +200,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             if not finite[row]:
                 reason = "no box" if np.isnan(box).all() else "not finite"
             elif not extended[row]:
-                reason = "no width or height"
+                x0, y0, x1, y1 = edges[:, row]
+                reason = "no width or height" + ", because its corners are swapped" * bool(x1 < x0 or y1 < y0)
             else:
                 reason = f"outside the picture of {width[row]:.0f} x {height[row]:.0f}"
             file, name = read.files[picture_of[row]], read.names[read.labels[row]]
@@ -205,6 +210,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             for drop in self.dropped:
                 faults.add(ValueError(str(drop).replace(" left out:", " cannot be used:")))
             faults.check()
+        self.doubts = list(reaching_beyond(read, edges, height, width))
         factor = (actual / size)[picture_of]
         areas = np.where(np.isnan(read.areas), np.nan, read.areas * factor.prod(1))
         edges = np.clip(edges, 0, np.stack([width, height] * 2)) * np.tile(factor.T, (2, 1))

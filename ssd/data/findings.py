@@ -46,6 +46,15 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
             yield f"classes that differ only by case or blanks: {_listed(list(map(repr, names)), len(names))}"
     if missing := [name for name, count in dataset.counts.items() if not count]:
         yield f"classes without objects: {_listed(missing)}"
+    yield from dataset.doubts
+    times = Counter(dataset.pictures.texts())
+    if again := [picture for picture, n in times.items() if n > 1]:
+        its = [
+            file
+            for file, picture in zip(dataset.files.texts(), dataset.pictures.texts(), strict=True)
+            if picture == again[0]
+        ]
+        yield f"pictures with two annotations: {len(again)}, such as {again[0]}, with {_listed(its)}"
     objects, sizes = dataset.objects, dataset.sizes
     if not len(sizes):
         return

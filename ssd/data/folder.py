@@ -166,6 +166,10 @@ class Folder:
             return [self.only.name] if self.only.suffix.lower() in suffixes else []
         return sorted(path for suffix in suffixes for path in self._listed[1][suffix])
 
+    def with_suffix(self, start: str) -> list[str]:
+        """The paths of the files whose suffix begins with these small letters."""
+        return sorted(path for suffix, paths in self._listed[1].items() if suffix.startswith(start) for path in paths)
+
     def contents(self, at_most: int = 8) -> str:
         """Describes what is there, such as "12 .jpg in images, 12 .txt in labelTxt", for error messages."""
         counts = Counter(
@@ -183,6 +187,12 @@ class Folder:
     def has(self, path: str) -> bool:
         """Tells whether there is a file with this path relative to the folder."""
         return path in self._files
+
+    def named(self, name: str) -> list[str]:
+        """The pictures that a name may mean, see `find`, by its last part alone; with "/" as the separator."""
+        last = name[name.rfind("/") + 1 :].lower()
+        found = self._by_name.get(last) or self._by_stem.get(last) or self._by_stem.get(os.path.splitext(last)[0])
+        return found or []
 
     def find(self, names: Iterable[str], beside: str, hint: str = "") -> str:
         """Finds the picture that an annotation describes.
@@ -204,9 +214,7 @@ class Folder:
         """
         wanted = [name.replace("\\", "/") for name in names if name]
         for name in (*wanted, *(unquote(name) for name in wanted if "%" in name)):
-            last = name[name.rfind("/") + 1 :].lower()
-            found = self._by_name.get(last) or self._by_stem.get(last) or self._by_stem.get(os.path.splitext(last)[0])
-            if found:
+            if found := self.named(name):
                 return found[0] if len(found) == 1 else self._nearest(found, name, beside, hint)
         stems = {os.path.splitext(os.path.basename(name))[0].lower() for name in wanted}
         others = [path for path in self.unreadable if os.path.splitext(os.path.basename(path))[0].lower() in stems]

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from ssd.data.folder import Folder
 
 HEAD = 1 << 16  # bytes at the beginning of a file in which the keys must be
-COCO, LABELME, VIA, LABEL_STUDIO = "COCO", "LabelMe", "VIA", "Label Studio"
+COCO, LABELME, VIA, LABEL_STUDIO, CREATEML = "COCO", "LabelMe", "VIA", "Label Studio", "CreateML"
+DATUMARO = "Datumaro"
 LABEL_LISTS = rb'"(rectangle|polygon|ellipse|brush|keypoint)labels"\s*:'
 # The kind of a file by its first bracket and by keys that it has; the first line that fits decides. A file that begins
 # with "[" is never one of COCO's annotations, but may be a list of detections.
@@ -22,11 +23,14 @@ KEYS = (
         re.compile(LABEL_LISTS + rb'|"(was_cancelled|annotation_id|file_upload|total_annotations)"\s*:'),
         LABEL_STUDIO,
     ),
+    (b"[", re.compile(rb'"annotations"\s*:\s*\[(?s:.*)"coordinates"\s*:'), CREATEML),
     (b"{", re.compile(LABEL_LISTS + rb'|"was_cancelled"\s*:'), LABEL_STUDIO),
     (b"{", re.compile(rb'"(_via_settings|_via_img_metadata|shape_attributes|file_attributes)"\s*:'), VIA),
     (b"{", re.compile(rb'"(imagePath|imageData)"\s*:|"shapes"\s*:\s*\[\s*\{[^][{}]*"points"\s*:'), LABELME),
+    (b"{", re.compile(rb'"items"\s*:\s*\['), DATUMARO),  # which is not read, but has categories and annotations too
     (b"{", re.compile(rb'"(images|annotations|categories)"\s*:'), COCO),
 )
+PICTURES_OR_BOXES = re.compile(rb'"(images|annotations)"\s*:')
 TYPES = {dict: "an object", list: "a list", str: "a text"}
 Value = TypeVar("Value", dict[str, Any], list[Any], str)
 
@@ -43,10 +47,13 @@ def of_kind(folder: Folder, kind: str) -> list[str]:
 
 def _kind(path: Path) -> str:
     with open(path, "rb") as file:
-        head = file.read(HEAD).replace(b"\0", b"")  # of UTF-16
+        start = file.read(HEAD)
+    head = start.replace(b"\0", b"")  # of UTF-16
     bracket = re.search(rb"[\[{]", head)
     fits = (kind for first, keys, kind in KEYS if bracket and bracket[0] == first and keys.search(head))
-    return next(fits, "")
+    kind = next(fits, "")
+    # Label Studio's notes.json has only the categories.
+    return "" if kind == COCO and len(start) < HEAD and not PICTURES_OR_BOXES.search(head) else kind
 
 
 def read_json(path: Path) -> Any:

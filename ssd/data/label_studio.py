@@ -154,6 +154,7 @@ class LabelStudioDataset(ListingDataset):
     """
 
     FORMAT = "Label Studio"
+    IN_FRACTIONS = True
     LAYOUT = "an export as JSON or JSON-MIN; splits as for CSV"
 
     @classmethod

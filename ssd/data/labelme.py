@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ import numpy as np
 from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
-from ssd.data.json_kinds import LABELME, field, name_in, of_kind, points_in, read_json, size_in
+from ssd.data.json_kinds import LABELME, field, kinds, name_in, of_kind, points_in, read_json, size_in
 from ssd.data.outlines import Box, around, around_ellipse
 from ssd.runtime.faults import Faults
 
@@ -58,6 +59,22 @@ def _entry(folder: Folder, path: str) -> Entry:
     return Entry(file, folder.surroundings.root / picture, objects, size=size)
 
 
+def _files(folder: Folder) -> list[str]:
+    """The paths of LabelMe's files, and of broken JSON files in the same folders, for which there is an error."""
+    files = of_kind(folder, LABELME)
+    places = set(map(os.path.dirname, files))
+    others = (path for path, kind in folder.once(kinds).items() if not kind and os.path.dirname(path) in places)
+    return sorted([*files, *(path for path in others if not _is_json(folder.root / path))])
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except ValueError:
+        return False
+    return True
+
+
 class LabelMeDataset(BoxDataset):
     """A dataset of LabelMe's files; arguments and attributes are those of `BoxDataset`.
 
@@ -77,7 +94,7 @@ class LabelMeDataset(BoxDataset):
         return sorted({split for path in of_kind(folder, LABELME) if (split := split_of(path))})
 
     def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
-        files = (path for path in of_kind(folder, LABELME) if split in (None, split_of(path)))
+        files = (path for path in folder.once(_files) if split in (None, split_of(path)))
         return (partial(_entry, folder, path) for path in files)
 
     @staticmethod

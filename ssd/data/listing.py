@@ -22,9 +22,10 @@ class Listed(NamedTuple):
     objects: Callable[[], list[Object]]  # checks and converts what the file has about the picture
     size: Callable[[], tuple[int, int]] = lambda: (0, 0)  # width and height according to the file; zeros if unknown
     split: str = ""  # that the file names
+    remark: str = ""  # see `Entry`
 
 
-class _Placed(NamedTuple):
+class Placed(NamedTuple):
     """A listed picture, the file that lists it, and its split."""
 
     file: str
@@ -73,8 +74,8 @@ class ListingDataset(BoxDataset):
         return sorted({placed.split for placed in folder.once(cls._placed)} - {""})
 
     @classmethod
-    def _placed(cls, folder: Folder) -> list[_Placed]:
-        placed: list[_Placed] = []
+    def _placed(cls, folder: Folder) -> list[Placed]:
+        placed: list[Placed] = []
         seen: dict[tuple[str, tuple[str, ...]], str] = {}
         for file in cls._files(folder):
             of_file = split_named(file)
@@ -87,7 +88,7 @@ class ListingDataset(BoxDataset):
                 if not split:
                     with suppress(FileNotFoundError):  # which is reported when the picture is read
                         split = split_of(cls._find(folder.surroundings, listed.names, folder.beside(file), ""))
-                placed.append(_Placed(file, listed, split))
+                placed.append(Placed(file, listed, split))
         return placed
 
     def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
@@ -95,10 +96,10 @@ class ListingDataset(BoxDataset):
         chosen = (placed for placed in folder.once(self._placed) if split in (None, placed.split))
         return (partial(self._entry, folder, placed) for placed in chosen)
 
-    def _entry(self, folder: Folder, placed: _Placed) -> Entry:
+    def _entry(self, folder: Folder, placed: Placed) -> Entry:
         pictures, (file, listed, split) = folder.surroundings, placed
         picture = pictures.root / self._find(pictures, listed.names, folder.beside(file), split)
-        return Entry(folder.root / file, picture, listed.objects(), size=listed.size())
+        return Entry(folder.root / file, picture, listed.objects(), size=listed.size(), remark=listed.remark)
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
         return list(dict.fromkeys(self._declared)) or sorted(found)

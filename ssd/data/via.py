@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssd.data.annotations import NO_BOX, Object
+from ssd.data.annotations import NO_BOX, ONLY, Object
 from ssd.data.folder import Folder
 from ssd.data.json_kinds import VIA, field, numbers_in, of_kind, points_in, read_json
 from ssd.data.listing import Listed, ListingDataset
@@ -17,7 +17,6 @@ from ssd.runtime.faults import Faults
 from ssd.runtime.text import printable
 
 ATTRIBUTES = ("class", "label", "category", "name", "type")  # whose value is the class, if regions have several
-ONLY = "object"  # the class of regions without attributes
 WITHOUT_BOX = ("point", "polyline", "line")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -14,12 +15,12 @@ import yaml
 
 from ssd.data.annotations import Entry, Object
 from ssd.data.dataset import BoxDataset
-from ssd.data.folder import Folder, split_of
+from ssd.data.folder import Folder, is_split, split_of
 from ssd.data.picture_formats import is_picture
 from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_text
 
-NAMES = ("classes.txt", "obj.names", "_darknet.labels")  # files with the class names, a line each
+NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # files with the class names, a line each
 KEYS_OF_DARKNET = ("train", "valid", "test")
 KEYS = ("train", "val", "test")  # of the YAML file: the pictures of each split
 LABELS = {"images": "labels", "image": "label"}  # folders of pictures, and of their text files beside them
@@ -41,6 +42,9 @@ class _Described(NamedTuple):
         if isinstance(names, dict):
             by_number = {str(key): name for key, name in names.items()}
             names = [by_number.get(str(number)) for number in range(len(names))]
+        count = self.content.get("nc")
+        if isinstance(names, list) and isinstance(count, int) and count != len(names):
+            raise ValueError(f"{self.path}: 'nc' is {count}, but there are {len(names)} 'names': {names}")
         if not isinstance(names, list) or not names or None in names:
             given = self.content.get("names")
             raise ValueError(f"{self.path}: 'names' must be a list, or a dict with the keys 0, 1, ..., got {given!r}")
@@ -57,6 +61,15 @@ class _Described(NamedTuple):
                 return number, values
         raise ValueError(f"{self.path}: 'kpt_shape' must be the number of key points, then 2 or 3, got {shape!r}")
 
+    @property
+    def splits(self) -> list[str]:
+        """The splits that are given. A test split that is not there is left out: Roboflow names one in any case."""
+        given = [key for key in KEYS if self.content.get(key)]
+        with suppress(FileNotFoundError):
+            self.places("test")
+            return given
+        return [key for key in given if key != "test"]
+
     def pictures(self, key: str) -> list[Path]:
         """The pictures of a split: of a folder, of a list of pictures in a text file, or of several of these."""
         found: list[Path] = []
@@ -67,7 +80,7 @@ class _Described(NamedTuple):
             else:
                 for line in read_lines(path):
                     with faults.caught():
-                        found.append(self._resolve(line, str(path)))
+                        found.append(self._resolve(line, str(path), is_picture=True))
         faults.check()
         return found
 
@@ -79,10 +92,13 @@ class _Described(NamedTuple):
             raise ValueError(f"{self.path}: {key!r} must be a folder, a list file, or a list of these, got {value!r}")
         return [self._resolve(place, key) for place in places]
 
-    def _resolve(self, place: str, what: str) -> Path:
+    def _resolve(self, place: str, what: str, is_picture: bool = False) -> Path:
         """A path of the file: relative to its `path`, to its folder, or to the folder above.
 
-        Roboflow writes ../train/images for a folder beside the file, so leading ".." may also be left out.
+        Roboflow writes ../train/images for a folder beside the file, so leading ".." may also be left out. If there is
+        no such path, its first folders are left out, because they may be those of another machine, as in
+        /content/set/train/images, or those of a program, as CVAT's data/images/train/a.jpg. For a folder, what is left
+        must name a split or have two parts: "images" alone may be the pictures of any split.
         """
         here, place = self.path.parent, place.replace("\\", "/")
         given = str(self.content.get("path") or ".")
@@ -91,6 +107,11 @@ class _Described(NamedTuple):
         tried = [Path(os.path.normpath(base / name)) for base in bases for name in (place, inner)]
         for path in tried:
             if path.exists():
+                return path
+        parts = PurePosixPath(given, inner).parts
+        for i in range(1, len(parts)):
+            path = here.joinpath(*parts[i:])
+            if (is_picture or len(parts) - i > 1 or is_split(parts[i])) and ".." not in parts[i:] and path.exists():
                 return path
         raise FileNotFoundError(f"{self.path}: {what!r} names {place}, which is not there; looked for {tried[0]}")
 
@@ -121,6 +142,18 @@ def _names_file(folder: Folder) -> Path | None:
     files = folder.files(".txt", ".names", ".labels")
     found = [path for path in files if path.rpartition("/")[2] in NAMES or path.endswith(".names")]
     return folder.root / min(found, key=lambda path: path.count("/")) if found else None
+
+
+def _class_names(path: Path) -> list[str]:
+    """The class names of a file with one in each line.
+
+    Raises:
+        ValueError: an empty line stands before a name, which would change the numbers of the classes behind it.
+    """
+    lines = [line.strip() for line in read_text(path).strip().splitlines()]
+    if "" in lines:
+        raise ValueError(f"{path}: line {lines.index('') + 1} is empty; each line must be the name of a class")
+    return lines
 
 
 def _lists(folder: Folder) -> dict[str, str]:
@@ -157,7 +190,7 @@ def _parts(folder: Folder) -> dict[str, list[Path]]:
     """The pictures of each split; "" has those that are in no split."""
     parts: dict[str, list[Path]] = {}
     if described := _description(folder):
-        parts = {key: described.pictures(key) for key in KEYS if described.content.get(key)}
+        parts = {key: described.pictures(key) for key in described.splits}
     for name, path in _lists(folder).items():
         parts.setdefault(name, [folder.root / folder.find([line], path) for line in read_lines(folder.root / path)])
     known = {os.path.abspath(picture) for pictures in parts.values() for picture in pictures}
@@ -207,7 +240,8 @@ def _box(numbers: list[float], key_points: tuple[int, int] | None) -> tuple[tupl
     if key_points is None and n >= 7 and (n - 4) % 3 == 0 and (n % 2 or set(flags) <= {0.0, 1.0, 2.0}):
         return tuple(numbers[:4]), KEY_POINTS
     if n < 6 or n % 2:
-        raise ValueError("must have 4 numbers, or the x and y of at least 3 corners")
+        scored = " (a fifth number is perhaps the score of a detection)" * (n == 5)
+        raise ValueError(f"must have 4 numbers, or the x and y of at least 3 corners{scored}")
     if key_points is None and _like_key_points(numbers):
         raise ValueError(
             "is either the corners of an outline or a box with key points; set kpt_shape in the YAML file: "
@@ -249,7 +283,8 @@ def _object(index: int, line: str, classes: _Classes) -> tuple[Object, str]:
     except ValueError:
         raise ValueError("must be the number of a class, then numbers") from None
     if not (0 <= label < len(classes.names) and label.is_integer()):
-        raise ValueError(f"has class {label:g}, but there are {len(classes.names)} classes: {classes.names}")
+        known = f"{len(classes.names)} classes, numbered from 0: {classes.names}"
+        raise ValueError(f"has class {label:g}, but there are {known}")
     box, remark = _box(numbers, classes.key_points)
     return Object(index, classes.names[int(label)], box), remark
 
@@ -282,6 +317,7 @@ class YOLODataset(BoxDataset):
     """
 
     FORMAT = "YOLO"
+    IN_FRACTIONS = True
     LAYOUT = (
         "a YAML file that names the pictures and classes, or classes.txt or obj.names; *.txt beside the pictures, or "
         "in labels/ where the pictures are in images/"
@@ -311,7 +347,7 @@ class YOLODataset(BoxDataset):
         described, listed = _description(folder), _names_file(folder)
         if described is None and listed is None:
             raise FileNotFoundError(f"{folder.path}: no YAML file, classes.txt or obj.names with the class names")
-        names = described.names if described else read_lines(listed) if listed else []
+        names = described.names if described else _class_names(listed) if listed else []
         self._declared += names
         parts = _parts(folder)
         chosen = [picture for name, pictures in parts.items() if split in (None, name) for picture in pictures]
@@ -327,7 +363,7 @@ class YOLODataset(BoxDataset):
     def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
         described, names = _description(folder), _names_file(folder)
         if described is not None:  # whose folders and lists may be outside of this folder
-            yield from (described.path, *(place for key in KEYS for place in described.places(key)))
+            yield from (described.path, *(place for key in described.splits for place in described.places(key)))
         yield from () if names is None else (names,)
         yield from (folder.root / path for path in (*_lists(folder).values(), *folder.files(".data")))
 

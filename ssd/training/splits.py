@@ -12,7 +12,7 @@ from ssd.data import AUGMENTATIONS, BoxDataset, list_splits, open_dataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
-from ssd.data.folder import SPLIT_WORDS, Folder, Root
+from ssd.data.folder import SPLIT_WORDS, Folder, Root, kind_of_split
 from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings, resolved
 
@@ -147,6 +147,8 @@ def choose_splits(settings: Settings, folders: Sequence[Folder] | None = None) -
     if split is None and known:
         plain = [splits[kind][""] for kind in ("trainval", "train") if "" in splits[kind]]
         names = plain[:1] or list((splits["trainval"] or splits["train"]).values())
+        if not names and len(known) == 1 and not any(map(kind_of_split, known)):  # CVAT's only list is "default"
+            names = list(known)
         if len(names) != 1:
             raise ValueError(
                 f"choose a split of {', '.join(settings.data)} to train on, with --split: "

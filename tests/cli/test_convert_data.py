@@ -12,7 +12,9 @@ def test_convert_data(tmp_path, capsys):
     assert main([*command, "--classes", "cat,dog"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"wrote {tmp_path / 'out'}: 1 pictures\n"
-    assert printed.err.endswith("a.xml: object 1 (cat, (11.0, 5.0, 9.0, 30.0)) left out: no width or height\n")
+    assert printed.err.endswith(
+        "a.xml: object 1 (cat, (11.0, 5.0, 9.0, 30.0)) left out: no width or height, because its corners are swapped\n"
+    )
     assert open_dataset(tmp_path / "out").counts == {"cat": 0, "dog": 1}
     assert main(command) == 2
     assert "ssd convert-data: error: " in (said := capsys.readouterr().err)

@@ -43,6 +43,25 @@ def test_delimiters_and_encodings(tmp_path, delimiter, encoding):
     assert dataset.truths[0]["boxes"].tolist() == [[1.5, 2, 30, 40]]
 
 
+def test_a_file_without_classes_has_one_class(tmp_path):
+    dataset = opened(tmp_path, "image,xmin,ymin,xmax,ymax,species\na.jpg,1,2,30,40,dog\n")
+    assert dataset.classes == ("object",)
+    (note,) = (note for note in dataset.notes if "class" in note)
+    assert "no column for the class (not used: species), so all objects are of the class 'object'" in note
+
+
+def test_pictures_of_open_images_that_are_not_there_are_left_out(tmp_path):
+    for part in ("train", "validation"):
+        write(tmp_path / f"{part}-annotations-bbox.csv", table([f"{part[0]}{i}.jpg" for i in range(3)], *OPEN_IMAGES))
+    with pytest.raises(FileNotFoundError, match=r"no picture 't0' in"):
+        open_dataset(tmp_path)
+    draw(tmp_path / "train" / "t1.jpg")
+    assert list_splits(tmp_path) == ["train"]
+    dataset = open_dataset(tmp_path)
+    assert [path.name for path in dataset.pictures] == ["t1.jpg"]
+    assert any("rows of pictures that are not there, and are left out (2 pictures)" in note for note in dataset.notes)
+
+
 def test_objects_are_grouped_by_picture(tmp_path):
     rows = ["a.jpg,1,2,30,40,dog", "b.jpg,,,,,", "a.jpg,5,6,7,8,cat", "c.jpg,0,0,0,0,dog", "a.jpg,9,9,9,9,cat"]
     dataset = opened(tmp_path, "\n".join(rows))
@@ -102,7 +121,7 @@ HEADER = "filename,class,xmin,ymin,xmax,ymax\n"
         (HEADER + "a.jpg,dog,1,2,x,4\nb.jpg,dog,1,2,y,4\na.jpg,dog,z,2,3,4\n", "3 errors:"),
         ("a.jpg,1,2,3,4,dog\na.jpg,1,2,3,a,dog", "line 2, column 'y2' must be a number, got 'a'"),
         ("filename,class,xmin,ymin,xmax\n", r"no column for ymax; there are: filename, class, xmin, ymin, xmax"),
-        ("image,xmin,ymin,xmax,ymax\n", "no column for class; there are: image, xmin"),
+        ("image_id,bbox\na.jpg,1 2 3", r"line 2, column 'bbox' must be left, top, width and height as \[x, y, w, h\]"),
         ("filename,path,class,xmin,ymin,xmax,ymax\n", "'filename' and 'path' could both be the picture: rename one"),
         ("filename,class,x,y,width,height\n", "Whether x is an edge or the centre is not known: write the edges as"),
         ("filename,class,x_center,y_center,w,h\n", "Whether x is an edge or the centre is not known"),
@@ -136,7 +155,7 @@ def test_errors(tmp_path, text, message):
     ],
 )
 def test_other_csv_files_are_no_data_set(tmp_path, text):
-    with pytest.raises(FileNotFoundError, match=r"holds no data set in one of the known layouts.*; CSV \(a file"):
+    with pytest.raises(FileNotFoundError, match=r"holds no data set in one of the known layouts; it has"):
         opened(tmp_path, text)
 
 

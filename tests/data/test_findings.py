@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from annotation_files import draw, labelme, write
 from small_datasets import add_picture, as_coco, as_yolo
 
 from ssd.data import open_dataset
@@ -55,6 +56,15 @@ def test_what_looks_like_a_mistake_is_said(tmp_path):
     assert said[3].endswith("b.xml")
     assert ": 2, " in said[4]
     assert said[4].endswith("b.xml")
+
+
+def test_a_picture_with_two_annotations_is_said(tmp_path):
+    draw(tmp_path / "a.jpg")
+    for folder in ("annotations", "backup"):
+        write(tmp_path / folder / "a.json", labelme("a.jpg"))
+    (said, *_) = warnings(open_dataset(tmp_path))
+    files = f"{tmp_path}/annotations/a.json and {tmp_path}/backup/a.json"
+    assert said == f"pictures with two annotations: 1, such as {tmp_path}/a.jpg, with {files}"
 
 
 def test_nothing_is_said_of_sound_data(voc):

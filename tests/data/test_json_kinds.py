@@ -4,11 +4,11 @@ import json
 import pathlib
 
 import pytest
-from annotation_files import draw, label_studio, label_studio_min, labelme, via, via_project, write
+from annotation_files import createml, draw, label_studio, label_studio_min, labelme, via, via_project, write
 
 from ssd.data import COCODataset, LabelMeDataset, LabelStudioDataset, VIADataset, open_dataset
 from ssd.data.folder import Folder
-from ssd.data.json_kinds import COCO, LABEL_STUDIO, LABELME, VIA, kinds
+from ssd.data.json_kinds import COCO, CREATEML, LABEL_STUDIO, LABELME, VIA, kinds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PADDING = [[0.25, 0.5]] * 20_000
@@ -26,7 +26,8 @@ CONTENTS = [
     (label_studio(["a.jpg"])[0], LABEL_STUDIO),
     (label_studio_min(["a.jpg"]), LABEL_STUDIO),
     ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], ""),
-    ([{"image": "a.jpg", "annotations": [{"label": "a", "coordinates": {}}]}], ""),  # CreateML
+    (createml(["a.jpg"]), CREATEML),
+    ({"categories": [], "info": {}}, ""),  # notes.json of Label Studio
     ({"name": "package", "version": "1.0.0", "files": ["shapes"]}, ""),
     ({"learning_rate": 0.1}, ""),
     ("images", ""),

@@ -82,3 +82,15 @@ def test_the_size_is_that_of_the_file(tmp_path):
     assert reader().size == SIZE
     with pytest.raises(ValueError, match=r"\['imageWidth'\] must be a number of pixels, got -1"):
         opened(tmp_path, imageWidth=-1)
+
+
+def test_a_file_that_is_damaged_at_its_beginning_is_an_error(tmp_path):
+    for stem in "ab":
+        draw(tmp_path / f"{stem}.jpg")
+        write(tmp_path / f"{stem}.json", labelme(f"{stem}.jpg"))
+    write(tmp_path / "notes.json", {"other": 1})
+    assert len(open_dataset(tmp_path)) == 2
+    for content in ("", '{"version": "5.4.1", "shapes": [{"label"'):
+        write(tmp_path / "b.json", content)
+        with pytest.raises(ValueError, match=r"/b\.json: broken JSON"):
+            open_dataset(tmp_path)

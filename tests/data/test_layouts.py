@@ -5,8 +5,13 @@ from annotation_files import (
     BOX,
     DEEP_FOREST,
     KERAS,
+    LISA,
+    MAKE_SENSE,
     OPEN_IMAGES,
+    SKU,
+    WHEAT,
     XML_TO_CSV,
+    createml,
     cvat,
     draw,
     label_studio,
@@ -180,7 +185,58 @@ LAYOUTS = {
         ["train"],
     ),
     "yolo: LabelImg": (yolo(".", ".", files=[("classes.txt", "thing\n")]), []),
-    "yolo: Label Studio": (yolo("images", "labels", files=[("classes.txt", "thing\n"), ("notes.json", "{}")]), []),
+    "yolo: CVAT, for Ultralytics": (
+        yolo(
+            "images/train",
+            "labels/train",
+            files=[
+                *described("path: .", "train: train.txt"),
+                ("train.txt", "".join(f"data/images/train/{stem}.jpg\n" for stem in STEMS)),
+            ],
+        ),
+        ["train"],
+    ),
+    "yolo: a list of another machine": (
+        yolo(
+            "images",
+            "labels",
+            files=[
+                *described("train: C:\\data\\my\\all.txt"),
+                ("my/all.txt", "".join(f"C:\\data\\my\\images\\{stem}.jpg\r\n" for stem in STEMS)),
+            ],
+        ),
+        ["train"],
+    ),
+    "yolo: Roboflow, of Colab, without the test split": (
+        yolo(
+            "{}/images",
+            "{}/labels",
+            ("train", "valid"),
+            described("train: /content/set-2/train/images", "val: set-2/valid/images", "test: ../test/images"),
+        ),
+        ["train", "val"],
+    ),
+    "yolo: the YAML file of Ultralytics beside the folder": (
+        yolo(
+            "coco128/images/{}2017",
+            "coco128/labels/{}2017",
+            ("train", "val"),
+            described("path: ../datasets/coco128", "train: images/train2017", "val: images/val2017"),
+        ),
+        ["train", "val"],
+    ),
+    "yolo: makesense.ai": (yolo(".", ".", files=[("labels.txt", "thing")]), []),
+    "yolo: Label Studio": (
+        yolo(
+            "images",
+            "labels",
+            files=[
+                ("classes.txt", "thing\n"),
+                ("notes.json", '{"categories": [{"id": 0, "name": "thing"}], "info": {}}'),
+            ],
+        ),
+        [],
+    ),
     "yolo: CVAT": (
         yolo(
             "obj_train_data",
@@ -248,6 +304,13 @@ LAYOUTS = {
         [],
     ),
     "csv: DeepForest": (listed("crops", "train.csv", csv(DEEP_FOREST)), ["train"]),
+    "csv: makesense.ai": (listed(".", "labels_my-project-name_2024.csv", csv(MAKE_SENSE)), []),
+    "csv: makesense.ai, without header": (listed(".", "labels_2021.csv", csv(("", MAKE_SENSE[1]))), []),
+    "csv: SKU-110K": (listed("images", "annotations/annotations_{}.csv", csv(SKU), BOTH), ["test", "train"]),
+    "csv: boxes in a column": (listed("train", "train.csv", csv(WHEAT)), ["train"]),
+    "csv: LISA": (listed("vid0", "allAnnotations.csv", csv(LISA)), []),
+    "createml: Roboflow": (listed("{}", "{}/_annotations.createml.json", createml, BOTH), ["test", "train"]),
+    "createml: LabelImg": (beside(".", ".", lambda name: createml([name])), []),
     "csv: one file, parts as folders": (listed("{}", "labels.csv", csv(DEEP_FOREST), BOTH), ["test", "train"]),
     "csv: Open Images": (
         listed("{}", "oidv6-{}-annotations-bbox.csv", csv(OPEN_IMAGES), ("train", "validation"), DESCRIPTIONS),

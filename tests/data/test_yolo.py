@@ -20,11 +20,22 @@ LABELS = "labels/val/d.txt"
             LABELS,
             "\n0 0.5 0.5 0.1 0.1 0.2",
             ValueError,
-            "line 2 must have 4 numbers, or the x and y of at least 3 corners, got",
+            "line 2 must have 4 numbers, or the x and y of at least 3 corners .a fifth .* a detection., got",
         ),
         (LABELS, "dog 0.5 0.5 0.1 0.1", ValueError, "line 1 must be the number of a class, then numbers, got 'dog"),
-        (LABELS, "3 0.5 0.5 0.1 0.1", ValueError, r"line 1 has class 3, but there are 3 classes: \['dog'"),
+        (
+            LABELS,
+            "3 0.5 0.5 0.1 0.1",
+            ValueError,
+            r"line 1 has class 3, but there are 3 classes, numbered from 0: \['dog'",
+        ),
         ("data.yaml", "names: [a, b", ValueError, r"data\.yaml: broken YAML"),
+        (
+            "data.yaml",
+            "nc: 3\nnames: [a, b]",
+            ValueError,
+            r"data\.yaml: 'nc' is 3, but there are 2 'names': \['a', 'b'\]",
+        ),
         ("data.yaml", "nc: 3", ValueError, r"data\.yaml: 'names' must be a list, or a dict .*, got None"),
         ("data.yaml", "names: {1: a}", ValueError, r"keys 0, 1, \.\.\., got {1: 'a'}"),
     ],
@@ -130,3 +141,13 @@ def test_the_lists_that_darknet_names(tmp_path):
     assert list_splits(tmp_path) == ["train", "valid"]
     assert [path.stem for path in open_dataset(tmp_path, "train").pictures] == ["a", "b"]
     assert [path.stem for path in open_dataset(tmp_path, "valid").pictures] == ["c"]
+
+
+def test_an_empty_line_among_the_class_names_is_refused(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").write_text("dog\r\ncat\r\n\r\n")
+    assert open_dataset(tmp_path).counts == {"dog": 0, "cat": 1}
+    (tmp_path / "classes.txt").write_text("dog\n\ncat\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: line 2 is empty; each line must be the name of a class"):
+        open_dataset(tmp_path)

@@ -57,6 +57,7 @@ def test_which_lists_a_run_takes(tmp_path):
         ("train2017 val2017", {}, ("train2017", "val2017", None)),
         ("train2017 val2017", {"split": "train2017"}, ("train2017", "val2017", None)),
         ("train2017 val2017", {"split": "val2017"}, ("val2017", None, None)),
+        ("default", {}, ("default", None, None)),  # of CVAT
         ("training validation testing", {}, ("training", "validation", "testing")),
         ("train dev test-2", {}, ("train", "dev", "test-2")),
         ("train valid validation", {}, ("train", "valid", None)),

@@ -1,0 +1,65 @@
+"""Whether the numbers of boxes can be what the format says: in its unit, and edges inside of the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ssd.data.annotations import Annotations
+
+BEYOND = 0.02  # share of a side, in addition to 2 pixels, that a box may reach beyond its picture
+
+
+def check_unit(read: Annotations, in_fractions: bool, format: str) -> None:
+    """Raises ValueError if all boxes are in another unit than that of the format.
+
+    Args:
+        read: the annotations.
+        in_fractions: whether the format has fractions of the picture, and not pixels.
+        format: its name.
+    """
+    rows = np.flatnonzero(np.isfinite(read.boxes).all(1))
+    largest = np.abs(read.boxes[rows]).max(1, initial=0)
+    if not len(rows):
+        return
+    if in_fractions and largest.min() > 2:
+        units = "pixels or percent", "fractions of the picture"
+    elif not in_fractions and 0 < largest.max() <= 1:
+        units = "fractions of the picture", "pixels"
+    else:
+        return
+    file, box = _first(read, rows)
+    raise ValueError(
+        f"{file}: the boxes of all annotations look like {units[0]}, such as {box}, but {format} has {units[1]}: "
+        "convert the boxes"
+    )
+
+
+def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, width: np.ndarray) -> Iterator[str]:
+    """Says how many boxes reach beyond their pictures; yields nothing if there are none.
+
+    Such numbers are often the two corners in a format that has a corner and the size, or the corner and the size in one
+    that has the centre and the size.
+
+    Args:
+        read: the annotations.
+        edges: (4, R) float64, left, top, right and bottom edges in pixels; those of unusable boxes may be anything.
+        height, width: (R,) size of their pictures in pixels.
+    """
+    size = np.stack([width, height])
+    apart = (edges[:2] >= size).any(0) | (edges[2:] <= 0).any(0)  # outside of the picture, and reported as that
+    beyond = (np.maximum(-edges[:2], edges[2:] - size) > BEYOND * size + 2).any(0)
+    rows = np.flatnonzero(beyond & ~apart & np.isfinite(read.boxes).all(1))
+    if len(rows):
+        file, box = _first(read, rows)
+        yield (
+            f"boxes that reach beyond their picture, and are cut: {len(rows)} of {len(read.boxes)}, such as {box} in "
+            f"{file}; if they are many, check what the four numbers mean"
+        )
+
+
+def _first(read: Annotations, rows: np.ndarray) -> tuple[str, tuple[float, ...]]:
+    """The file and the numbers of the first of these boxes."""
+    picture = int(np.searchsorted(read.row_splits, rows[0], "right")) - 1
+    return str(read.files[picture]), tuple(read.boxes[rows[0]].tolist())
