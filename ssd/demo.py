@@ -23,7 +23,7 @@ N_TRAIN, N_TEST = 400, 100
 N_DRAWN = 12
 DRAWN = DetectionOptions(min_score=0.5)
 CPU_WIDTH = 0.25
-SETTINGS: dict[str, Any] = {"epochs": 10, "eval_every": 5}  # fields of Settings; each value has the type of its field
+SETTINGS: dict[str, Any] = {"epochs": 15, "eval_every": 5}  # fields of Settings; each value has the type of its field
 
 
 def demo(
@@ -38,7 +38,7 @@ def demo(
     Args:
         out: folder for the pictures (`shapes`), the run (`run_<n>`) and the drawings of test pictures (`held_out`).
         device, workers: see `ssd.training.run.train`.
-        settings: fields of `Settings`. By default 10 epochs with validation every 5, and the width is 0.25 on a CPU and
+        settings: fields of `Settings`. By default 15 epochs with validation every 5, and the width is 0.25 on a CPU and
             1 on a GPU.
 
     Returns:
