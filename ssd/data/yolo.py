@@ -189,9 +189,9 @@ def _label_file(picture: Path) -> Path:
 def _parts(folder: Folder) -> dict[str, list[Path]]:
     """The pictures of each split; "" has those that are in no split."""
     parts: dict[str, list[Path]] = {}
-    if described := _description(folder):
+    if described := folder.once(_description):
         parts = {key: described.pictures(key) for key in described.splits}
-    for name, path in _lists(folder).items():
+    for name, path in folder.once(_lists).items():
         parts.setdefault(name, [folder.root / folder.find([line], path) for line in read_lines(folder.root / path)])
     known = {os.path.abspath(picture) for pictures in parts.values() for picture in pictures}
     listed = bool(parts)
@@ -329,9 +329,9 @@ class YOLODataset(BoxDataset):
 
     @classmethod
     def claim(cls, folder: Folder) -> str | None:
-        if described := _description(folder):
+        if described := folder.once(_description):
             return f"YOLO's {described.path.name}"
-        names = _names_file(folder)
+        names = folder.once(_names_file)
         labelled = None
         if names is not None and len(folder.files(".txt")) > (names.suffix == ".txt"):
             labelled = next((path for path in folder.pictures if _has_labels(folder, path)), None)
@@ -341,15 +341,15 @@ class YOLODataset(BoxDataset):
 
     @classmethod
     def splits(cls, folder: Folder) -> list[str]:
-        return sorted(filter(None, _parts(folder)))
+        return sorted(filter(None, folder.once(_parts)))
 
     def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
-        described, listed = _description(folder), _names_file(folder)
+        described, listed = folder.once(_description), folder.once(_names_file)
         if described is None and listed is None:
             raise FileNotFoundError(f"{folder.path}: no YAML file, classes.txt or obj.names with the class names")
         names = described.names if described else _class_names(listed) if listed else []
         self._declared += names
-        parts = _parts(folder)
+        parts = folder.once(_parts)
         chosen = [picture for name, pictures in parts.items() if split in (None, name) for picture in pictures]
         known = _Classes(names, described.key_points if described else None)
         for picture in dict.fromkeys(chosen):  # a YAML file may name a folder for two splits
@@ -358,14 +358,14 @@ class YOLODataset(BoxDataset):
     @classmethod
     def _unlabelled_rule(cls, folder: Folder) -> Literal["background", "ignore"]:
         # Ultralytics, whose YAML file this is, needs no text file for a picture without objects.
-        return "background" if _description(folder) else "ignore"
+        return "background" if folder.once(_description) else "ignore"
 
     def _others(self, folder: Folder, split: str | None) -> Iterable[Path]:
-        described, names = _description(folder), _names_file(folder)
+        described, names = folder.once(_description), folder.once(_names_file)
         if described is not None:  # whose folders and lists may be outside of this folder
             yield from (described.path, *(place for key in described.splits for place in described.places(key)))
         yield from () if names is None else (names,)
-        yield from (folder.root / path for path in (*_lists(folder).values(), *folder.files(".data")))
+        yield from (folder.root / path for path in (*folder.once(_lists).values(), *folder.files(".data")))
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
         return list(dict.fromkeys(self._declared))
