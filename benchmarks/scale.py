@@ -8,6 +8,7 @@ Prints CPU and wall time in seconds, and the memory beyond the imports in MB. Ea
     workers  reads batches with two workers, and prints their private memory
     eval     evaluates a COCO results file with 100 detections per picture, by the metrics of Pascal VOC and COCO
     fit      runs `ssd info`
+    shards   writes the set as archives of WebDataset, and opens them without and with the cache
 """
 
 import argparse
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,8 +27,8 @@ import numpy as np
 
 CLASSES, OBJECTS, SIDE = 80, 7.3, 64  # OBJECTS per picture, as in COCO; SIDE of the pictures in pixels
 DETECTIONS = 100  # per picture
-BATCHES, BATCH = 500, 8
-FORMATS, WORK = ("coco", "voc", "yolo"), ("open", "workers", "eval", "fit")
+BATCHES, BATCH = 2000, 8
+FORMATS, WORK = ("coco", "voc", "yolo"), ("open", "workers", "eval", "fit", "shards")
 
 
 def make_set(folder: Path, layout: str, n: int) -> None:
@@ -132,6 +134,7 @@ def work(kind: str, layout: str, folder: Path) -> None:
     import ssd.evaluation.evaluate
     import ssd.training.run
     from ssd.data import AUGMENTATIONS, open_dataset
+    from ssd.data.conversion import convert_dataset
     from ssd.data.loader import train_loader
 
     if kind == "open":
@@ -160,6 +163,15 @@ def work(kind: str, layout: str, folder: Path) -> None:
                 file = DetectionFile(folder / "results.json")
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
                     score(file.detections(dataset), dataset.truths, dataset.classes, method=method)
+    elif kind == "shards":
+        shards = folder / "shards"
+        shutil.rmtree(shards, ignore_errors=True)
+        with measured(f"{layout}, write archives"):
+            convert_dataset([folder], shards, "webdataset")
+        for time_ in ("the first time", "from the cache"):
+            with measured(f"{layout}, open archives {time_}"):
+                dataset = open_dataset(shards)
+        print(f"{len(dataset)} pictures, {sum(dataset.counts.values())} objects")
     else:
         with measured(f"{layout}, ssd info"), contextlib.redirect_stdout(open(os.devnull, "w")):
             ssd.cli.main(["info", str(folder)])

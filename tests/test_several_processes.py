@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from http_server import serving
 from own_process import PATHS, TORCHRUN
 from short_training import states_equal
 from small_datasets import cut
 
 from ssd.cli import main
+from ssd.data.conversion import convert_dataset
 from ssd.data.loader import epoch_batches
 from ssd.data.shapes import write_shapes
 from ssd.weights.checkpoint import load_checkpoint
@@ -137,6 +139,26 @@ def test_torchrun_restarts_a_run_whose_processes_are_killed(training, together, 
     assert process.returncode == 0, printed + errors
     assert "ssd train: error: process 0 lost" in errors
     ends = [load_checkpoint(run / "last.pt") for run in (out, together)]
+    assert ends[0]["history"] == ends[1]["history"]
+    assert states_equal(ends[0]["model"], ends[1]["model"])
+
+
+def test_archives_by_http_give_the_run_of_the_folder(shapes, training, together, tmp_path):
+    """Also if a process is killed, torchrun starts both again, and the server fails for a moment."""
+    convert_dataset([shapes], tmp_path / "served", "webdataset")
+    out = tmp_path / "run"
+    with serving(tmp_path / "served") as server:
+        data = f"{server.url}/{{train,test}}-000000.tar"
+        options = [*training[2:], "--workers", 1, "--accumulate", 2, "--resume", "auto", "--save-every", 1e-5]
+        process = start(2, "train", data, *options, "--out", out, torchrun=["--max-restarts", "1"])
+        wait_for((out / "last.pt").exists, process)
+        server.failing = 1
+        os.kill(workers_of(process)[1], signal.SIGKILL)
+        printed, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, printed + errors
+        assert server.requests > PICTURES * EPOCHS
+    ends = [load_checkpoint(run / "last.pt") for run in (out, together)]
+    assert ends[0]["settings"]["data"] == (data,)
     assert ends[0]["history"] == ends[1]["history"]
     assert states_equal(ends[0]["model"], ends[1]["model"])
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # so that `ssd --help` does not import the detector
 
 Value = TypeVar("Value")
 
-DATA = "folders of annotated pictures; see ssd train --help for their layouts"
+DATA = "folders, or tar archives, of annotated pictures; see ssd train --help for their layouts"
 WEIGHTS = (  # the help of --weights
     "a checkpoint such as run/best.pt, a file written by ssd export, weights of another project (see ssd convert), "
     "or coco"

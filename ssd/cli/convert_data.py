@@ -17,12 +17,14 @@ def add_convert_data(commands: Commands) -> None:
         _convert_data,
         _flags,
         "write a data set in another format",
-        """Write a data set of any layout that `ssd train` reads as COCO, Pascal VOC or YOLO, with the same splits.
-The pictures are not changed. Where the file system allows it, they are hard links, which need no space.
+        """Write a data set of any layout that `ssd train` reads as COCO, Pascal VOC, YOLO or WebDataset, with
+the same splits. The pictures are not changed. Where the file system allows it, they are hard links, which need no
+space; in archives of WebDataset they are copies.
 
-  coco   images/train/..., annotations/instances_train.json
-  voc    JPEGImages/..., Annotations/*.xml, ImageSets/Main/train.txt; the order of the classes is not kept
-  yolo   images/train/..., labels/train/*.txt, data.yaml
+  coco         images/train/..., annotations/instances_train.json
+  voc          JPEGImages/..., Annotations/*.xml, ImageSets/Main/train.txt; the order of the classes is not kept
+  yolo         images/train/..., labels/train/*.txt, data.yaml
+  webdataset   train-000000.tar ..., each with pictures and a JSON file for each picture
 
 Boxes have fractions of pixels, and are clipped to the picture. Edges that are read back differ by less than 0.000001
 pixels. Boxes and sizes are those of the upright picture, as most programs show it. What a format cannot hold is
@@ -30,6 +32,7 @@ reported: crowds in voc and yolo, the mark of difficult objects in coco and yolo
 
 examples:
   ssd convert-data my_pictures my_pictures_coco --format coco
+  ssd convert-data coco coco_shards --format webdataset
   ssd convert-data VOC2007 VOC2012 voc_yolo --format yolo --split trainval --split test""",
     )
 

@@ -128,7 +128,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                     drawing = found.draw()
                 except (ImageReadError, FileNotFoundError) as error:  # the file was changed or removed after detection
                     return error
-                assert found.picture.path is not None  # all pictures are files
+                assert isinstance(found.picture.path, Path)  # all pictures are files on the disk
                 target = drawings[found.picture.path]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 save_png(drawing, target)

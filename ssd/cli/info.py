@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssd.cli.arguments import DATA, Commands, add_fields, command, fields_given, say
 from ssd.options import ReadOptions
 from ssd.runtime.faults import first_of
 from ssd.training.settings import Settings
+
+if TYPE_CHECKING:
+    from ssd.data.members import AnyFile
 
 
 def add_info(commands: Commands) -> None:
@@ -69,7 +72,7 @@ def _info(arguments: argparse.Namespace) -> int:
     return _check_pixels(dataset.pictures) if arguments.pixels else 0
 
 
-def _check_pixels(pictures: Sequence[Path]) -> int:
+def _check_pixels(pictures: Sequence[AnyFile]) -> int:
     """Decodes all pictures, lists the damaged ones, and returns the exit code."""
     from ssd.data.pixels import check_pixels
 
@@ -81,7 +84,7 @@ def _check_pixels(pictures: Sequence[Path]) -> int:
     return int(len(unreadable) > 0)
 
 
-def _pictures_of_splits(data: Sequence[str], options: ReadOptions) -> dict[str, Sequence[Path]]:
+def _pictures_of_splits(data: Sequence[str], options: ReadOptions) -> dict[str, Sequence[AnyFile]]:
     """The pictures of the splits for training, validation and test, as far as the data has them."""
     from ssd.data import open_dataset
     from ssd.training.splits import choose_splits

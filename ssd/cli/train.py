@@ -33,7 +33,8 @@ DATA is a folder in one of these layouts, as labelling tools export them:
 {layouts}
 Splits are recognised by their names: train and val, training and validation, train2017 and val2017 ... Without a
 validation split, a tenth of the pictures is held out to choose best.pt. A test split is measured at the end. With
-several folders, the network is trained on all of them together.
+several folders, the network is trained on all of them together. Tar archives may be named instead of folders, also by
+URL, such as "https://host/train-{{000000..000117}}.tar".
 
 examples:
   ssd train my_pictures --out run                           from random weights, offline

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from os import PathLike
 from typing import Any
 
 from ssd.data.annotations import Dropped, UnknownClassError
+from ssd.data.archives import folders_of
 from ssd.data.augmentation import TrainTransform
 from ssd.data.coco import COCODataset
 from ssd.data.createml import CreateMLDataset
@@ -27,6 +27,7 @@ from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.via import VIADataset
 from ssd.data.voc import VOCDataset
+from ssd.data.webdataset import WebDataset
 from ssd.data.yolo import YOLODataset
 from ssd.options import ReadOptions
 
@@ -47,6 +48,7 @@ __all__ = [
     "UnknownClassError",
     "VIADataset",
     "VOCDataset",
+    "WebDataset",
     "XMLToCSVDataset",
     "YOLODataset",
     "list_splits",
@@ -70,6 +72,7 @@ FORMATS = (
         LabelStudioDataset,
         CVATDataset,
         CreateMLDataset,
+        WebDataset,
     ),
     *TABLES,
 )
@@ -97,7 +100,7 @@ def open_dataset(
         FileNotFoundError: a folder, a split, an annotation or a picture is missing, or the folder has no known layout.
         ImageReadError, ValueError: see `BoxDataset`.
     """
-    folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
+    folders = folders_of(roots)
     kind = _format_of(folders[0])
     return kind(folders, split, classes, transform, keep_crowds=keep_crowds, options=options, levels=levels)
 
@@ -109,7 +112,7 @@ def list_splits(root: Root) -> list[str]:
         FileNotFoundError: the folder is missing or has no known layout.
         ValueError: the folder has two layouts.
     """
-    folder = Folder.of(root)
+    (folder,) = folders_of(root)
     return _format_of(folder).splits(folder)
 
 

@@ -10,7 +10,6 @@ import math
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ssd.data.depth import FULL
 from ssd.data.loader import worker_count
+from ssd.data.members import AnyFile, file_of, text_of
 from ssd.data.reading import Header, ImageReadError, PictureFile, read_header
 from ssd.runtime.faults import Faults, first_of
 from ssd.runtime.packed import Texts
@@ -46,8 +46,8 @@ class Object(NamedTuple):
 class Entry(NamedTuple):
     """A picture and its annotation."""
 
-    annotation: Path  # the file
-    picture: Path
+    annotation: AnyFile  # the file
+    picture: AnyFile
     objects: list[Object]
     image_id: ImageId = None
     size: tuple[int, int] = (0, 0)  # width and height that the file gives for the picture; zeros if it gives none
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 class Dropped(NamedTuple):
     """An annotated object that the reader left out, because its box cannot be used."""
 
-    path: Path  # the file of the annotation
+    path: AnyFile  # the file of the annotation
     index: int  # type: ignore[assignment]  # position among the objects of the file, from 0; hides tuple.index
     name: str
     box: tuple[float, ...]  # as written in the file
@@ -76,8 +76,8 @@ class UnknownClassError(ValueError):
 class Annotations(NamedTuple):
     """The annotations of N pictures with R objects in all."""
 
-    files: Texts[Path]  # N, the annotation file of each picture
-    pictures: Texts[Path]  # N
+    files: Texts[AnyFile]  # N, the annotation file of each picture
+    pictures: Texts[AnyFile]  # N
     image_ids: Sequence[ImageId]  # N
     headers: np.ndarray  # (N, 4) int32, `Header`s
     sizes: np.ndarray  # (N, 2) int64, width and height according to the annotation; 0 if it has none
@@ -122,8 +122,8 @@ class Annotations(NamedTuple):
         """Restores the annotations and `declared` from the result of `to_arrays`."""
         plain = json.loads(arrays["plain"].tobytes())
         annotations = cls(
-            files=Texts.of(arrays["files_bytes"], arrays["files_ends"], Path),
-            pictures=Texts.of(arrays["pictures_bytes"], arrays["pictures_ends"], Path),
+            files=Texts.of(arrays["files_bytes"], arrays["files_ends"], file_of),
+            pictures=Texts.of(arrays["pictures_bytes"], arrays["pictures_ends"], file_of),
             image_ids=pack_ids(plain["image_ids"]),
             headers=arrays["headers"],
             sizes=arrays["sizes"],
@@ -144,7 +144,7 @@ class Annotations(NamedTuple):
 
 def read_annotations(
     readers: Iterable[Callable[[], Entry]],
-    others: Callable[[Set[str]], Collection[Path]],
+    others: Callable[[Set[str]], Collection[AnyFile]],
     background: bool,
     skip_unreadable: bool,
 ) -> Annotations:
@@ -218,14 +218,14 @@ class _Columns:
         """Adds a picture, or only counts it if it has no header."""
         annotation, picture, objects, image_id, size, labelled, remark = entry
         if isinstance(header, ImageReadError):
-            self.unreadable.append((str(picture), str(header)))
+            self.unreadable.append((text_of(picture), str(header)))
             return
         self.n_unlabelled += not labelled
         if header is None:
-            self.ignored.append(str(picture))
+            self.ignored.append(text_of(picture))
             return
-        self.files.append(str(annotation))
-        self.pictures.append(str(picture))
+        self.files.append(text_of(annotation))
+        self.pictures.append(text_of(picture))
         self.image_ids.append(image_id)
         self.headers.extend(header)
         self.sizes.extend(size)
@@ -242,8 +242,8 @@ class _Columns:
 
     def annotations(self) -> Annotations:
         return Annotations(
-            files=Texts(self.files, Path),
-            pictures=Texts(self.pictures, Path),
+            files=Texts(self.files, file_of),
+            pictures=Texts(self.pictures, file_of),
             image_ids=pack_ids(self.image_ids),
             headers=np.array(self.headers, np.int32).reshape(-1, 4),
             sizes=np.array(self.sizes).reshape(-1, 2),

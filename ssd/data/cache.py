@@ -16,6 +16,7 @@ import numpy as np
 
 from ssd.runtime.files import replacing
 from ssd.runtime.packed import Texts
+from ssd.runtime.remote import PartError, stamp
 from ssd.runtime.threads import in_threads_if_slow
 
 Arrays = dict[str, np.ndarray]  # by name, without Python objects
@@ -23,6 +24,7 @@ Arrays = dict[str, np.ndarray]  # by name, without Python objects
 VERSION = 3  # of the cached arrays and of the code that reads data sets
 WORTH_KEEPING = 3.0  # seconds; faster reads are not cached
 YOUNG = 2.0  # seconds; on disks with coarse time stamps, a file that changes twice within this time may keep its stamp
+ABANDONED = 3600.0  # seconds after which nobody writes a temporary file any more
 AT_MOST = 4 << 30  # bytes of all files; the least recently used ones are deleted
 
 
@@ -69,6 +71,10 @@ def _save(path: Path, arrays: Arrays, sources: Texts[str], began: float) -> None
     if (status[:, 1] >= (began - YOUNG) * 1e9).any():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(".*.tmp"):  # of a process that was killed
+        with suppress(FileNotFoundError):  # another process has removed it
+            if leftover.stat().st_mtime < began - ABANDONED:
+                leftover.unlink()
     source_bytes, source_ends = sources.arrays
     with replacing(path) as temporary, open(temporary, "wb") as file:
         of_sources = {"source_bytes": source_bytes, "source_ends": source_ends, "source_status": status}
@@ -81,13 +87,14 @@ def _save(path: Path, arrays: Arrays, sources: Texts[str], began: float) -> None
 
 
 def _status(paths: Iterable[str]) -> np.ndarray:
-    """Size in bytes and modification time in ns of each file or folder, (n, 2) int64; -1 and -1 for missing ones."""
+    """The `stamp` of each file, folder or URL, (n, 2) int64; -1 and -1 for missing ones."""
 
     def status(path: str) -> tuple[int, int]:
         try:
-            status = os.stat(path)
+            return stamp(path)
+        except PartError:
+            return -1, time.time_ns()  # a state of its own, so nothing is taken from the cache
         except OSError:
             return -1, -1
-        return status.st_size, status.st_mtime_ns
 
     return np.array(list(in_threads_if_slow(status, paths)), np.int64).reshape(-1, 2)

@@ -316,7 +316,7 @@ class COCODataset(BoxDataset):
             ends = np.bincount(images, minlength=len(file.images)).cumsum().tolist()
             boxes, areas, crowd = rows.boxes, rows.areas, rows.crowd
             surroundings = folder if folder.only is None else Folder(_top(folder.root))
-            beside = path.relative_to(surroundings.root).as_posix()
+            beside = name if surroundings is folder else path.relative_to(surroundings.root).as_posix()
             begin = 0
             for (image_id, file_name), size, end in zip(file.images.items(), file.sizes, ends, strict=True):
                 its = order[begin:end]

@@ -6,14 +6,15 @@ The pictures are neither decoded nor changed. Sizes and boxes are those of the u
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 from ssd.data import BoxDataset, open_dataset
+from ssd.data.archives import folders_of
 from ssd.data.folder import Folder, Root
-from ssd.data.writers import WRITERS, Annotated, Written
+from ssd.data.members import AnyFile
+from ssd.data.writers import WRITERS, Annotated, Writer, Written
 from ssd.options import ReadOptions
 from ssd.runtime.files import check_new, new_folder
 
@@ -46,9 +47,9 @@ def convert_dataset(
         FileExistsError: `out` exists.
         FileNotFoundError, ImageReadError, ValueError: see `BoxDataset`; or a name cannot be written.
     """
-    folders = [Folder.of(root) for root in roots]
+    folders = folders_of(roots)
     for folder in folders:
-        if out.resolve().is_relative_to(folder.root.resolve()):
+        if folder.holds(out):
             raise ValueError(f"{out}: is inside of {folder.root}, where it would be read too; choose another place")
     check_new(out)
     dataset = open_dataset(folders, None, classes, options=options)
@@ -57,11 +58,8 @@ def convert_dataset(
     chosen = [index for index, path in pictures.items() if not parts or any(path in part for part in parts.values())]
     with new_folder(out) as temporary:
         writer = WRITERS[format](temporary, dataset.classes, list(parts))
-        (temporary / writer.PICTURES).mkdir()
-        for picture in _written(dataset, chosen, parts, writer.IN_PARTS):
-            target = temporary / picture.inside(writer.PICTURES)
-            target.parent.mkdir(exist_ok=True)
-            _place(dataset.pictures[picture.number - 1], target, link)
+        for picture in _written(dataset, chosen, parts, writer):
+            writer.place(picture, dataset.pictures[picture.number - 1], link)
             writer.add(picture)
         writer.finish()
     counts = "".join(f", {split} {len(its)}" for split, its in parts.items())
@@ -96,16 +94,16 @@ def _parts(dataset: BoxDataset, folders: Sequence[Folder], wanted: Sequence[str]
 
 
 def _written(
-    dataset: BoxDataset, chosen: Sequence[int], parts: dict[str, set[str]], in_parts: bool
+    dataset: BoxDataset, chosen: Sequence[int], parts: dict[str, set[str]], writer: Writer
 ) -> Iterator[Written]:
-    """What to write of the chosen pictures of a data set; `in_parts`: each split has a folder."""
+    """What a writer has to write of the chosen pictures of a data set."""
     taken: dict[str, set[str]] = {}
     sizes = dataset.sizes.tolist()
     for index in chosen:
         path = dataset.pictures[index]
         splits = [split for split, pictures in parts.items() if str(path) in pictures]
-        home = splits[0] if splits and in_parts else ""
-        name = _unique(path, taken.setdefault(home, set()))
+        home = splits[0] if splits and writer.IN_PARTS else ""
+        name = _unique(path, taken.setdefault(home, set()), writer.stem)
         columns = dataset.annotated[index]
         rows = zip(*(columns[key].numpy() for key in ("labels", "boxes", "difficult", "crowd", "areas")), strict=True)
         objects = [
@@ -116,7 +114,7 @@ def _written(
         yield Written(index + 1, home, name, splits, (width, height), objects)
 
 
-def _unique(path: Path, taken: set[str]) -> str:
+def _unique(path: AnyFile, taken: set[str], stem_of: Callable[[str], str]) -> str:
     """A name for a picture in its new folder: its own, or with a number if another one has it, also with other suffix.
 
     Raises:
@@ -125,21 +123,10 @@ def _unique(path: Path, taken: set[str]) -> str:
     if not path.name.isprintable():
         raise ValueError(f"{path}: the name of the picture has characters that cannot be written; rename it")
     stem, suffix = os.path.splitext(path.name)
+    stem = stem_of(stem)
     number, name = 1, stem
     while name.lower() in taken:
         number += 1
         name = f"{stem}_{number}"
     taken.add(name.lower())
     return name + suffix
-
-
-def _place(source: Path, target: Path, link: bool) -> None:
-    """Puts a picture at its new place."""
-    real = os.path.realpath(source)
-    if link:
-        os.symlink(real, target)
-        return
-    try:
-        os.link(real, target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(real, target)

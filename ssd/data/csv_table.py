@@ -94,7 +94,7 @@ def layout_of(path: Path) -> Layout | None:
 
 def first_row(path: Path, delimiter: str) -> list[str]:
     """The cells of the first row that is not empty; none if the file is no CSV."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(HEAD)
     encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
     rows = csv.reader(io.StringIO(head.decode(encoding, "replace"), newline=""), delimiter=delimiter)

@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,10 +20,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError, pack_ids, read_annotations
+from ssd.data.archives import folders_of
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
 from ssd.data.depth import FULL, Levels
 from ssd.data.folder import Folder, Root, split_of
+from ssd.data.members import AnyFile, Member, source_of, text_of
 from ssd.data.picture_formats import describe_unreadable
 from ssd.data.picture_sizes import compare, stored, turn_upright, upright
 from ssd.data.pixels import find_levels
@@ -33,9 +34,10 @@ from ssd.data.reading import DEEP, Header, PictureFile
 from ssd.options import ReadOptions
 from ssd.runtime.faults import Faults, first_of
 from ssd.runtime.packed import Packed
+from ssd.runtime.remote import read_ahead
 
 
-def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) -> list[Path]:
+def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) -> list[AnyFile]:
     """Finds the pictures without annotation: in the folders of pictures that have one, and in the split."""
     places = set(map(os.path.dirname, used))
     return [
@@ -43,7 +45,7 @@ def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) ->
         for folder in folders
         for path in folder.pictures
         if (split is None or split_of(path) == split)
-        and (whole := os.path.join(folder.root, path)) not in used
+        and (whole := folder.text(path)) not in used
         and os.path.dirname(whole) in places
     ]
 
@@ -65,7 +67,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     without objects are kept.
 
     Args:
-        roots: a folder, or several folders whose pictures are concatenated in this order.
+        roots: a folder, or several folders whose pictures are concatenated in this order; or tar archives, see
+            `ssd.data.archives.folders_of`.
         split: one of `splits`, such as "trainval". None: all pictures, whatever their split.
         classes: names of the classes; label i is classes[i - 1], and 0 is the background. None: the names
             that the files declare, or else those of the annotations. A test set needs the classes of its training set.
@@ -80,7 +83,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     Attributes:
         classes: tuple of names, without the background.
-        pictures: sequence with the path of each picture.
+        pictures: sequence with the path of each picture; a `Member` for one in a tar archive.
         counts: dict with the number of objects of each class.
         dropped: list of `Dropped`, the objects left out.
         files: sequence with the path of the annotation of each picture, or the place where it would be.
@@ -88,7 +91,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         notes: list of lines for the user, on what was read in another way than may be expected.
         doubts: list of lines for the user, on numbers of boxes that may be mistakes.
         levels: the levels that are used; None if no picture has more than 8 bits per sample and none are given.
-        roots: tuple with the folders.
+        roots: tuple with the paths of the folders.
         options: the `ReadOptions`.
 
     Raises:
@@ -114,12 +117,12 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         options: ReadOptions = ReadOptions(),
         levels: Levels | None = None,
     ) -> None:
-        folders = list(map(Folder.of, [roots] if isinstance(roots, (str, PathLike, Folder)) else roots))
+        folders = folders_of(roots)
         names = ", ".join(str(folder.path) for folder in folders)
         if split is not None and not any(split in self.splits(folder) for folder in folders):
             known = sorted({name for folder in folders for name in self.splits(folder)})
             raise FileNotFoundError(f"{names}: no such split {split!r}; there are: {', '.join(known) or 'none'}")
-        self.options, self.roots = options, tuple(folder.root for folder in folders)
+        self.options, self.roots = options, tuple(os.fspath(folder.root) for folder in folders)
         read = self._read(folders, split)
         if not len(read.pictures):
             there = "; ".join(folder.contents() for folder in folders)
@@ -149,8 +152,6 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:
         """Reads the annotations from the files, or from the cache if the files have not changed."""
-        roots = [folder.path for folder in folders]
-
         skips = self.options.skip_unreadable > 0
         rule = self._unlabelled = self.options.unlabelled or self._unlabelled_rule(folders[0])
 
@@ -161,13 +162,15 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
         def sources(arrays: dict[str, np.ndarray]) -> Iterator[str]:
             annotations, _ = Annotations.from_arrays(arrays)
-            yield from map(str, (*annotations.files, *annotations.pictures))
-            yield from (path for path, _ in annotations.unreadable)
-            yield from map(str, {path.parent for path in annotations.pictures})
+            for texts in (annotations.files.texts(), annotations.pictures.texts()):
+                yield from map(source_of, texts)
+            yield from (source_of(text) for text, _ in annotations.unreadable)
+            yield from {os.path.dirname(source_of(text)) or "." for text in annotations.pictures.texts()}
             for folder in folders:
-                yield from map(str, (*folder.folders, *self._others(folder, split)))
+                yield from map(str, folder.folders)
+                yield from (source_of(text_of(path)) for path in self._others(folder, split))
 
-        key = type(self).__name__, *map(str, roots), *map(os.path.abspath, roots), split, rule, skips
+        key = type(self).__name__, *(name for folder in folders for name in folder.names), split, rule, skips
         annotations, self._declared = Annotations.from_arrays(cached(key, read, sources))
         annotations.check_share(self.options.skip_unreadable)
         return annotations
@@ -405,9 +408,13 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         return Packed(self._objects.columns, self._objects.row_splits, of_images)
 
     @property
-    def cut(self) -> list[Path]:
+    def cut(self) -> list[AnyFile]:
         """Paths of the pictures that turned out to lack their last bytes, in any process that read them."""
         return [self.pictures[i] for i in self._cut.nonzero().flatten().tolist()]
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Reads pictures that are needed next from remote archives, all at the same time."""
+        read_ahead([path.part for path in map(self.pictures.__getitem__, indices) if isinstance(path, Member)])
 
     def __len__(self) -> int:
         return len(self.pictures)

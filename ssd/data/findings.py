@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
 from ssd.data.dataset import BoxDataset
+from ssd.data.members import AnyFile, identity, shown
 
 WHOLE = 0.98  # share of both sides of a picture from which a box counts as the whole picture
 HEAD = 1 << 16  # bytes at the beginning of two files of the same size that are compared
@@ -21,7 +21,7 @@ SHOWN = 3  # folders and names that a line shows
 def summary(dataset: BoxDataset) -> str:
     """Describes in one line what was found: the pictures, the annotations, and where both are."""
     pictures = Counter(map(os.path.dirname, dataset.pictures.texts()))
-    files = dict.fromkeys(dataset.files.texts())
+    files = dict.fromkeys(map(shown, dataset.files.texts()))
     annotations = Counter(map(os.path.dirname, files))
     if len(files) <= SHOWN and len(files) < len(dataset):
         where = f"in {_listed([_relative(path, dataset) for path in files])}"
@@ -50,11 +50,11 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
     times = Counter(dataset.pictures.texts())
     if again := [picture for picture, n in times.items() if n > 1]:
         its = [
-            file
+            shown(file)
             for file, picture in zip(dataset.files.texts(), dataset.pictures.texts(), strict=True)
             if picture == again[0]
         ]
-        yield f"pictures with two annotations: {len(again)}, such as {again[0]}, with {_listed(its)}"
+        yield f"pictures with two annotations: {len(again)}, such as {shown(again[0])}, with {_listed(its)}"
     objects, sizes = dataset.objects, dataset.sizes
     if not len(sizes):
         return
@@ -69,21 +69,21 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
         yield f"boxes of nearly the whole picture: {len(whole)}, such as one in {dataset.files[picture_of[whole[0]]]}"
 
 
-def in_two_splits(splits: Mapping[str, Iterable[Path]]) -> Iterator[str]:
+def in_two_splits(splits: Mapping[str, Iterable[AnyFile]]) -> Iterator[str]:
     """Finds pictures that are in two splits: the same file, or a copy of it under any name.
 
     Args:
         splits: the pictures of each split.
     """
-    sizes: dict[str, dict[int, list[Path]]] = {name: defaultdict(list) for name in splits}
+    sizes: dict[str, dict[tuple[int, int], list[AnyFile]]] = {name: defaultdict(list) for name in splits}
     for name, pictures in splits.items():
         for picture in pictures:
-            sizes[name][os.stat(picture).st_size].append(picture)
-    heads: dict[Path, bytes] = {}
+            sizes[name][identity(picture)].append(picture)
+    heads: dict[AnyFile, bytes] = {}
 
-    def head(picture: Path) -> bytes:
+    def head(picture: AnyFile) -> bytes:
         if picture not in heads:
-            with open(picture, "rb") as file:
+            with picture.open("rb") as file:
                 heads[picture] = blake2b(file.read(HEAD), digest_size=16).digest()
         return heads[picture]
 
@@ -107,7 +107,7 @@ def _places(folders: Counter[str], dataset: BoxDataset) -> str:
 
 def _relative(path: str, dataset: BoxDataset) -> str:
     """The path relative to the folder of the data, or to the folder above for the folder itself."""
-    for root in map(str, dataset.roots):
+    for root in dataset.roots:
         if path == root:
             return os.path.basename(os.path.abspath(root))
         if path.startswith(root + os.sep):

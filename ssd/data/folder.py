@@ -53,6 +53,11 @@ def split_named(path: str) -> str:
     return words.pop() if len(words) == 1 else split_of(path)
 
 
+def is_hidden(path: str) -> bool:
+    """Tells whether a file or one of its folders is hidden, or one that macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
 class Folder:
     """All files below a folder, which are listed when they are first needed.
 
@@ -94,14 +99,31 @@ class Folder:
                 folders.clear()
                 continue
             visited.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
             every.append(Path(place))
             inside = Path(place).relative_to(self.root).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             for name in files:
-                if name[0] != ".":
+                if not is_hidden(name):
                     by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
         return every, by_suffix
+
+    def _in_order(self, paths: Iterable[str]) -> list[str]:
+        """Sorts paths."""
+        return sorted(paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Texts that name the folder, also from another working directory."""
+        return str(self.path), os.path.abspath(self.path)
+
+    def text(self, path: str) -> str:
+        """The text of a file for `ssd.data.members.file_of`."""
+        return os.path.join(self.root, path)
+
+    def holds(self, path: Path) -> bool:
+        """Tells whether a path is inside of the folder."""
+        return path.resolve().is_relative_to(self.root.resolve())
 
     @cached_property
     def surroundings(self) -> Folder:
@@ -120,12 +142,12 @@ class Folder:
     @cached_property
     def pictures(self) -> list[str]:
         """Paths of the pictures, relative to the folder, with "/", sorted."""
-        return sorted(path for suffix in SUFFIXES for path in self._listed[1][suffix])
+        return self._in_order(path for suffix in SUFFIXES for path in self._listed[1][suffix])
 
     @cached_property
     def unreadable(self) -> list[str]:
         """Paths of the pictures whose format cannot be read here, see `describe_unreadable`; as in `pictures`."""
-        return sorted(path for suffix in UNREADABLE for path in self._listed[1][suffix])
+        return self._in_order(path for suffix in UNREADABLE for path in self._listed[1][suffix])
 
     @cached_property
     def _files(self) -> set[str]:
@@ -164,7 +186,7 @@ class Folder:
         """Lists the files with one of these suffixes, in small letters, relative to the folder; or the file given."""
         if self.only is not None:
             return [self.only.name] if self.only.suffix.lower() in suffixes else []
-        return sorted(path for suffix in suffixes for path in self._listed[1][suffix])
+        return self._in_order(path for suffix in suffixes for path in self._listed[1][suffix])
 
     def with_suffix(self, start: str) -> list[str]:
         """The paths of the files whose suffix begins with these small letters."""

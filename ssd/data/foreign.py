@@ -56,7 +56,7 @@ SUFFIXES = {  # the first letters of suffixes
     ),
     ".parquet": ("a table of Parquet", "write its pictures as files, and their boxes as JSON in COCO's format"),
     ".jsonl": ("a file of JSON lines", f"write COCO's JSON, or {TO_CSV}"),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), ("an archive", "unpack it")),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".rar"), ("an archive", "unpack it")),
 }
 
 
@@ -89,7 +89,7 @@ def _found(folder: Folder) -> Iterator[tuple[str, str, str]]:
 
 
 def _head(folder: Folder, path: str) -> str:
-    with open(folder.root / path, "rb") as file:
+    with (folder.root / path).open("rb") as file:
         head = file.read(HEAD)
     encoding = next((name for bom, name in BOMS.items() if head.startswith(bom)), "utf-8")
     return head.decode(encoding, "replace").replace("\r\n", "\n")

@@ -13,6 +13,7 @@ from ssd.data.folder import Folder
 
 HEAD = 1 << 16  # bytes at the beginning of a file in which the keys must be
 COCO, LABELME, VIA, LABEL_STUDIO, CREATEML = "COCO", "LabelMe", "VIA", "Label Studio", "CreateML"
+WEBDATASET = "WebDataset"
 DATUMARO = "Datumaro"
 LABEL_LISTS = rb'"(rectangle|polygon|ellipse|brush|keypoint)labels"\s*:'
 # The kind of a file by its first bracket and by keys that it has; the first line that fits decides. A file that begins
@@ -31,6 +32,8 @@ KEYS = (
     (b"{", re.compile(rb'"(images|annotations|categories)"\s*:'), COCO),
 )
 PICTURES_OR_BOXES = re.compile(rb'"(images|annotations)"\s*:')
+OF_MANY = re.compile(rb'"(images|categories)"\s*:')  # keys of a file that describes many pictures
+IN_A_LIST = re.compile(rb'"image_id"\s*:')  # key of an annotation of such a file
 TYPES = {dict: "an object", list: "a list", str: "a text"}
 Value = TypeVar("Value", dict[str, Any], list[Any], str)
 
@@ -46,14 +49,18 @@ def of_kind(folder: Folder, kind: str) -> list[str]:
 
 
 def _kind(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         start = file.read(HEAD)
     head = start.replace(b"\0", b"")  # of UTF-16
     bracket = re.search(rb"[\[{]", head)
     fits = (kind for first, keys, kind in KEYS if bracket and bracket[0] == first and keys.search(head))
     kind = next(fits, "")
-    # Label Studio's notes.json has only the categories.
-    return "" if kind == COCO and len(start) < HEAD and not PICTURES_OR_BOXES.search(head) else kind
+    if kind != COCO:
+        return kind
+    whole = len(start) < HEAD
+    if not PICTURES_OR_BOXES.search(head):  # Label Studio's notes.json has only the categories
+        return "" if whole else kind
+    return kind if OF_MANY.search(head) or (not whole and IN_A_LIST.search(head)) else WEBDATASET
 
 
 def read_json(path: Path) -> Any:
@@ -119,6 +126,17 @@ def points_in(values: Any, where: str) -> list[tuple[float, float]]:
     if not isinstance(values, list) or not all(isinstance(point, list) and len(point) == 2 for point in values):
         raise ValueError(f"{where} must be a list of points [x, y], got {values!r}")
     return [(_number(x, where), _number(y, where)) for x, y in values]
+
+
+def numbers_of(values: Any, n: int, where: str) -> list[float]:
+    """The numbers of a list of n numbers.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    if not isinstance(values, list) or len(values) != n:
+        raise ValueError(f"{where} must be a list of {n} numbers, got {values!r}")
+    return [_number(value, where) for value in values]
 
 
 def size_in(row: Mapping[str, Any], width: str, height: str, where: str) -> tuple[int, int]:

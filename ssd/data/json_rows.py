@@ -6,8 +6,10 @@ import json
 import mmap
 import re
 from collections.abc import Generator, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
+
+from ssd.data.members import AnyFile, Member
 
 # Outlines of objects, 90% of a file in COCO's format; a detector of boxes does not need them. The pattern cannot match
 # inside of a string, where the quotes would be escaped. The brackets contain only (lists of) numbers.
@@ -20,7 +22,7 @@ START = object()  # yielded instead of a row when a list begins
 _value_at = json.JSONDecoder().raw_decode  # (text, position) -> (the value there, the position after it)
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_rows(path: AnyFile) -> Iterator[tuple[str, Any]]:
     """Yields the rows of all lists at the top level of a JSON file.
 
     Other values at the top level are skipped, and outlines ("segmentation") are read as 0.
@@ -38,9 +40,9 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: broken JSON (the file is empty)")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _content(path) as data:
+        if not len(data):
+            raise ValueError(f"{path}: broken JSON (the file is empty)")
         try:
             encoding = json.detect_encoding(data[:4])
             text = OUTLINES.sub(b'"segmentation":0', data).decode(encoding, "surrogatepass")
@@ -51,6 +53,16 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
             except (ValueError, RecursionError) as said:
                 raise ValueError(f"{path}: broken JSON ({said})") from said
             raise ValueError(f"{path}: broken JSON ({error})") from error
+
+
+@contextmanager
+def _content(path: AnyFile) -> Iterator[bytes | mmap.mmap]:
+    """The bytes of a file; those of a file on the disk do not count as memory of this process."""
+    if isinstance(path, Member) or not path.stat().st_size:  # an empty file cannot be mapped
+        yield path.read_bytes()
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _top(text: str) -> Iterator[tuple[str, Any]]:

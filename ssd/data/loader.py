@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate, get_worker_info
 
 from ssd.loss import pack_targets
 from ssd.runtime.packed import Packed
@@ -249,6 +249,7 @@ class _Batches(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Any]) -> Batch | Exception:
         try:
+            _read_ahead(self.dataset, keys)
             batch = collate([self.dataset[key] for key in keys])
         except (
             OSError,
@@ -256,6 +257,18 @@ class _Batches(Dataset[Batch]):
         ) as error:  # if it were raised, torch would add the worker's traceback to the message
             return error
         return _to_send(batch) if get_worker_info() else batch
+
+
+def _read_ahead(dataset: Any, keys: Sequence[Any]) -> None:
+    """Tells a data set which samples are needed next, if it has a method `read_ahead` for that."""
+    while not hasattr(dataset, "read_ahead"):
+        if isinstance(dataset, SeededDataset):
+            dataset, keys = dataset.dataset, [index for _, index in keys]
+        elif isinstance(dataset, Subset):
+            dataset, keys = dataset.dataset, [dataset.indices[key] for key in keys]
+        else:
+            return
+    dataset.read_ahead(keys)
 
 
 def _as_it_is(batch: Fetched) -> Fetched:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,15 +12,17 @@ from ssd.data.annotations import PATIENCE
 from ssd.data.cache import cached
 from ssd.data.depth import FULL, Levels, extremes
 from ssd.data.loader import worker_count
+from ssd.data.members import AnyFile, text_of
 from ssd.data.picture_formats import open_picture
 from ssd.data.reading import DEEP, ImageReadError, PictureFile
 from ssd.runtime.faults import Faults
+from ssd.runtime.remote import PartError, absolute
 from ssd.runtime.threads import in_threads
 
 Result = TypeVar("Result")
 
 
-def measure_levels(pictures: Sequence[Path], headers: np.ndarray) -> Levels | None:
+def measure_levels(pictures: Sequence[AnyFile], headers: np.ndarray) -> Levels | None:
     """Measures the smallest and the largest value of all pictures with more than 8 bits per sample.
 
     Args:
@@ -39,11 +39,11 @@ def measure_levels(pictures: Sequence[Path], headers: np.ndarray) -> Levels | No
     def measure(index: int) -> Levels | Exception | None:
         path = pictures[index]
         try:
-            with open(path, "rb") as file, open_picture(file) as picture:
+            with path.open("rb") as file, open_picture(file) as picture:
                 return extremes(picture, file)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, PartError) as error:
             return error
-        except Exception as error:  # see read_header
+        except Exception as error:  # see header_of
             return ImageReadError(f"{path}: cannot decode the picture ({error})")
 
     faults, found = Faults(), []
@@ -56,7 +56,7 @@ def measure_levels(pictures: Sequence[Path], headers: np.ndarray) -> Levels | No
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def find_levels(pictures: Sequence[Path], headers: np.ndarray, bits: int | None = None) -> Levels | None:
+def find_levels(pictures: Sequence[AnyFile], headers: np.ndarray, bits: int | None = None) -> Levels | None:
     """Chooses the levels of the pictures that have more than 8 bits per sample.
 
     Args:
@@ -71,7 +71,7 @@ def find_levels(pictures: Sequence[Path], headers: np.ndarray, bits: int | None 
     """
     if bits is not None:
         return 0, 2**bits - 1
-    deep = [os.path.abspath(pictures[i]) for i in np.flatnonzero(headers[:, 3] == DEEP).tolist()]
+    deep = [absolute(text_of(pictures[i])) for i in np.flatnonzero(headers[:, 3] == DEEP).tolist()]
     if not deep:
         return None
     arrays = cached(
@@ -87,22 +87,22 @@ class Damage(NamedTuple):
     """What is wrong with the pixels of pictures."""
 
     unreadable: list[Exception]  # the error of each picture that cannot be read; its message names the file
-    cut: list[Path]  # pictures that lack their last bytes, and are read
+    cut: list[AnyFile]  # pictures that lack their last bytes, and are read
 
 
-def check_pixels(pictures: Sequence[Path]) -> Damage:
+def check_pixels(pictures: Sequence[AnyFile]) -> Damage:
     """Decodes all pictures, and finds those that are damaged."""
 
-    def check(index: int) -> Exception | Path | None:
+    def check(index: int) -> Exception | AnyFile | None:
         try:
             picture = PictureFile(pictures[index], levels=FULL)  # with any levels, no value is out of range
             picture.pixels()
-        except (ImageReadError, FileNotFoundError) as error:
+        except (ImageReadError, FileNotFoundError, PartError) as error:
             return error
         return picture.path if picture.cut else None
 
     found = list(_over(check, range(len(pictures)), "checking"))
-    return Damage([f for f in found if isinstance(f, Exception)], [f for f in found if isinstance(f, Path)])
+    return Damage([f for f in found if isinstance(f, Exception)], [f for f in found if isinstance(f, AnyFile)])
 
 
 def _over(function: Callable[[int], Result], indices: Sequence[int], name: str) -> Iterator[Result]:

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssd.data.depth import Levels, is_deep, to_bytes
+from ssd.data.members import AnyFile, Member
 from ssd.data.picture_formats import ORIENTATION_TAG, TURNS, UNREADABLE, is_unreadable, open_picture
+from ssd.runtime.remote import PartError
 
 try:
     import simplejpeg  # decodes whole JPEGs 2.4 to 5.5 times as fast as Pillow, docs/input.md
@@ -56,7 +58,7 @@ class Picture:
         cut: whether the file lacks its last bytes; known after pixels were decoded.
     """
 
-    path: Path | None = None
+    path: AnyFile | None = None
     cut = False
 
     def __init__(self, image: Tensor) -> None:
@@ -128,7 +130,7 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
         try:
             rgb = np.asarray(_to_rgb(image, levels))  # first: it turns a TIFF, which then has no orientation any more
             image = np.array(_turned(rgb, image.getexif().get(ORIENTATION_TAG, 1)))
-        except Exception as error:  # see read_header
+        except Exception as error:  # see header_of
             raise ImageReadError(f"{image}: cannot decode the picture ({error})") from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
@@ -164,7 +166,28 @@ class Header(NamedTuple):
         return (self.width, self.height) if self.orientation in TURNED else (self.height, self.width)
 
 
-def read_header(path: Path) -> Header:
+def header_of(file: str | PathLike[str] | IO[bytes]) -> Header:
+    """Reads the header of a picture.
+
+    Raises:
+        Exception: for damaged files, Pillow's plugins raise OSError, SyntaxError, struct.error and others.
+    """
+    with open_picture(file) as picture:
+        height, width = picture.height, picture.width
+        orientation = _orientation(picture)
+        # Pillow turns a TIFF upright while loading it, and `picture.size` may be the size before or after turning.
+        # So the stored size is read from the tags.
+        if picture.format == "TIFF" and isinstance(picture, TiffImageFile):
+            height, width = (picture.tag_v2[tag] for tag in TIFF_SIDES)
+            if orientation in TURNED:
+                height, width = width, height
+            orientation = 1
+        turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
+        decoding = TURBO if turbo else DEEP if is_deep(picture) else OTHER
+        return Header(height, width, orientation if orientation in TURNS else 1, decoding)
+
+
+def read_header(path: AnyFile) -> Header:
     """Reads the header of a picture file.
 
     Raises:
@@ -173,24 +196,14 @@ def read_header(path: Path) -> Header:
             (179 million, twice `PIL.Image.MAX_IMAGE_PIXELS`). The message names the file.
     """
     try:
+        if isinstance(path, Member):
+            return Header(*path.header) if path.header else header_of(path.open())
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe could block forever
             raise OSError("not a regular file")
-        with open_picture(path) as picture:
-            height, width = picture.height, picture.width
-            orientation = _orientation(picture)
-            # Pillow turns a TIFF upright while loading it, and `picture.size` may be the size before or after turning.
-            # So the stored size is read from the tags.
-            if picture.format == "TIFF" and isinstance(picture, TiffImageFile):
-                height, width = (picture.tag_v2[tag] for tag in TIFF_SIDES)
-                if orientation in TURNED:
-                    height, width = width, height
-                orientation = 1
-            turbo = picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
-            decoding = TURBO if turbo else DEEP if is_deep(picture) else OTHER
-            return Header(height, width, orientation if orientation in TURNS else 1, decoding)
-    except FileNotFoundError:
+        return header_of(path)
+    except (FileNotFoundError, PartError):
         raise
-    except Exception as error:  # for damaged files, Pillow's plugins raise OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # see header_of
         reason = UNREADABLE[path.suffix.lower()].format("it") if is_unreadable(path) else error
         raise ImageReadError(f"{path}: cannot read the picture ({reason})") from error
 
@@ -231,10 +244,10 @@ class PictureFile(Picture):
         FileNotFoundError, ImageReadError: see `read_header`.
     """
 
-    path: Path
+    path: AnyFile
 
     def __init__(self, path: str | PathLike[str], header: Header | None = None, levels: Levels | None = None) -> None:
-        self.path = Path(path)
+        self.path = path if isinstance(path, Member) else Path(path)
         self._levels = levels
         self._header = read_header(self.path) if header is None else header
         self.height, self.width = self._header.upright
@@ -262,11 +275,11 @@ class PictureFile(Picture):
         """Decodes with Pillow."""
         try:
             # Given a path, Pillow maps the file into memory and then turns a TIFF wrongly.
-            with open(self.path, "rb") as file:
+            with self.path.open("rb") as file:
                 return self._read_open(file, reduction)
-        except FileNotFoundError:
+        except (FileNotFoundError, PartError):
             raise
-        except Exception as error:  # see read_header
+        except Exception as error:  # see header_of
             if self._header.decoding == TURBO and (array := self._read_cut(reduction)) is not None:
                 return array
             raise ImageReadError(f"{self.path}: cannot decode the picture ({error})") from error
@@ -286,7 +299,7 @@ class PictureFile(Picture):
         # With a marker of its end, libjpeg accepts the file, and the rows that are missing become grey. The file of a
         # progressive JPEG may also end within a table of codes; it is then cut before this table.
         for end in (len(data), data.rfind(HUFFMAN_TABLE)):
-            with suppress(Exception):  # see read_header
+            with suppress(Exception):  # see header_of
                 array = self._read_open(io.BytesIO(data[:end] + END_OF_JPEG), reduction)
                 there = np.flatnonzero((array != JPEG_GREY).any((1, 2)))
                 if len(there) and 2 * (there[-1] + 1) >= len(array):

@@ -27,7 +27,7 @@ ENDINGS = (".xml", *SUFFIXES)
 
 def root_tag(path: Path) -> str:
     """The tag of the first element of an XML file; "" if there is none near the beginning."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         head = file.read(4096).replace(b"\0", b"")  # of UTF-16
     root = FIRST_ELEMENT.search(head)
     return root[1].decode() if root else ""

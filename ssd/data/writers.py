@@ -1,9 +1,12 @@
-"""Writing the annotations of a data set as COCO, Pascal VOC or YOLO."""
+"""Writing a data set as COCO, Pascal VOC or YOLO, or as archives of WebDataset."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
+import tarfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +18,7 @@ from xml.etree import ElementTree
 import yaml
 
 from ssd.data.folder import kind_of_split
+from ssd.data.members import AnyFile, Member
 from ssd.data.yolo import KEYS
 
 
@@ -62,6 +66,27 @@ class Writer(ABC):
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
         self.folder, self.classes, self.splits = folder, classes, splits
         self.notes: Counter[str] = Counter()
+
+    @classmethod
+    def stem(cls, name: str) -> str:
+        """The name of a picture without suffix, as the format can hold it."""
+        return name
+
+    def place(self, picture: Written, source: AnyFile, link: bool) -> None:
+        """Puts a picture at its place. See `ssd.data.conversion.convert_dataset` for `link`."""
+        target = self.folder / picture.inside(self.PICTURES)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, Member):
+            target.write_bytes(source.read_bytes())
+            return
+        real = os.path.realpath(source)
+        if link:
+            os.symlink(real, target)
+            return
+        try:
+            os.link(real, target)
+        except OSError:  # another disk, or a file system without hard links
+            shutil.copyfile(real, target)
 
     @abstractmethod
     def add(self, picture: Written) -> None:
@@ -199,6 +224,60 @@ class YoloWriter(Writer):
         self._write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
 
+class WebDatasetWriter(Writer):
+    """Writes <split>-000000.tar and so on, in which each picture is followed by <name>.json with its objects."""
+
+    AT_MOST = 256 << 20  # bytes of an archive, unless one picture has more
+
+    def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
+        super().__init__(folder, classes, splits)
+        self._open: dict[str, tarfile.TarFile] = {}
+        self._counts: Counter[str] = Counter()  # the archives of each split
+
+    @classmethod
+    def stem(cls, name: str) -> str:
+        return name.replace(".", "_")  # WebDataset takes the name up to the first dot as the name of the sample
+
+    def place(self, picture: Written, source: AnyFile, link: bool) -> None:
+        if link:
+            raise ValueError("pictures in archives cannot be links: leave out --link")
+        data = source.read_bytes()
+        for split in picture.splits or ("pictures",):
+            if split not in self._open or self._open[split].offset + len(data) > self.AT_MOST:
+                self._next(split)
+            self._store(split, picture.name, data)
+
+    def add(self, picture: Written) -> None:
+        (width, height), objects = picture.size, []
+        for label, (x0, y0, x1, y1), difficult, crowd, area in picture.objects:
+            box = [_plain(value) for value in (x0, y0, x1 - x0, y1 - y0)]
+            name = {"category_id": label, "category": self.classes[label - 1]}
+            marks = {key: 1 for key, is_it in (("iscrowd", crowd), ("difficult", difficult and not crowd)) if is_it}
+            objects.append({"bbox": box, **name, "area": area, **marks})
+        content = {"file_name": picture.name, "width": width, "height": height, "annotations": objects}
+        data = json.dumps(content, ensure_ascii=False).encode()
+        for split in picture.splits or ("pictures",):
+            self._store(split, os.path.splitext(picture.name)[0] + ".json", data)
+
+    def finish(self) -> None:
+        for tar in self._open.values():
+            tar.close()
+
+    def _next(self, split: str) -> None:
+        """Begins the next archive of a split."""
+        if split in self._open:
+            self._open[split].close()
+        path = self.folder / f"{split}-{self._counts[split]:06}.tar"
+        self._open[split] = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  # closed by finish
+        self._counts[split] += 1
+
+    def _store(self, split: str, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._open[split].addfile(info, io.BytesIO(data))
+        self._open[split].members.clear()  # type: ignore[attr-defined]  # which tarfile fills with all of them
+
+
 def _is_thin(item: Annotated) -> bool:
     """Whether `VOCDataset` would leave the box out."""
     x0, y0, x1, y1 = item.edges
@@ -216,4 +295,9 @@ def _fill(node: ElementTree.Element, **values: Any) -> None:
         ElementTree.SubElement(node, tag).text = str(value)
 
 
-WRITERS: dict[str, type[Writer]] = {"coco": CocoWriter, "voc": VocWriter, "yolo": YoloWriter}
+WRITERS: dict[str, type[Writer]] = {
+    "coco": CocoWriter,
+    "voc": VocWriter,
+    "yolo": YoloWriter,
+    "webdataset": WebDatasetWriter,
+}

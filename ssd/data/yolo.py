@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from ssd.data.annotations import Entry, Object
+from ssd.data.archives import ArchiveFolder
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, is_split, split_of
 from ssd.data.picture_formats import is_picture
@@ -329,6 +330,10 @@ class YOLODataset(BoxDataset):
 
     @classmethod
     def claim(cls, folder: Folder) -> str | None:
+        if isinstance(folder, ArchiveFolder):
+            if folder.once(_description) or folder.once(_names_file):
+                raise ValueError(f"{folder.path}: YOLO's layout is not read in archives; unpack them")
+            return None
         if described := folder.once(_description):
             return f"YOLO's {described.path.name}"
         names = folder.once(_names_file)

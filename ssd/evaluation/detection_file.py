@@ -13,6 +13,7 @@ import torch
 from ssd.data.annotations import ImageId
 from ssd.data.coco import COCODataset, CocoFile, Id
 from ssd.data.dataset import BoxDataset
+from ssd.data.members import AnyFile
 from ssd.detection import Found
 from ssd.runtime.packed import Packed, splits_of
 
@@ -93,7 +94,7 @@ class DetectionFile:
                 raise ValueError(f"{self.path}: image_id {image_id!r} is in two files of the data; use only one split")
         return places
 
-    def _by_name(self, images: Iterable[tuple[Id, str]], pictures: Sequence[Path]) -> dict[ImageId, int]:
+    def _by_name(self, images: Iterable[tuple[Id, str]], pictures: Sequence[AnyFile]) -> dict[ImageId, int]:
         """Returns the position of each picture in the data set by its id in the file."""
         named: dict[str, list[int]] = {}
         for place, picture in enumerate(pictures):
@@ -103,7 +104,7 @@ class DetectionFile:
         for index, (image_id, file_name) in enumerate(images):
             where = f"{self.path}: images[{index}]['file_name'] is {file_name!r}"
             path = PurePosixPath(file_name.replace("\\", "/"))
-            alike = {place: _shared_end(path, pictures[place]) for place in named.get(path.name, ())}
+            alike = {place: _shared_end(path, PurePath(str(pictures[place]))) for place in named.get(path.name, ())}
             best = [place for place, n in alike.items() if n == max(alike.values())]
             if not best:
                 raise ValueError(f"{where}, and the data has no such picture")

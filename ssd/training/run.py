@@ -27,6 +27,7 @@ from ssd.options import ReadOptions
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
+from ssd.runtime.remote import absolute
 from ssd.runtime.signals import stop_signals
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.optimizer import lr_factor, make_optimizer
@@ -414,6 +415,6 @@ def _shown(value: object) -> str:
 
 def _absolute(settings: Settings) -> Settings:
     """The same settings with absolute paths of the folders."""
-    data = tuple(map(os.path.abspath, settings.data))
-    val_data = settings.val_data and tuple(map(os.path.abspath, settings.val_data))
+    data = tuple(map(absolute, settings.data))
+    val_data = settings.val_data and tuple(map(absolute, settings.val_data))
     return replace(settings, data=data, val_data=val_data)

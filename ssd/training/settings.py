@@ -53,7 +53,7 @@ class Settings:
         ValueError: a value is out of range or not one of the choices.
     """
 
-    data: Annotated[tuple[str, ...], "folders of annotated pictures, which are joined"]
+    data: Annotated[tuple[str, ...], "folders or tar archives of annotated pictures, which are joined"]
     split: Annotated[
         str | None, "split to train on (default: trainval or train, or a split with a similar name, such as train2017)"
     ] = None

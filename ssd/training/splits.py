@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ssd.data import AUGMENTATIONS, BoxDataset, list_splits, open_dataset
+from ssd.data.archives import folders_of
 from ssd.data.augmentation import EvalTransform
 from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
@@ -52,7 +53,7 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
         FileNotFoundError: see `ssd.data.open_dataset`.
         ValueError: see `ssd.data.open_dataset`; or several splits are possible, and the settings do not name one.
     """
-    folders = list(map(Folder.of, settings.data))  # listed once
+    folders = folders_of(settings.data)  # listed once
     names = choose_splits(settings, folders)
     split, val_split, test_split = names["split"], names["val_split"], names["test_split"]
     notes: list[str] = []
@@ -140,7 +141,7 @@ def choose_splits(settings: Settings, folders: Sequence[Folder] | None = None) -
         FileNotFoundError: see `ssd.data.list_splits`.
         ValueError: several splits are possible.
     """
-    folders = list(map(Folder.of, settings.data)) if folders is None else folders
+    folders = folders_of(settings.data) if folders is None else folders
     known = {name for folder in folders for name in list_splits(folder)}
     split, val_split, test_split = settings.split, settings.val_split, settings.test_split
     splits = _by_kind(known)

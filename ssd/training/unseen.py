@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd.data import BoxDataset
 from ssd.options import ReadOptions
+from ssd.runtime.remote import absolute
 from ssd.training.fingerprint import fingerprint
 from ssd.training.settings import Settings
 from ssd.training.splits import held_out_pictures
@@ -29,7 +29,7 @@ def open_unseen(
     if "settings" not in checkpoint:
         return opened(None, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
-    if set(map(os.path.abspath, data)) != set(run.data):
+    if set(map(absolute, data)) != set(run.data):
         return opened(None, ReadOptions()), ""
     if run.test_split:
         try:

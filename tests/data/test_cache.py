@@ -1,12 +1,16 @@
 """What was read of a data set is kept, and never used where the data is not what it was."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import yaml
 from deep_pictures import png
+from own_process import PATHS
 from PIL import Image
 from small_datasets import add_picture
 
@@ -103,6 +107,38 @@ def test_a_damaged_file_is_read_anew(kept, data, reads, damage):
     assert content(data) == first
     assert len(reads) == 4
     assert file.read_bytes()[:2] == b"PK"
+
+
+KILLED = """
+import os, signal, sys
+import numpy
+from ssd.data import cache, open_dataset
+
+cache.WORTH_KEEPING = 0.0
+save = numpy.savez
+
+def half(file, **arrays):
+    save(file, **dict(list(arrays.items())[: len(arrays) // 2]))
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+numpy.savez = half
+open_dataset(sys.argv[1])
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_counts(kept, data, reads):
+    environment = {**os.environ, "PYTHONPATH": PATHS, "XDG_CACHE_HOME": str(kept.parent)}
+    assert subprocess.run([sys.executable, "-c", KILLED, data], env=environment).returncode == -signal.SIGKILL
+    (left,) = kept.iterdir()
+    first = content(data)
+    assert len(reads) == 2
+    assert content(data) == first
+    assert len(reads) == 2  # from the cache
+    assert left.exists()  # it may be of a process that still writes
+    os.utime(left, (LONG_AGO - cache.ABANDONED, LONG_AGO - cache.ABANDONED))
+    content(data, "some")
+    assert not left.exists()
 
 
 def test_where_nothing_can_be_kept_all_is_read(kept, data, reads):

@@ -1,0 +1,98 @@
+"""Datasets of WebDataset's layout: a JSON file for each picture, with boxes as in COCO; usually in tar archives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ssd.data.annotations import NO_BOX, Entry, Object
+from ssd.data.dataset import BoxDataset
+from ssd.data.folder import Folder, split_of
+from ssd.data.json_kinds import WEBDATASET, field, numbers_of, of_kind, read_json, size_in
+from ssd.data.picture_formats import SUFFIXES
+from ssd.runtime.faults import Faults
+
+NAMES = (
+    "category",
+    "category_name",
+    "label",
+    "class",
+    "name",
+    "category_id",
+)  # keys of the class; the first one counts
+
+
+class WebDataset(BoxDataset):
+    """A dataset of WebDataset's layout; arguments and attributes are those of `BoxDataset`.
+
+    The JSON file of a picture has its name. Its key "annotations" has a list of objects with a "bbox", which is
+    [left, top, width, height] in pixels, and the class in one of the keys `NAMES`: a name or a number. If objects have
+    both, the classes are in the order of the numbers.
+    """
+
+    FORMAT = "WebDataset"
+    LAYOUT = (
+        "tar archives such as train-000000.tar, also by URL, or one folder with their files: *.json beside each "
+        'picture, with "annotations" as in COCO'
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._declared: dict[str, int] = {}  # the smallest number of each class
+        super().__init__(*args, **options)
+
+    @classmethod
+    def claim(cls, folder: Folder) -> str | None:
+        files = folder.once(_files)
+        return f"{len(files)} JSON files beside pictures, such as {next(iter(files))}" if files else None
+
+    @classmethod
+    def splits(cls, folder: Folder) -> list[str]:
+        return sorted({split for path in folder.once(_files) if (split := split_of(path))})
+
+    def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
+        for path, picture in folder.once(_files).items():
+            if split in (None, split_of(path)):
+                yield partial(self._entry, folder, path, picture)
+
+    def _entry(self, folder: Folder, path: str, picture: str) -> Entry:
+        file = folder.root / path
+        content = read_json(file)
+        objects, faults = [], Faults()
+        for index, row in enumerate(field(content, "annotations", list, f"{file}: the file")):
+            with faults.caught():
+                objects.append(self._object(index, row, f"{file}: annotations[{index}]"))
+        faults.check()
+        size = size_in(content, "width", "height", str(file))
+        return Entry(file, folder.root / picture, objects, content.get("image_id"), size)
+
+    def _object(self, index: int, row: Any, where: str) -> Object:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} must be an object, got {row!r}")
+        key = next((key for key in NAMES if key in row), None)
+        if key is None or type(row[key]) not in (int, str) or row[key] == "":
+            raise ValueError(f"{where} has no class: one of {', '.join(NAMES)} must be a name or a number")
+        name, number = str(row[key]), row.get("category_id")
+        if type(number) is int:
+            self._declared[name] = min(number, self._declared.get(name, number))
+        box = row.get("bbox")
+        x, y, width, height = numbers_of(box, 4, f"{where}['bbox']") if box else NO_BOX
+        area = numbers_of([row["area"]], 1, f"{where}['area']")[0] if row.get("area") is not None else None
+        difficult, crowd = bool(row.get("difficult")), bool(row.get("iscrowd"))
+        return Object(index, name, (x, y, x + width, y + height), difficult, crowd, area)
+
+    def _names(self, found: Sequence[str]) -> Sequence[str]:
+        return sorted(found, key=lambda name: (self._declared.get(name, float("inf")), name))
+
+    @staticmethod
+    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(written)
+
+
+def _files(folder: Folder) -> dict[str, str]:
+    """The JSON files that are beside pictures of their names, and these pictures."""
+    places = ((path, path.removesuffix(".json")) for path in of_kind(folder, WEBDATASET))
+    found = ((path, next((stem + s for s in SUFFIXES if folder.has(stem + s)), None)) for path, stem in places)
+    return {path: picture for path, picture in found if picture}
