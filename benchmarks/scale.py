@@ -164,7 +164,7 @@ def work(kind: str, layout: str, folder: Path) -> None:
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
                     score(file.detections(dataset), dataset.truths, dataset.classes, method=method)
     elif kind == "shards":
-        shards = folder / "shards"
+        shards = folder.with_name(f"{folder.name}_shards")
         shutil.rmtree(shards, ignore_errors=True)
         with measured(f"{layout}, write archives"):
             convert_dataset([folder], shards, "webdataset")

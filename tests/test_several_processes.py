@@ -122,6 +122,22 @@ def test_a_stopped_run_of_two_is_resumed_by_one(training, alone, tmp_path, how):
     torch.testing.assert_close(losses(out), losses(alone), rtol=1e-5, atol=0)
 
 
+def test_unequal_shares_and_a_process_that_stands_still(training, tmp_path):
+    """Three and two pictures of a batch; the first process waits for the second."""
+    options = [*training, "--batch-size", 5, "--epochs", 2, "--save-every", 1e-5]
+    ssd(1, *options, "--out", tmp_path / "alone")
+    process = start(2, *options, "--out", tmp_path / "run")
+    wait_for((tmp_path / "run" / "last.pt").exists, process)
+    second = workers_of(process)[1]
+    os.kill(second, signal.SIGSTOP)
+    time.sleep(3)
+    assert process.poll() is None
+    os.kill(second, signal.SIGCONT)
+    printed, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, printed + errors
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-5, atol=0)
+
+
 def test_torchrun_restarts_a_run_whose_processes_are_killed(training, together, tmp_path):
     """Before its first checkpoint, and in the middle of its first epoch."""
     out = tmp_path / "run"

@@ -74,13 +74,13 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 def _eval(arguments: argparse.Namespace) -> int:
     from ssd.evaluation.curves import plot_precision
     from ssd.evaluation.evaluate import METRICS
-    from ssd.runtime.processes import joined
+    from ssd.runtime.processes import UNLIMITED, joined
 
     if arguments.iou is not None and not METRICS[arguments.method].takes_iou:
         raise ValueError(f"--iou cannot be used with --method {arguments.method}; leave it out")
     if arguments.curves and not Path(arguments.curves).parent.is_dir():
         raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
-    with joined() as ranks:
+    with joined(UNLIMITED) as ranks:  # a slow process is waited for
         result = _of_weights(arguments, ranks) if arguments.weights else ranks.from_first(lambda: _of_file(arguments))
         if ranks.first:
             print(result)

@@ -29,7 +29,7 @@ from ssd.data.picture_formats import is_picture
 from ssd.data.reading import header_of
 from ssd.runtime.packed import Texts
 from ssd.runtime.remote import absolute, is_url, list_files, open_to_search, tried
-from ssd.runtime.threads import in_threads
+from ssd.runtime.threads import in_threads, in_threads_if_slow
 
 SUFFIX = ".tar"
 SMALL = 1 << 20  # bytes of other files than pictures up to which their content is kept
@@ -156,6 +156,15 @@ class _Root:
     def __str__(self) -> str:
         return self.place
 
+    def content(self, path: str, n: int | None = None) -> bytes | None:
+        """The first n bytes of a file, or all; None if they were not kept."""
+        row, found = self._rows.get(path), self._found
+        if row is None or found is None:
+            return None
+        begin, end = found.ends[row : row + 2].tolist()
+        kept = end - begin == found.places[row, 1]
+        return found.contents[begin : end if n is None else min(end, begin + n)] if kept else None
+
     def __fspath__(self) -> str:
         return self.place
 
@@ -164,13 +173,10 @@ class _Root:
         if row is None or found is None:
             return Member(self.place, path)
         begin, size, check = found.places[row].tolist()
-        content = None
-        if size == found.ends[row + 1] - found.ends[row]:
-            content = found.contents[found.ends[row] : found.ends[row + 1]]
         header = tuple(found.headers[row].tolist())
         archive = self.archives[int(found.archives[row])]
         known = None if header == NO_HEADER else header
-        return Member(archive, found.names[row], begin, size, check, content, known)
+        return Member(archive, found.names[row], begin, size, check, self.content(path), known)
 
 
 class ArchiveFolder(Folder):
@@ -207,7 +213,10 @@ class ArchiveFolder(Folder):
 
     def _search(self) -> _Found:
         def search() -> dict[str, np.ndarray]:
-            each = in_threads(_search, self.archives, SEARCHERS, ahead=2 * SEARCHERS)
+            if any(map(is_url, self.archives)):
+                each = in_threads(_search, self.archives, SEARCHERS, ahead=SEARCHERS)
+            else:
+                each = in_threads_if_slow(_search, self.archives, chunk=1)
             bar = tqdm(each, "searching", len(self.archives), unit="archive", delay=PATIENCE, leave=False, disable=None)
             return _Found.join(list(bar)).to_arrays()
 
@@ -242,6 +251,9 @@ class ArchiveFolder(Folder):
 
     def text(self, path: str) -> str:
         return text_of(self._root / path)
+
+    def head(self, path: str, n: int) -> bytes:
+        return self._root.content(path, n) or (self._root / path).read_bytes()[:n]
 
     def holds(self, path: Path) -> bool:
         return False

@@ -121,6 +121,11 @@ class Folder:
         """The text of a file for `ssd.data.members.file_of`."""
         return os.path.join(self.root, path)
 
+    def head(self, path: str, n: int) -> bytes:
+        """Reads the first n bytes of a file; all if it has less."""
+        with open(self.root / path, "rb") as file:
+            return file.read(n)
+
     def holds(self, path: Path) -> bool:
         """Tells whether a path is inside of the folder."""
         return path.resolve().is_relative_to(self.root.resolve())

@@ -40,7 +40,7 @@ Value = TypeVar("Value", dict[str, Any], list[Any], str)
 
 def kinds(folder: Folder) -> dict[str, str]:
     """The kind of each JSON file of a folder, by its path; "" for unknown ones. Call it with `Folder.once`."""
-    return {path: _kind(folder.root / path) for path in folder.files(".json")}
+    return {path: _kind(folder.head(path, HEAD)) for path in folder.files(".json")}
 
 
 def of_kind(folder: Folder, kind: str) -> list[str]:
@@ -48,9 +48,7 @@ def of_kind(folder: Folder, kind: str) -> list[str]:
     return [path for path, its in folder.once(kinds).items() if its == kind]
 
 
-def _kind(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(HEAD)
+def _kind(start: bytes) -> str:
     head = start.replace(b"\0", b"")  # of UTF-16
     bracket = re.search(rb"[\[{]", head)
     fits = (kind for first, keys, kind in KEYS if bracket and bracket[0] == first and keys.search(head))

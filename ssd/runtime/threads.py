@@ -43,7 +43,9 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], worker
                 future.cancel()
 
 
-def in_threads_if_slow(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads_if_slow(
+    function: Callable[[Item], Result], items: Iterable[Item], chunk: int = CHUNK
+) -> Iterator[Result]:
     """Yields the result of a function for each item, in order; uses several threads only if the disk is slow.
 
     It starts in the caller's thread, and continues in 16 threads once most of the time is spent waiting. On a fast
@@ -52,17 +54,18 @@ def in_threads_if_slow(function: Callable[[Item], Result], items: Iterable[Item]
     Args:
         function: takes one item and reads files.
         items: read one by one in the caller's thread.
+        chunk: number of items per task of a thread.
 
     Raises:
         What the function raises, in place of the result.
     """
     items = iter(items)
-    chunks = iter(lambda: list(islice(items, CHUNK)), [])
+    chunks = iter(lambda: list(islice(items, chunk)), [])
     since, worked = time.perf_counter(), time.thread_time()
-    for chunk in chunks:
-        yield from map(function, chunk)
+    for some in chunks:
+        yield from map(function, some)
         work = time.thread_time() - worked
         if time.perf_counter() - since - work > max(WAITED, SHARE * work):
             break
-    many = in_threads(lambda chunk: list(map(function, chunk)), chunks, READERS, ahead=2 * READERS)
+    many = in_threads(lambda some: list(map(function, some)), chunks, READERS, ahead=2 * READERS)
     yield from chain.from_iterable(many)

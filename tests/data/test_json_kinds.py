@@ -71,17 +71,9 @@ def test_a_file_is_looked_at_only_once(tmp_path, monkeypatch):
         draw(tmp_path / f"{stem}.jpg")
         write(tmp_path / f"{stem}.json", labelme(f"{stem}.jpg"))
     opened, read = [], []
-    real_open = pathlib.Path.open
-
-    def read_bytes(path):
-        read.append(path.name)
-        with open(path, "rb") as file:
-            return file.read()
-
-    monkeypatch.setattr(
-        pathlib.Path, "open", lambda path, *a, **k: opened.append(str(path)) or real_open(path, *a, **k)
-    )
-    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    real_open, real_read = open, pathlib.Path.read_bytes
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or real_open(path, *a, **k))
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: read.append(path.name) or real_read(path))
     assert len(open_dataset(tmp_path)) == 3
     assert sorted(name[-6:] for name in opened if name.endswith(".json")) == ["a.json", "b.json", "c.json"]
     assert sorted(name for name in read if name.endswith(".json")) == ["a.json", "b.json", "c.json"]
