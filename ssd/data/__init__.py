@@ -102,6 +102,12 @@ def open_dataset(
     """
     folders = folders_of(roots)
     kind = _format_of(folders[0])
+    for folder in folders[1:]:
+        if (other := _format_of(folder)) is not kind:
+            raise ValueError(
+                f"{folders[0].path} is in the format of {kind.FORMAT} and {folder.path} in that of {other.FORMAT}; "
+                "write one of them in the format of the other with ssd convert-data"
+            )
     return kind(folders, split, classes, transform, keep_crowds=keep_crowds, options=options, levels=levels)
 
 

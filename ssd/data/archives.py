@@ -10,9 +10,8 @@ import os
 import re
 import tarfile
 import zlib
-from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -32,6 +31,7 @@ from ssd.runtime.remote import absolute, is_url, list_files, open_to_search, tri
 from ssd.runtime.threads import in_threads, in_threads_if_slow
 
 SUFFIX = ".tar"
+COMPRESSED = "is compressed, so no picture can be read without all before it; write it without compression"
 SMALL = 1 << 20  # bytes of other files than pictures up to which their content is kept
 START = 1 << 12  # bytes of a picture that its checksum covers
 NO_HEADER: tuple[int, ...] = (0, 0, 0, 0)
@@ -87,42 +87,64 @@ def _search(archive: str) -> _Found:
 
 
 def _search_once(archive: str) -> _Found | ValueError:
-    names, places, headers, contents, ends = [], array("q"), array("i"), bytearray(), array("q", [0])
+    files: dict[str, _File] = {}
+    links: dict[str, str] = {}  # the path of a link, and what it leads to
     with open_to_search(archive) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                for info in _files(tar):
-                    head, header = b"", NO_HEADER
-                    with cast("IO[bytes]", tar.extractfile(info)) as opened:
-                        if is_picture(info.name):
-                            head = opened.read(START)
-                            opened.seek(0)
-                            header = _header(opened)
-                        elif info.size <= SMALL:
-                            contents += opened.read()
-                    names.append(info.name)
-                    places.extend((info.offset_data, info.size, zlib.crc32(head)))
-                    headers.extend(header)
-                    ends.append(len(contents))
+                for info in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # which tarfile fills with all of them
+                    name = _plain(info.name)
+                    if is_hidden(name) or info.issparse():
+                        continue
+                    files.pop(name, None)  # of two with one name, tar unpacks the last one
+                    if info.islnk():
+                        links[name] = _plain(info.linkname)
+                    elif info.issym():
+                        links[name] = os.path.normpath(os.path.join(os.path.dirname(name), info.linkname))
+                    elif info.isreg():
+                        files[name] = _read(tar, info, name)
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
+                    raise tarfile.ReadError("the blocks of zeros at its end are missing")
         except tarfile.TarError as error:
             return ValueError(f"{archive}: {_problem(file)} ({error})")
+    for name, target in links.items():
+        if target in files:
+            files[name] = files[target]
     return _Found(
-        Texts(names, str),
-        np.zeros(len(names), np.int32),
-        np.array(places).reshape(-1, 3),
-        np.array(headers, np.int32).reshape(-1, 4),
-        bytes(contents),
-        np.array(ends),
+        Texts(files, str),
+        np.zeros(len(files), np.int32),
+        np.array([its.place for its in files.values()], np.int64).reshape(-1, 3),
+        np.array([its.header for its in files.values()], np.int32).reshape(-1, 4),
+        b"".join(its.content for its in files.values()),
+        np.cumsum([0, *(len(its.content) for its in files.values())]),
     )
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files of an archive that are not hidden, with plain names."""
-    for info in tar:
-        tar.members = []  # type: ignore[attr-defined]  # which tarfile fills with all of them
-        info.name = str(PurePosixPath(info.name.lstrip("/")))
-        if info.isreg() and not info.issparse() and not is_hidden(info.name):
-            yield info
+class _File(NamedTuple):
+    """A file in an archive; see `_Found`."""
+
+    place: tuple[int, int, int]
+    header: tuple[int, ...]
+    content: bytes
+
+
+def _read(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> _File:
+    start, header, content = b"", NO_HEADER, b""
+    with cast("IO[bytes]", tar.extractfile(info)) as opened:
+        if is_picture(name):
+            start = opened.read(START)
+            opened.seek(0)
+            header = _header(opened)
+        elif info.size <= SMALL:
+            content = opened.read()
+    return _File((info.offset_data, info.size, zlib.crc32(start)), header, content)
+
+
+def _plain(name: str) -> str:
+    """The name of a file in an archive without "./" and "/" at its beginning."""
+    return str(PurePosixPath(name.lstrip("/")))
 
 
 def _header(file: IO[bytes]) -> tuple[int, ...]:
@@ -137,7 +159,7 @@ def _problem(file: IO[bytes]) -> str:
     file.seek(0)
     start = file.read(6)
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        return "is compressed, so no picture can be read without all before it; write it without compression"
+        return COMPRESSED
     return "is no tar archive, or damaged"
 
 
@@ -180,7 +202,7 @@ class _Root:
 
 
 class ArchiveFolder(Folder):
-    """Tar archives as one folder, in the order of the archives and of the files in them.
+    """Tar archives as one folder.
 
     A single archive is the folder that it would be unpacked to. Of several, each is a folder with the name of the
     archive; this folder is in another one with the name of a split, if the name of the archive has it: a.jpg of
@@ -197,8 +219,8 @@ class ArchiveFolder(Folder):
         self._results = {}
         place = given if len(archives) == 1 or Path(given).is_dir() else os.path.dirname(archives[0])
         self._root = _Root(place, self.archives)
-        # They have the methods of Path that readers of data sets use.
-        self.path = self.root = cast(Path, self._root)
+        self.path = cast(Path, given)  # for messages
+        self.root = cast(Path, self._root)  # it has the methods of Path that readers of data sets use
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -207,9 +229,8 @@ class ArchiveFolder(Folder):
         prefixes = self._prefixes()
         names = zip(found.archives.tolist(), found.names.texts(), strict=True)
         paths = [prefixes[archive] + name for archive, name in names]
-        rows = {path: row for row, path in enumerate(paths)}  # of two with one name, tar unpacks the last one
-        self._root.fill(found, rows)
-        return list(rows)
+        self._root.fill(found, {path: row for row, path in enumerate(paths)})
+        return paths
 
     def _search(self) -> _Found:
         def search() -> dict[str, np.ndarray]:
@@ -229,7 +250,8 @@ class ArchiveFolder(Folder):
         prefixes = []
         for archive in self.archives:
             inside = archive[len(above) :].lstrip("/")
-            own = f"{inside.removesuffix(SUFFIX)}/" if len(self.archives) > 1 else ""
+            inside = _without_query(inside)
+            own = f"{inside[: -len(SUFFIX)]}/" if len(self.archives) > 1 else ""
             split = split_named(inside)
             prefixes.append(own if not split or split_of(own) == split else f"{split}/{own}")
         return prefixes
@@ -241,9 +263,9 @@ class ArchiveFolder(Folder):
             by_suffix[path[path.rfind(".") :].lower() if "." in path else ""].append(path)
         return [Path(self.given)] if Path(self.given).is_dir() else [], by_suffix
 
-    def _in_order(self, paths: Iterable[str]) -> list[str]:
-        wanted = set(paths)
-        return [path for path in self._paths if path in wanted]
+    def as_stored(self, paths: Iterable[str]) -> list[str]:
+        place = {path: i for i, path in enumerate(self._paths)}
+        return sorted(paths, key=place.__getitem__)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -296,23 +318,44 @@ def folders_of(roots: Root | Iterable[Root]) -> list[Folder]:
 def _archives(root: str) -> list[str]:
     """The archives that a path or a URL names; none if it is an ordinary folder or file."""
     names = list(dict.fromkeys(_expanded(root)))  # nested braces give names twice
+    for name in names:
+        _check_uncompressed(name)
     if is_url(root):
         found: list[str] = []
         for name in names:
-            found += [name] if name.endswith(SUFFIX) and "*" not in name else list_files(name, SUFFIX)
+            found += [name] if _is_archive(name) and "*" not in name else list_files(name, SUFFIX)
         if not found:
             raise FileNotFoundError(f"{root}: no {SUFFIX} files; name them, as in train-{{000000..000146}}.tar")
         return found
-    if len(names) > 1 or root.endswith(SUFFIX):
+    if len(names) > 1 or _is_archive(root):
         for name in names:
             if not os.path.isfile(name):
-                raise FileNotFoundError(f"{name}: no such file")
+                hint = ' (patterns with "*" work without quotes)' * ("*" in name)
+                raise FileNotFoundError(f"{name}: no such file{hint}")
         return names
     if os.path.isdir(root):
         folder = Folder(Path(root))
-        if not folder.pictures:
-            return [os.path.join(root, path) for path in folder.files(SUFFIX)]
+        archives = folder.files(SUFFIX)
+        if archives and not folder.pictures:
+            for path in folder.files(".gz", ".tgz"):
+                _check_uncompressed(os.path.join(root, path))
+            return [os.path.join(root, path) for path in archives]
     return []
+
+
+def _is_archive(name: str) -> bool:
+    return _without_query(name).lower().endswith(SUFFIX)
+
+
+def _check_uncompressed(name: str) -> None:
+    """Raises ValueError if a file is a compressed archive by its name."""
+    if _without_query(name).lower().endswith((".tar.gz", ".tgz")):
+        raise ValueError(f"{name}: {COMPRESSED}")
+
+
+def _without_query(name: str) -> str:
+    """A URL without what follows "?", such as a signature."""
+    return name.partition("?")[0] if is_url(name) else name
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -54,6 +54,9 @@ def convert_dataset(
     check_new(out)
     dataset = open_dataset(folders, None, classes, options=options)
     parts = _parts(dataset, folders, splits)
+    joined: dict[str, list[str]] = {}
+    if WRITERS[format].COPIES:
+        parts, joined = _without_joined(parts)
     pictures = _first_of_each(dataset)
     chosen = [index for index, path in pictures.items() if not parts or any(path in part for part in parts.values())]
     with new_folder(out) as temporary:
@@ -68,7 +71,8 @@ def convert_dataset(
         "pictures are in no split to write, and left out": len(pictures) - len(chosen),
         **writer.notes,
     }
-    notes = [f"{number} {note}" for note, number in left_out.items() if number]
+    notes = [f"{split} is not written, since its pictures are in {' and '.join(its)}" for split, its in joined.items()]
+    notes += [f"{number} {note}" for note, number in left_out.items() if number]
     return [f"wrote {out}: {len(chosen)} pictures{counts}", *notes, *dataset.notes, *map(str, dataset.dropped)]
 
 
@@ -91,6 +95,17 @@ def _parts(dataset: BoxDataset, folders: Sequence[Folder], wanted: Sequence[str]
         split: open_dataset(folders, split, dataset.classes, options=dataset.options) for split in dict.fromkeys(splits)
     }
     return {split: set(map(str, its.pictures)) for split, its in sorted(opened.items(), key=lambda item: len(item[1]))}
+
+
+def _without_joined(parts: dict[str, set[str]]) -> tuple[dict[str, set[str]], dict[str, list[str]]]:
+    """Leaves out the splits that other splits make up, as train and val make up trainval; says for each which ones."""
+    left, joined = dict(parts), {}
+    for split, pictures in reversed(parts.items()):
+        inside = [name for name, its in left.items() if name != split and its <= pictures]
+        if pictures and set().union(*(left[name] for name in inside)) == pictures:
+            joined[split] = inside
+            del left[split]
+    return left, joined
 
 
 def _written(

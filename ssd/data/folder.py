@@ -108,8 +108,8 @@ class Folder:
                     by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
         return every, by_suffix
 
-    def _in_order(self, paths: Iterable[str]) -> list[str]:
-        """Sorts paths."""
+    def as_stored(self, paths: Iterable[str]) -> list[str]:
+        """Sorts paths, or puts them into the order in which they stand in archives."""
         return sorted(paths)
 
     @property
@@ -147,12 +147,12 @@ class Folder:
     @cached_property
     def pictures(self) -> list[str]:
         """Paths of the pictures, relative to the folder, with "/", sorted."""
-        return self._in_order(path for suffix in SUFFIXES for path in self._listed[1][suffix])
+        return sorted(path for suffix in SUFFIXES for path in self._listed[1][suffix])
 
     @cached_property
     def unreadable(self) -> list[str]:
         """Paths of the pictures whose format cannot be read here, see `describe_unreadable`; as in `pictures`."""
-        return self._in_order(path for suffix in UNREADABLE for path in self._listed[1][suffix])
+        return sorted(path for suffix in UNREADABLE for path in self._listed[1][suffix])
 
     @cached_property
     def _files(self) -> set[str]:
@@ -191,7 +191,7 @@ class Folder:
         """Lists the files with one of these suffixes, in small letters, relative to the folder; or the file given."""
         if self.only is not None:
             return [self.only.name] if self.only.suffix.lower() in suffixes else []
-        return self._in_order(path for suffix in suffixes for path in self._listed[1][suffix])
+        return sorted(path for suffix in suffixes for path in self._listed[1][suffix])
 
     def with_suffix(self, start: str) -> list[str]:
         """The paths of the files whose suffix begins with these small letters."""

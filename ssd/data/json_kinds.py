@@ -74,6 +74,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: broken JSON ({error})") from None
 
 
+def is_json(path: Path) -> bool:
+    """Tells whether a file is sound JSON."""
+    try:
+        read_json(path)
+    except ValueError:
+        return False
+    return True
+
+
 def field(row: Any, key: str, kind: type[Value], where: str) -> Value:
     """The value of a key, which must have a type.
 

@@ -14,7 +14,7 @@ import numpy as np
 from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
-from ssd.data.json_kinds import LABELME, field, kinds, name_in, of_kind, points_in, read_json, size_in
+from ssd.data.json_kinds import LABELME, field, is_json, kinds, name_in, of_kind, points_in, read_json, size_in
 from ssd.data.outlines import Box, around, around_ellipse
 from ssd.runtime.faults import Faults
 
@@ -64,15 +64,7 @@ def _files(folder: Folder) -> list[str]:
     files = of_kind(folder, LABELME)
     places = set(map(os.path.dirname, files))
     others = (path for path, kind in folder.once(kinds).items() if not kind and os.path.dirname(path) in places)
-    return sorted([*files, *(path for path in others if not _is_json(folder.root / path))])
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        read_json(path)
-    except ValueError:
-        return False
-    return True
+    return sorted([*files, *(path for path in others if not is_json(folder.root / path))])
 
 
 class LabelMeDataset(BoxDataset):

@@ -92,7 +92,18 @@ class Member:
         return read_part(self.part) if self.content is None else self.content
 
     def open(self, mode: str = "rb") -> IO[bytes]:
-        return io.BytesIO(self.read_bytes())
+        return _Bytes(self)
+
+
+class _Bytes(io.BytesIO):
+    """A member in memory, which shows its name in errors of Pillow."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__(member.read_bytes())
+        self._name = str(member)
+
+    def __repr__(self) -> str:
+        return repr(self._name)
 
 
 AnyFile: TypeAlias = Path | Member

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,8 +12,7 @@ import numpy as np
 from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
-from ssd.data.json_kinds import WEBDATASET, field, numbers_of, of_kind, read_json, size_in
-from ssd.data.picture_formats import SUFFIXES
+from ssd.data.json_kinds import WEBDATASET, field, is_json, kinds, numbers_of, read_json, size_in
 from ssd.runtime.faults import Faults
 
 NAMES = (
@@ -59,6 +59,8 @@ class WebDataset(BoxDataset):
 
     def _entry(self, folder: Folder, path: str, picture: str) -> Entry:
         file = folder.root / path
+        if not picture:
+            raise FileNotFoundError(f"{file}: no picture with the same name is beside it")
         content = read_json(file)
         objects, faults = [], Faults()
         for index, row in enumerate(field(content, "annotations", list, f"{file}: the file")):
@@ -71,12 +73,18 @@ class WebDataset(BoxDataset):
     def _object(self, index: int, row: Any, where: str) -> Object:
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object, got {row!r}")
-        key = next((key for key in NAMES if key in row), None)
-        if key is None or type(row[key]) not in (int, str) or row[key] == "":
-            raise ValueError(f"{where} has no class: one of {', '.join(NAMES)} must be a name or a number")
-        name, number = str(row[key]), row.get("category_id")
+        given = {key: row[key] for key in NAMES if row.get(key) is not None}
+        given = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in given.items()}
+        name, number = next(iter(given.values()), None), given.get("category_id")
+        if type(name) not in (int, str) or name == "":
+            raise ValueError(
+                f"{where}: the class must be a name or a number in one of {', '.join(NAMES)}, got {given or list(row)}"
+            )
+        name = str(name)
         if type(number) is int:
             self._declared[name] = min(number, self._declared.get(name, number))
+        if "bbox" not in row:
+            raise ValueError(f"{where} has no 'bbox', only {', '.join(map(repr, row))}")
         box = row.get("bbox")
         x, y, width, height = numbers_of(box, 4, f"{where}['bbox']") if box else NO_BOX
         area = numbers_of([row["area"]], 1, f"{where}['area']")[0] if row.get("area") is not None else None
@@ -92,7 +100,24 @@ class WebDataset(BoxDataset):
 
 
 def _files(folder: Folder) -> dict[str, str]:
-    """The JSON files that are beside pictures of their names, and these pictures."""
-    places = ((path, path.removesuffix(".json")) for path in of_kind(folder, WEBDATASET))
-    found = ((path, next((stem + s for s in SUFFIXES if folder.has(stem + s)), None)) for path, stem in places)
-    return {path: picture for path, picture in found if picture}
+    """The JSON files that have annotations of a picture, or are broken and beside one, and the path of the picture.
+
+    WebDataset takes the name of a sample up to the first dot, so this counts where no picture has the whole name.
+    """
+    by_stem = {os.path.splitext(path)[0]: path for path in folder.pictures}
+    by_key: dict[str, str] = {}
+    for path in folder.pictures:
+        by_key.setdefault(_key(path), path)
+    found = {}
+    for path in folder.as_stored(folder.once(kinds)):
+        kind, stem = folder.once(kinds)[path], os.path.splitext(path)[0]
+        picture = by_stem.get(stem) or by_key.get(_key(path))
+        if kind == WEBDATASET or (not kind and picture and not is_json(folder.root / path)):
+            found[path] = picture or ""
+    claimed = any(picture and folder.once(kinds)[path] for path, picture in found.items())
+    return found if claimed else {}
+
+
+def _key(path: str) -> str:
+    place, slash, name = path.rpartition("/")
+    return place + slash + name.partition(".")[0]

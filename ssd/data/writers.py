@@ -62,6 +62,7 @@ class Writer(ABC):
 
     PICTURES: ClassVar[str] = "images"  # the folder of the pictures
     IN_PARTS: ClassVar[bool] = True  # whether it has a folder for each split
+    COPIES: ClassVar[bool] = False  # whether a picture of two splits is there twice
 
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
         self.folder, self.classes, self.splits = folder, classes, splits
@@ -227,6 +228,7 @@ class YoloWriter(Writer):
 class WebDatasetWriter(Writer):
     """Writes <split>-000000.tar and so on, in which each picture is followed by <name>.json with its objects."""
 
+    COPIES = True
     AT_MOST = 256 << 20  # bytes of an archive, unless one picture has more
 
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -57,12 +58,15 @@ def plan_drawings(
                     names.setdefault(picture, name)
                 else:
                     unreadable.append(picture)
+        elif path.suffix.lower() == ".tar":
+            raise ValueError(f"{path}: archives are not read here; unpack it")
         elif path.is_file():
             names.setdefault(str(path), path.name)
         elif path.exists():
             raise ValueError(f"{path}: neither a file nor a folder")
         else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            hint = "; URLs are not read here" * bool(re.match(r"\w{2,}:/", str(path)))
+            raise FileNotFoundError(f"{path}: no such file or folder{hint}")
     for line in describe_unreadable(unreadable):
         fail(ImageReadError(line))
     if not names:

@@ -19,6 +19,7 @@ Part = tuple[str, int, int]  # a path or a URL, the first byte, and the number o
 WAITS = (0.5, 1.0, 2.0)  # seconds before each further attempt
 BLOCK = 1 << 14  # bytes that are read at once while a file is searched: the header of a picture and its annotation
 STAMPS = ("ETag", "Content-MD5", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "etag", "md5")
+ANSWER = 30.0  # seconds for which an answer of a server is waited for
 FINAL = (400, 401, 403, 404, 405, 410, 416)  # states of HTTP that another attempt does not change
 
 
@@ -36,8 +37,8 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The absolute path of a local file; a URL is returned as it is."""
-    return os.fspath(path) if is_url(path) else os.path.abspath(path)
+    """The absolute path of a local file, or the URL, without a slash at its end."""
+    return os.fspath(path).rstrip("/") if is_url(path) else os.path.abspath(path)
 
 
 def open_to_search(path: str) -> IO[bytes]:
@@ -134,7 +135,9 @@ def list_files(url: str, suffix: str) -> list[str]:
 
     def listed() -> list[str]:
         system, inside = _located(url)
-        found = system.glob(inside) if any(c in inside for c in "*?[") else system.find(inside)
+        found = system.glob(inside) if "*" in inside else system.find(inside)
+        if not found and "*" not in inside:
+            system.ls(inside)  # `find` takes a server that does not answer for an empty folder
         return [path if is_url(path) else system.unstrip_protocol(path) for path in found if path.endswith(suffix)]
 
     return sorted(tried(listed, url))
@@ -143,11 +146,20 @@ def list_files(url: str, suffix: str) -> list[str]:
 def _located(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it. A process that was forked gets a file system of its own."""
     try:
-        system, inside = fsspec.core.url_to_fs(url)
+        system, inside = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:  # fsspec names the package
         extra = " (for HTTP: pip install 'ssd-ext[remote]')" if "http" in url else ""
         raise ImportError(f"{url}: cannot be opened here: {error}{extra}") from None
     return system, inside
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Options of the file system: a server of HTTP that does not answer is not waited for longer than that."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=ANSWER, sock_read=ANSWER)}}
 
 
 def _fetched(part: Part) -> bytes:
@@ -171,11 +183,16 @@ def tried(function: Callable[[], Result], path: str) -> Result:
     for wait in waits:
         try:
             return function()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file") from None
         except (ImportError, PartError):
             raise
-        except Exception as error:  # file systems raise many kinds of errors
+        except Exception as raised:  # file systems raise many kinds of errors
+            error = raised
+            if isinstance(raised, FileNotFoundError):
+                # Of HTTP, fsspec raises it whatever prevents that a file is found.
+                if isinstance(raised.__cause__, Exception) and type(raised.__cause__).__module__.startswith("aiohttp"):
+                    error = raised.__cause__
+                if error is raised or getattr(error, "status", None) == 404:
+                    raise FileNotFoundError(f"{path}: no such file") from None
             if "range requests" in str(error):  # of fsspec
                 raise PartError(NO_PARTS.format(path)) from None
             if wait is None or getattr(error, "status", None) in FINAL:

@@ -63,7 +63,9 @@ class Settings:
         "training split, as val2017 belongs to train2017; if there is none, or if the training split is trainval, a "
         "part of the training pictures is held out)",
     ] = None
-    val_data: Annotated[tuple[str, ...] | None, "folders with the validation data (default: the data folders)"] = None
+    val_data: Annotated[tuple[str, ...] | None, "folders or archives with the validation data (default: the data)"] = (
+        None
+    )
     test_split: Annotated[
         str | None,
         "split that is measured once, at the end (default: test or a split with a similar name, if there is one)",

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssd.data import BoxDataset
+from ssd.data.archives import folders_of
 from ssd.options import ReadOptions
 from ssd.runtime.remote import absolute
 from ssd.training.fingerprint import fingerprint
 from ssd.training.settings import Settings
 from ssd.training.splits import held_out_pictures
+
+
+def _places(data: Sequence[str]) -> set[str]:
+    """The absolute paths of folders and archives. A folder of archives counts as these."""
+    try:
+        return {name for root in data for folder in folders_of(root) for name in folder.names[1:]}
+    except OSError:  # the data of the run may not be there any more
+        return set(map(absolute, data))
 
 
 def open_unseen(
@@ -29,8 +38,10 @@ def open_unseen(
     if "settings" not in checkpoint:
         return opened(None, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
-    if set(map(absolute, data)) != set(run.data):
-        return opened(None, ReadOptions()), ""
+    asked, trained = _places(data), _places(run.data)
+    if asked != trained:
+        some = "some of these pictures may have been trained on: the data of the run overlaps with these"
+        return opened(None, ReadOptions()), some if asked & trained else ""
     if run.test_split:
         try:
             return opened(

@@ -139,7 +139,23 @@ def test_a_name_that_is_there_twice(shards, tmp_path):
     assert dataset.pictures[0].read_bytes() == (tmp_path / "a.jpg").read_bytes()
 
 
-def test_hidden_files_links_and_folders_are_left_out(shards, tmp_path):
+def test_links_in_an_archive(coco, tmp_path):
+    """GNU tar stores the second name of a file as a hard link."""
+    convert_dataset([coco], tmp_path / "set", "coco")
+    (tmp_path / "set" / "more").mkdir()
+    for split in ("train", "val"):
+        for path in (tmp_path / "set" / "images" / split).iterdir():
+            os.link(path, tmp_path / "set" / "more" / f"{split}_{path.name}")
+            path.rename(path.with_name(f"{path.stem}_.jpg"))
+            path.symlink_to(f"{path.stem}_.jpg")
+    archive = packed(tmp_path / "set", tmp_path / "set.tar")
+    with tarfile.open(archive) as tar:
+        kinds = {info.type for info in tar}
+    assert {tarfile.LNKTYPE, tarfile.SYMTYPE} <= kinds
+    assert_same_samples(open_dataset(archive), open_dataset(coco))
+
+
+def test_hidden_files_and_links_that_lead_out_are_left_out(shards, tmp_path):
     archive = shutil.copy(shards / "train-000000.tar", tmp_path / "a.tar")
     with tarfile.open(archive, "a") as tar:
         for name in ("._a.jpg", "__MACOSX/b.jpg", ".hidden/c.jpg"):
@@ -172,7 +188,7 @@ def test_a_damaged_picture_is_named(shards, tmp_path):
         open_dataset(archive)[0]
     (tmp_path / "a.jpg").write_bytes(b"junk")
     packed(tmp_path, archive, ["a.jpg", "a.json"])
-    with pytest.raises(ImageReadError, match=r"b\.tar/a\.jpg: cannot read the picture"):
+    with pytest.raises(ImageReadError, match=r"b\.tar/a\.jpg: cannot read the picture .*file '/.*/b\.tar/a\.jpg'\)"):
         open_dataset(archive)
     with tarfile.open(archive, "a") as tar:
         tar.add(shards.parent / "unpacked" / "b.jpg", "b.jpg")
@@ -187,9 +203,11 @@ def test_broken_archives(shards, tmp_path):
     (tmp_path / "short.tar").write_bytes(whole[:2000])
     (tmp_path / "text.tar").write_text("hello" * 1000)
     (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "unfinished.tar").write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))
     for name, message in {
         "compressed": "is compressed, so no picture can be read without all before it; write it without compression",
         "short": "is no tar archive, or damaged",
+        "unfinished": r"is no tar archive, or damaged \(the blocks of zeros at its end are missing",
         "text": "is no tar archive, or damaged",
         "empty": "is no tar archive, or damaged",
     }.items():
@@ -197,6 +215,12 @@ def test_broken_archives(shards, tmp_path):
             open_dataset(tmp_path / f"{name}.tar")
     with pytest.raises(FileNotFoundError, match=r"nothing\.tar: no such file"):
         open_dataset(tmp_path / "nothing.tar")
+    with pytest.raises(FileNotFoundError, match=r'\*\.tar: no such file \(patterns with "\*" work without quotes\)'):
+        open_dataset(tmp_path / "*.tar")
+    shutil.copy(tmp_path / "compressed.tar", shards / "train-000001.tar.gz")  # is not left out without a word
+    for place in (shards, shards / "train-000001.tar.gz", "https://host/a.tgz?key=1"):
+        with pytest.raises(ValueError, match=r"(000001\.tar\.gz|a\.tgz\?key=1): is compressed, so no picture"):
+            open_dataset(place)
     with pytest.raises(FileNotFoundError, match=r"train-3\.tar: no such file"):
         open_dataset(tmp_path / "train-{3..5}.tar")
     packed(shards.parent / "unpacked", tmp_path / "pictures.tar", ["a.jpg", "b.jpg"])
@@ -303,11 +327,17 @@ def test_a_server_that_fails_for_a_moment(server, monkeypatch):
         next(iter(eval_loader(dataset.view(EvalTransform(32)), 8, 0)))
 
 
-def test_addresses_that_cannot_be_read(server, shards, tmp_path):
+def test_addresses_that_cannot_be_read(server, shards, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"/nothing\.tar: no such file"):
         open_dataset(f"{server.url}/nothing.tar")
+    (shards / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"/empty/: no \.tar files; name them, as in train-\{000000"):
         open_dataset(f"{server.url}/empty/")
+    assert len(open_dataset(f"{server.url}/val-000000.tar?token=abc")) == 1
+    monkeypatch.setattr(remote, "WAITS", ())
+    for place in ("http://127.0.0.1:9/a.tar", "http://127.0.0.1:9/set/"):
+        with pytest.raises(PartError, match=r"127\.0\.0\.1:9/.*: cannot be read \(Cannot connect to host"):
+            open_dataset(place)
     server.ranges = False
     dataset = open_dataset(f"{server.url}/val-000000.tar")  # is so small that it is read at once
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)

@@ -117,6 +117,10 @@ def test_overlapping_splits_and_difficult_objects(tmp_path):
         for split in ("train", "val", "trainval"):
             assert_same(held(out, split), held(root, split), marks=marked)
         assert len(set(open_dataset(out).pictures)) == 3
+    _, *notes = convert_dataset([root], tmp_path / "tar", "webdataset")  # in which pictures are copies
+    assert notes[0] == "trainval is not written, since its pictures are in train and val"
+    assert list_splits(tmp_path / "tar") == ["train", "val"]
+    assert len(open_dataset(tmp_path / "tar")) == 3
     images = json.loads((tmp_path / "coco" / "annotations" / "instances_trainval.json").read_text())["images"]
     assert [image["file_name"] for image in images] == ["train/a.jpg", "val/b.jpg", "val/c.jpg"]
     notes = convert_dataset([tmp_path / "coco"], tmp_path / "from coco", "voc")[1:]

@@ -17,6 +17,12 @@ LAYOUTS = [
 ]
 
 
+def test_data_of_two_formats_is_an_error(voc, tmp_path):
+    as_coco(voc, tmp_path / "coco", "coco")
+    with pytest.raises(ValueError, match=r"voc.* is in the format of Pascal VOC and .*coco in that of COCO; write one"):
+        open_dataset([voc, tmp_path / "coco"])
+
+
 @pytest.mark.parametrize(("format", "write", "layout"), LAYOUTS, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_format_holds_the_same(voc, tmp_path, format, write, layout):
     write(voc, tmp_path, layout)

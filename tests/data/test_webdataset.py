@@ -20,7 +20,7 @@ def test_what_an_object_may_have(tmp_path):
     rows = [
         {"bbox": box, "category": "b", "category_id": 1},
         {"bbox": box, "label": "a", "category_id": 7, "iscrowd": 1},
-        {"bbox": box, "category_id": 3, "difficult": True},
+        {"bbox": box, "category_id": 3.0, "category": None, "difficult": True},
         {"bbox": [0.5, 0, 4, 4], "class": "b", "area": 12.5, "segmentation": [[1, 2, 3, 4]], "score": None},
         {"bbox": None, "category_name": "c"},
         {"name": "a", "bbox": []},
@@ -45,9 +45,13 @@ def test_splits_are_folders(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"bbox": [1, 2, 3, 4]}, "has no class: one of category, category_name, label, class, name, category_id"),
-        ({"bbox": [1, 2, 3, 4], "category": ""}, "has no class"),
-        ({"bbox": [1, 2, 3, 4], "category": None, "label": "a"}, "has no class"),
+        (
+            {"bbox": [1, 2, 3, 4], "x": 1},
+            r"the class must be .* in one of category, .*, category_id, got \['bbox', 'x'\]",
+        ),
+        ({"bbox": [1, 2, 3, 4], "category": ""}, r"the class must be a name or a number .*, got {'category': ''}"),
+        ({"bbox": [1, 2, 3, 4], "label": True}, r"the class must be a name or a number .*, got {'label': True}"),
+        ({"label": "a", "box": [1, 2, 3, 4]}, "has no 'bbox', only 'label', 'box'"),
         ({"bbox": [1, 2, 3], "label": "a"}, r"\['bbox'\] must be a list of 4 numbers, got \[1, 2, 3\]"),
         ({"bbox": {"x": 1}, "label": "a"}, r"\['bbox'\] must be a list of 4 numbers, got {'x': 1}"),
         ({"bbox": [1, 2, 3, "4"], "label": "a"}, r"\['bbox'\] must be a number, got '4'"),
@@ -56,8 +60,30 @@ def test_splits_are_folders(tmp_path):
     ],
 )
 def test_broken_objects(tmp_path, row, message):
-    with pytest.raises(ValueError, match=rf"a\.json: annotations\[1\] ?{message}"):
+    with pytest.raises(ValueError, match=rf"a\.json: annotations\[1\]:? ?{message}"):
         open_dataset(one(tmp_path, [{"bbox": [1, 2, 3, 4], "label": "a"}, row]))
+
+
+def test_names_of_pictures_and_files(tmp_path):
+    """Suffixes in any case, and names that WebDataset cuts at the first dot; a mask is no picture of its own."""
+    for picture, file in (("a.JPG", "a.json"), ("b.image.jpg", "b.json"), ("c.jpeg", "c.json")):
+        draw(tmp_path / "in" / picture, (60, 40))
+        write(tmp_path / "in" / file, {"annotations": [{"bbox": [0, 0, 5, 5], "label": "x"}]})
+    draw(tmp_path / "in" / "c.seg.png", (60, 40))
+    dataset = open_dataset(tmp_path / "in")
+    assert [path.name for path in dataset.pictures] == ["a.JPG", "b.image.jpg", "c.jpeg"]
+    assert dataset.n_unlabelled == 1
+
+
+def test_a_file_without_a_picture_and_an_empty_one(tmp_path):
+    one(tmp_path, [{"bbox": [0, 0, 5, 5], "label": "x"}])
+    write(tmp_path / "b.json", {"annotations": []})
+    with pytest.raises(FileNotFoundError, match=r"b\.json: no picture with the same name is beside it"):
+        open_dataset(tmp_path)
+    draw(tmp_path / "b.jpg")
+    write(tmp_path / "b.json", "")
+    with pytest.raises(ValueError, match=r"b\.json: broken JSON"):
+        open_dataset(tmp_path)
 
 
 def test_broken_files(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from small_datasets import add_split
 
 from ssd.data import open_dataset
+from ssd.data.conversion import convert_dataset
 from ssd.data.shapes import write_shapes
 from ssd.options import ReadOptions
 from ssd.training.run import train
@@ -36,6 +37,19 @@ def chosen_by(checkpoint, data):
     assert len(dataset) == len(dataset.files) == len(dataset.truths) == len(dataset.sizes)
     assert dataset[0][1]["boxes"].tolist() == dataset.truths[0]["boxes"].tolist()
     return [path.stem for path in dataset.pictures], line
+
+
+def test_archives_by_any_of_their_names(data, tmp_path):
+    """The folder of archives, the archives and a pattern are the same; one of them overlaps with the run."""
+    shards = tmp_path / "shards"
+    convert_dataset([data], shards, "webdataset")
+    expected = unseen(shards, tmp_path / "run")
+    assert expected[0] == [f"test_{i:05}" for i in range(3)]
+    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert chosen_by(checkpoint, f"{shards}/{{train,test}}-000000.tar") == expected
+    names, line = chosen_by(checkpoint, shards / "train-000000.tar")
+    assert len(names) == 10
+    assert line == "some of these pictures may have been trained on: the data of the run overlaps with these"
 
 
 def test_the_test_split_else_that_of_validation_else_what_was_held_out(data, tmp_path):
