@@ -97,3 +97,34 @@ def untrained(images: int, classes: int) -> tuple[Tensor, Tensor]:
 def candidates(logits: Tensor, min_score: float) -> float:
     """How many pairs (prior, class) of an image have a score above min_score, on average."""
     return float((logits.softmax(dim=-1)[..., 1:] > min_score).sum()) / len(logits)
+
+
+def shaped_boxes(shape: str, n: int) -> Inputs:
+    """Boxes in one of `SHAPES`, with distinct scores; the plane grows with n, so its density stays the same."""
+    g = generator(n)
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(size or (n,), generator=g)
+
+    plane = 10 * n**0.5
+    x, y, w, h = uniform(0, plane), uniform(0, plane), uniform(2, 8), uniform(2, 8)
+    if shape == "sizes":
+        x, y = 3 * x, 3 * y
+        w = 1000 ** uniform(0, 1)
+        h = w * uniform(0.5, 1.5)
+    elif shape == "line":
+        x, y, h = uniform(0, 10 * n), torch.zeros(n), torch.full((n,), 5.0)
+    elif shape == "identical":
+        x, y, w, h = (torch.full((n,), side) for side in (5.0, 5.0, 3.0, 3.0))
+    elif shape == "nested":
+        x, y, w = torch.zeros(n), torch.zeros(n), 1 + torch.randperm(n, generator=g).float()
+        h = w
+    elif shape != "scattered":
+        of = torch.arange(n) % max(1, n // int(shape.split()[-1]))  # "clusters of 20"
+        x, y, w, h = x[of], y[of], w[of] + 3, h[of] + 3
+        x, y = x + 0.3 * torch.randn(n, generator=g), y + 0.3 * torch.randn(n, generator=g)
+    boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1)
+    return Inputs(boxes, (1 + torch.randperm(n, generator=g)) / n)
+
+
+SHAPES = ("scattered", "clusters of 2", "clusters of 20", "clusters of 100", "sizes", "line", "identical", "nested")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torchvision
 from inputs import Inputs
@@ -57,3 +60,40 @@ def detect(ssd: SSD, x: Inputs) -> list[tuple[Tensor, Tensor, Tensor]]:
     anchors = [x.priors_xyxy * SIDE + SIDE] * images
     found = ssd.postprocess_detections(predictions, anchors, [(int(3 * SIDE), int(3 * SIDE))] * images)
     return [((d["boxes"] - SIDE) / SIDE, d["labels"], d["scores"]) for d in found]
+
+
+def _of_arrays(function: Callable[..., Any]) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """An NMS of NumPy arrays as one of tensors."""
+    return lambda boxes, scores, threshold: torch.as_tensor(function(boxes.numpy(), scores.numpy(), threshold)).long()
+
+
+def nms_peers() -> dict[str, Callable[[Tensor, Tensor, float], Tensor] | str]:
+    """NMS of other packages for CPU tensors, or what to install; `pip install lsnms powerboxes opencv-python-headless`.
+
+    All but torchvision's return the kept boxes in another order, or of another dtype.
+    """
+    peers: dict[str, Callable[[Tensor, Tensor, float], Tensor] | str] = {"torchvision": torchvision.ops.nms}
+    try:
+        import lsnms
+
+        # An R-tree in Numba; double precision is what it compiles for.
+        peers["lsnms"] = _of_arrays(lambda b, s, t: lsnms.nms(b.astype("f8"), s.astype("f8"), t, 0.0))
+    except ImportError:
+        peers["lsnms"] = "not installed"
+    try:
+        import powerboxes
+
+        peers["powerboxes"] = _of_arrays(lambda b, s, t: powerboxes.rtree_nms(b.astype("f8"), s.astype("f8"), t, -1.0))
+    except ImportError:
+        peers["powerboxes"] = "not installed"
+    try:
+        import cv2
+
+        def opencv(boxes, scores, threshold):
+            sides = boxes - boxes[:, [0, 1, 0, 1]] * [0, 0, 1, 1]
+            return cv2.dnn.NMSBoxes(sides.tolist(), scores.tolist(), 0.0, threshold)
+
+        peers["opencv"] = _of_arrays(opencv)
+    except ImportError:
+        peers["opencv"] = "not installed"
+    return peers

@@ -61,8 +61,9 @@ def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
     Reading from another device copies the values to the host. The values of fake tensors are never read, and while a
     graph is traced, no values are read.
     """
-    traced = torch.compiler.is_compiling() or is_fake(tensor) or get_proxy_mode() is not None
-    return (tensor.device.type == "cpu" or check) and not traced
+    if tensor.device.type != "cpu" and not check:
+        return False
+    return not (torch.compiler.is_compiling() or is_fake(tensor) or get_proxy_mode() is not None)
 
 
 def check_row_splits(row_splits: Tensor, n_boxes: int, batch: int | None = None, check: bool = False) -> None:

@@ -45,6 +45,7 @@ class Context(Protocol):
     rest: Arguments
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 #: op name -> schema.

@@ -1,13 +1,14 @@
 // Greedy non-maximum suppression on the CPU: boxes (N, 4) xyxy, scores (N,), idxs (N,) -> (K,) int64.
 //
 // A radix sort ranks the boxes by score, and a second, stable one groups the ranks by idxs. Within its group a box is
-// kept if no box kept so far suppresses it. The kept boxes of a group lie in blocks with one array per coordinate, and
-// the test of a box against a block is one loop that the compiler vectorises. A thread owns whole groups; a group with
-// most of the boxes is shared by all threads. Memory is linear in N.
+// kept if no box kept so far suppresses it. Of many kept boxes, only those near to the box are tested
+// (core/cpu/kept_index.h); they lie in blocks with one array per coordinate, and the test against a block is one loop
+// that the compiler vectorises. A thread owns whole groups; a group with most of the boxes is shared by all threads.
+// Memory is linear in N.
 #include "nms/nms.h"
 
 #include "core/box_math.h"
-#include "core/cpu/kept_boxes.h"
+#include "core/cpu/kept_index.h"
 #include "core/cpu/parallel.h"
 
 #include <algorithm>
@@ -94,44 +95,54 @@ Groups group_by_id(const id_t* ids, const std::vector<uint32_t>& ranked) {
 
 // ------------------------------------------------------------------------------------------------ suppression
 
-constexpr int64_t kFirstChunk = 512;
-// One thread tests the pairs inside a chunk: with 100,000 boxes, 4 % of all pairs.
-constexpr int64_t kLargestChunk = 4096;
-constexpr int64_t kTile = 1024;  // kept boxes that stay in the L1 cache while a chunk is tested against them
-constexpr double kPairNanoseconds = 0.4;
-constexpr double kBoxNanoseconds = 60;  // for a box in a group of a few hundred boxes
+constexpr int64_t kFirstChunk = 2048;
+constexpr int64_t kLargestChunk = 16384;  // boxes that are tested against each other stay in the L2 cache
+constexpr int64_t kSharedIfKept = 4;      // one in so many boxes
+constexpr double kBoxNanoseconds = 60;    // for a box in a group of a few hundred boxes
+constexpr double kFoundNanoseconds = 150;  // for a box in a group of many boxes
 
 // Sets is_kept[rank] for the kept boxes among the `count` ranks of one group.
-//
-// The boxes are processed in chunks. All threads test a chunk against the boxes kept before it, then one thread tests
-// the boxes of the chunk against each other. A chunk is as large as all chunks before it, up to a limit: so threads
-// are woken only a few times for a small group, and the work of one thread is a small part of a large group.
 template <typename scalar_t, typename T>
 void suppress_group(const scalar_t* boxes,                // (N, 4) xyxy
                     const uint32_t* ranked,               // (N,) boxes by rank
                     const uint32_t* ranks, int64_t count,  // of this group, rising
-                    T threshold, KeptBoxes<T>& kept, bool* is_kept) {
+                    T threshold, KeptIndex<T>& kept, bool* is_kept) {
   kept.clear();
-  const std::unique_ptr<bool[]> suppressed(new bool[count]);
+  for (int64_t i = 0; i < count; ++i) {
+    const Box<T> box = load_box<T>(boxes, ranked[ranks[i]]);
+    if (kept.suppress(box, threshold)) continue;
+    kept.push_back(box);
+    is_kept[ranks[i]] = true;
+  }
+}
+
+// The same on several threads. The boxes are processed in chunks: all threads test a chunk against the boxes kept
+// before it, then one thread tests the boxes of the chunk that are left against each other. This pays if few are left.
+// So if many boxes of a chunk were kept, one thread tests the next chunk. A chunk is as large as all chunks before it,
+// up to a limit: so threads are woken only a few times for a small group.
+template <typename scalar_t, typename T>
+void share_group(const scalar_t* boxes, const uint32_t* ranked, const uint32_t* ranks, int64_t count, T threshold,
+                 bool* is_kept) {
+  KeptIndex<T> kept, of_chunk;
+  const std::unique_ptr<bool[]> suppressed(new bool[count]());
+  bool shared = false;
   for (int64_t begin = 0, end = 0; begin < count; begin = end) {
     end = std::min(count, begin + std::clamp(begin, kFirstChunk, kLargestChunk));
-    const int64_t kept_before = kept.size();
     const auto box = [&](int64_t i) { return load_box<T>(boxes, ranked[ranks[i]]); };
-    const double box_nanoseconds = static_cast<double>(kept_before) * kPairNanoseconds;
-    parallel_for(end - begin, box_nanoseconds, [&](int64_t from, int64_t to) {
-      std::fill(&suppressed[begin + from], &suppressed[begin + to], false);
-      for (int64_t tile = 0; tile < kept_before; tile += kTile) {
-        const int64_t tile_end = std::min(kept_before, tile + kTile);
-        for (int64_t i = begin + from; i < begin + to; ++i) {
-          suppressed[i] = suppressed[i] || kept.suppress(box(i), threshold, tile, tile_end);
-        }
-      }
-    });
+    if (shared) {
+      parallel_for(end - begin, kFoundNanoseconds, [&](int64_t from, int64_t to) {
+        for (int64_t i = begin + from; i < begin + to; ++i) suppressed[i] = kept.suppress(box(i), threshold);
+      });
+      of_chunk.clear();
+    }
+    const int64_t kept_before = kept.size();
     for (int64_t i = begin; i < end; ++i) {
-      if (suppressed[i] || kept.suppress(box(i), threshold, kept_before, kept.size())) continue;
+      if (suppressed[i] || (shared ? of_chunk : kept).suppress(box(i), threshold)) continue;
+      if (shared) of_chunk.push_back(box(i));
       kept.push_back(box(i));
       is_kept[ranks[i]] = true;
     }
+    shared = kept.size() - kept_before < (end - begin) / kSharedIfKept;
   }
 }
 
@@ -140,23 +151,23 @@ void suppress_groups(const scalar_t* boxes, const std::vector<uint32_t>& ranked,
                      T threshold, bool* is_kept) {
   const auto n = static_cast<int64_t>(ranked.size());
   const auto n_groups = static_cast<int64_t>(groups.begins.size()) - 1;
-  const auto suppress = [&](int64_t group, KeptBoxes<T>& kept) {
-    const int64_t begin = groups.begins[group];
-    suppress_group(boxes, ranked.data(), groups.ranks.data() + begin, groups.begins[group + 1] - begin,
-                   threshold, kept, is_kept);
-  };
+  const auto size_of = [&](int64_t group) { return groups.begins[group + 1] - groups.begins[group]; };
   // A parallel loop inside another one runs on a single thread. So a group with most of the boxes is processed before
   // the loop over the groups.
-  const auto has_most = [&](int64_t group) { return groups.begins[group + 1] - groups.begins[group] > n / 2; };
+  const auto is_shared = [&](int64_t group) {
+    return size_of(group) > n / 2 && torch::stable::get_num_threads() > 1 &&
+           tasks_of(static_cast<double>(size_of(group)) * kFoundNanoseconds) > 1;
+  };
   for (int64_t group = 0; group < n_groups; ++group) {
-    if (!has_most(group)) continue;
-    KeptBoxes<T> kept;
-    suppress(group, kept);
+    if (!is_shared(group)) continue;
+    share_group(boxes, ranked.data(), groups.ranks.data() + groups.begins[group], size_of(group), threshold, is_kept);
   }
   parallel_for(n_groups, static_cast<double>(n) / n_groups * kBoxNanoseconds, [&](int64_t begin, int64_t end) {
-    KeptBoxes<T> kept;
+    KeptIndex<T> kept;
     for (int64_t group = begin; group < end; ++group) {
-      if (!has_most(group)) suppress(group, kept);
+      if (is_shared(group)) continue;
+      suppress_group(boxes, ranked.data(), groups.ranks.data() + groups.begins[group], size_of(group), threshold, kept,
+                     is_kept);
     }
   });
 }

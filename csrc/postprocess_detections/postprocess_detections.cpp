@@ -14,7 +14,7 @@
 #include "postprocess_detections/postprocess_detections.h"
 
 #include "core/any_rows.h"
-#include "core/cpu/kept_boxes.h"
+#include "core/cpu/kept_index.h"
 #include "core/cpu/logit_tile.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/vector_clones.h"
@@ -179,8 +179,8 @@ struct Detector {
 
   // Walks the candidates of an image best first and writes its detections.
   void walk(int64_t image, uint64_t* candidates, uint64_t* end,
-            std::vector<KeptBoxes<float>>& kept) const {  // scratch: one for each label (class - 1)
-    for (KeptBoxes<float>& of_label : kept) of_label.clear();
+            std::vector<KeptIndex<float>>& kept) const {  // scratch: one for each label (class - 1)
+    for (KeptIndex<float>& of_label : kept) of_label.clear();
     std::vector<int64_t> walked(kept.size());  // number of candidates of each label
     const auto max_overlap = rounded_down<float>(options.max_overlap);
     const int64_t limit = options.pre_nms_top_k.value_or(std::numeric_limits<int64_t>::max());
@@ -234,7 +234,7 @@ DetectionOutputs postprocess_detections_cpu(const Tensor& pred_offsets, const Te
     parallel_over_images(n_images, most_lists, image_nanoseconds, [&](const auto& next_image) {
       const std::unique_ptr<uint64_t[]> list(new uint64_t[list_size]);
       const std::unique_ptr<int32_t[]> screened(new int32_t[n_priors]);
-      std::vector<KeptBoxes<float>> kept(n_classes - 1);
+      std::vector<KeptIndex<float>> kept(n_classes - 1);
       for (int64_t image = next_image(); image < n_images; image = next_image()) {
         const auto* const image_logits = logits + image * n_priors * n_classes;
         uint64_t* const end = detector.find_candidates(image_logits, screened.get(), list.get());

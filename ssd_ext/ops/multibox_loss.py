@@ -202,11 +202,16 @@ def _save(ctx: Context, inputs: Arguments, output: tuple[Tensor, ...]) -> None:
     _, _, n_pos, match, selected = output
     ctx.save_for_backward(*inputs[:n_tensors], *Matched(match, selected, n_pos))
     ctx.rest = inputs[n_tensors : n_tensors + len(LossOptions._fields)]
+    ctx.set_materialize_grads(False)  # otherwise every backward makes zeros of the size of match and selected
 
 
-def _backward(ctx: Context, grad_conf: Tensor, grad_loc: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *ctx.rest)  # the options
+def _backward(ctx: Context, grad_conf: Tensor | None, grad_loc: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
     n_inputs = len(Batch._fields) + len(LossOptions._fields) + 1  # priors_xyxy
+    used = grad_loc if grad_conf is None else grad_conf
+    if used is None:
+        return (None,) * n_inputs
+    grad_conf, grad_loc = (torch.zeros_like(used) if grad is None else grad for grad in (grad_conf, grad_loc))
+    grads = torch.ops.ssd_ext.multibox_loss_backward(grad_conf, grad_loc, *ctx.saved_tensors, *ctx.rest)  # the options
     return (*grads, *(None,) * (n_inputs - len(grads)))
 
 

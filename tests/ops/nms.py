@@ -32,6 +32,14 @@ def scores_of(n: int, seed: int) -> Tensor:
     return (adv.hostile_values((n,), seed), torch.zeros(n), torch.rand(n, generator=adv.generator(seed)))[seed % 3]
 
 
+def _spread(n: int, seed: int) -> Tensor:
+    """(n, 4): boxes of which most overlap few others, with sides from 1/2 to 16 and some from 64 to 128."""
+    g = adv.generator(seed)
+    corners = 120 * torch.rand(n, 2, generator=g)
+    powers = 5 * torch.rand(n, 2, generator=g) - 1 + 7 * (torch.rand(n, 1, generator=g) < 0.02)
+    return torch.cat([corners, corners + 2**powers], dim=1)
+
+
 _coarse_boxes = partial(adv.grid_boxes, cells=4)
 
 
@@ -51,6 +59,9 @@ def cases() -> Iterator[tuple]:
     for n in (511, 512, 513, 1024, 1025, 2100):  # around the bands and the tiles of the sort
         yield adv.random_boxes(n, n), scores_of(n, n), 0.6
     yield adv.random_boxes(600), scores_of(600, 0), -1.0
+    for seed, threshold in enumerate((0.1, 0.2, 0.3)):  # more than 512 kept boxes, which C++ finds by their places
+        yield _spread(900, seed), scores_of(900, 2), threshold
+    yield _spread(700, 3).double() + 1e6, scores_of(700, 2), 0.2
     # Each box of the first band has its equal behind the band, and one of them has it inside too.
     corners = torch.arange(512.0)[:, None].repeat(2, 4) * 3 + torch.tensor([0.0, 0.0, 2.0, 2.0])
     corners[1] = corners[0]
@@ -94,7 +105,7 @@ OPS = [
         "nms",
         cases,
         full_size,
-        golden="9fe4951e491ca6d6ec20c4a7ff5b36f73a88a58d16aec795c138eb6f4cb49f3b",
+        golden="f14e57cc260fc1a26fdb7573a4bcb8a879df322063d6d79e8d87bb69bfe22ec1",
         sample=lambda: full_size((), 0, 40),
         oracle=oracle,
         data_dependent=True,

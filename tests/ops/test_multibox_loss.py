@@ -158,6 +158,19 @@ def test_gradcheck(options, device):
     assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in inputs[:2]], fast_mode=True)
 
 
+def test_gradients_of_one_loss_alone(device):
+    """The other one was not used: its gradient is None, and counts as 0."""
+    tensors = [x.to(device) for x in sample((3, 0, 2))]
+    pred = [x.requires_grad_() for x in tensors[:2]]
+    losses = ssd_ext.multibox_loss(*tensors)[:2]
+    for used, other in ((0, 1), (1, 0)):
+        alone = torch.autograd.grad(losses[used], pred, retain_graph=True)
+        both = torch.autograd.grad(losses[used] + 0 * losses[other], pred, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+        assert alone[1 - used].count_nonzero() > 0
+        assert alone[used].count_nonzero() == 0
+
+
 def test_public_function_passes_every_option_on(device):
     inputs = to(device, sample((3, 0, 12), n_priors=65))
     for options in (TUTORIAL, LossOptions(0.3, 1.0, "smooth_l1", "bipartite", 4, 0.3, 0.4)):

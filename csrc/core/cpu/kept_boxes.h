@@ -1,4 +1,4 @@
-// The boxes that greedy non-maximum suppression has kept so far, laid out for the test of the next one.
+// The boxes that greedy non-maximum suppression has kept so far, laid out for the test of the next one against all.
 #pragma once
 
 #include "core/cpu/box_columns.h"
@@ -33,16 +33,13 @@ class KeptBoxes {
   }
 
   int64_t size() const { return count_; }
+  Box<T> operator[](int64_t i) const { return blocks_[i / kKeptBlock].box(i % kKeptBlock); }
 
-  // Whether one of the kept boxes first..last-1 suppresses this box. Whole blocks are tested, so kept boxes shortly
-  // before `first` and from `last` on may be tested too.
-  bool suppress(const Box<T>& box, T threshold, int64_t first, int64_t last) const {
-    if (threshold < 0) return last > first;  // every IoU is greater
-    const int64_t begin = first / kKeptBlock, end = (last + kKeptBlock - 1) / kKeptBlock;
-    return is_suppressed(blocks_.data() + begin, end - begin, box, threshold);
+  // Whether one of the kept boxes suppresses this box.
+  bool suppress(const Box<T>& box, T threshold) const {
+    if (threshold < 0) return count_ > 0;  // every IoU is greater
+    return is_suppressed(blocks_.data(), static_cast<int64_t>(blocks_.size()), box, threshold);
   }
-
-  bool suppress(const Box<T>& box, T threshold) const { return suppress(box, threshold, 0, count_); }
 
  private:
   std::vector<KeptBlock<T>> blocks_;
