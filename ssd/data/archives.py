@@ -98,6 +98,7 @@ def _search_once(archive: str) -> _Found | ValueError:
                     if is_hidden(name) or info.issparse():
                         continue
                     files.pop(name, None)  # of two with one name, tar unpacks the last one
+                    links.pop(name, None)
                     if info.islnk():
                         links[name] = _plain(info.linkname)
                     elif info.issym():
@@ -108,6 +109,7 @@ def _search_once(archive: str) -> _Found | ValueError:
                 if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
                     raise tarfile.ReadError("the blocks of zeros at its end are missing")
         except tarfile.TarError as error:
+            # Returned, since `tried` would search a remote archive again.
             return ValueError(f"{archive}: {_problem(file)} ({error})")
     for name, target in links.items():
         if target in files:
@@ -293,7 +295,7 @@ def folders_of(roots: Root | Iterable[Root]) -> list[Folder]:
 
     Args:
         roots: folders, files, tar archives, or URLs of tar archives; a name may have numbers such as
-            {000000..000146} and, as a URL, * and ?. A folder, or the URL of one, may have archives in it.
+            {000000..000146} and, as a URL, *. A folder, or the URL of one, may have archives in it.
 
     Raises:
         FileNotFoundError: there is no such folder, file or archive.
@@ -309,7 +311,8 @@ def folders_of(roots: Root | Iterable[Root]) -> list[Folder]:
         its = list(group)
         names = [str(next(given)) for _ in its]
         if are_archives:
-            folders.append(ArchiveFolder(", ".join(names), [archive for one in its for archive in one]))  # type: ignore[union-attr]
+            shown = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
+            folders.append(ArchiveFolder(shown, [archive for one in its for archive in one]))  # type: ignore[union-attr]
         else:
             folders += cast("list[Folder]", its)
     return folders

@@ -100,7 +100,11 @@ def read_ahead(parts: Sequence[Part]) -> None:
     for system, wanted in by_system.values():
         paths, starts = [inside for inside, _ in wanted], [start for _, (_, start, _) in wanted]
         ends = [start + size for _, (_, start, size) in wanted]
-        for (_, part), data in zip(wanted, system.cat_ranges(paths, starts, ends, on_error="return"), strict=True):
+        try:
+            read = system.cat_ranges(paths, starts, ends, on_error="return")
+        except Exception:  # file systems raise many kinds of errors; `read_part` tries again, and reports them
+            continue
+        for (_, part), data in zip(wanted, read, strict=True):
             if isinstance(data, bytes) and len(data) == part[2]:
                 _ahead[part] = data
 
