@@ -37,6 +37,7 @@ UNTESTED = {
     "data/csv_table.py": "data/test_csv_datasets.py, whose data sets it reads",
     "data/listing.py": "tests of the formats that it is the base of, such as data/test_csv_datasets.py",
     "data/annotations.py": "data/test_dataset.py, whose datasets hold them",
+    "data/notes.py": "data/test_dataset.py, whose datasets have the notes",
     "data/picture_sizes.py": "data/test_dataset.py, whose datasets compare sizes and turn boxes",
     "data/torchvision_recipe.py": "data/test_augmentation.py runs its tests with both recipes",
     "options.py": "only names, types and defaults; data/test_dataset.py has what they do",

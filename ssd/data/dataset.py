@@ -23,16 +23,17 @@ from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError,
 from ssd.data.archives import folders_of
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
-from ssd.data.depth import FULL, Levels
+from ssd.data.depth import Levels
 from ssd.data.folder import Folder, Root, split_of
 from ssd.data.members import AnyFile, Member, source_of, text_of
+from ssd.data.notes import notes_of
 from ssd.data.picture_formats import describe_unreadable
 from ssd.data.picture_sizes import compare, stored, turn_upright, upright
 from ssd.data.pixels import find_levels
 from ssd.data.plausibility import check_unit, reaching_beyond
-from ssd.data.reading import DEEP, Header, PictureFile
+from ssd.data.reading import Header, PictureFile
 from ssd.options import ReadOptions
-from ssd.runtime.faults import Faults, first_of
+from ssd.runtime.faults import Faults
 from ssd.runtime.packed import Packed
 from ssd.runtime.remote import read_ahead
 
@@ -148,7 +149,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
         self.notes = [line for folder in folders for line in describe_unreadable(folder.unreadable)]
-        self.notes += self._notes(read)
+        self.notes += notes_of(read, self.levels, self._unlabelled, self._sizes_compared, self.sizes)
 
     def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:
         """Reads the annotations from the files, or from the cache if the files have not changed."""
@@ -229,41 +230,6 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         }
         packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
         return packed.where(torch.from_numpy(finite & extended & inside))
-
-    def _notes(self, read: Annotations) -> Iterator[str]:
-        """Describes what was read in another way than a user may expect."""
-        if deep := np.count_nonzero(read.headers[:, 3] == DEEP):
-            low, high = (f"{value:.10g}" for value in self.levels or FULL)
-            yield f"pictures with more than 8 bits per sample: {deep}; {low} becomes black and {high} white"
-        if n := len(read.unreadable):
-            yield f"pictures left out, because they cannot be read: {n} of {len(read.pictures) + n}"
-            yield from (f"  {line}" for line in first_of([error for _, error in read.unreadable]))
-        for remark, (number, file) in read.remarks.items():
-            yield f"annotations with {remark}: {number}, such as {file}"
-        if self._unlabelled == "background" and self.n_unlabelled:
-            yield (
-                f"pictures without annotation, used as pictures without objects: {self.n_unlabelled} "
-                "(to leave them out: --unlabelled ignore)"
-            )
-        elif self.n_unlabelled:
-            yield (
-                f"pictures without annotation, ignored: {self.n_unlabelled} "
-                "(to use them as pictures without objects: --unlabelled background)"
-            )
-        for differ, what in (
-            (self._sizes_compared.resized, "boxes that are scaled, because the picture was resized after annotation"),
-            (
-                self._sizes_compared.other,
-                "boxes that may be wrong, because the annotation gives another size (if they were drawn on the "
-                "pictures as stored, without EXIF's orientation: --boxes-as-stored)",
-            ),
-        ):
-            for i in np.flatnonzero(differ)[:1]:
-                (w, h), (width, height) = read.sizes[i], self.sizes[i].tolist()
-                yield (
-                    f"pictures with {what}: {differ.sum()}, such as {self.pictures[i]}: {width} x {height}, and "
-                    f"{w} x {h} in {self.files[i]}"
-                )
 
     def _wanted(self, keep_crowds: bool) -> Packed[dict[str, Tensor]]:
         """Selects the objects that targets include."""
