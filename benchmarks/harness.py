@@ -31,6 +31,7 @@ import ssd_ext
 from ssd_ext._op import plain
 
 BUDGET = float(os.environ.get("SSD_BENCH_SECONDS", "0.3"))  # seconds of timed rounds per contender and case
+HUGE = bool(os.environ.get("SSD_BENCH_HUGE"))  # whether the huge cases are measured too
 SLOW = 0.5  # seconds; longer calls get three rounds
 VERY_SLOW = 2.0  # seconds; longer calls get one round
 QUICK = 0.02  # seconds; in shorter calls on a GPU, launches and caches matter
@@ -104,14 +105,17 @@ class Case:
         return cpu + (CUDA if contender in self.graphs and not self.chart_only else CUDA[:1])
 
 
-def each(cases: list[Case], charts: Iterable[Case] = ()) -> Callable:
+def each(cases: list[Case], charts: Iterable[Case] = (), huge: Iterable[Case] = ()) -> Callable:
     """A test of every (case, contender, place), ordered by case, with names that `-k` accepts.
 
-    `charts` are cases for more points of a scaling chart. Only ssd_ext and the baseline are measured for them.
+    `charts` are cases for more points of a scaling chart, and `huge` those that take seconds or minutes, which are left
+    out unless `SSD_BENCH_HUGE` is set. Only ssd_ext and the baseline are measured for them.
     """
-    for case in charts:
-        two = {name: case.contenders[name] for name in (OURS, case.baseline)}
-        cases = [*cases, replace(case, contenders=two, chart_only=True)]
+    more = [replace(case, chart_only=True) for case in charts]
+    more += [replace(case, one_thread=False) for case in huge if HUGE]
+    cases = cases + [
+        replace(case, contenders={name: case.contenders[name] for name in (OURS, case.baseline)}) for case in more
+    ]
     rows = [
         pytest.param(case, contender, place, id=selector(f"{case.name}-{place}-{contender}"))
         for case in cases

@@ -88,10 +88,11 @@ def trained_like(images: int, classes: int, priors: Tensor = PRIORS) -> tuple[Te
     return pred_offsets, logits
 
 
-def untrained(images: int, classes: int) -> tuple[Tensor, Tensor]:
+def untrained(images: int, classes: int, priors: Tensor = PRIORS) -> tuple[Tensor, Tensor]:
     """Small random predictions: every class of every prior has a score near 1 / C."""
     g = generator(6)
-    return 0.1 * torch.randn(images, P, 4, generator=g), 0.1 * torch.randn(images, P, classes, generator=g)
+    n = len(priors)
+    return 0.1 * torch.randn(images, n, 4, generator=g), 0.1 * torch.randn(images, n, classes, generator=g)
 
 
 def candidates(logits: Tensor, min_score: float) -> float:

@@ -14,9 +14,10 @@ import peers
 import torch
 import tutorial
 from harness import Case, compiled, each
-from inputs import PRIORS, PRIORS_XYXY, Inputs, P, candidates, trained_like, untrained
+from inputs import PRIORS, PRIORS_XYXY, Inputs, P, candidates, random_boxes, trained_like, untrained
 
 import ssd_ext
+from ssd.boxes import xy_to_cxcy
 from ssd_ext import DetectionOptions
 from ssd_ext._op import plain
 
@@ -54,13 +55,15 @@ def check(name, got, expected) -> None:
     assert wrong <= total / 100, f"{name}: {wrong} of {total} detections have no partner"
 
 
-def detection(kind: str, images: int, classes: int) -> Case:
+def detection(kind: str, images: int, classes: int, n_priors: int = P) -> Case:
     make, options = KINDS[kind]
+    priors_xyxy = PRIORS_XYXY if n_priors == P else random_boxes(n_priors, 0)
+    priors = PRIORS if n_priors == P else xy_to_cxcy(priors_xyxy)
     small = (images, classes) == (1, 21)
 
     def inputs():
-        pred_offsets, pred_logits = make(images, classes)
-        return Inputs(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=PRIORS, priors_xyxy=PRIORS_XYXY)
+        pred_offsets, pred_logits = make(images, classes, priors)
+        return Inputs(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=priors, priors_xyxy=priors_xyxy)
 
     def predictions(x):
         return x.pred_offsets, x.pred_logits, x.priors_cxcywh
@@ -83,7 +86,7 @@ def detection(kind: str, images: int, classes: int) -> Case:
     return Case(
         "detection",
         kind,
-        {"images": images, "classes": classes},
+        {"images": images, "classes": classes} | ({} if n_priors == P else {"priors": n_priors}),
         inputs,
         contenders,
         check,
@@ -95,4 +98,5 @@ def detection(kind: str, images: int, classes: int) -> Case:
 
 CASES = [detection(kind, images, classes) for kind in KINDS for classes in (21, 81) for images in (1, 8, 32)]
 CHARTS = [(2, 21), (4, 21), (16, 21), (8, 2), (8, 6), (8, 41), (8, 161)]  # images, classes
-test_detection = each(CASES, charts=[detection("trained", *sizes) for sizes in CHARTS])
+HUGE = [detection("trained", 8, 91, 100_000), detection("untrained", 256, 21)]
+test_detection = each(CASES, charts=[detection("trained", *sizes) for sizes in CHARTS], huge=HUGE)

@@ -42,4 +42,4 @@ def match_priors(images: int, most: int, fewest: int = 1) -> Case:
 
 CASES = [match_priors(images, *counts) for counts in ((20,), (100, 100)) for images in (1, 8, 32)]
 CHARTS = [*(match_priors(images, 20) for images in (2, 4, 16)), *(match_priors(8, n, n) for n in (1, 5, 20, 50, 200))]
-test_op = each(CASES, charts=CHARTS)
+test_op = each(CASES, charts=CHARTS, huge=[match_priors(64, 500, 500)])

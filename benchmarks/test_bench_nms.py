@@ -21,19 +21,19 @@ def nms(n: int) -> Case:
 
     contenders = {
         **ours("nms", by),
-        "torchvision": by(torchvision.ops.nms),
+        "torchvision": by(torchvision.ops.nms) if n <= 100_000 else "takes minutes",
         "tutorial": MATRIX if n > 5000 else by(tutorial.nms),
     }
     return Case("ops", "nms", {"boxes": n}, lambda: clustered_boxes(n, None), contenders, close(0), graphs=())
 
 
-def batched_nms(n: int) -> Case:
+def batched_nms(n: int, classes: int = 20) -> Case:
     def by(nms):
         return lambda x: nms(x.boxes, x.scores, x.idxs, MAX_OVERLAP)
 
     def loop(boxes, scores, idxs, max_overlap):
         kept = []
-        for label in range(20):
+        for label in range(classes):
             rows = (idxs == label).nonzero()[:, 0]
             kept.append(rows[tutorial.nms(boxes[rows], scores[rows], max_overlap)])
         kept = torch.cat(kept)
@@ -51,8 +51,10 @@ def batched_nms(n: int) -> Case:
         "torchvision": by(torchvision.ops.batched_nms),
         "tutorial": by(loop),
     }
-    return Case("ops", "batched_nms", {"boxes": n}, lambda: clustered_boxes(n, 20), contenders, check, graphs=())
+    sizes = {"boxes": n} if classes == 20 else {"boxes": n, "classes": classes}
+    return Case("ops", "batched_nms", sizes, lambda: clustered_boxes(n, classes), contenders, check, graphs=())
 
 
 CASES = [make(n) for make in (nms, batched_nms) for n in (200, 1000, 5000, 20000)]
-test_op = each(CASES, charts=[make(n) for make in (nms, batched_nms) for n in (500, 2000, 10000)])
+CHARTS = [make(n) for make in (nms, batched_nms) for n in (500, 2000, 10000)]
+test_op = each(CASES, charts=CHARTS, huge=[nms(100_000), nms(1_000_000), batched_nms(1_000_000, 1000)])
