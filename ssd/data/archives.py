@@ -304,7 +304,7 @@ def folders_of(roots: Root | Iterable[Root]) -> list[Folder]:
     every = [roots] if isinstance(roots, (str, os.PathLike, Folder)) else list(roots)
     opened: list[Folder | list[str]] = []
     for root in every:
-        opened.append(root if isinstance(root, Folder) else _archives(os.fspath(root)) or Folder.of(root))
+        opened.append(root if isinstance(root, Folder) else _opened(os.fspath(root)))
     folders: list[Folder] = []
     given = iter(every)
     for are_archives, group in groupby(opened, lambda one: isinstance(one, list)):
@@ -318,8 +318,8 @@ def folders_of(roots: Root | Iterable[Root]) -> list[Folder]:
     return folders
 
 
-def _archives(root: str) -> list[str]:
-    """The archives that a path or a URL names; none if it is an ordinary folder or file."""
+def _opened(root: str) -> Folder | list[str]:
+    """The archives that a path or a URL names, or the ordinary folder or file."""
     names = list(dict.fromkeys(_expanded(root)))  # nested braces give names twice
     for name in names:
         _check_uncompressed(name)
@@ -343,7 +343,8 @@ def _archives(root: str) -> list[str]:
             for path in folder.files(".gz", ".tgz"):
                 _check_uncompressed(os.path.join(root, path))
             return [os.path.join(root, path) for path in archives]
-    return []
+        return folder  # listed once
+    return Folder.of(root)
 
 
 def _is_archive(name: str) -> bool:

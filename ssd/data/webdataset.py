@@ -15,14 +15,8 @@ from ssd.data.folder import Folder, split_of
 from ssd.data.json_kinds import WEBDATASET, field, is_json, kinds, numbers_of, read_json, size_in
 from ssd.runtime.faults import Faults
 
-NAMES = (
-    "category",
-    "category_name",
-    "label",
-    "class",
-    "name",
-    "category_id",
-)  # keys of the class; the first one counts
+# Keys of the class of an object; the first one that is there counts.
+NAMES = ("category", "category_name", "label", "class", "class_name", "name", "category_id")
 
 
 class WebDataset(BoxDataset):
@@ -108,13 +102,13 @@ def _files(folder: Folder) -> dict[str, str]:
     by_key: dict[str, str] = {}
     for path in folder.pictures:
         by_key.setdefault(_key(path), path)
-    found = {}
-    for path in folder.as_stored(folder.once(kinds)):
-        kind, stem = folder.once(kinds)[path], os.path.splitext(path)[0]
+    found, its_kinds = {}, folder.once(kinds)
+    for path in folder.as_stored(its_kinds):
+        kind, stem = its_kinds[path], os.path.splitext(path)[0]
         picture = by_stem.get(stem) or by_key.get(_key(path))
         if kind == WEBDATASET or (not kind and picture and not is_json(folder.root / path)):
             found[path] = picture or ""
-    claimed = any(picture and folder.once(kinds)[path] for path, picture in found.items())
+    claimed = any(picture and its_kinds[path] for path, picture in found.items())
     return found if claimed else {}
 
 

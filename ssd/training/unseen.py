@@ -38,8 +38,7 @@ def open_unseen(
     if "settings" not in checkpoint:
         return opened(None, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
-    asked, trained = _places(data), _places(run.data)
-    if asked != trained:
+    if set(map(absolute, data)) != set(run.data) and (asked := _places(data)) != (trained := _places(run.data)):
         some = "some of these pictures may have been trained on: the data of the run overlaps with these"
         return opened(None, ReadOptions()), some if asked & trained else ""
     if run.test_split:

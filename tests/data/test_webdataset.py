@@ -24,14 +24,15 @@ def test_what_an_object_may_have(tmp_path):
         {"bbox": [0.5, 0, 4, 4], "class": "b", "area": 12.5, "segmentation": [[1, 2, 3, 4]], "score": None},
         {"bbox": None, "category_name": "c"},
         {"name": "a", "bbox": []},
+        {"class_name": "b", "bbox": [1, 2, 10, 20]},
     ]
     dataset = open_dataset(one(tmp_path, rows, width=60, height=40, image_id=17), keep_crowds=True)
     assert type(dataset) is WebDataset
     assert dataset.classes == ("b", "3", "a", "c")  # by their numbers; those without one last
-    assert dataset.truths[0]["boxes"].tolist() == [[1, 2, 11, 22]] * 3 + [[0.5, 0, 4.5, 4]]
-    assert dataset.truths[0]["labels"].tolist() == [1, 3, 2, 1]
-    assert dataset.truths[0]["difficult"].tolist() == [False, True, True, False]
-    assert dataset.truths[0]["areas"].tolist() == [200, 200, 200, 12.5]
+    assert dataset.truths[0]["boxes"].tolist() == [[1, 2, 11, 22]] * 3 + [[0.5, 0, 4.5, 4], [1, 2, 11, 22]]
+    assert dataset.truths[0]["labels"].tolist() == [1, 3, 2, 1, 1]
+    assert dataset.truths[0]["difficult"].tolist() == [False, True, True, False, False]
+    assert dataset.truths[0]["areas"].tolist() == [200, 200, 200, 12.5, 200]
     assert dataset.truths[0]["image_id"] == 17
     assert [drop.reason for drop in dataset.dropped] == ["no box", "no box"]
 
