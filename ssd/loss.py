@@ -1,6 +1,7 @@
 """The SSD training loss as a module: a drop-in replacement for the tutorial's class of the same name."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -108,7 +109,7 @@ class MultiBoxLoss(nn.Module):
         if divisor is not None:
             scale = n_pos.clamp(min=1).to(conf_loss.dtype) / divisor.to(conf_loss.dtype)
             conf_loss, loc_loss = conf_loss * scale, loc_loss * scale
-        return (conf_loss, loc_loss) if self.parts else conf_loss + self.alpha * loc_loss
+        return (conf_loss, loc_loss) if self.parts else conf_loss.add(loc_loss, alpha=self.alpha)
 
     def divisor(self, boxes: Tensor, row_splits: Tensor) -> Tensor:
         """Returns the number that `forward` divides by: the positive priors of a batch, at least 1.
@@ -155,8 +156,8 @@ def pack_targets(
             raise ValueError(
                 f"boxes[{i}] must be (n, 4) and labels[{i}] (n,), got {tuple(b.shape)} and {tuple(n.shape)}"
             )
-    sizes = torch.tensor([0, *(len(b) for b in boxes)], dtype=torch.int32)
-    row_splits = sizes.cumsum(0, dtype=torch.int32).to(device, non_blocking=True)
+    ends = accumulate(map(len, boxes), initial=0)
+    row_splits = torch.tensor(list(ends), dtype=torch.int32).to(device, non_blocking=True)
     if not len(boxes):
         return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device), row_splits
     return torch.cat(list(boxes)), torch.cat(list(labels)), row_splits

@@ -45,14 +45,13 @@ def check_devices(**tensors: Tensor) -> None:
 
     Without this check, a tangent would be dropped silently.
     """
-    (first, reference), *others = tensors.items()
-    for name, tensor in others:
-        if tensor.device != reference.device:
-            raise ValueError(f"{name} is on {tensor.device}, {first} is on {reference.device}")
-    if not torch.compiler.is_compiling():
-        for name, tensor in tensors.items():
-            if unpack_dual(tensor).tangent is not None:
-                raise RuntimeError(f"{name} has a tangent: forward-mode differentiation is not supported")
+    first = next(iter(tensors))
+    device = tensors[first].device
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, {first} is on {device}")
+        if not torch.compiler.is_compiling() and unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(f"{name} has a tangent: forward-mode differentiation is not supported")
 
 
 def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
@@ -66,15 +65,20 @@ def values_can_be_read(tensor: Tensor, check: bool = False) -> bool:
     return not (torch.compiler.is_compiling() or is_fake(tensor) or get_proxy_mode() is not None)
 
 
-def check_row_splits(row_splits: Tensor, n_boxes: int, batch: int | None = None, check: bool = False) -> None:
+def check_row_splits(
+    row_splits: Tensor, n_boxes: int, batch: int | None = None, check: bool = False
+) -> list[int] | None:
+    """Checks row splits and returns their values, or None if they may not be read."""
     rows = "B + 1" if batch is None else batch + 1
     n = len(row_splits) if row_splits.dim() == 1 else 0
     if n < 1 or row_splits.dtype != torch.int32 or (batch is not None and n != batch + 1):
         raise ValueError(f"row_splits must be ({rows},) int32, got {describe(row_splits)}")
-    if values_can_be_read(row_splits, check):
-        values = row_splits.tolist()
-        if values[0] != 0 or values[-1] > n_boxes or values != sorted(values):
-            raise ValueError(f"row_splits must rise from 0 to at most {n_boxes} (the number of boxes), got {values}")
+    if not values_can_be_read(row_splits, check):
+        return None
+    values: list[int] = row_splits.tolist()
+    if values[0] != 0 or values[-1] > n_boxes or values != sorted(values):
+        raise ValueError(f"row_splits must rise from 0 to at most {n_boxes} (the number of boxes), got {values}")
+    return values
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

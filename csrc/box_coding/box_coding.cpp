@@ -86,8 +86,8 @@ Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cx
   const Tensor out = torch::stable::new_empty(values, values.sizes(), compute_dtype(values));
   if (values.numel() == 0) return out;
 
-  const Tensor values_rows = torch::stable::contiguous(values);
-  const Tensor priors_rows = torch::stable::contiguous(priors_cxcywh);
+  const Tensor values_rows = as_contiguous(values);
+  const Tensor priors_rows = as_contiguous(priors_cxcywh);
   const int64_t n_images = values.numel() / (4 * n_priors);
   const int64_t tiles = (n_priors + kTile - 1) / kTile;
   dispatch_floating_dtype(values.scalar_type(), [&](auto zero) {

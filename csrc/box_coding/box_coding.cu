@@ -72,8 +72,8 @@ Tensor per_prior(const Tensor& values, const char* name, const Tensor& priors_cx
   const Tensor out = torch::stable::new_empty(values, values.sizes(), compute_dtype(values));
   if (values.numel() == 0) return out;
 
-  const Tensor values_rows = torch::stable::contiguous(values);
-  const Tensor priors_rows = torch::stable::contiguous(priors_cxcywh);
+  const Tensor values_rows = as_contiguous(values);
+  const Tensor priors_rows = as_contiguous(priors_cxcywh);
   const cudaStream_t stream = current_stream(values);
   const int64_t n_rows = values.numel() / 4;
   dispatch_floating_dtype(values.scalar_type(), [&](auto zero) {

@@ -73,8 +73,8 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
   const Tensor out = torch::stable::new_empty(boxes1, {n, m}, compute_dtype(boxes1));
   if (n == 0 || m == 0) return out;
 
-  const Tensor rows = torch::stable::contiguous(boxes1);
-  const Tensor columns = torch::stable::contiguous(boxes2);
+  const Tensor rows = as_contiguous(boxes1);
+  const Tensor columns = as_contiguous(boxes2);
   const cudaStream_t stream = current_stream(boxes1);
   dispatch_floating_dtype(boxes1.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);

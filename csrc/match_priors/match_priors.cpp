@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -44,6 +45,36 @@ struct TileMatch {
   int_of_width<T> owner[kTile];  // the first object that has it, -1 for none
   T iou[kTile];            // IoU with the object offered last
 };
+
+// The smallest value, or the largest one. A NaN fails every comparison; it may be left out, because a prior with a NaN
+// overlaps nothing.
+template <bool kLargest, typename T>
+INLINE_IN_CLONES T extreme_of(const T* __restrict values) {  // (kTile,)
+  constexpr int64_t kLanes = 16;  // a loop over lanes can be vectorised
+  const auto beyond = [](T a, T b) { return kLargest ? a > b : a < b; };
+  T extremes[kLanes];
+  std::fill_n(extremes, kLanes, std::numeric_limits<T>::infinity() * (kLargest ? -1 : 1));
+  for (int64_t k = 0; k < kTile; k += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      extremes[lane] = beyond(values[k + lane], extremes[lane]) ? values[k + lane] : extremes[lane];
+    }
+  }
+  return *std::min_element(extremes, extremes + kLanes, beyond);
+}
+
+// Row: the form of the rows.
+template <typename Row, typename T>
+INLINE_IN_CLONES void lay_out_rows(const T* __restrict rows, PriorTile<T>& tile) {  // rows (kTile, 4)
+  for (int64_t k = 0; k < kTile; ++k) tile.priors.set(k, corners(load_row<Row>(rows, k)));
+  const auto& priors = tile.priors;
+  tile.bounds = {extreme_of<false>(priors.x0), extreme_of<false>(priors.y0), extreme_of<true>(priors.x1),
+                 extreme_of<true>(priors.y1)};
+}
+
+template <typename T>
+INLINE_IN_CLONES void lay_out_any(const T* priors, bool cxcywh, PriorTile<T>& tile) {
+  cxcywh ? lay_out_rows<CenterBox<T>>(priors, tile) : lay_out_rows<Box<T>>(priors, tile);
+}
 
 // False only if the object has IoU 0 with all priors of the tile.
 template <typename T>
@@ -207,15 +238,21 @@ void take_best_pairs(const Box<T>* boxes,  // (count,), of the image
 
 }  // namespace
 
+VECTOR_CLONES void lay_out(const float* priors, bool cxcywh, PriorTile<float>& tile) {
+  lay_out_any(priors, cxcywh, tile);
+}
+VECTOR_CLONES void lay_out(const double* priors, bool cxcywh, PriorTile<double>& tile) {
+  lay_out_any(priors, cxcywh, tile);
+}
+
 template <typename T>
 void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match) const {
-  const auto n_tiles = static_cast<int64_t>(tiles_.size());
   // With few objects there is one run, and a run has at least one tile however many threads there are.
-  const int64_t runs = std::max<int64_t>(1, std::min(n_tiles, tasks_of(nanoseconds(count))));
+  const int64_t runs = std::max<int64_t>(1, std::min(n_tiles_, tasks_of(nanoseconds(count))));
   std::vector<Candidate<T>> candidates(runs * count);
   share_out(runs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t run = begin; run < end; ++run) {
-      match_run(boxes, count, tiles_.data(), run * n_tiles / runs, (run + 1) * n_tiles / runs, n_priors_,
+      match_run(boxes, count, tiles_.get(), run * n_tiles_ / runs, (run + 1) * n_tiles_ / runs, n_priors_,
                 threshold_, candidates.data() + run * count, match);
     }
   });
@@ -227,7 +264,7 @@ void Matcher<T>::match_image(const Box<T>* boxes, int32_t count, int32_t* match)
     }
   }
   if (bipartite_) {
-    take_best_pairs(boxes, tiles_.data(), n_priors_, best, count, match);
+    take_best_pairs(boxes, tiles_.get(), n_priors_, best, count, match);
   } else {
     force_best_priors(best, count, match);
   }
@@ -248,14 +285,14 @@ Tensor match_priors_cpu(const Tensor& boxes, const Tensor& row_splits, const Ten
   const Tensor match = torch::stable::new_empty(boxes, {n_images, n_priors}, ScalarType::Int);
   if (n_images == 0 || n_priors == 0) return match;
 
-  const Tensor objects = torch::stable::contiguous(boxes);
-  const Tensor splits = torch::stable::contiguous(row_splits);
-  const Tensor priors = torch::stable::contiguous(priors_xyxy);
+  const Tensor objects = as_contiguous(boxes);
+  const Tensor splits = as_contiguous(row_splits);
+  const Tensor priors = as_contiguous(priors_xyxy);
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto* const priors_data = priors.const_data_ptr<scalar_t>();
-    const Matcher<T> matcher([&](int64_t p) { return load_box<T>(priors_data, p); }, n_priors, threshold, bipartite);
+    const std::vector<Box<T>> all_priors = load_boxes<T>(priors.const_data_ptr<scalar_t>(), n_priors);
+    const Matcher<T> matcher(&all_priors[0].x0, false, n_priors, threshold, bipartite);
     const std::vector<Box<T>> all_boxes = load_boxes<T>(objects.const_data_ptr<scalar_t>(), n_objects);
     const auto* const splits_data = splits.const_data_ptr<int32_t>();
     auto* const match_data = match.mutable_data_ptr<int32_t>();

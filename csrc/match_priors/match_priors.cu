@@ -253,9 +253,9 @@ Tensor match_priors_cuda(const Tensor& boxes, const Tensor& row_splits, const Te
   const Tensor match = torch::stable::new_empty(boxes, {n_images, n_priors}, ScalarType::Int);
   if (n_images == 0 || n_priors == 0) return match;
 
-  const Tensor objects = torch::stable::contiguous(boxes);
-  const Tensor splits = torch::stable::contiguous(row_splits);
-  const Tensor priors = torch::stable::contiguous(priors_xyxy);
+  const Tensor objects = as_contiguous(boxes);
+  const Tensor splits = as_contiguous(row_splits);
+  const Tensor priors = as_contiguous(priors_xyxy);
   const cudaStream_t stream = current_stream(boxes);
   dispatch_floating_dtype(boxes.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);

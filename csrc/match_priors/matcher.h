@@ -3,8 +3,9 @@
 
 #include "core/cpu/box_columns.h"
 
+#include <algorithm>
 #include <cstdint>
-#include <limits>
+#include <memory>
 #include <vector>
 
 namespace ssd_ext {
@@ -26,19 +27,26 @@ struct PriorTile {
   BoxColumns<T, kPriorTile> priors;
 };
 
+// Fills a tile with kPriorTile priors, (kPriorTile, 4) xyxy or cxcywh.
+void lay_out(const float* priors, bool cxcywh, PriorTile<float>& tile);
+void lay_out(const double* priors, bool cxcywh, PriorTile<double>& tile);
+
 template <typename T>
 class Matcher {
  public:
-  // prior(p) gives prior p as a Box<T>.
-  template <typename Prior>
-  Matcher(const Prior& prior, int64_t n_priors, double threshold, bool bipartite)
+  // priors: (P, 4) xyxy or cxcywh.
+  Matcher(const T* priors, bool cxcywh, int64_t n_priors, double threshold, bool bipartite)
       : n_priors_(n_priors),
         threshold_(static_cast<T>(threshold)),
         bipartite_(bipartite),
-        tiles_((n_priors + kPriorTile - 1) / kPriorTile) {
-    constexpr T kInf = std::numeric_limits<T>::infinity();
-    for (PriorTile<T>& tile : tiles_) tile.bounds = {kInf, kInf, -kInf, -kInf};
-    for (int64_t p = 0; p < n_priors; ++p) add(prior(p), p);
+        n_tiles_((n_priors + kPriorTile - 1) / kPriorTile),
+        tiles_(new PriorTile<T>[n_tiles_]) {
+    const int64_t n_full = n_priors / kPriorTile;
+    for (int64_t t = 0; t < n_full; ++t) lay_out(priors + t * kPriorTile * 4, cxcywh, tiles_[t]);
+    if (n_full == n_tiles_) return;
+    T last[kPriorTile * 4] = {};
+    std::copy(priors + n_full * kPriorTile * 4, priors + n_priors * 4, last);
+    lay_out(last, cxcywh, tiles_[n_full]);
   }
 
   // The time that match_image takes on one thread.
@@ -48,20 +56,11 @@ class Matcher {
   void match_image(const Box<T>* boxes, int32_t count, int32_t* match) const;
 
  private:
-  void add(const Box<T>& prior, int64_t p) {
-    PriorTile<T>& tile = tiles_[p / kPriorTile];
-    tile.priors.set(p % kPriorTile, prior);
-    // A NaN fails every comparison; it may be left out, because a prior with a NaN overlaps nothing.
-    if (prior.x0 < tile.bounds.x0) tile.bounds.x0 = prior.x0;
-    if (prior.y0 < tile.bounds.y0) tile.bounds.y0 = prior.y0;
-    if (prior.x1 > tile.bounds.x1) tile.bounds.x1 = prior.x1;
-    if (prior.y1 > tile.bounds.y1) tile.bounds.y1 = prior.y1;
-  }
-
   int64_t n_priors_;
   T threshold_;
   bool bipartite_;
-  std::vector<PriorTile<T>> tiles_;
+  int64_t n_tiles_;
+  std::unique_ptr<PriorTile<T>[]> tiles_;
 };
 
 }  // namespace ssd_ext

@@ -111,11 +111,9 @@ std::vector<ImageLoss> losses_of_images(const LossInputs& inputs, const LossOpti
   auto* const selected_data = selected.mutable_data_ptr<bool>();
 
   const std::vector<Box<T>> objects = load_boxes<T>(targets.boxes, targets.n_objects);
-  const T* const given_corners = inputs.priors_xyxy ? inputs.priors_xyxy->const_data_ptr<T>() : nullptr;
-  const auto corners_of = [&](int64_t p) {
-    return given_corners ? load_box<T>(given_corners, p) : corners(load_row<CenterBox<T>>(targets.priors, p));
-  };
-  const Matcher<T> matcher(corners_of, n_priors, options.threshold, options.bipartite);
+  const bool cxcywh = !inputs.priors_xyxy;
+  const T* const priors = cxcywh ? targets.priors : inputs.priors_xyxy->const_data_ptr<T>();
+  const Matcher<T> matcher(priors, cxcywh, n_priors, options.threshold, options.bipartite);
   const int64_t tiles = (n_priors + kLogitRows - 1) / kLogitRows;  // of an image
   const double tile_nanoseconds = static_cast<double>(kLogitRows * targets.n_classes) * kLogitNanoseconds;
   const double image_nanoseconds =
@@ -141,7 +139,7 @@ LossOutputs multibox_loss_cpu(const LossInputs& inputs, const LossOptions& optio
   dispatch_floating_dtype(inputs.pred_logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
-    const auto losses = losses_of_images<scalar_t>(contiguous(inputs), options, outputs.match, outputs.selected);
+    const auto losses = losses_of_images<scalar_t>(as_contiguous(inputs), options, outputs.match, outputs.selected);
     add_up_batch(losses, options.smooth, outputs.conf_loss.mutable_data_ptr<T>(),
                  outputs.loc_loss.mutable_data_ptr<T>(), outputs.n_pos.mutable_data_ptr<int64_t>());
   });
@@ -219,9 +217,9 @@ LossGradients multibox_loss_backward_cpu(const LossInputs& given, const LossResu
   const Tensor grad_logits = new_in_huge_pages(logits, {n_images, n_priors, n_classes});
   if (n_images == 0 || n_priors == 0) return {grad_offsets, grad_logits};
 
-  const LossInputs inputs = contiguous(given);
-  const Tensor match = torch::stable::contiguous(results.match);
-  const Tensor selected = torch::stable::contiguous(results.selected);
+  const LossInputs inputs = as_contiguous(given);
+  const Tensor match = as_contiguous(results.match);
+  const Tensor selected = as_contiguous(results.selected);
   const int64_t n_pos = *results.n_pos.const_data_ptr<int64_t>();
   dispatch_floating_dtype(logits.scalar_type(), [&](auto logits_zero) {
     dispatch_floating_dtype(given.pred_offsets.scalar_type(), [&](auto offsets_zero) {

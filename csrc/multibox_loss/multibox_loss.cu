@@ -126,7 +126,7 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
   const LossOutputs outputs = new_losses(logits, n_rows == 0);
   if (n_rows == 0) return outputs;
 
-  const LossInputs inputs = contiguous(given);
+  const LossInputs inputs = as_contiguous(given);
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating_dtype(logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -275,9 +275,9 @@ LossGradients multibox_loss_backward_cuda(const LossInputs& given, const LossRes
   const Tensor grad_logits = torch::stable::new_empty(logits, logits.sizes());
   if (n_rows == 0) return {grad_offsets, grad_logits};
 
-  const LossInputs inputs = contiguous(given);
-  const Tensor match = torch::stable::contiguous(results.match);
-  const Tensor selected = torch::stable::contiguous(results.selected);
+  const LossInputs inputs = as_contiguous(given);
+  const Tensor match = as_contiguous(results.match);
+  const Tensor selected = as_contiguous(results.selected);
   const cudaStream_t stream = current_stream(logits);
   dispatch_floating_dtype(logits.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);

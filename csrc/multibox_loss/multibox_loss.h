@@ -28,12 +28,12 @@ struct LossInputs {
   std::optional<Tensor> priors_xyxy;  // forward only: the corners of the priors for matching
 };
 
-inline LossInputs contiguous(const LossInputs& x) {
+inline LossInputs as_contiguous(const LossInputs& x) {
   std::optional<Tensor> corners;
-  if (x.priors_xyxy) corners = torch::stable::contiguous(*x.priors_xyxy);
-  return {torch::stable::contiguous(x.pred_offsets), torch::stable::contiguous(x.pred_logits),
-          torch::stable::contiguous(x.boxes),        torch::stable::contiguous(x.labels),
-          torch::stable::contiguous(x.row_splits),   torch::stable::contiguous(x.priors_cxcywh),
+  if (x.priors_xyxy) corners = as_contiguous(*x.priors_xyxy);
+  return {as_contiguous(x.pred_offsets), as_contiguous(x.pred_logits),
+          as_contiguous(x.boxes),        as_contiguous(x.labels),
+          as_contiguous(x.row_splits),   as_contiguous(x.priors_cxcywh),
           corners};
 }
 

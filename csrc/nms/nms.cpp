@@ -179,8 +179,8 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   const int64_t n = boxes.size(0);
   if (n == 0) return torch::stable::new_empty(scores, {0}, ScalarType::Long);
 
-  const Tensor all_boxes = torch::stable::contiguous(boxes);
-  const Tensor all_scores = torch::stable::contiguous(scores);
+  const Tensor all_boxes = as_contiguous(boxes);
+  const Tensor all_scores = as_contiguous(scores);
   std::vector<uint32_t> ranked;
   dispatch_floating_dtype(scores.scalar_type(), [&](auto zero) {
     ranked = rank_by_score(all_scores.const_data_ptr<decltype(zero)>(), n);
@@ -189,7 +189,7 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   if (idxs == nullptr) {
     groups = one_group(n);
   } else {
-    const Tensor ids = torch::stable::contiguous(*idxs);
+    const Tensor ids = as_contiguous(*idxs);
     dispatch_id_dtype(ids.scalar_type(), [&](auto zero) {
       groups = group_by_id(ids.const_data_ptr<decltype(zero)>(), ranked);
     });

@@ -357,8 +357,8 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
   const int64_t n = boxes.size(0);
   if (n == 0) return torch::stable::new_empty(scores, {0}, ScalarType::Long);
 
-  const Tensor all_boxes = torch::stable::contiguous(boxes);
-  const Tensor all_scores = torch::stable::contiguous(scores);
+  const Tensor all_boxes = as_contiguous(boxes);
+  const Tensor all_scores = as_contiguous(scores);
   const cudaStream_t stream = current_stream(boxes);
   std::optional<Scratch<RankKey>> ranked, grouped;
   dispatch_floating_dtype(scores.scalar_type(), [&](auto zero) {
@@ -367,7 +367,7 @@ Tensor nms_of_groups(const Tensor& boxes, const Tensor& scores, const Tensor* id
     ranked = sorted_keys(score_key, n, boxes, stream);
   });
   if (idxs != nullptr) {
-    const Tensor ids = torch::stable::contiguous(*idxs);
+    const Tensor ids = as_contiguous(*idxs);
     dispatch_id_dtype(ids.scalar_type(), [&](auto zero) {
       using id_t = decltype(zero);
       const GroupKey<id_t> group_key = {ids.const_data_ptr<id_t>(), ranked->data()};

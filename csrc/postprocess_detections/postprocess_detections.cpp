@@ -221,9 +221,9 @@ DetectionOutputs postprocess_detections_cpu(const Tensor& pred_offsets, const Te
   const DetectionOutputs outputs = new_detections(pred_logits, options.top_k);
   if (n_images == 0) return outputs;
 
-  const Tensor all_logits = torch::stable::contiguous(pred_logits);
-  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
-  const Tensor all_priors = torch::stable::contiguous(priors_cxcywh);
+  const Tensor all_logits = as_contiguous(pred_logits);
+  const Tensor all_offsets = as_contiguous(pred_offsets);
+  const Tensor all_priors = as_contiguous(priors_cxcywh);
   const Detector detector = {rows_of(all_offsets), rows_of(all_priors), n_priors,
                              n_classes,            options,             data_of(outputs)};
   const int64_t list_size = n_priors * (n_classes - 1);  // of an image

@@ -374,9 +374,9 @@ DetectionOutputs postprocess_detections_cuda(const Tensor& pred_offsets, const T
   const DetectionOutputs outputs = new_detections(pred_logits, options.top_k, is_empty);
   if (is_empty) return outputs;
 
-  const Tensor all_logits = torch::stable::contiguous(pred_logits);
-  const Tensor all_offsets = torch::stable::contiguous(pred_offsets);
-  const Tensor all_priors = torch::stable::contiguous(priors_cxcywh);
+  const Tensor all_logits = as_contiguous(pred_logits);
+  const Tensor all_offsets = as_contiguous(pred_offsets);
+  const Tensor all_priors = as_contiguous(priors_cxcywh);
   const cudaStream_t stream = current_stream(pred_logits);
   const int64_t most = std::clamp<int64_t>(kListBytes / (n_keys * int64_t(sizeof(uint64_t))), 1, n_images);
   const int64_t step = ceil_div(n_images, ceil_div(n_images, most));  // sub-batches of one size

@@ -109,8 +109,8 @@ Tensor select_hard_negatives_cpu(const Tensor& loss, const Tensor& positive, dou
   const Tensor selected = torch::stable::new_empty(positive, {n_images, n_priors});
   if (n_images == 0 || n_priors == 0) return selected;
 
-  const Tensor losses = torch::stable::contiguous(loss);
-  const Tensor positives = torch::stable::contiguous(positive);
+  const Tensor losses = as_contiguous(loss);
+  const Tensor positives = as_contiguous(positive);
   dispatch_floating_dtype(loss.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto* const losses_data = losses.const_data_ptr<scalar_t>();

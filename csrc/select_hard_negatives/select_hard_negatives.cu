@@ -40,8 +40,8 @@ Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, do
   const Tensor selected = torch::stable::new_empty(positive, {n_images, n_priors});
   if (n_images == 0 || n_priors == 0) return selected;
 
-  const Tensor losses = torch::stable::contiguous(loss);
-  const Tensor positives = torch::stable::contiguous(positive);
+  const Tensor losses = as_contiguous(loss);
+  const Tensor positives = as_contiguous(positive);
   const cudaStream_t stream = current_stream(loss);
   const bool in_registers = n_priors <= kMiningPriors;
   // Whole warps, as few as can hold all keys in registers.

@@ -1,5 +1,7 @@
 """What every op owes to PyTorch: schema, fake kernel, gradient policy, compilation, export. All ops, in one place."""
 
+from unittest.mock import patch
+
 import adversarial as adv
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing import assert_close
 
 import ssd_ext
+from ssd_ext import _op
 from ssd_ext._op import SCHEMAS, plain
 
 PUBLIC = [name for name, op in OPS.items() if op.sample]
@@ -106,6 +109,41 @@ def test_compiled_gradients(name, device):
     for ours, expected in zip(gradients(compiled), gradients(function), strict=True):
         assert expected.abs().sum() > 0
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if OPS[n].differentiable])
+def test_gradients_do_not_depend_on_the_way_to_the_op(name, device):
+    """In eager mode, a function of autograd calls the op. A graph has the op itself."""
+    function, args = call(name, device)
+    diff = OPS[name].differentiable
+
+    def total(*leaves):
+        given = list(args)
+        for i, leaf in zip(diff, leaves, strict=True):
+            given[i] = leaf
+        return sum(x.sum() for x in as_tuple(function(*given)) if x.is_floating_point())
+
+    leaves = [args[i].clone().requires_grad_() for i in diff]
+    output = total(*leaves)
+    assert _grad_functions(output) >= {f"{name}Backward"}
+    eager = torch.autograd.grad(output, leaves)
+    with patch.dict(_op._FUNCTIONS, clear=True):
+        output = total(*leaves)
+        assert not _grad_functions(output) & {f"{name}Backward"}
+        by_op = torch.autograd.grad(output, leaves)
+    for ours, expected in zip(by_op, eager, strict=True):
+        assert expected.abs().sum() > 0
+        assert torch.equal(ours, expected)
+
+
+def _grad_functions(output):
+    """The names of all nodes of the graph that autograd recorded for this tensor."""
+    names, rest = set(), [output.grad_fn]
+    while rest:
+        node = rest.pop()
+        names.add(node.name())
+        rest += [parent for parent, _ in node.next_functions if parent is not None]
+    return names
 
 
 @pytest.mark.parametrize("name", PUBLIC)

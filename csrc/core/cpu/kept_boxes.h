@@ -8,9 +8,10 @@
 
 namespace ssd_ext {
 
-// Number of boxes in a block. The loop over a block is unrolled and vectorised; it makes at most this many unneeded
-// tests.
-constexpr int64_t kKeptBlock = 64;
+// Number of boxes in a block. The loop over a block is unrolled and vectorised. A larger block means more unneeded tests
+// and divisions, a smaller one more branches: with 64, boxes in clusters take 1.3 times as long; with 16, boxes of which
+// none is suppressed take 1.1 times as long.
+constexpr int64_t kKeptBlock = 32;
 
 template <typename T>
 using KeptBlock = BoxColumns<T, kKeptBlock>;
