@@ -2,6 +2,8 @@
 
 .venv/bin/python -m pytest benchmarks --benchmark-json=build/bench.json
 .venv/bin/python benchmarks/compact.py build/bench.json            # writes benchmarks/results/<machine>.json
+
+A case that several runs have measured gets the medians of their times.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from ssd.runtime.files import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
+TIMES = ("median_ms", "iqr_ms", "in_turn_ms")
 
 
 def units(sizes: dict[str, int | str]) -> str:
@@ -45,9 +50,28 @@ def compact(runs: list[dict]) -> dict:
         "date": runs[-1]["datetime"][:10],
         "commit": (commit.get("id") or "unknown") + (", with changes" if commit.get("dirty") else ""),
         "versions": here["versions"],
-        "results": [_row(bench) for run in runs for bench in run["benchmarks"]],
+        "results": _merged([_row(bench) for run in runs for bench in run["benchmarks"]]),
         "left_out": [row for run in runs for row in run["left_out"]],
     }
+
+
+def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row measured."""
+    names = ("suite", "op", "contender", "device", "threads", "graph")
+    return *(row.get(name) for name in names), *row["sizes"].items()
+
+
+def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for the rows of each measurement: medians of the times, and `in_turn_each_ms`, the times of all runs."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row_key(row), []).append(row)
+    merged = []
+    for first, *others in groups.values():
+        each = {name: [row[name] for row in (first, *others)] for name in TIMES if name in first} if others else {}
+        first |= {name: float(f"{statistics.median(times):.4g}") for name, times in each.items()}
+        merged.append(first | ({"in_turn_each_ms": each["in_turn_ms"]} if "in_turn_ms" in each else {}))
+    return merged
 
 
 def _row(bench: dict) -> dict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,15 @@ def ratio(a: Row | None, b: Row | None, key: str, of_b: str = "") -> str:
     return f"{number(a[key] / b[of_b])}x" if a and b and key in a and of_b in b else "-"
 
 
+def in_turn(a: Row | None, b: Row | None) -> str:
+    """The ratio of the times in alternating calls; after several runs the median of their ratios, and the range."""
+    each = "in_turn_each_ms"
+    if not (a and b and each in a and each in b):
+        return ratio(a, b, "in_turn_ms")
+    low, *_, high = ratios = sorted(x / y for x, y in zip(a[each], b[each], strict=True))
+    return f"{number(statistics.median(ratios))}x ({number(low)} to {number(high)})"
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -156,7 +166,7 @@ def table(rows: list[Row], device: str) -> str:
         cells = [name, *([str(any_row["candidates"])] if has["candidates"] else []), mode]
         cells += [number(case[c]["median_ms"]) if c in case else "-" for c in contenders]
         cells.append(ratio(peer, ours, "median_ms"))
-        cells += [ratio(peer, ours, "in_turn_ms")] if has["in_turn_ms"] else []
+        cells += [in_turn(peer, ours)] if has["in_turn_ms"] else []
         cells += [number(r and r["peak_mb"]) for r in (ours, peer)]
         if bandwidth:
             cells.append(number(ours and ours["bytes"] / ours["median_ms"] / 1e6))
@@ -194,8 +204,8 @@ def summary(machines: list[Machine]) -> str:
             by = {row["contender"]: row for row in fullest(machine, [r for r in machine.rows if name_of(r) == name])}
             ours = by.get("ssd_ext")
             peer = by.get(baseline_of(ours)) if ours else None
-            alone, in_turn = (ratio(peer, ours, key) for key in ("median_ms", "in_turn_ms"))
-            cells.append(alone if in_turn == "-" else f"{alone} ({in_turn})")
+            alone, alternating = ratio(peer, ours, "median_ms"), in_turn(peer, ours).partition(" ")[0]
+            cells.append(alone if alternating == "-" else f"{alone} ({alternating})")
             suite = ours["suite"] if ours else suite
         if suite:
             lines.append([name if suite == "ops" else f"{suite}: {name}", *cells])
@@ -218,7 +228,7 @@ def quotation(machine: Machine) -> str:
             continue
         cells = [name if ours["suite"] == "ops" else f"{ours['suite']}: {name}"]
         cells += [number(ours["median_ms"]), number(peer["median_ms"])]
-        cells += [ratio(peer, ours, "median_ms"), ratio(peer, ours, "in_turn_ms")]
+        cells += [ratio(peer, ours, "median_ms"), in_turn(peer, ours)]
         cells += [number(ours["peak_mb"]), number(peer["peak_mb"])]
         lines.append([*cells, f"`{selector(name)}`"])
     head = ["work", "ssd_ext ms", "torchvision ms", "ratio", "in turn", "ssd_ext MB", "torchvision MB", "`-k`"]

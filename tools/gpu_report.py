@@ -196,13 +196,13 @@ def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) 
     result = compact.compact(runs)
     if result["commit"] == "unknown" and commit:
         result["commit"] = commit
-    rows = {row_key(row): row for row in result["results"]}
+    rows = {compact.row_key(row): row for row in result["results"]}
     out = folder / f"{compact.machine_name(result)}.json"
     old = json.loads(out.read_text()) if out.exists() else {"versions": None, "results": []}
     ours = {case_key(row) for row in rows.values()}
     for row in old["results"] if old["versions"] == result["versions"] else []:
         if row["contender"].startswith(PEERS) and case_key(row) in ours:
-            rows.setdefault(row_key(row), row)
+            rows.setdefault(compact.row_key(row), row)
     result["results"] = list(rows.values())
     with replacing(out) as temporary:
         temporary.write_text(compact.dumps(result))
@@ -211,7 +211,3 @@ def write_results(tar: Path, commit: str | None = None, folder: Path = RESULTS) 
 
 def case_key(row: dict[str, Any]) -> tuple:
     return row["suite"], row["op"], str(row["sizes"]), row["device"]
-
-
-def row_key(row: dict[str, Any]) -> tuple:
-    return *case_key(row), row["contender"], row["threads"], row["graph"]

@@ -72,7 +72,30 @@ def test_several_runs_are_one_result(run, tmp_path, monkeypatch):
     compact.main()
     both = json.loads((tmp_path / "results/some-cpu-2-ghz-4-cores.json").read_text())
     one = compact.compact([run])
-    assert both == one | {key: 2 * one[key] for key in ("results", "left_out")}
+    assert [row | {"in_turn_each_ms": None} for row in both["results"]] == [
+        row | {"in_turn_each_ms": None} for row in one["results"]
+    ]
+    assert both["left_out"] == 2 * one["left_out"]
+
+
+def test_times_in_turn_of_several_runs(run, project):
+    """The ratio of each run counts, not that of the slowest peer and the fastest run."""
+    (file,) = (project / "benchmarks/results").iterdir()
+    runs = [
+        run
+        | {
+            "benchmarks": [
+                bench("loss", "forward", {"images": 8}, contender, ms, in_turn_ms=turn)
+                for contender, ms, turn in (("ssd_ext", 1.0, ours), ("torchvision", 10.0, peer))
+            ]
+        }
+        for ours, peer in ((2.0, 20.0), (40.0, 100.0), (1.0, 9.0))
+    ]
+    result = compact.compact(runs)
+    assert [row["in_turn_ms"] for row in result["results"]] == [2.0, 20.0]
+    file.write_text(compact.dumps(result))
+    report.main(project)
+    assert "| 1 | 10.0 | 10.0x | 9x (2.5 to 10.0) |" in (project / "docs/performance.md").read_text()
 
 
 def test_tables(project):
