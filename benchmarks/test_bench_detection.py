@@ -79,6 +79,8 @@ def detection(kind: str, images: int, classes: int, n_priors: int = P) -> Case:
         "tutorial": partial(tutorial.detect, options=options),
         "compiled_fallback": compiled(fallback) if small else "compiled only for 1 image with 21 classes",
     }
+    if n_priors != P:
+        contenders["torchvision"] = "keeps only 400 of the candidates of a class; with all of them it takes minutes"
     if kind == "untrained" and images > 1:
         contenders["torchvision_no_cap"] = "takes seconds per image, measured only for 1 image"
     if kind == "untrained" and not small:

@@ -7,6 +7,8 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import adversarial as adv
+import box_kinds
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from ops import OPS, Undecided, multibox_loss, postprocess_detections
 import ssd_ext
 from ssd_ext import DetectionOptions, LossOptions
 from ssd_ext._boxes import compute_dtype
+from ssd_ext._op import plain
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 floats, seeds = st.sampled_from(FLOATS), st.integers(0, 2**31)
@@ -165,6 +168,25 @@ def test_all_kernels_agree(op):
         assert all(same_bits(x, y) for x, y in zip(arguments, before, strict=True) if isinstance(x, torch.Tensor))
 
     agree()
+
+
+@compiled
+@fuzz
+@given(
+    st.lists(st.sampled_from(list(box_kinds.KINDS)), min_size=1, max_size=3),
+    st.integers(300, 1200),
+    st.sampled_from([1, 2, 30]),
+    seeds,
+    st.sampled_from([np.float32, np.float64]),
+    box_kinds.thresholds,
+)
+def test_nms_of_so_many_boxes_that_the_kernel_indexes_them(kinds, n, n_groups, seed, dtype, threshold):
+    made = torch.from_numpy(box_kinds.drawn(kinds, n, seed, dtype))
+    scores = torch.rand(len(made), generator=adv.generator(seed)).round(decimals=3)  # some are equal
+    idxs = torch.randint(n_groups, scores.shape, generator=adv.generator(seed))
+    assert torch.equal(torch.ops.ssd_ext.nms(made, scores, threshold), plain.nms(made, scores, threshold))
+    found = torch.ops.ssd_ext.batched_nms(made, scores, idxs, threshold)
+    assert torch.equal(found, plain.batched_nms(made, scores, idxs, threshold))
 
 
 @compiled
