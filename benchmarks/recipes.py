@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.voc import average_precision
-from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, pick_device
 from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for

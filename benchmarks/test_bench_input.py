@@ -30,9 +30,10 @@ from torchvision.transforms import v2
 
 from ssd.data import PictureFile
 from ssd.data.augmentation import EvalTransform, PictureTransform, TrainTransform
-from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD, to_input
+from ssd.data.colour import to_input
 from ssd.data.loader import Batch, train_loader
 from ssd.data.torchvision_recipe import v2_transform
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 
 FOLDER = tempfile.TemporaryDirectory()  # the pictures; deleted when this process ends
 OBJECTS = 8  # per picture

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torchvision.io import decode_image
 from torchvision.models.detection import ssd300_vgg16
 
-from ssd.data.colour import IMAGENET_MEAN, IMAGENET_STD
 from ssd.data.loader import Batch
 from ssd.inference.detector import Detector, predict_padded
 from ssd.loss import MultiBoxLoss
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, has_fast_bfloat16, pick_device, place
 from ssd.training.optimizer import make_optimizer

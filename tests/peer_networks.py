@@ -80,3 +80,13 @@ def light_state(network):
     pool = torch.randn(5_500_000, generator=torch.Generator().manual_seed(0), device="cpu")
     shapes = network.state_dict()
     return {n: pool[i * 999 :][: like.numel()].view(like.shape) for i, (n, like) in enumerate(shapes.items())}
+
+
+def constant_state(builder):
+    """The state dict of a network with one repeated number for each entry: a file of some kilobytes."""
+    with torch.device("meta"):
+        shapes = builder().state_dict()
+    return {
+        name: (torch.tensor(0) if like.ndim == 0 else torch.tensor(0.001 * (i + 1))).expand(like.shape)
+        for i, (name, like) in enumerate(shapes.items())
+    }

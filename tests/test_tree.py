@@ -40,12 +40,14 @@ UNTESTED = {
     "data/notes.py": "data/test_dataset.py, whose datasets have the notes",
     "data/picture_sizes.py": "data/test_dataset.py, whose datasets compare sizes and turn boxes",
     "data/torchvision_recipe.py": "data/test_augmentation.py runs its tests with both recipes",
+    "networks/network.py": "networks/test_networks.py, which runs over all networks",
+    "networks/layers.py": "networks/test_ssd300.py, whose layers they are",
     "options.py": "only names, types and defaults; data/test_dataset.py has what they do",
     "export/onnx.py": "export/test_onnx_openvino.py",
     "export/openvino.py": "export/test_onnx_openvino.py",
     **{
         f"{room}/__init__.py": "only a docstring"
-        for room in ("evaluation", "inference", "networks", "runtime", "training", "weights")
+        for room in ("evaluation", "inference", "runtime", "training", "weights")
     },
 }
 

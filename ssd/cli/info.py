@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssd.cli.arguments import DATA, Commands, add_fields, command, fields_given, say
 from ssd.options import ReadOptions
@@ -38,7 +38,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speed", action="store_true", help=help)
     help = "decode all pictures, and list those that cannot be read (exit code 1) or lack their last bytes"
     parser.add_argument("--pixels", action="store_true", help=help)
-    add_fields(parser, Settings, ["augment"])
+    add_fields(parser, Settings, ["network", "size", "augment"])
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 
 
@@ -51,24 +51,29 @@ def _info(arguments: argparse.Namespace) -> int:
 
         print(ssd_ext.info())
         return 0
+    import torch
+
     from ssd.data import AUGMENTATIONS, open_dataset
     from ssd.data.findings import in_two_splits, summary, warnings
     from ssd.data.prior_fit import describe_fit
     from ssd.data.speed import measure_speed
-    from ssd.networks.ssd300 import SSD300
+    from ssd.networks import build_network
 
+    given: dict[str, Any] = {n: v for n, v in fields_given(arguments, Settings).items() if n != "data"}
+    settings = Settings(tuple(arguments.data), **given)
+    with torch.device("meta"):
+        network = build_network(str(settings.network), 2, **settings.network_options())
     options = ReadOptions(**fields_given(arguments, ReadOptions))
     dataset = open_dataset(arguments.data, options=options)
     say(summary(dataset))
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
-    for line in (*describe_fit(dataset), *dataset.notes, *dataset.dropped):
+    for line in (*describe_fit(dataset, network), *dataset.notes, *dataset.dropped):
         say(line)
     for warning in (*warnings(dataset), *in_two_splits(_pictures_of_splits(arguments.data, options))):
         say(f"warning: {warning}")
     if arguments.speed:
         print("speed of one core, by CPU time:")
-        augment = AUGMENTATIONS[str(getattr(arguments, "augment", Settings(("",)).augment))]
-        print(measure_speed(dataset, augment, SSD300.input_size))
+        print(measure_speed(dataset, AUGMENTATIONS[str(settings.augment)], network.input_size))
     return _check_pixels(dataset.pictures) if arguments.pixels else 0
 
 

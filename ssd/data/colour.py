@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 
 # From red, green and blue to brightness Y and chrominance I and Q (NTSC, as in Python's colorsys), and back.
 TO_YIQ = np.array([[0.30, 0.59, 0.11], [0.5990, -0.2773, -0.3217], [0.2130, -0.5251, 0.3121]])

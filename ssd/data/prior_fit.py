@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ssd.boxes import cxcy_to_xy
 from ssd.data.dataset import BoxDataset
-from ssd.networks.priors import PRESETS, make_priors
-from ssd.networks.ssd300 import SSD300
+from ssd.networks import Network
+from ssd.networks.priors import make_priors
 from ssd_ext import LossOptions, box_iou
 
 CHUNK = 1000  # boxes whose IoUs are in memory at once
@@ -35,8 +35,12 @@ def without_prior(boxes: Tensor, priors_cxcywh: Tensor, threshold: float = LossO
     return torch.cat(best) < threshold if best else boxes.new_empty(0, dtype=torch.bool)
 
 
-def describe_fit(dataset: BoxDataset) -> Iterator[str]:
-    """Describes how the presets of priors fit the objects of a dataset.
+def describe_fit(dataset: BoxDataset, network: Network) -> Iterator[str]:
+    """Describes how the priors of a network fit the objects of a dataset.
+
+    Args:
+        dataset: the data set.
+        network: the network; all its layouts of priors are described. It may be on the meta device.
 
     Yields:
         Lines of text with the sizes of the objects of each class and, for each preset, the share of objects that no
@@ -49,7 +53,7 @@ def describe_fit(dataset: BoxDataset) -> Iterator[str]:
         yield f"of {SAMPLE} objects, drawn at random from {len(boxes)}:"
         drawn = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))[:SAMPLE]
         boxes, labels = boxes[drawn], labels[drawn]
-    size = SSD300.input_size
+    size = network.input_size
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() * size
     classes = {name: labels == label for label, name in enumerate(dataset.classes, 1) if (labels == label).any()}
     yield (
@@ -59,7 +63,7 @@ def describe_fit(dataset: BoxDataset) -> Iterator[str]:
         low, median, high = sides[its].quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
         yield f"  {name}: {median:.0f}, {low:.0f} to {high:.0f}"
     yield f"share of objects that no prior overlaps by an IoU of {LossOptions().threshold:g}, by layout of priors:"
-    for preset in PRESETS:
-        alone = without_prior(boxes, make_priors(preset)).float()
+    for layout in network.layouts:
+        alone = without_prior(boxes, make_priors(network.layout(layout, network.prior_spec.maps))).float()
         each = ", ".join(f"{name} {alone[its].mean():.1%}" for name, its in classes.items())
-        yield f"  {preset}: {alone.mean():.1%} ({each})"
+        yield f"  {layout}: {alone.mean():.1%} ({each})"

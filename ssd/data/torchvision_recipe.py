@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 
 
 class _IoUCrop(v2.RandomIoUCrop):  # type: ignore[misc]  # torchvision has no types

@@ -18,7 +18,7 @@ from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
 from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Predict, predictor
-from ssd.networks.ssd300 import SSD300
+from ssd.networks import Network
 from ssd.runtime.packed import Packed
 from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
@@ -56,7 +56,7 @@ READ_EVERY = 32  # batches between two copies of detections to the host; each co
 
 
 def evaluate(
-    model: SSD300 | Predict,
+    model: Network | Predict,
     dataset: Samples[int],
     classes: Sequence[str],
     options: DetectionOptions = DetectionOptions(),
@@ -112,7 +112,7 @@ def evaluate(
 
 
 def detect_all(
-    model: SSD300 | Predict,
+    model: Network | Predict,
     dataset: Samples[int],
     options: DetectionOptions = DetectionOptions(),
     *,

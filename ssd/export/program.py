@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssd.data.depth import Levels
 from ssd.detection import Padded, bounded
-from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, Network
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 
 InputDtype = Literal["uint8", "float32"]
@@ -86,7 +86,7 @@ class DetectionProgram(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: SSD300, options: DetectionOptions = DetectionOptions()) -> None:
+    def __init__(self, model: Network, options: DetectionOptions = DetectionOptions()) -> None:
         super().__init__()
         self.model = model
         self.options = bounded(options, len(model.priors_cxcy), model.n_classes)

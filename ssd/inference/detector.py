@@ -21,7 +21,7 @@ from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
 from ssd.detection import Padded, bounded, unpad
 from ssd.drawing import draw_detections
-from ssd.networks.ssd300 import SSD300
+from ssd.networks import Network
 from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import in_threads
 from ssd.weights.checkpoint import build_model, levels_of
@@ -141,7 +141,7 @@ class Detector:
 
     def __init__(
         self,
-        model: SSD300 | Program,
+        model: Network | Program,
         classes: Sequence[str],
         options: DetectionOptions = DetectionOptions(),
         *,
@@ -306,7 +306,7 @@ class Detector:
 
 
 def predictor(
-    model: SSD300 | Predict, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
+    model: Network | Predict, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
 ) -> Predict:
     """Returns a function that detects objects in prepared pictures.
 
@@ -325,8 +325,9 @@ def predict_padded(
     """Runs a network on prepared pictures, on the device of its parameters; does not wait for a GPU.
 
     Args:
-        model: the network, an `SSD300` or a module like it; it is put into evaluation mode.
-        images: (B, 3, 300, 300) RGB: uint8 as from `EvalTransform`, or floating-point and normalised as by `to_input`.
+        model: the network; it is put into evaluation mode.
+        images: (B, 3, input_size, input_size) RGB: uint8 as from `EvalTransform`, or floating-point and normalised as
+            by `to_input`.
         options: see `ssd_ext.DetectionOptions`.
         bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
 

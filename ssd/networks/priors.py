@@ -1,4 +1,4 @@
-"""Prior boxes of SSD300: the layouts that published checkpoints were trained with."""
+"""Prior boxes: layouts that published checkpoints were trained with, and layouts for maps of any size."""
 
 from __future__ import annotations
 
@@ -96,8 +96,20 @@ PRESETS: dict[str, PriorSpec] = {
 }
 
 
+def spec_of(priors: PriorSpec | Mapping[str, Any]) -> PriorSpec:
+    """Returns a layout that is given as a `PriorSpec` or as a dict of its fields.
+
+    Raises:
+        ValueError: see `PriorSpec`.
+        TypeError: the dict has an unknown field, or lacks one.
+    """
+    if isinstance(priors, PriorSpec):
+        return priors
+    return PriorSpec(**{name: _as_tuples(value) for name, value in priors.items()})
+
+
 def find_spec(spec: str | PriorSpec | Mapping[str, Any]) -> PriorSpec:
-    """Finds a layout of priors.
+    """Finds a layout of priors of `SSD300`.
 
     Args:
         spec: name of a preset, the fields of a `PriorSpec` as a dict, or a `PriorSpec`, which is returned unchanged.
@@ -106,10 +118,8 @@ def find_spec(spec: str | PriorSpec | Mapping[str, Any]) -> PriorSpec:
         ValueError: no preset has this name.
         TypeError: the dict has an unknown field, or lacks one.
     """
-    if isinstance(spec, PriorSpec):
-        return spec
-    if isinstance(spec, Mapping):
-        return PriorSpec(**{name: _as_tuples(value) for name, value in spec.items()})
+    if not isinstance(spec, str):
+        return spec_of(spec)
     if spec not in PRESETS:
         raise ValueError(f"priors must be a PriorSpec or one of {', '.join(PRESETS)}, got {spec!r}")
     return PRESETS[spec]

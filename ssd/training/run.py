@@ -23,6 +23,7 @@ from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
+from ssd.networks import DEFAULT
 from ssd.options import ReadOptions
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
@@ -38,7 +39,7 @@ from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import SHEET, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
-from ssd.weights.loading import initial_model
+from ssd.weights.loading import Initial, open_initial
 from ssd_ext import LossOptions
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"
@@ -133,6 +134,7 @@ class _Run:
     ) -> None:
         self.out, self.last, self.best = out, out / LAST, out / BEST
         state: dict[str, Any] | None = None  # a checkpoint has values of many types
+        initial = Initial(DEFAULT)
         if resume:
             state = _resumable(self.last)
             settings = Settings.from_dict(state["settings"])
@@ -146,6 +148,8 @@ class _Run:
             raise ValueError(f"{self.last} does not exist, and a new run needs settings")
         else:  # absolute paths: the run may be resumed from another working directory
             settings = _absolute(asked)
+            initial = open_initial(settings.weights, settings.network)  # they decide the size of the samples
+            settings = replace(settings, network=initial.network, size=initial.input_size(settings.size))
         self.device, self.ranks = device, ranks
         self.workers = worker_count(workers)
         self.quiet = quiet
@@ -177,9 +181,8 @@ class _Run:
         if state is not None:
             model = build_model(state, self.last)
         else:
-            shape = {name: getattr(settings, name) for name in ("width", "batch_norm", "head_batch_norm", "priors")}
-            model = initial_model(len(sets.classes) + 1, settings.weights, **shape)
-            rate = settings.lr or lr_for(self.recipe, model.config["head_batch_norm"])
+            model = initial.build(len(sets.classes) + 1, **settings.network_options())
+            rate = settings.lr or lr_for(self.recipe, model.config.get("head_batch_norm", False))
             self.settings = settings = replace(settings, lr=rate)
         if settings.sync_batch_norm and device.type != "cuda":
             raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")

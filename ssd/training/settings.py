@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from ssd.networks import DEFAULT, NETWORKS, network_class
+from ssd.networks.network import OPTIONS
 from ssd.options import ReadOptions
 from ssd.training.recipes import RECIPES, Recipe
 from ssd_ext import LossOptions
@@ -14,6 +16,7 @@ from ssd_ext import LossOptions
 Value = TypeVar("Value")
 Schedule = Literal["step", "onecycle", "cosine"]
 
+NETWORK_NAMES = ", ".join(NETWORKS)
 VARIANCES = ("center_variance", "size_variance")  # a run must use the defaults, since detection uses them
 
 
@@ -33,6 +36,11 @@ def less_than_1(value: float) -> None:
     """Raises ValueError unless the value is less than 1."""
     if not value < 1:
         raise ValueError(f"must be < 1, got {value}")
+
+
+def known(name: str) -> None:
+    """Raises ValueError unless a network has this name."""
+    network_class(name)
 
 
 def resolved(value: Value | None) -> Value:
@@ -87,15 +95,27 @@ class Settings:
         "augmentation of the pictures; ssd: as in the paper; mild: with less zoom in and out; v2: transforms of "
         "torchvision, which take 8 to 20 times as long (docs/input.md)",
     ] = None
+    network: Annotated[
+        str | None,
+        f"the network: {NETWORK_NAMES} (default: that of the weights, otherwise {DEFAULT})",
+        known,
+    ] = None
+    size: Annotated[
+        int | None,
+        "side of the network's input in pixels, for networks that have no fixed size (default: depends on the network)",
+        positive,
+    ] = None
     weights: Annotated[
         str | None,
-        "weights to start from: imagenet (VGG16) or coco (torchvision's SSD300), which are downloaded, or a file: "
-        "VGG16 weights, or a checkpoint that ssd convert can read; a detector keeps its layers, priors and input "
-        "normalisation, and its class heads if the number of classes is the same (default: random weights)",
+        "weights to start from: imagenet (the network's backbone) or coco (torchvision's ssd300 and ssdlite320), which "
+        "are downloaded, or a file: weights of the backbone, or a checkpoint that ssd convert can read; a detector "
+        "keeps its layers, priors and input normalisation, and its class heads if the number of classes is the same "
+        "(default: random weights)",
     ] = None
-    priors: Annotated[Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision"] | None, "layout of the priors"] = (
-        None
-    )
+    priors: Annotated[
+        Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision"] | None,
+        "layout of the priors, if the network has several",
+    ] = None
     width: Annotated[float | None, "factor on all numbers of channels, for small machines", positive] = None
     batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None
     head_batch_norm: Annotated[bool | None, "batch normalisation after the prediction layers"] = None
@@ -158,9 +178,12 @@ class Settings:
                     raise ValueError(f"{name} {error}") from None
         if self.fp16 and self.bf16:
             raise ValueError("choose one of bf16 and fp16")
+        if self.network is None and self.weights in (None, "imagenet", "coco"):  # other weights may be of any network
+            self._set("network", DEFAULT)
+        self._check_network()
         recipe = self._recipe.settings
         for name, value in recipe.items():
-            if getattr(self, name) is None:
+            if getattr(self, name) is None and self._takes(name, value):
                 self._set(name, value)
         if not isinstance(self.loss, LossOptions):
             self._set("loss", LossOptions(**recipe["loss"] | dict(resolved(self.loss))))
@@ -170,6 +193,41 @@ class Settings:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _check_network(self) -> None:
+        """Raises ValueError if a setting is not one of the network's, as far as the network is known."""
+        if self.network is None:
+            return
+        kind = network_class(self.network)
+        if self.size is not None:
+            kind.check_size(self.size)
+        for name in OPTIONS:
+            value = getattr(self, name)
+            if name == "size" or value is None or self._takes(name, value):
+                continue
+            if name in kind.options():  # the priors
+                raise ValueError(f"{name} of the network {self.network} must be {', '.join(kind.layouts)}, got {value}")
+            takes = ", ".join(kind.options()) or "no such options"
+            raise ValueError(f"{name}: the network {self.network} does not have this option; it has {takes}")
+
+    def _takes(self, name: str, value: object) -> bool:
+        """Whether the network has this setting and value. Settings that are not the network's are always taken."""
+        if name not in OPTIONS:
+            return True
+        if self.network is None:  # the weights decide, once they are read
+            return False
+        kind = network_class(self.network)
+        return name in kind.options() and (name != "priors" or value in kind.layouts)
+
+    def network_options(self) -> dict[str, Any]:  # each value has the type of its field
+        """The arguments of the network that are set; the network or its weights decide the others."""
+        options = network_class(self.network or DEFAULT).options()
+        return {name: value for name in options if (value := getattr(self, name)) is not None}
+
+    @property
+    def input_size(self) -> int:
+        """The side of the network's input in pixels."""
+        return self.size or network_class(self.network or DEFAULT).input_size
 
     @property
     def _recipe(self) -> Recipe:
@@ -184,11 +242,12 @@ class Settings:
     def summary(self) -> str:
         """Describes the run in one line.
 
-        The line has the recipe, and the run's values of all settings for which the recipe has values, of the learning
-        rate and of the number of epochs.
+        The line has the recipe, the network, and the run's values of all settings for which the recipe has values, of
+        the learning rate and of the number of epochs.
         """
         decided = self._recipe.settings
-        values = {name: getattr(self, name) for name in dict.fromkeys([*decided, "lr"]) if name != "loss"}
+        names = dict.fromkeys(["network", "size", *decided, "lr"])
+        values = {name: getattr(self, name) for name in names if name != "loss" and getattr(self, name) is not None}
         values |= {name: getattr(self.loss_options, name) for name in decided["loss"]}
         said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
         return f"recipe {self.recipe}: {said}, epochs {self.epochs}"
@@ -201,11 +260,12 @@ class Settings:
     def from_dict(cls, saved: Mapping[str, Any]) -> Settings:  # each value has the type of its field
         """Reads the result of `as_dict`, of this version or of older ones.
 
-        In older versions, the options of the loss were among the other settings, augmentation was always torchvision's,
-        there were no recipes, and nothing was held out if a split was given.
+        In older versions, the only network was SSD300, the options of the loss were among the other settings,
+        augmentation was always torchvision's, there were no recipes, and nothing was held out if a split was given.
         """
         loss = saved.get("loss", {name: saved[name] for name in LossOptions._fields if name in saved})
         old: dict[str, Any] = {
+            "network": "ssd300",
             "augment": "v2",
             "recipe": "tutorial",
             "held_out": 0.0 if saved.get("split") else cls.held_out,

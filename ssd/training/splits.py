@@ -14,7 +14,6 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
 from ssd.data.folder import SPLIT_WORDS, Folder, Root, kind_of_split
-from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings, resolved
 
 # A data set or a part of one. Any: an image is whatever the transform returns.
@@ -89,7 +88,7 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
         if len(classes) < len(whole.classes):
             unused = [name for name in whole.classes if name not in used]
             notes.append(f"classes left out, since they have no objects: {', '.join(unused)}")
-    size = SSD300.input_size
+    size = settings.input_size
     augment = AUGMENTATIONS[resolved(settings.augment)](size, flips=settings.flips)
     prepared = [
         part and part.with_classes(classes).view(transform, keep_crowds=part is not whole)

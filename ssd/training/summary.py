@@ -17,7 +17,7 @@ from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
 from ssd.evaluation.voc import best_object
 from ssd.inference.detector import SHOWN
-from ssd.networks.ssd300 import SSD300
+from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
 from ssd.training.settings import Settings
 from ssd.training.splits import Pictures, Sets, whole_of
@@ -41,7 +41,7 @@ class Mistakes(NamedTuple):
 
 
 def report(
-    model: SSD300, sets: Sets, settings: Settings, out: Path, *, workers: int, ranks: Ranks = ALONE
+    model: Network, sets: Sets, settings: Settings, out: Path, *, workers: int, ranks: Ranks = ALONE
 ) -> tuple[str, EvalResult | None]:
     """Measures a trained network, and draws the validation pictures with the most mistakes.
 

@@ -10,14 +10,15 @@ from zipfile import ZipFile, is_zipfile
 
 import torch
 
+from ssd.networks import Network, build_network
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import replacing
 from ssd.weights.pickles import read_parameters
 
-FORMAT = 2  # version of the file's layout
+FORMAT = 3  # version of the file's layout
 
 
-def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequence[str], **extra: Any) -> None:
+def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Sequence[str], **extra: Any) -> None:
     """Writes a checkpoint; if writing fails, an existing file stays as it was.
 
     Args:
@@ -32,6 +33,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: SSD300, classes: Sequen
     """
     checkpoint = {
         "format": FORMAT,
+        "network": model.name,
         "config": model.config,
         "model": model.state_dict(),
         "classes": list(classes),
@@ -48,8 +50,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint that `save_checkpoint` of this or an older version wrote. Runs no code from the file.
 
     Returns:
-        Dict with "format", "config" (the arguments of `SSD300`), "model" (its state dict, on the CPU), "classes" (C-1
-        names) and the extra entries.
+        Dict with "format", "network" (its name), "config" (its arguments), "model" (its state dict, on the CPU),
+        "classes" (C-1 names) and the extra entries.
 
     Raises:
         FileNotFoundError: no such file.
@@ -77,7 +79,9 @@ def current(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{path}: has format {checkpoint['format']!r}; this version of ssd reads formats 1 to {FORMAT}"
         )
-    parts = {"classes": list, "model": dict, **({"config": dict} if checkpoint["format"] > 1 else {})}
+    if checkpoint["format"] < 3:  # in these formats there is only one network
+        checkpoint["network"] = SSD300.name
+    parts = {"network": str, "classes": list, "model": dict, **({"config": dict} if checkpoint["format"] > 1 else {})}
     for name, kind in parts.items():
         if not isinstance(checkpoint.get(name), kind):
             raise ValueError(
@@ -99,7 +103,7 @@ def levels_of(checkpoint: dict[str, Any]) -> tuple[float, float] | None:
     return None if levels is None else (levels[0], levels[1])
 
 
-def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> SSD300:
+def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Network:
     """Builds the network of a checkpoint, on the CPU.
 
     Args:
@@ -110,12 +114,12 @@ def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> SSD
         ValueError: config, parameters and class names do not fit together.
     """
     try:
-        config, state, names = checkpoint["config"], checkpoint["model"], checkpoint["classes"]
+        network, config, state, names = (checkpoint[name] for name in ("network", "config", "model", "classes"))
         if len(names) != config["n_classes"] - 1 or not all(isinstance(name, str) for name in names):
             raise ValueError(f"expected {config['n_classes'] - 1} class names, got {str(names)[:100]}")
         with torch.device("meta"):  # checks the shapes without allocating memory, which a wrong width could exhaust
-            SSD300(**config).load_state_dict(state, assign=True)
-        model = SSD300(**config)
+            build_network(network, **config).load_state_dict(state, assign=True)
+        model = build_network(network, **config)
         model.load_state_dict(state)
         return model
     except Exception as error:  # a file by somebody else can fail in any way

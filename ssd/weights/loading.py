@@ -1,17 +1,19 @@
-"""Loading of weights: checkpoints of this project and of others, torchvision's downloads, and VGG16 for the base."""
+"""Loading of weights: checkpoints of this project and of others, torchvision's downloads, and backbones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
-from ssd.networks.ssd300 import SSD300
+from torch import nn
+
+from ssd.networks import DEFAULT, NETWORKS, Network, build_network, network_class
 from ssd.runtime.device import pick_device, place
+from ssd.weights.backbone import fill_backbone, load_backbone
 from ssd.weights.checkpoint import build_model, current, read
 from ssd.weights.downloads import download
 from ssd.weights.peers import as_checkpoint
-from ssd.weights.vgg16 import load_vgg16_imagenet
 
 
 def load_weights(
@@ -20,15 +22,15 @@ def load_weights(
     classes: Sequence[str] | None = None,
     bgr: bool = False,
     device: str | None = None,
-) -> tuple[SSD300, tuple[str, ...]]:
+) -> tuple[Network, tuple[str, ...]]:
     """Loads a trained detector and its class names from a file of this project or of another (docs/weights.md).
 
     Runs no code from the file. The network has the priors and the input normalisation that its weights were trained
     with.
 
     Args:
-        source: a file; or "coco" for torchvision's SSD300, which the first call downloads (136 MB) into torch's hub
-            folder.
+        source: a file; or "coco" for torchvision's SSD300, trained on COCO, which the first call downloads (136 MB)
+            into torch's hub folder; or "coco:ssdlite320" for torchvision's SSDlite (14 MB).
         classes: names to use instead of those of the file, one for each of the C-1 classes, without background.
         bgr: the network was trained on BGR input, like ssd.pytorch's conversion of the Caffe weights. The channels of
             its first layer are reversed, so that it takes RGB like every network here.
@@ -49,8 +51,8 @@ def load_weights(
         raise ValueError(f"{source}: has {len(names)} classes, got {len(classes)} names")
     model = build_model(checkpoint, source)
     if bgr:
-        first = model.base.get_parameter("conv1_1.weight")
-        first.data = first.data.flip(1)
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.weight.data = first.weight.data.flip(1)
     model = place(model, pick_device(device)).eval()
     return model, names if classes is None else tuple(classes)
 
@@ -71,50 +73,125 @@ def open_weights(source: str | PathLike[str]) -> dict[str, Any]:
     return _as_checkpoint(_open(source), source)
 
 
-def initial_model(n_classes: int, source: str | None = None, **config: Any) -> SSD300:
-    """Builds a network to train, from random or from trained weights, on the CPU.
+class Initial(NamedTuple):
+    """The initial weights of a network to train. `build` makes the network once the number of classes is known."""
+
+    network: str  # name of the network
+    source: str | None = None  # where the weights are from; None: random weights
+    backbone: dict[str, Any] | None = None  # the state dict of a classifier, if the source is a file of it
+    checkpoint: dict[str, Any] | None = None  # a detector, see `load_checkpoint`
+
+    def input_size(self, size: int | None) -> int:
+        """The side of the images in pixels, if this `size` is given."""
+        kind = network_class(self.network)
+        config = self.checkpoint["config"] if self.checkpoint else {}
+        its = config.get("size", kind.input_size)
+        if size is not None and size != its and self.checkpoint:
+            raise ValueError(f"{self.source}: has size {its}, but {size} was given; leave out that option")
+        kind.check_size(its if size is None else size)
+        return its if size is None else size
+
+    def build(self, n_classes: int, **config: Any) -> Network:  # plain values of several types
+        """Builds the network on the CPU.
+
+        Args:
+            n_classes: number of classes, background included.
+            config: arguments of the network. Those that are missing or None are taken from the detector, or else are
+                the defaults of the network.
+
+        Raises:
+            ValueError: `config` contradicts the network of the weights, or the weights do not fit the network.
+            OSError: the download failed.
+        """
+        kind = network_class(self.network)
+        config = {name: value for name, value in config.items() if value is not None}
+        if unknown := [name for name in config if name not in kind.options()]:
+            raise ValueError(f"the network {self.network} has no {', '.join(unknown)}, but {_these(kind)}")
+        if self.checkpoint is None:
+            if self.source is not None:
+                config = kind.backbone_options(self.backbone) | config
+            model = build_network(self.network, n_classes, **config)
+            if self.backbone is not None:
+                fill_backbone(model, self.backbone, str(self.source))
+            elif self.source is not None:
+                load_backbone(model)
+            return model
+        source = str(self.source)
+        network = build_model(self.checkpoint, source).config
+        for name, value in config.items():
+            if network.get(name, value) != value:
+                raise ValueError(f"{source}: has {name} {network[name]}, but {value} was given; leave out that option")
+        model = build_network(self.network, **network | {"n_classes": n_classes})
+        state = model.state_dict()
+        fitting = {k: v for k, v in self.checkpoint["model"].items() if k in state and v.shape == state[k].shape}
+        model.load_state_dict(state | fitting)
+        return model
+
+
+def open_initial(source: str | None = None, network: str | None = None) -> Initial:
+    """Reads the initial weights of a network to train.
 
     Args:
-        n_classes: number of classes, background included.
-        source: the initial weights. None: random. "imagenet": VGG16 for the base, downloaded. A file of VGG16's
-            weights: the same from a file. Otherwise a detector as `load_weights` takes it: its priors, its input
-            normalisation and all parameters of the same shape are used. If it has another number of classes, its class
-            heads are replaced by random ones.
-        config: arguments of `SSD300`. Those that are missing or None are taken from the detector, or else are the
-            defaults of `SSD300`.
+        source: None: random weights. "imagenet": a classifier's for the backbone, downloaded when the network is built.
+            A file of such weights: the same from a file. Otherwise a detector as `load_weights` takes it: its priors,
+            its input normalisation and all parameters of the same shape are used. If it has another number of classes,
+            its class heads are replaced by random ones.
+        network: name of the network; None: that of the detector, or else `ssd.networks.DEFAULT`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds neither VGG16's weights nor a detector, or `config` contradicts the network in the
-            file.
+        ValueError: there is no such network, the file holds neither a backbone of this network nor a detector, or the
+            detector is another network.
         OSError: the download failed.
     """
-    config = {name: value for name, value in config.items() if value is not None}
-    if source is None:
-        return SSD300(n_classes, **config)
-    found = None if source == "imagenet" else _open(source)
-    if found is None or "features.0.weight" in found:
-        has_norms = found is not None and "features.1.running_mean" in found
-        model = SSD300(n_classes, **{"batch_norm": has_norms} | config)
-        load_vgg16_imagenet(model, None if found is None else source)
-        return model
+    kind = network_class(network or DEFAULT)
+    if source is None or source == "imagenet":
+        return Initial(network or DEFAULT, source)
+    if source == "coco" and network:
+        source = f"coco:{network}"
+    found = _open(source)
+    if "format" not in found:
+        if kind.is_backbone(found):
+            return Initial(network or DEFAULT, source, backbone=found)
+        if others := [name for name, other in NETWORKS.items() if other.is_backbone(found)]:
+            raise ValueError(
+                f"{source}: holds no weights for the network {network or DEFAULT}, but the backbone of "
+                f"{' and '.join(others)}: choose that network"
+            )
     checkpoint = _as_checkpoint(found, source)
-    network = build_model(checkpoint, source).config
-    for name, value in config.items():
-        if network[name] != value:
-            raise ValueError(f"{source}: has {name} {network[name]}, but {value} was given; leave out that option")
-    model = SSD300(**network | {"n_classes": n_classes})
-    state = model.state_dict()
-    fitting = {k: v for k, v in checkpoint["model"].items() if k in state and v.shape == state[k].shape}
-    model.load_state_dict(state | fitting)
-    return model
+    its = checkpoint["network"]
+    if network is not None and its != network:
+        raise ValueError(f"{source}: has the network {its}, but {network} was given; leave out that option")
+    return Initial(its, source, checkpoint=checkpoint)
+
+
+def initial_model(
+    n_classes: int, source: str | None = None, network: str | None = None, **config: Any
+) -> Network:  # config: plain values of several types
+    """Builds a network to train, from random or from trained weights, on the CPU.
+
+    Args:
+        n_classes, config: see `Initial.build`.
+        source, network: see `open_initial`.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: see `open_initial` and `Initial.build`.
+    """
+    return open_initial(source, network).build(n_classes, **config)
+
+
+def _these(kind: type[Network]) -> str:
+    """The options of a network in words."""
+    return ", ".join(kind.options()) or "no options"
 
 
 def _open(source: str | PathLike[str]) -> dict[str, Any]:
-    if source == "coco":
-        from torchvision.models.detection import SSD300_VGG16_Weights
-
-        return download(SSD300_VGG16_Weights.COCO_V1)
+    coco, _, name = str(source).partition(":")
+    if coco == "coco":
+        if (weights := network_class(name or DEFAULT).coco()) is None:
+            there = ", ".join(name for name, kind in NETWORKS.items() if kind.coco() is not None)
+            raise ValueError(f"{source}: there are no weights trained on COCO for the network {name}, only for {there}")
+        return download(weights)
     found = read(source)
     if not isinstance(found, dict):
         raise ValueError(f"{source}: contains no weights, but a {type(found).__name__}")

@@ -1,4 +1,4 @@
-"""SSD300 of other projects: the names of its parameters, and the priors and input normalisation it was trained with."""
+"""Detectors of other projects: the names of their parameters, and the priors and input they were trained with."""
 
 from __future__ import annotations
 
@@ -8,78 +8,81 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd.networks.ssd300 import EXTRAS, IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300, VGG_BLOCKS
+from ssd.networks import build_network, network_class
+from ssd.networks.ssd300 import SSD300
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 BYTE = (1 / 255,) * 3  # standard deviation for networks whose input is 0..255
+CAFFE = {"input_mean": (123 / 255, 117 / 255, 104 / 255), "input_std": BYTE}  # of Caffe's VGG16, for RGB
+VGG_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)  # numbers of the convolutions in ssd.pytorch
 
 
 class Peer(NamedTuple):
-    """The SSD300 of another project, at width 1 and without batch norm.
+    """A network of another project.
 
     Attributes:
         title: its name in error messages.
-        factors: name of the parameter that rescales conv4_3.
-        convs: names of the convolutions in the order of `SSD300`: base, extra layers, offset heads, class heads.
-        priors: name of a preset of `ssd.networks.priors`.
-        mean, std: mean and standard deviation of the input normalisation, RGB in 0..1.
+        network: the name of our network with the same layers.
+        names: names of its state dict in the order of ours, at width 1 and without batch norm in VGG16. Empty: ours.
+        classes: a class head, with its number of boxes per cell; the number of classes is computed from its bias.
+        config: arguments of our network: priors and input normalisation.
     """
 
     title: str
-    factors: str
-    convs: tuple[str, ...]
-    priors: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    network: str
+    names: tuple[str, ...]
+    classes: tuple[str, int]
+    config: dict[str, Any]
 
-    @property
-    def names(self) -> list[str]:
-        """Names of its state dict, in the order of the state dict of `SSD300`."""
-        return [self.factors, *(f"{conv}.{kind}" for conv in self.convs for kind in ("weight", "bias"))]
+    def all_names(self) -> Sequence[str]:
+        """Names of its state dict in the order of ours."""
+        if self.names:
+            return self.names
+        with torch.device("meta"):
+            return list(build_network(self.network, 2).state_dict())
+
+
+def _of_convs(factors: str, *convs: str) -> tuple[str, ...]:
+    """Names of a state dict: the factors of conv4_3, then weight and bias of each convolution in our order."""
+    return (factors, *(f"{conv}.{kind}" for conv in convs for kind in ("weight", "bias")))
 
 
 PEERS = (
     Peer(
         "sgrvinod's tutorial",
-        "rescale_factors",
-        (
-            *(f"base.conv{block}_{i + 1}" for block, (n, _) in enumerate(VGG_BLOCKS, 1) for i in range(n)),
-            *("base.conv6", "base.conv7"),
-            *(f"aux_convs.conv{block}_{i}" for block, *_ in EXTRAS for i in (1, 2)),
-            *(f"pred_convs.{head}_{source}" for head in ("loc", "cl") for source in SOURCES),
-        ),
-        priors="tutorial",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        SSD300.name,
+        names=(),
+        classes=("pred_convs.cl_conv4_3", 4),
+        config={"priors": "tutorial"},
     ),
     Peer(
         "torchvision's ssd300_vgg16",
-        "backbone.scale_weight",
-        (
+        SSD300.name,
+        names=_of_convs(
+            "backbone.scale_weight",
             *(f"backbone.features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)),
             *(f"backbone.extra.0.{i}" for i in ("1", "3", "5", "7.1", "7.3")),
             *(f"backbone.extra.{block}.{i}" for block in range(1, 5) for i in (0, 2)),
             *(f"head.{head}_head.module_list.{i}" for head in ("regression", "classification") for i in range(6)),
         ),
-        priors="torchvision",
-        mean=(0.48235, 0.45882, 0.40784),
-        std=BYTE,
+        classes=("head.classification_head.module_list.0", 4),
+        config={"priors": "torchvision", "input_mean": (0.48235, 0.45882, 0.40784), "input_std": BYTE},
     ),
     # In training and evaluation, ssd.pytorch subtracts (104, 117, 123) from OpenCV's BGR and then converts to RGB.
     Peer(
         "amdegroot's ssd.pytorch",
-        "L2Norm.weight",
-        (
-            *(f"vgg.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)),
+        SSD300.name,
+        names=_of_convs(
+            "L2Norm.weight",
+            *(f"vgg.{i}" for i in VGG_LAYERS),
             *(f"extras.{i}" for i in range(8)),
             *(f"{head}.{i}" for head in ("loc", "conf") for i in range(6)),
         ),
-        priors="caffe_voc",
-        mean=(123 / 255, 117 / 255, 104 / 255),
-        std=BYTE,
+        classes=("conf.0", 4),
+        config={"priors": "caffe_voc", **CAFFE},
     ),
 )
 
@@ -91,44 +94,44 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
         state: tensors by the names that the project gives them; a prefix "module." of `DataParallel` is removed.
 
     Returns:
-        Dict with "config", "model" and "classes". The names are those of the classes that the project trains on; if
-        their number differs from that of the weights, "class 1", "class 2" and so on.
+        Dict with "network", "config", "model" and "classes". The names are those of the classes that the project trains
+        on; if their number differs from that of the weights, "class 1", "class 2" and so on.
 
     Raises:
         ValueError: a name is missing or unknown, or a shape differs.
     """
     state = {str(name).removeprefix("module."): v for name, v in state.items() if isinstance(v, Tensor)}
-    peer = max(PEERS, key=lambda peer: len(state.keys() & set(peer.names)))
-    missing, unknown = [n for n in peer.names if n not in state], [n for n in state if n not in peer.names]
-    if len(missing) == len(peer.names):
+    known = [(peer, peer.all_names()) for peer in PEERS]
+    peer, names = max(known, key=lambda pair: len(state.keys() & set(pair[1])))
+    missing, unknown = [n for n in names if n not in state], [n for n in state if n not in names]
+    if len(missing) == len(names):
         titles = ", ".join(peer.title for peer in PEERS)
         raise ValueError(f"neither a checkpoint of this package nor weights of {titles}; it contains {_some(unknown)}")
     if missing or unknown:
         raise ValueError(f"differs from {peer.title}: missing {_some(missing)}; unexpected {_some(unknown)}")
 
-    n_classes = state[f"{peer.convs[-6]}.bias"].numel() // 4  # the class head of conv4_3 has 4 boxes per cell
+    head, boxes = peer.classes
+    n_classes = state[f"{head}.bias"].numel() // boxes
     with torch.device("meta"):
-        expected = SSD300(n_classes, priors=peer.priors, input_mean=peer.mean, input_std=peer.std)
+        expected = build_network(peer.network, n_classes, **peer.config)
     model = {}
-    for (ours, like), theirs in zip(expected.state_dict().items(), peer.names, strict=True):
+    for (ours, like), theirs in zip(expected.state_dict().items(), names, strict=True):
         value = state[theirs]
         if ours == "rescale_factors":
             value = value.reshape(1, -1, 1, 1)
         if value.shape != like.shape:
             raise ValueError(f"{theirs} of {peer.title} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
         model[ours] = value
-    return {"config": expected.config, "model": model, "classes": _class_names(peer, n_classes - 1)}
+    classes = _class_names(peer, n_classes - 1)
+    return {"network": peer.network, "config": expected.config, "model": model, "classes": classes}
 
 
 def _class_names(peer: Peer, n: int) -> Sequence[str]:
-    if peer.priors == "torchvision":
-        from torchvision.models.detection import SSD300_VGG16_Weights
-
-        _, *known = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # without background
+    known: Sequence[str] = VOC_CLASSES
+    if "torchvision" in peer.title and (weights := network_class(peer.network).coco()):
+        _, *ids = weights.meta["categories"]  # without background
         # Labels are COCO's category ids. 10 of these ids have no category; their names must still differ.
-        known = [f"N/A {label}" if name == "N/A" else name for label, name in enumerate(known, 1)]
-    else:
-        known = VOC_CLASSES
+        known = [f"N/A {label}" if name == "N/A" else name for label, name in enumerate(ids, 1)]
     return known if len(known) == n else [f"class {label}" for label in range(1, n + 1)]
 
 

@@ -6,6 +6,7 @@ from small_datasets import NAMES
 
 from ssd.data import VOCDataset
 from ssd.data import prior_fit as fit
+from ssd.networks.ssd300 import SSD300
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,7 +19,7 @@ def test_which_objects_no_prior_fits():
 
 
 def test_the_fit_of_a_data_set(voc):
-    lines = list(fit.describe_fit(VOCDataset(voc, classes=(*NAMES, "bird"))))
+    lines = list(fit.describe_fit(VOCDataset(voc, classes=(*NAMES, "bird")), SSD300(2, width=0.01)))
     side = 300 * (40 / 60 * 10 / 40) ** 0.5  # of the apple tree
     assert f"  apple tree: {side:.0f}, {side:.0f} to {side:.0f}" in lines
     assert sum(line.startswith("  tutorial: ") for line in lines) == 1
@@ -27,4 +28,6 @@ def test_the_fit_of_a_data_set(voc):
 
 def test_many_objects_are_a_sample(voc, monkeypatch):
     monkeypatch.setattr(fit, "SAMPLE", 3)
-    assert next(iter(fit.describe_fit(VOCDataset(voc)))).startswith("of 3 objects, drawn at random from ")
+    assert next(iter(fit.describe_fit(VOCDataset(voc), SSD300(2, width=0.01)))).startswith(
+        "of 3 objects, drawn at random from "
+    )

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss, pack_targets
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from ssd.networks.priors import PRESETS, PriorSpec, make_priors
-from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SOURCES, SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd_ext import DetectionOptions, postprocess_detections
 
 NARROW = 1 / 8
@@ -172,7 +173,9 @@ def test_autocast_and_channels_last(images: Tensor) -> None:
 def test_batch_norm(images: Tensor, heads: bool) -> None:
     plain, model = SSD300(3, width=NARROW), SSD300(3, width=NARROW, batch_norm=True, head_batch_norm=heads)
     convs = {f"base.conv{name}" for name in BASE} | {f"aux_convs.conv{name}" for name in EXTRAS}
-    predicting = {f"pred_convs.{head}_{source}" for head in ("loc", "cl") for source in SOURCES} if heads else set()
+    predicting = (
+        {f"pred_convs.{head}_{source}" for head in ("loc", "cl") for source, _ in SSD300.sources} if heads else set()
+    )
     expected = {name for name in plain.state_dict() if name.removesuffix(".bias") not in convs | predicting}
     for conv in sorted(convs | predicting):
         if conv in predicting:

@@ -70,7 +70,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         ({"model": {}}, "its .* names do not fit together: Error.* Missing key"),
         ({"model": None}, "is not a complete checkpoint: its 'model' is a NoneType"),
         ({"classes": "ab"}, "is not a complete checkpoint: its 'classes' is a str"),
-        ({"format": 9}, "has format 9; this version of ssd reads formats 1 to 2"),
+        ({"format": 9}, "has format 9; this version of ssd reads formats 1 to 3"),
     ],
 )
 def test_parts_that_are_not_of_one_network_are_named(tmp_path, change, message):

@@ -17,8 +17,9 @@ from ssd.cli import main
 from ssd.data.colour import to_input
 from ssd.detection import unpad
 from ssd.inference.detector import predict_padded
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from ssd.networks.priors import make_priors
-from ssd.networks.ssd300 import IMAGENET_MEAN, IMAGENET_STD, SSD300
+from ssd.networks.ssd300 import SSD300
 from ssd.weights.loading import initial_model
 from ssd.weights.peers import VOC_CLASSES
 from ssd_ext import DetectionOptions, decode_boxes, postprocess_detections

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import torchvision
+from peer_networks import constant_state
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models._api import WeightsEnum
 
 from ssd.networks.ssd300 import SSD300
-from ssd.weights.vgg16 import load_vgg16_imagenet, vgg16_to_ssd
+from ssd.networks.vgg16 import vgg16_to_ssd
 
 NETWORKS = {False: torchvision.models.vgg16, True: torchvision.models.vgg16_bn}
 
@@ -36,16 +36,6 @@ def vgg_state(request: pytest.FixtureRequest, fc6: Tensor) -> dict[str, Tensor]:
 
     state = {n: fill(like) for n, like in shapes.items() if n not in ("classifier.0.weight", "classifier.6.weight")}
     return state | {"classifier.0.weight": fc6}
-
-
-def light_state(batch_norm: bool) -> dict[str, Tensor]:
-    """All entries of torchvision's state dict as one repeated number each: a file of some kilobytes."""
-    with torch.device("meta"):
-        shapes = NETWORKS[batch_norm]().state_dict()
-    return {
-        name: (torch.tensor(0) if like.ndim == 0 else torch.tensor(0.001 * (i + 1))).expand(like.shape)
-        for i, (name, like) in enumerate(shapes.items())
-    }
 
 
 def test_base_computes_what_torchvision_computes(vgg_state: dict[str, Tensor]) -> None:
@@ -88,40 +78,11 @@ def test_conversion_covers_the_base_and_leaves_its_input_alone(vgg_state: dict[s
     assert all(torch.equal(vgg_state[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_load_from_a_file(tmp_path: Path, batch_norm: bool) -> None:
-    torch.save(light_state(batch_norm), tmp_path / "vgg.pth")
-    model = SSD300(2, batch_norm=batch_norm)
-    heads = {name: value.clone() for name, value in model.pred_convs.state_dict().items()}
-    load_vgg16_imagenet(model, tmp_path / "vgg.pth")
-    for name, value in vgg16_to_ssd(light_state(batch_norm)).items():
-        assert torch.equal(model.base.state_dict()[name], value), name
-    assert all(torch.equal(model.pred_convs.state_dict()[name], value) for name, value in heads.items())
-
-    torch.save(light_state(not batch_norm), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=f"batch_norm={batch_norm} needs .*other.pth"):
-        load_vgg16_imagenet(model, str(tmp_path / "other.pth"))
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_download_only_when_asked(monkeypatch: pytest.MonkeyPatch, batch_norm: bool) -> None:
-    asked = []
-
-    def get_state_dict(weights: WeightsEnum, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        asked.append(str(weights))
-        return light_state(batch_norm)
-
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
-    model = SSD300(2, batch_norm=batch_norm)
-    assert asked == []
-    load_vgg16_imagenet(model)
-    assert asked == ["VGG16_BN_Weights.IMAGENET1K_V1" if batch_norm else "VGG16_Weights.IMAGENET1K_V1"]
-
-
-def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"width 0\.5"):
-        load_vgg16_imagenet(SSD300(2, width=0.5), tmp_path / "never_read.pth")
-    state = light_state(batch_norm=False)
+def test_bad_input() -> None:
+    state = constant_state(torchvision.models.vgg16)
+    for use in (SSD300(2, width=0.5).imagenet, partial(SSD300(2, width=0.5).load_backbone, state)):
+        with pytest.raises(ValueError, match=r"width 0\.5"):
+            use()
     with pytest.raises(ValueError, match=r"features\.0\.weight is missing"):
         vgg16_to_ssd({})
     with pytest.raises(ValueError, match=r"classifier\.3\.bias is missing"):
@@ -130,5 +91,5 @@ def test_bad_input(tmp_path: Path) -> None:
         vgg16_to_ssd(state | {"features.2.weight": torch.zeros(64, 64, 1, 1)})
     with pytest.raises(ValueError, match=r"classifier\.0\.bias has values that are not finite"):
         vgg16_to_ssd(state | {"classifier.0.bias": torch.full((4096,), torch.nan)})
-    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
-        load_vgg16_imagenet(SSD300(2), tmp_path / "missing.pth")
+    with pytest.raises(ValueError, match="batch_norm=True needs the weights of vgg16_bn"):
+        SSD300(2, batch_norm=True).load_backbone(state)

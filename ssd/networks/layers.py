@@ -1,0 +1,93 @@
+"""Layers that several networks share: stacks of convolutions, and the heads that predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def scaled(channels: int, width: float) -> int:
+    """Number of channels of a layer at a width (a factor): rounded to a multiple of 8, at least 8."""
+    return max(8, 8 * round(channels * width / 8))
+
+
+class ConvStack(nn.Module):
+    """Convolutions `conv<name>`, each followed by ReLU.
+
+    With `batch_norm`, `bn<name>` lies between the convolution and the ReLU. Then the convolutions have no bias, because
+    normalisation would subtract it.
+    """
+
+    def __init__(self, batch_norm: bool) -> None:
+        super().__init__()
+        self.batch_norm = batch_norm
+
+    def add_layer(
+        self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+    ) -> None:
+        """Adds the layer `conv<name>`.
+
+        Args:
+            name: the suffix of its parameters' names.
+            inputs, outputs: number of channels.
+            kernel, stride, padding, dilation: see `nn.Conv2d`.
+        """
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=not self.batch_norm)
+        self.add_module(f"conv{name}", conv)
+        if self.batch_norm:
+            self.add_module(f"bn{name}", nn.BatchNorm2d(outputs))
+
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        """Applies the layer `conv<name>` with its batch norm and ReLU to (B, inputs, H, W)."""
+        x = getattr(self, f"conv{name}")(x)
+        if self.batch_norm:
+            x = getattr(self, f"bn{name}")(x)
+        return F.relu(x, inplace=True)
+
+
+class PredictionConvolutions(nn.Module):
+    """3x3 convolutions on each source: `loc_<source>` predicts offsets, `cl_<source>` class logits.
+
+    With `batch_norm`, `bn_loc_<source>` and `bn_cl_<source>` follow, and the convolutions have no bias.
+
+    Args:
+        n_classes: number of classes C, background included.
+        sources: the feature maps from which the heads predict, with their numbers of channels.
+        boxes_per_cell: number of priors in a cell of each source.
+        batch_norm: whether batch norm follows the convolutions.
+    """
+
+    def __init__(
+        self,
+        n_classes: int,
+        sources: Mapping[str, int],
+        boxes_per_cell: tuple[int, ...],
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.batch_norm = batch_norm
+        self.sources = tuple(sources)
+        self.outputs = {"loc": 4, "cl": n_classes}
+        for head, outputs in self.outputs.items():
+            for (source, channels), boxes in zip(sources.items(), boxes_per_cell, strict=True):
+                conv = nn.Conv2d(channels, boxes * outputs, 3, padding=1, bias=not batch_norm)
+                self.add_module(f"{head}_{source}", conv)
+                if batch_norm:
+                    self.add_module(f"bn_{head}_{source}", nn.BatchNorm2d(boxes * outputs))
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """Predicts offsets (B, P, 4) and class logits (B, P, C) from the maps of `sources`, in that order."""
+        predictions = []
+        for head, outputs in self.outputs.items():
+            maps = []
+            for source, x in zip(self.sources, features, strict=True):
+                x = getattr(self, f"{head}_{source}")(x)
+                if self.batch_norm:
+                    x = getattr(self, f"bn_{head}_{source}")(x)
+                x = x.permute(0, 2, 3, 1)  # (B, H, W, boxes * outputs)
+                maps.append(x.unflatten(3, (-1, outputs)).flatten(1, 3))  # (B, H * W * boxes, outputs)
+            predictions.append(torch.cat(maps, dim=1))
+        return tuple(predictions)  # (B, P, 4), (B, P, C)

@@ -1,0 +1,255 @@
+"""The base class of all networks: what they take, what they return, and which settings each of them has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ssd.detection import detect
+from ssd.networks.priors import PriorSpec, make_priors, spec_of
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
+Same = TypeVar("Same", bound="Network")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The arguments of networks that are also settings of a run. Each network takes some of them.
+OPTIONS = ("size", "width", "batch_norm", "head_batch_norm", "priors")
+
+
+class Network(nn.Module):
+    """A detector of the SSD family: from images to offsets and class logits of all priors.
+
+    A subclass is one network. Its constructor calls the constructor of this class, then builds its layers and calls
+    `lay_out` with the sides of its feature maps. It also defines the attributes of the class and the methods that raise
+    `NotImplementedError` here.
+
+    Args:
+        n_classes: number of classes, background 0 included, at least 2.
+        size: side of the images in pixels. None if the network has only one size.
+        input_mean, input_std: mean and standard deviation of red, green and blue in 0..1, with which the input was
+            normalised when the weights were trained. `forward` always takes images normalised with the mean and
+            standard deviation of ImageNet, and converts the images to this normalisation.
+        options: the other arguments of the network.
+
+    Attributes:
+        name: the network's name in `ssd.networks.NETWORKS`, as in `ssd train --network`.
+        input_size: side of the images in pixels. As an attribute of the class, the default.
+        sizes: the smallest and the largest `size`; None if the network has only one.
+        layouts: names of the layouts of priors that the network has; the first one is the default.
+        backbone: the classifier whose weights `load_backbone` takes, for error messages.
+        n_classes: number of classes C, background included.
+        config: all arguments as a dict of plain values; the class builds the same network from them, with random
+            parameters.
+        prior_spec: the layout of the priors.
+        priors_cxcy: (P, 4) float32 cxcywh in fractions of the image; not in the state dict.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    name: ClassVar[str]
+    sizes: ClassVar[tuple[int, int] | None] = None
+    layouts: ClassVar[tuple[str, ...]]
+    backbone: ClassVar[str]
+    input_size: int
+    config: dict[str, Any]
+    prior_spec: PriorSpec
+    priors_cxcy: Tensor
+    input_scale: Tensor | None  # None if the input is normalised as for ImageNet
+    input_shift: Tensor | None
+
+    def __init__(
+        self,
+        n_classes: int,
+        size: int | None = None,
+        *,
+        input_mean: Sequence[float] = IMAGENET_MEAN,
+        input_std: Sequence[float] = IMAGENET_STD,
+        **options: Any,  # plain values of several types
+    ) -> None:
+        super().__init__()
+        if n_classes < 2:
+            raise ValueError(f"n_classes includes the background and must be at least 2, got {n_classes}")
+        width = options.get("width", 1.0)
+        if not 0 < width < float("inf"):
+            raise ValueError(f"width must be finite and more than 0, got {width}")
+        if not (len(input_mean) == len(input_std) == 3 and all(0 < std < float("inf") for std in input_std)):
+            raise ValueError(
+                f"input_mean and input_std must be 3 numbers each, the latter > 0, got {input_mean} and {input_std}"
+            )
+        if size is not None:
+            self.check_size(size)
+            self.input_size = size
+            options = {"size": size, **options}
+        self.config = {
+            "n_classes": n_classes,
+            **options,
+            "input_mean": tuple(input_mean),
+            "input_std": tuple(input_std),
+        }
+        self.n_classes = n_classes
+        for name in ("priors_cxcy", "input_scale", "input_shift"):
+            self.register_buffer(name, None, persistent=False)
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """The names of the settings in `OPTIONS` that the network takes."""
+        return tuple(name for name in OPTIONS if name in inspect.signature(cls).parameters)
+
+    @classmethod
+    def check_size(cls, size: int) -> None:
+        """Raises ValueError unless the network takes images of this side, in pixels."""
+        low, high = cls.sizes or (cls.input_size, cls.input_size)
+        if not low <= size <= high:
+            takes = f"{low} to {high}" if cls.sizes else f"only {low}"
+            raise ValueError(f"size: the network {cls.name} takes {takes} pixels a side, got {size}")
+
+    @classmethod
+    def layout(cls, name: str, maps: Sequence[int]) -> PriorSpec:
+        """Returns one of `layouts` for feature maps with these numbers of cells per side."""
+        raise NotImplementedError
+
+    def lay_out(self, priors: str | PriorSpec | Mapping[str, Any], maps: Sequence[int]) -> None:
+        """Sets the priors: the attributes `prior_spec` and `priors_cxcy`, and their entry in `config`.
+
+        Args:
+            priors: a name in `layouts`, or a `PriorSpec`, or its fields as a dict.
+            maps: number of cells per side of each feature map.
+
+        Raises:
+            ValueError: the network has no layout of this name, or the layout is for other maps.
+            TypeError: the dict has an unknown field, or lacks one.
+        """
+        if isinstance(priors, str):
+            if priors not in self.layouts:
+                raise ValueError(f"priors must be a PriorSpec or one of {', '.join(self.layouts)}, got {priors!r}")
+            self.prior_spec = self.layout(priors, maps)
+        else:
+            self.prior_spec = spec_of(priors)
+        if tuple(self.prior_spec.maps) != tuple(maps):
+            raise ValueError(f"priors must be laid out for the maps {tuple(maps)}, got {self.prior_spec.maps}")
+        self.config["priors"] = priors if isinstance(priors, str) else asdict(self.prior_spec)
+        self._make_constants()
+
+    def _make_constants(self, device: torch.device | None = None) -> None:
+        """Computes the buffers that follow from `config` and are not in the state dict."""
+        self.priors_cxcy = make_priors(self.prior_spec).to(device)
+        mean, std = self.config["input_mean"], self.config["input_std"]
+        if (*mean, *std) != (*IMAGENET_MEAN, *IMAGENET_STD):
+            given = zip(IMAGENET_MEAN, IMAGENET_STD, mean, std, strict=True)
+            factors = [
+                (our_std / its_std, (our_mean - its_mean) / its_std) for our_mean, our_std, its_mean, its_std in given
+            ]
+            self.input_scale, self.input_shift = (
+                torch.tensor(factors, device=device).T[:, :, None, None].unbind()
+            )  # (3, 1, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts offsets and class logits for all priors.
+
+        Args:
+            images: (B, 3, input_size, input_size) floating-point RGB, normalised with the mean and standard deviation
+                of ImageNet.
+
+        Returns:
+            Offsets (B, P, 4), see `ssd_ext.decode_boxes`, and class logits (B, P, C), class 0 = background, both in
+            the dtype in which the convolutions ran.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
+            expected = f"(B, 3, {self.input_size}, {self.input_size}), for which the priors are laid out"
+            raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
+        # Scale and shift cannot be merged into the first convolution, because it pads with zeros after the
+        # normalisation.
+        if self.input_scale is not None and self.input_shift is not None:
+            images = torch.addcmul(self.input_shift, images, self.input_scale)
+        return self.predict(images)
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts offsets (B, P, 4) and class logits (B, P, C) from images with the normalisation of the weights."""
+        raise NotImplementedError
+
+    def detect_objects(
+        self,
+        predicted_locs: Tensor,
+        predicted_scores: Tensor,
+        min_score: float,
+        max_overlap: float,
+        top_k: int,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Turns predictions into boxes, labels and scores per image, see `ssd.detect`.
+
+        Args:
+            predicted_locs: (B, P, 4) offsets.
+            predicted_scores: (B, P, C) class logits.
+            min_score, max_overlap, top_k: see `ssd.detect`.
+
+        Returns:
+            See `ssd.detect`.
+        """
+        return detect(predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k)
+
+    @classmethod
+    def coco(cls) -> WeightsEnum | None:
+        """Returns torchvision's weights of this detector that were trained on COCO; None if there are none."""
+        return None
+
+    @classmethod
+    def is_backbone(cls, state: Mapping[str, Any]) -> bool:
+        """Whether these are the names of the classifier's state dict that `load_backbone` takes."""
+        raise NotImplementedError
+
+    @classmethod
+    def backbone_options(cls, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        """The arguments with which a network fits the weights of a classifier.
+
+        Args:
+            state: its state dict; None: the weights of `imagenet`.
+        """
+        return {}
+
+    def imagenet(self) -> WeightsEnum | dict[str, Tensor]:
+        """Returns the weights that were trained on ImageNet and fit this network's backbone.
+
+        Returns:
+            A member of an enum of torchvision, for `ssd.weights.downloads.download`; or the state dict.
+
+        Raises:
+            ValueError: there are none, for example because of the network's width.
+            OSError: the download failed.
+        """
+        raise NotImplementedError
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Fills the backbone with the weights of a classifier, in place.
+
+        Args:
+            state: the state dict of the classifier `backbone`.
+
+        Raises:
+            ValueError: the state dict does not fit the backbone.
+        """
+        raise NotImplementedError
+
+    def _apply(self: Same, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Same:
+        was_meta = self.priors_cxcy.is_meta
+        nn.Module._apply(self, fn, recurse)
+        priors = self.priors_cxcy
+        if (
+            was_meta and not priors.is_meta
+        ):  # to_empty() leaves buffers without values, and the state dict has none for these
+            self._make_constants(priors.device)
+        elif priors.dtype.itemsize < 4:  # half() would shift priors by up to half a pixel
+            self.priors_cxcy = make_priors(self.prior_spec).to(priors.device)
+        return self

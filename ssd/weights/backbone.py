@@ -1,0 +1,47 @@
+"""Loading a classifier's weights, trained on ImageNet, into the backbone of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+
+from torch import Tensor
+
+from ssd.networks import Network
+from ssd.weights.checkpoint import read
+from ssd.weights.downloads import download
+
+
+def load_backbone(model: Network, weights: str | PathLike[str] | None = None) -> None:
+    """Fills the backbone of a network with ImageNet weights, in place.
+
+    Args:
+        model: the network.
+        weights: file with the state dict of the classifier, see `Network.backbone`. None: the first call downloads it
+            (VGG16: about 530 MB) into the hub folder of torch.
+
+    Raises:
+        ValueError: there are no ImageNet weights for this network, or the file does not hold the classifier that the
+            network needs.
+        FileNotFoundError: no such file.
+        OSError: the download failed.
+    """
+    if weights is not None:
+        fill_backbone(model, read(weights), weights)
+        return
+    found = model.imagenet()
+    fill_backbone(model, found if isinstance(found, Mapping) else download(found), model.name)
+
+
+def fill_backbone(model: Network, state: Mapping[str, Tensor], source: str | PathLike[str]) -> None:
+    """Like `load_backbone`, with weights that were already read.
+
+    Args:
+        model: the network.
+        state: the state dict of the classifier.
+        source: where it is from, for error messages.
+    """
+    try:
+        model.load_backbone(state)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
