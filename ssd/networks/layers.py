@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,22 @@ from torch.nn import functional as F
 def scaled(channels: int, width: float) -> int:
     """Number of channels of a layer at a width (a factor): rounded to a multiple of 8, at least 8."""
     return max(8, 8 * round(channels * width / 8))
+
+
+def by_prior(maps: Sequence[Tensor], outputs: int) -> Tensor:
+    """Joins the predictions on all feature maps in the order of the priors.
+
+    Args:
+        maps: (B, boxes * outputs, H, W) for each feature map; the outputs of a box are contiguous.
+        outputs: number of outputs of a prior.
+
+    Returns:
+        (B, P, outputs).
+    """
+    rows = [
+        x.permute(0, 2, 3, 1).unflatten(3, (-1, outputs)).flatten(1, 3) for x in maps
+    ]  # (B, H * W * boxes, outputs)
+    return torch.cat(rows, dim=1)
 
 
 class ConvStack(nn.Module):
@@ -87,7 +103,6 @@ class PredictionConvolutions(nn.Module):
                 x = getattr(self, f"{head}_{source}")(x)
                 if self.batch_norm:
                     x = getattr(self, f"bn_{head}_{source}")(x)
-                x = x.permute(0, 2, 3, 1)  # (B, H, W, boxes * outputs)
-                maps.append(x.unflatten(3, (-1, outputs)).flatten(1, 3))  # (B, H * W * boxes, outputs)
-            predictions.append(torch.cat(maps, dim=1))
+                maps.append(x)
+            predictions.append(by_prior(maps, outputs))
         return tuple(predictions)  # (B, P, 4), (B, P, C)

@@ -25,6 +25,45 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 OPTIONS = ("size", "width", "batch_norm", "head_batch_norm", "priors")
 
 
+def map_sizes(features: nn.Module, size: int) -> tuple[int, ...]:
+    """Computes the numbers of cells per side of feature maps, without computing values.
+
+    Args:
+        features: takes images (B, 3, size, size) and returns a list of feature maps (B, C, H, W).
+        size: side of the images in pixels.
+
+    Raises:
+        ValueError: the images are too small, or a map is not square.
+    """
+    state = {name: value.to("meta") for name, value in (*features.named_parameters(), *features.named_buffers())}
+    images = torch.empty(2, 3, size, size, device="meta")  # 2: batch norm of a map with one cell needs two images
+    try:
+        maps = torch.func.functional_call(features, state, (images,))
+    except RuntimeError as error:
+        raise ValueError(f"size {size} is too small: {str(error).splitlines()[0]}") from None
+    shapes = [tuple(x.shape[2:]) for x in maps]
+    if any(height != width for height, width in shapes):
+        raise ValueError(f"the feature maps must be square, got {shapes}")
+    return tuple(height for height, _ in shapes)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Loads a state dict into a module.
+
+    Args:
+        module: the module, which is changed in place.
+        state: its state dict.
+        what: the network that the state dict must be of, for the error message.
+
+    Raises:
+        ValueError: a name is missing or unknown, or a shape differs.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"not the weights of {what}: {' '.join(str(error).split())[:200]}") from None
+
+
 class Network(nn.Module):
     """A detector of the SSD family: from images to offsets and class logits of all priors.
 
@@ -45,7 +84,6 @@ class Network(nn.Module):
         input_size: side of the images in pixels. As an attribute of the class, the default.
         sizes: the smallest and the largest `size`; None if the network has only one.
         layouts: names of the layouts of priors that the network has; the first one is the default.
-        backbone: the classifier whose weights `load_backbone` takes, for error messages.
         n_classes: number of classes C, background included.
         config: all arguments as a dict of plain values; the class builds the same network from them, with random
             parameters.
@@ -59,7 +97,6 @@ class Network(nn.Module):
     name: ClassVar[str]
     sizes: ClassVar[tuple[int, int] | None] = None
     layouts: ClassVar[tuple[str, ...]]
-    backbone: ClassVar[str]
     input_size: int
     config: dict[str, Any]
     prior_spec: PriorSpec
@@ -206,6 +243,11 @@ class Network(nn.Module):
         return None
 
     @classmethod
+    def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The arguments that follow from the shapes in the state dict of this network in another project."""
+        return {}
+
+    @classmethod
     def is_backbone(cls, state: Mapping[str, Any]) -> bool:
         """Whether these are the names of the classifier's state dict that `load_backbone` takes."""
         raise NotImplementedError
@@ -235,7 +277,7 @@ class Network(nn.Module):
         """Fills the backbone with the weights of a classifier, in place.
 
         Args:
-            state: the state dict of the classifier `backbone`.
+            state: the state dict of the classifier.
 
         Raises:
             ValueError: the state dict does not fit the backbone.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import sqrt
 from typing import Any, Literal, get_args
@@ -94,6 +94,49 @@ PRESETS: dict[str, PriorSpec] = {
     # pytorch/vision, models/detection/ssd.py, ssd300_vgg16
     "torchvision": _caffe((0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), clamp="wh"),
 }
+
+
+def linear_layout(
+    maps: Sequence[int], smallest: float, largest: float, ratios: tuple[float, ...], first: float | None = None
+) -> PriorSpec:
+    """Lays out priors with sides that grow by equal steps from map to map.
+
+    The second square of a map is the geometric mean of its side and that of the next map, which is 1 after the last map.
+    The centres are those of the cells.
+
+    Args:
+        maps: number of cells per side of each map, at least two maps.
+        smallest, largest: side of the first square of the first and of the last map, as a fraction of the image.
+        ratios: width / height of the other shapes, the same for all maps.
+        first: side of the first square of the first map; the others then grow from `smallest` on the second map.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2, equation 4.
+    """
+    n = len(maps) - (first is not None)
+    scales = [smallest + (largest - smallest) * k / (n - 1) for k in range(n)]
+    if first is not None:
+        scales.insert(0, first)
+    return PriorSpec(
+        scales=tuple(scales),
+        extra_scales=_between((*scales, 1.0)),
+        ratios=(ratios,) * len(maps),
+        cells=tuple(maps),
+        maps=tuple(maps),
+        clamp="wh",
+    )
+
+
+def coco_layout(maps: Sequence[int]) -> PriorSpec:
+    """Lays out priors with the sides that the paper uses for COCO: 0.07, 0.15 and further to 0.87 of the image.
+
+    For the six maps of `SSD300` these are the shapes of the preset "caffe_coco". The first map and the last two maps have
+    the ratios 2 and 1/2, the others also 3 and 1/3.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.4; for ResNet, the reference code of MLPerf.
+    """
+    spec = linear_layout(maps, 0.15, 0.87, (2.0, 1 / 2, 3.0, 1 / 3), first=0.07)
+    few, last = (2.0, 1 / 2), len(maps) - 2
+    return replace(spec, ratios=tuple(few if k == 0 or k >= last else all for k, all in enumerate(spec.ratios)))
 
 
 def spec_of(priors: PriorSpec | Mapping[str, Any]) -> PriorSpec:

@@ -118,7 +118,6 @@ class VGGNetwork(Network):
     al., ScratchDet, arXiv 1810.08425, section 3.1.
     """
 
-    backbone = "vgg16, or vgg16_bn for a network with batch_norm"
     extras: ClassVar[tuple[Extra, ...]]
     sources: ClassVar[tuple[tuple[str, int], ...]]
     maps: ClassVar[tuple[int, ...]]

@@ -17,8 +17,8 @@ def load_backbone(model: Network, weights: str | PathLike[str] | None = None) ->
 
     Args:
         model: the network.
-        weights: file with the state dict of the classifier, see `Network.backbone`. None: the first call downloads it
-            (VGG16: about 530 MB) into the hub folder of torch.
+        weights: file with the state dict of the classifier that the network's `load_backbone` takes. None: the first
+            call downloads it (VGG16: about 530 MB) into torch's hub folder.
 
     Raises:
         ValueError: there are no ImageNet weights for this network, or the file does not hold the classifier that the

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssd.networks import build_network, network_class
 from ssd.networks.ssd300 import SSD300
+from ssd.networks.ssdlite import SSDLite320
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -84,6 +85,13 @@ PEERS = (
         classes=("conf.0", 4),
         config={"priors": "caffe_voc", **CAFFE},
     ),
+    Peer(
+        "torchvision's ssdlite320_mobilenet_v3_large",
+        SSDLite320.name,
+        names=(),
+        classes=("head.classification_head.module_list.0.1", 6),
+        config={},
+    ),
 )
 
 
@@ -113,7 +121,8 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     head, boxes = peer.classes
     n_classes = state[f"{head}.bias"].numel() // boxes
     with torch.device("meta"):
-        expected = build_network(peer.network, n_classes, **peer.config)
+        config = peer.config | network_class(peer.network).options_of(state)
+        expected = build_network(peer.network, n_classes, **config)
     model = {}
     for (ours, like), theirs in zip(expected.state_dict().items(), names, strict=True):
         value = state[theirs]

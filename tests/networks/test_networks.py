@@ -1,11 +1,133 @@
 """What all networks have in common: names, options, sizes, priors and outputs."""
 
+import copy
+import json
+
 import pytest
+import torch
 
 from ssd.networks import NETWORKS, build_network
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
+from ssd.networks.priors import make_priors
+from ssd_ext import DetectionOptions, postprocess_detections
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Arguments with which each network is small. The second network of a name has another size.
+SMALL = [
+    ("ssd300", {"width": 0.05}),
+    ("ssdlite320", {}),
+    ("ssdlite", {"size": 224, "width": 0.1, "head_batch_norm": True}),
+    ("ssdlite", {"size": 352, "width": 0.1, "priors": "caffe_coco"}),
+]
+
+
+def ids(value):
+    return value if isinstance(value, str) else str(value.get("size", ""))
+
+
+@pytest.fixture(scope="module", params=SMALL, ids=lambda case: "-".join(map(ids, case)).strip("-"))
+def case(request):
+    name, options = request.param
+    torch.manual_seed(0)
+    model = build_network(name, 4, **options).eval()
+    images = torch.randn(2, 3, model.input_size, model.input_size)
+    with torch.no_grad():
+        model.train()(images)  # gives batch norm statistics
+        return name, model, images, model.eval()(images)
+
+
+def test_all_networks_are_tested():
+    assert {name for name, _ in SMALL} == set(NETWORKS)
+    assert all(name == kind.name for name, kind in NETWORKS.items())
+
+
+def test_a_prediction_for_each_prior(case):
+    _, model, _, (offsets, logits) = case
+    assert offsets.shape == (2, len(model.priors_cxcy), 4)
+    assert logits.shape == (2, len(model.priors_cxcy), 4)
+    assert offsets.isfinite().all()
+    assert logits.isfinite().all()
+    spec = model.prior_spec
+    assert len(model.priors_cxcy) == sum(n * n * k for n, k in zip(spec.maps, spec.boxes_per_cell, strict=True))
+    assert torch.equal(model.priors_cxcy, make_priors(spec))
+    with pytest.raises(ValueError, match=rf"\(B, 3, {model.input_size}, {model.input_size}\).*got \(2, 3, 100, 100\)"):
+        model(torch.zeros(2, 3, 100, 100))
+
+
+def test_the_config_rebuilds_the_network(case):
+    name, model, _, _ = case
+    config = json.loads(json.dumps(model.config))  # plain values only
+    again = build_network(name, **config)
+    assert json.loads(json.dumps(again.config)) == config
+    assert again.input_size == model.input_size
+    assert torch.equal(again.priors_cxcy, model.priors_cxcy)
+    again.load_state_dict(model.state_dict())
+    with torch.device("meta"):
+        bare = build_network(name, **config)
+    bare = bare.to_empty(device="cpu").eval()
+    bare.load_state_dict(model.state_dict())
+    assert torch.equal(bare.priors_cxcy, model.priors_cxcy)
+
+
+def test_options_are_arguments(case):
+    name, model, _, _ = case
+    kind = NETWORKS[name]
+    assert set(kind.options()) == set(OPTIONS) & set(model.config)
+    assert ("size" in kind.options()) == (kind.sizes is not None)
+    assert all(
+        len(kind.layout(layout, model.prior_spec.maps).maps) == len(model.prior_spec.maps) for layout in kind.layouts
+    )
+    with pytest.raises(ValueError, match=f"the network {name} takes .* got 7"):
+        kind.check_size(7)
+    for wrong in ({"input_std": (1, 1, 0)}, {"input_mean": (1, 1)}):
+        with pytest.raises(ValueError, match="must be 3 numbers each"):
+            build_network(name, 2, **wrong)
+    with pytest.raises(ValueError, match=r"n_classes .*got 1"):
+        build_network(name, 1)
+
+
+def test_the_input_is_converted_to_that_of_the_weights(case):
+    name, model, images, (_, logits) = case
+    pixels = images * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    mean, std = (torch.tensor(model.config[key]).view(3, 1, 1) for key in ("input_mean", "input_std"))
+    bytewise = build_network(name, **model.config | {"input_mean": (0, 0, 0), "input_std": (1, 1, 1)}).eval()
+    bytewise.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        ours = (pixels - mean) / std  # what the network gets now, as an image of the other one
+        ours = (ours - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+        torch.testing.assert_close(bytewise(ours)[1], logits, rtol=1e-3, atol=1e-3 * logits.abs().max().item())
+
+
+def test_half_precision_keeps_the_priors(case):
+    _, model, images, (_, logits) = case
+    half = copy.deepcopy(model).bfloat16()
+    assert torch.equal(half.priors_cxcy, model.priors_cxcy)
+    with torch.no_grad():
+        rounded = half(images.bfloat16())[1]
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - logits).norm() < 0.2 * logits.norm()  # bfloat16 rounds by 0.004 in each of up to 60 layers
+
+
+def test_network_and_detection_in_one_program(case):
+    _, model, images, _ = case
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return postprocess_detections(*self.model(images), self.model.priors_cxcy, DetectionOptions(0.2, 0.45, 50))
+
+    detector = Detector().eval()
+    exported = torch.export.export(detector, (images,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    with torch.no_grad():
+        for n in (1, 2):
+            for got, expected in zip(exported.module()(images[:n]), detector(images[:n]), strict=True):
+                torch.testing.assert_close(got, expected)
 
 
 def test_a_name_that_no_network_has():
-    with pytest.raises(ValueError, match="network must be one of ssd300.*, got 'yolo'"):
+    with pytest.raises(ValueError, match=r"network must be one of ssd300.*, got 'yolo'"):
         build_network("yolo", 2)
-    assert all(name == kind.name for name, kind in NETWORKS.items())
