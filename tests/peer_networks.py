@@ -34,9 +34,9 @@ class Tutorial(nn.Module):
 
 
 class SsdPytorch(nn.Module):
-    """amdegroot's network: layers by their number."""
+    """amdegroot's network: layers by their number. For 512 pixels, as in its forks."""
 
-    def __init__(self, n_classes):
+    def __init__(self, n_classes, size=300):
         super().__init__()
         self.n_classes = n_classes
         vgg, inputs = [], 3
@@ -50,10 +50,16 @@ class SsdPytorch(nn.Module):
         self.vgg = nn.ModuleList([*vgg, nn.Conv2d(1024, 1024, 1), nn.ReLU()])
         self.L2Norm = nn.Module()
         self.L2Norm.weight = nn.Parameter(torch.full((512,), 20.0))
-        options = {"8_2": (3, 2, 1), "9_2": (3, 2, 1), "10_2": (3,), "11_2": (3,)}
+        halving, heads = (3, 2, 1), list(HEADS.values())
+        options = {"8_2": halving, "9_2": halving, "10_2": (3,), "11_2": (3,)}
+        if size == 512:
+            options |= {"10_2": halving, "11_2": halving}
+            heads = [*heads[:4], (256, 6), (256, 4), (256, 4)]
         self.extras = nn.ModuleList(nn.Conv2d(*EXTRAS[name], *options.get(name, (1,))) for name in EXTRAS)
+        if size == 512:
+            self.extras += [nn.Conv2d(256, 128, 1), nn.Conv2d(128, 256, 4, padding=1)]
         for head, outputs in (("loc", 4), ("conf", n_classes)):
-            convs = [nn.Conv2d(inputs, boxes * outputs, 3, padding=1) for inputs, boxes in HEADS.values()]
+            convs = [nn.Conv2d(inputs, boxes * outputs, 3, padding=1) for inputs, boxes in heads]
             self.add_module(head, nn.ModuleList(convs))
 
     def forward(self, x):
@@ -73,6 +79,27 @@ class SsdPytorch(nn.Module):
             for head in (self.loc, self.conf)
         )
         return loc.view(len(loc), -1, 4), conf.view(len(conf), -1, self.n_classes)
+
+
+class Lufficc(SsdPytorch):
+    """lufficc's network: that of amdegroot under other names."""
+
+    NAMES = (
+        ("L2Norm.", "backbone.l2_norm."),
+        ("vgg.", "backbone.vgg."),
+        ("extras.", "backbone.extras."),
+        ("loc.", "box_head.predictor.reg_headers."),
+        ("conf.", "box_head.predictor.cls_headers."),
+    )
+
+    def state_dict(self):
+        names = {
+            name: new + name.removeprefix(old)
+            for name in super().state_dict()
+            for old, new in self.NAMES
+            if name.startswith(old)
+        }
+        return {names[name]: value for name, value in super().state_dict().items()}
 
 
 def light_state(network):

@@ -6,12 +6,13 @@ from typing import Any
 
 from ssd.networks.network import Network
 from ssd.networks.ssd300 import SSD300
+from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite, SSDLite320
 
 __all__ = ["DEFAULT", "NETWORKS", "Network", "build_network", "network_class"]
 
 # A new network needs one file and one entry here.
-NETWORKS: dict[str, type[Network]] = {network.name: network for network in (SSD300, SSDLite320, SSDLite)}
+NETWORKS: dict[str, type[Network]] = {network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite)}
 DEFAULT = SSD300.name
 
 

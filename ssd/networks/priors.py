@@ -57,7 +57,7 @@ class PriorSpec:
         return tuple(2 + len(ratios) for ratios in self.ratios)
 
 
-def _between(scales: tuple[float, ...]) -> tuple[float, ...]:
+def between(scales: tuple[float, ...]) -> tuple[float, ...]:
     """Geometric means of neighbouring scales: the sides of the extra squares."""
     return tuple(sqrt(scale * following) for scale, following in pairwise(scales))
 
@@ -67,7 +67,7 @@ def _tutorial() -> PriorSpec:
     few, many = (2.0, 0.5), (2.0, 3.0, 0.5, 0.333)  # 0.333 and not 1/3: existing checkpoints were trained with it
     return PriorSpec(
         scales=scales,
-        extra_scales=(*_between(scales), 1.0),
+        extra_scales=(*between(scales), 1.0),
         ratios=(few, many, many, many, few, few),
         cells=(38, 19, 10, 5, 3, 1),
     )
@@ -78,7 +78,7 @@ def _caffe(scales: tuple[float, ...], clamp: Clamp = "cxcywh") -> PriorSpec:
     few, many = (2.0, 1 / 2), (2.0, 1 / 2, 3.0, 1 / 3)
     return PriorSpec(
         scales=scales[:-1],
-        extra_scales=_between(scales),
+        extra_scales=between(scales),
         ratios=(few, many, many, many, few, few),
         cells=tuple(300 / stride for stride in (8, 16, 32, 64, 100, 300)),
         clamp=clamp,
@@ -101,8 +101,8 @@ def linear_layout(
 ) -> PriorSpec:
     """Lays out priors with sides that grow by equal steps from map to map.
 
-    The second square of a map is the geometric mean of its side and that of the next map, which is 1 after the last map.
-    The centres are those of the cells.
+    The second square of a map has the geometric mean of the side of its first square and that of the next map; after the
+    last map, that is 1. The centres are those of the cells.
 
     Args:
         maps: number of cells per side of each map, at least two maps.
@@ -118,7 +118,7 @@ def linear_layout(
         scales.insert(0, first)
     return PriorSpec(
         scales=tuple(scales),
-        extra_scales=_between((*scales, 1.0)),
+        extra_scales=between((*scales, 1.0)),
         ratios=(ratios,) * len(maps),
         cells=tuple(maps),
         maps=tuple(maps),
@@ -129,8 +129,8 @@ def linear_layout(
 def coco_layout(maps: Sequence[int]) -> PriorSpec:
     """Lays out priors with the sides that the paper uses for COCO: 0.07, 0.15 and further to 0.87 of the image.
 
-    For the six maps of `SSD300` these are the shapes of the preset "caffe_coco". The first map and the last two maps have
-    the ratios 2 and 1/2, the others also 3 and 1/3.
+    For the six maps of `SSD300`, the first squares are those of the preset "caffe_coco". The first map and the last two
+    maps have the ratios 2 and 1/2, the others also 3 and 1/3.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.4; for ResNet, the reference code of MLPerf.
     """

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from ssd.networks import build_network, network_class
 from ssd.networks.ssd300 import SSD300
+from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite320
+from ssd.networks.vgg16 import VGGNetwork
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+COCO_CLASSES = 80
 BYTE = (1 / 255,) * 3  # standard deviation for networks whose input is 0..255
 CAFFE = {"input_mean": (123 / 255, 117 / 255, 104 / 255), "input_std": BYTE}  # of Caffe's VGG16, for RGB
 VGG_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)  # numbers of the convolutions in ssd.pytorch
@@ -30,6 +33,7 @@ class Peer(NamedTuple):
         names: names of its state dict in the order of ours, at width 1 and without batch norm in VGG16. Empty: ours.
         classes: a class head, with its number of boxes per cell; the number of classes is computed from its bias.
         config: arguments of our network: priors and input normalisation.
+        coco: layout of the priors if there are 81 classes, which are COCO's; None: that in `config`.
     """
 
     title: str
@@ -37,6 +41,7 @@ class Peer(NamedTuple):
     names: tuple[str, ...]
     classes: tuple[str, int]
     config: dict[str, Any]
+    coco: str | None = None
 
     def all_names(self) -> Sequence[str]:
         """Names of its state dict in the order of ours."""
@@ -49,6 +54,31 @@ class Peer(NamedTuple):
 def _of_convs(factors: str, *convs: str) -> tuple[str, ...]:
     """Names of a state dict: the factors of conv4_3, then weight and bias of each convolution in our order."""
     return (factors, *(f"{conv}.{kind}" for conv in convs for kind in ("weight", "bias")))
+
+
+def _ssd_pytorch(network: type[VGGNetwork]) -> Peer:
+    """ssd.pytorch numbers its layers. It has only SSD300; its forks for 512 pixels continue the numbers."""
+    names = _of_convs(
+        "L2Norm.weight",
+        *(f"vgg.{i}" for i in VGG_LAYERS),
+        *(f"extras.{i}" for i in range(2 * len(network.extras))),
+        *(f"{head}.{i}" for head in ("loc", "conf") for i in range(len(network.maps))),
+    )
+    title = "amdegroot's ssd.pytorch" if network is SSD300 else "a fork of amdegroot's ssd.pytorch for 512 pixels"
+    return Peer(title, network.name, names, ("conf.0", 4), {"priors": "caffe_voc", **CAFFE})
+
+
+def _lufficc(network: type[VGGNetwork]) -> Peer:
+    """lufficc's project has the layers and numbers of ssd.pytorch under other names."""
+    names = _of_convs(
+        "backbone.l2_norm.weight",
+        *(f"backbone.vgg.{i}" for i in VGG_LAYERS),
+        *(f"backbone.extras.{i}" for i in range(2 * len(network.extras))),
+        *(f"box_head.predictor.{head}_headers.{i}" for head in ("reg", "cls") for i in range(len(network.maps))),
+    )
+    classes = "box_head.predictor.cls_headers.0", 4
+    config = {"priors": "caffe_voc", **CAFFE}
+    return Peer(f"lufficc's vgg_{network.name}", network.name, names, classes, config, coco="caffe_coco")
 
 
 PEERS = (
@@ -73,18 +103,8 @@ PEERS = (
         config={"priors": "torchvision", "input_mean": (0.48235, 0.45882, 0.40784), "input_std": BYTE},
     ),
     # In training and evaluation, ssd.pytorch subtracts (104, 117, 123) from OpenCV's BGR and then converts to RGB.
-    Peer(
-        "amdegroot's ssd.pytorch",
-        SSD300.name,
-        names=_of_convs(
-            "L2Norm.weight",
-            *(f"vgg.{i}" for i in VGG_LAYERS),
-            *(f"extras.{i}" for i in range(8)),
-            *(f"{head}.{i}" for head in ("loc", "conf") for i in range(6)),
-        ),
-        classes=("conf.0", 4),
-        config={"priors": "caffe_voc", **CAFFE},
-    ),
+    # lufficc's project subtracts (123, 117, 104) from RGB.
+    *(project(network) for project in (_ssd_pytorch, _lufficc) for network in (SSD300, SSD512)),
     Peer(
         "torchvision's ssdlite320_mobilenet_v3_large",
         SSDLite320.name,
@@ -120,8 +140,9 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
 
     head, boxes = peer.classes
     n_classes = state[f"{head}.bias"].numel() // boxes
+    priors = {"priors": peer.coco} if peer.coco and n_classes == COCO_CLASSES + 1 else {}
     with torch.device("meta"):
-        config = peer.config | network_class(peer.network).options_of(state)
+        config = peer.config | priors | network_class(peer.network).options_of(state)
         expected = build_network(peer.network, n_classes, **config)
     model = {}
     for (ours, like), theirs in zip(expected.state_dict().items(), names, strict=True):
@@ -137,10 +158,14 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _class_names(peer: Peer, n: int) -> Sequence[str]:
     known: Sequence[str] = VOC_CLASSES
-    if "torchvision" in peer.title and (weights := network_class(peer.network).coco()):
-        _, *ids = weights.meta["categories"]  # without background
-        # Labels are COCO's category ids. 10 of these ids have no category; their names must still differ.
-        known = [f"N/A {label}" if name == "N/A" else name for label, name in enumerate(ids, 1)]
+    if "torchvision" in peer.title or (peer.coco and n == COCO_CLASSES):
+        from torchvision.models.detection import SSD300_VGG16_Weights
+
+        _, *ids = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # without background
+        if peer.coco:  # labels count the categories in the order of their ids
+            known = [name for name in ids if name != "N/A"]
+        else:  # labels are the ids. 10 of them have no category; their names must still differ
+            known = [f"N/A {label}" if name == "N/A" else name for label, name in enumerate(ids, 1)]
     return known if len(known) == n else [f"class {label}" for label in range(1, n + 1)]
 
 

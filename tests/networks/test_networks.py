@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Arguments with which each network is small. The second network of a name has another size.
 SMALL = [
     ("ssd300", {"width": 0.05}),
+    ("ssd512", {"width": 0.05, "batch_norm": True}),
     ("ssdlite320", {}),
     ("ssdlite", {"size": 224, "width": 0.1, "head_batch_norm": True}),
     ("ssdlite", {"size": 352, "width": 0.1, "priors": "caffe_coco"}),
