@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ssd.networks.network import Network
+from ssd.networks.resnet import ResNet34, ResNet50
 from ssd.networks.ssd300 import SSD300
 from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite, SSDLite320
@@ -12,7 +13,9 @@ from ssd.networks.ssdlite import SSDLite, SSDLite320
 __all__ = ["DEFAULT", "NETWORKS", "Network", "build_network", "network_class"]
 
 # A new network needs one file and one entry here.
-NETWORKS: dict[str, type[Network]] = {network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite)}
+NETWORKS: dict[str, type[Network]] = {
+    network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite, ResNet34, ResNet50)
+}
 DEFAULT = SSD300.name
 
 

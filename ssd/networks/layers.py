@@ -14,6 +14,15 @@ def scaled(channels: int, width: float) -> int:
     return max(8, 8 * round(channels * width / 8))
 
 
+def xavier_(module: nn.Module) -> None:
+    """Draws the weights of all convolutions from Xavier's uniform distribution, with biases 0, in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def by_prior(maps: Sequence[Tensor], outputs: int) -> Tensor:
     """Joins the predictions on all feature maps in the order of the priors.
 
@@ -62,6 +71,51 @@ class ConvStack(nn.Module):
         if self.batch_norm:
             x = getattr(self, f"bn{name}")(x)
         return F.relu(x, inplace=True)
+
+
+class ExtraLayers(nn.ModuleList):
+    """Extra feature maps, each from the one before, until a map has a single cell.
+
+    A block has a 1x1 convolution to half of its channels and a 3x3 convolution, each followed by batch norm and ReLU.
+    The 3x3 convolution halves the side of the map, rounded up. On a map of 3 to 5 cells per side it has stride 1 and no
+    padding instead. So the sides are those of SSD300: 38, 19, 10, 5, 3, 1.
+
+    Args:
+        inputs: number of channels of the map that the first block takes.
+        cells: number of cells per side of this map.
+        outputs: numbers of channels of the blocks; the last one is used for all further blocks.
+
+    Attributes:
+        channels: number of channels of each extra map.
+        cells: number of cells per side of each extra map.
+
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, figure 2; NVIDIA/DeepLearningExamples,
+    PyTorch/Detection/SSD.
+    """
+
+    def __init__(self, inputs: int, cells: int, outputs: Sequence[int]) -> None:
+        super().__init__()
+        self.channels: list[int] = []
+        self.cells: list[int] = []
+        while cells > 1:
+            channels = outputs[min(len(self.channels), len(outputs) - 1)]
+            halves = not 3 <= cells <= 5
+            narrow = nn.Conv2d(inputs, channels // 2, 1, bias=False)
+            last = nn.Conv2d(channels // 2, channels, 3, stride=1 + halves, padding=int(halves), bias=False)
+            norms = nn.BatchNorm2d(channels // 2), nn.BatchNorm2d(channels)
+            self.append(nn.Sequential(narrow, norms[0], nn.ReLU(inplace=True), last, norms[1], nn.ReLU(inplace=True)))
+            inputs, cells = channels, (cells + 1) // 2 if halves else cells - 2
+            self.channels.append(channels)
+            self.cells.append(cells)
+        xavier_(self)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Computes the extra maps of x (B, inputs, cells, cells), largest first."""
+        maps = []
+        for block in self:
+            x = block(x)
+            maps.append(x)
+        return maps
 
 
 class PredictionConvolutions(nn.Module):

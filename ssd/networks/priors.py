@@ -97,17 +97,23 @@ PRESETS: dict[str, PriorSpec] = {
 
 
 def linear_layout(
-    maps: Sequence[int], smallest: float, largest: float, ratios: tuple[float, ...], first: float | None = None
+    maps: Sequence[int],
+    smallest: float,
+    largest: float,
+    ratios: tuple[float, ...],
+    following: float = 1.0,
+    first: float | None = None,
 ) -> PriorSpec:
     """Lays out priors with sides that grow by equal steps from map to map.
 
-    The second square of a map has the geometric mean of the side of its first square and that of the next map; after the
-    last map, that is 1. The centres are those of the cells.
+    The side of a map's second square is the geometric mean of the sides of its first square and of that of the next
+    map. The centres are those of the cells.
 
     Args:
         maps: number of cells per side of each map, at least two maps.
         smallest, largest: side of the first square of the first and of the last map, as a fraction of the image.
         ratios: width / height of the other shapes, the same for all maps.
+        following: the side that would follow on the last map.
         first: side of the first square of the first map; the others then grow from `smallest` on the second map.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2, equation 4.
@@ -118,7 +124,7 @@ def linear_layout(
         scales.insert(0, first)
     return PriorSpec(
         scales=tuple(scales),
-        extra_scales=between((*scales, 1.0)),
+        extra_scales=between((*scales, following)),
         ratios=(ratios,) * len(maps),
         cells=tuple(maps),
         maps=tuple(maps),
@@ -129,12 +135,17 @@ def linear_layout(
 def coco_layout(maps: Sequence[int]) -> PriorSpec:
     """Lays out priors with the sides that the paper uses for COCO: 0.07, 0.15 and further to 0.87 of the image.
 
-    For the six maps of `SSD300`, the first squares are those of the preset "caffe_coco". The first map and the last two
-    maps have the ratios 2 and 1/2, the others also 3 and 1/3.
+    The first map and the last two maps have the ratios 2 and 1/2, the others also 3 and 1/3. For the six maps of `SSD300`,
+    the sizes are those of the preset "caffe_coco", and the centres are those of the cells.
+
+    Args:
+        maps: number of cells per side of each map, at least four maps.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.4; for ResNet, the reference code of MLPerf.
     """
-    spec = linear_layout(maps, 0.15, 0.87, (2.0, 1 / 2, 3.0, 1 / 3), first=0.07)
+    smallest, largest = 0.15, 0.87
+    following = largest + (largest - smallest) / (len(maps) - 2)
+    spec = linear_layout(maps, smallest, largest, (2.0, 1 / 2, 3.0, 1 / 3), following, first=0.07)
     few, last = (2.0, 1 / 2), len(maps) - 2
     return replace(spec, ratios=tuple(few if k == 0 or k >= last else all for k, all in enumerate(spec.ratios)))
 

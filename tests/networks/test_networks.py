@@ -20,6 +20,8 @@ SMALL = [
     ("ssdlite320", {}),
     ("ssdlite", {"size": 224, "width": 0.1, "head_batch_norm": True}),
     ("ssdlite", {"size": 352, "width": 0.1, "priors": "caffe_coco"}),
+    ("resnet34", {"size": 128, "head_batch_norm": True}),
+    ("resnet50", {"size": 160}),
 ]
 
 
