@@ -19,6 +19,7 @@ BEHAVIOURS = {
     "test_build.py": "setup.py, and what is imported of a library that is missing or broken",
     "test_documents.py": "what the documents and docstrings name",
     "test_drop_in.py": "the code of the tutorial with our imports",
+    "test_every_network.py": "each network in training, evaluation, detection and export",
     "test_examples.py": "examples/",
     "test_fuzz_files.py": "damaged files of all kinds",
     "test_imports.py": "what an import loads, and that every script can be imported",

@@ -9,12 +9,13 @@ from ssd.networks.resnet import ResNet34, ResNet50
 from ssd.networks.ssd300 import SSD300
 from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite, SSDLite320
+from ssd.networks.timm import Timm
 
 __all__ = ["DEFAULT", "NETWORKS", "Network", "build_network", "network_class"]
 
 # A new network needs one file and one entry here.
 NETWORKS: dict[str, type[Network]] = {
-    network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite, ResNet34, ResNet50)
+    network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite, ResNet34, ResNet50, Timm)
 }
 DEFAULT = SSD300.name
 
@@ -23,14 +24,16 @@ def network_class(name: str) -> type[Network]:
     """Finds the class of a network.
 
     Args:
-        name: a key of `NETWORKS`.
+        name: a key of `NETWORKS`, or "timm:NAME" with the name of a model of timm.
 
     Raises:
         ValueError: there is no such network.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
-    return NETWORKS[name]
+    kind, _, backbone = name.partition(":")
+    if kind not in NETWORKS or (kind == Timm.name) != bool(backbone):
+        names = ", ".join("timm:NAME" if known == Timm.name else known for known in NETWORKS)
+        raise ValueError(f"network must be one of {names}, got {name!r}")
+    return NETWORKS[kind]
 
 
 def build_network(name: str, n_classes: int, **config: Any) -> Network:  # plain values of several types
@@ -44,5 +47,7 @@ def build_network(name: str, n_classes: int, **config: Any) -> Network:  # plain
     Raises:
         ValueError: there is no such network, or an argument is out of range.
         TypeError: the network does not take an argument.
+        ImportError: a package that the network needs is not installed.
     """
-    return network_class(name)(n_classes, **config)
+    _, _, backbone = name.partition(":")
+    return network_class(name)(n_classes, **config | ({"backbone": backbone} if backbone else {}))

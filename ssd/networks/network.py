@@ -33,14 +33,14 @@ def map_sizes(features: nn.Module, size: int) -> tuple[int, ...]:
         size: side of the images in pixels.
 
     Raises:
-        ValueError: the images are too small, or a map is not square.
+        ValueError: the layers do not take images of this size, or a map is not square.
     """
     state = {name: value.to("meta") for name, value in (*features.named_parameters(), *features.named_buffers())}
     images = torch.empty(2, 3, size, size, device="meta")  # 2: batch norm of a map with one cell needs two images
     try:
         maps = torch.func.functional_call(features, state, (images,))
     except RuntimeError as error:
-        raise ValueError(f"size {size} is too small: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"size {size} does not suit this network: {str(error).splitlines()[0]}") from None
     shapes = [tuple(x.shape[2:]) for x in maps]
     if any(height != width for height, width in shapes):
         raise ValueError(f"the feature maps must be square, got {shapes}")
@@ -94,7 +94,7 @@ class Network(nn.Module):
         ValueError: an argument is out of range.
     """
 
-    name: ClassVar[str]
+    name: str  # an attribute of the class, except for timm
     sizes: ClassVar[tuple[int, int] | None] = None
     layouts: ClassVar[tuple[str, ...]]
     input_size: int

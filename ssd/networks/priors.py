@@ -135,11 +135,11 @@ def linear_layout(
 def coco_layout(maps: Sequence[int]) -> PriorSpec:
     """Lays out priors with the sides that the paper uses for COCO: 0.07, 0.15 and further to 0.87 of the image.
 
-    The first map and the last two maps have the ratios 2 and 1/2, the others also 3 and 1/3. For the six maps of `SSD300`,
-    the sizes are those of the preset "caffe_coco", and the centres are those of the cells.
+    The first map and the last two maps have the ratios 2 and 1/2, the others also 3 and 1/3. For the six maps of
+    `SSD300`, the sizes are those of the preset "caffe_coco". The centres are those of the cells.
 
     Args:
-        maps: number of cells per side of each map, at least four maps.
+        maps: number of cells per side of each map, at least three maps.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.4; for ResNet, the reference code of MLPerf.
     """

@@ -16,7 +16,7 @@ from ssd_ext import LossOptions
 Value = TypeVar("Value")
 Schedule = Literal["step", "onecycle", "cosine"]
 
-NETWORK_NAMES = ", ".join(NETWORKS)
+NETWORK_NAMES = ", ".join(NETWORKS) + ":NAME, where NAME is a model of the package timm"
 VARIANCES = ("center_variance", "size_variance")  # a run must use the defaults, since detection uses them
 
 

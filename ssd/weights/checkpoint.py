@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -129,7 +129,7 @@ def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Net
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Reads a file of `torch.save` onto the CPU. Runs no code from the file.
+    """Reads a file of `torch.save`, or a state dict in a .safetensors file, onto the CPU. Runs no code from the file.
 
     Returns:
         Plain values and tensors as they were saved. For a file with a pickled network: {"model": its state dict}.
@@ -137,10 +137,14 @@ def read(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is damaged, or was not written by `torch.save`.
+        ImportError: the file ends in .safetensors, and the package safetensors is not installed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    load_file = _safetensors(path) if Path(path).suffix == ".safetensors" else None
     try:
+        if load_file is not None:
+            return load_file(path)
         _check_archive(Path(path))
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -149,6 +153,14 @@ def read(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # other files fail with many kinds of errors, such as KeyError
         reason = ((isinstance(error, ValueError) and str(error)) or repr(error)).splitlines()[0][:200]
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+
+
+def _safetensors(path: str | os.PathLike[str]) -> Callable[[str | os.PathLike[str]], dict[str, Any]]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f"{path}: reading it needs safetensors ({error}): pip install 'ssd-ext[timm]'") from None
+    return load_file
 
 
 def _check_archive(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ssd.networks import DEFAULT, NETWORKS, Network, build_network, network_class
+from ssd.networks.timm import Timm
 from ssd.runtime.device import pick_device, place
 from ssd.weights.backbone import fill_backbone, load_backbone
 from ssd.weights.checkpoint import build_model, current, read
@@ -153,7 +154,7 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
     if "format" not in found:
         if kind.is_backbone(found):
             return Initial(network or DEFAULT, source, backbone=found)
-        if others := [name for name, other in NETWORKS.items() if other.is_backbone(found)]:
+        if others := [name for name, other in NETWORKS.items() if other.is_backbone(found) and name != Timm.name]:
             raise ValueError(
                 f"{source}: holds no weights for the network {network or DEFAULT}, but the backbone of "
                 f"{' and '.join(others)}: choose that network"
@@ -189,7 +190,7 @@ def _open(source: str | PathLike[str]) -> dict[str, Any]:
     coco, _, name = str(source).partition(":")
     if coco == "coco":
         if (weights := network_class(name or DEFAULT).coco()) is None:
-            there = ", ".join(name for name, kind in NETWORKS.items() if kind.coco() is not None)
+            there = " and ".join(name for name, kind in NETWORKS.items() if kind.coco() is not None)
             raise ValueError(f"{source}: there are no weights trained on COCO for the network {name}, only for {there}")
         return download(weights)
     found = read(source)

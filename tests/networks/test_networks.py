@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ssd.networks import NETWORKS, build_network
+from ssd.networks import NETWORKS, build_network, network_class
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from ssd.networks.priors import make_priors
 from ssd_ext import DetectionOptions, postprocess_detections
@@ -22,14 +22,11 @@ SMALL = [
     ("ssdlite", {"size": 352, "width": 0.1, "priors": "caffe_coco"}),
     ("resnet34", {"size": 128, "head_batch_norm": True}),
     ("resnet50", {"size": 160}),
+    ("timm:mobilenetv3_small_050", {"size": 160, "head_batch_norm": True}),
 ]
 
 
-def ids(value):
-    return value if isinstance(value, str) else str(value.get("size", ""))
-
-
-@pytest.fixture(scope="module", params=SMALL, ids=lambda case: "-".join(map(ids, case)).strip("-"))
+@pytest.fixture(scope="module", params=SMALL, ids=lambda case: f"{case[0]}-{case[1].get('size', '')}".strip("-"))
 def case(request):
     name, options = request.param
     torch.manual_seed(0)
@@ -41,7 +38,7 @@ def case(request):
 
 
 def test_all_networks_are_tested():
-    assert {name for name, _ in SMALL} == set(NETWORKS)
+    assert {name.partition(":")[0] for name, _ in SMALL} == set(NETWORKS)
     assert all(name == kind.name for name, kind in NETWORKS.items())
 
 
@@ -75,13 +72,14 @@ def test_the_config_rebuilds_the_network(case):
 
 def test_options_are_arguments(case):
     name, model, _, _ = case
-    kind = NETWORKS[name]
+    kind = network_class(name)
+    assert model.name == name
     assert set(kind.options()) == set(OPTIONS) & set(model.config)
     assert ("size" in kind.options()) == (kind.sizes is not None)
     assert all(
         len(kind.layout(layout, model.prior_spec.maps).maps) == len(model.prior_spec.maps) for layout in kind.layouts
     )
-    with pytest.raises(ValueError, match=f"the network {name} takes .* got 7"):
+    with pytest.raises(ValueError, match=f"the network {kind.name} takes .* got 7"):
         kind.check_size(7)
     for wrong in ({"input_std": (1, 1, 0)}, {"input_mean": (1, 1)}):
         with pytest.raises(ValueError, match="must be 3 numbers each"):
@@ -132,5 +130,6 @@ def test_network_and_detection_in_one_program(case):
 
 
 def test_a_name_that_no_network_has():
-    with pytest.raises(ValueError, match=r"network must be one of ssd300.*, got 'yolo'"):
-        build_network("yolo", 2)
+    for name in ("yolo", "timm", "timm:", "ssd300:small", ""):
+        with pytest.raises(ValueError, match=rf"network must be one of ssd300, .*, timm:NAME, got '{name}'"):
+            build_network(name, 2)

@@ -33,7 +33,7 @@ def test_layers_of_the_reference_code(kind):
     priors = make_priors(spec)
     assert priors.shape == (8732, 4)
     torch.testing.assert_close(priors[:, 2:], coco[:, 2:], rtol=1e-6, atol=0)
-    # The reference code has centres at multiples of the stride, such as 32 pixels, of which ten are more than the image.
+    # The reference code places centres by the stride: ten cells of 32 pixels are more than the image.
     assert (priors - coco)[:, :2].abs().max() < 0.061
 
 

@@ -91,7 +91,7 @@ def test_weights_of_coco(monkeypatch, tmp_path):
     assert start.config == model.config | {"n_classes": 4}
     name = "backbone.features.1.0.2.fc1.weight"
     assert torch.equal(start.state_dict()[name], state[name])
-    with pytest.raises(ValueError, match=r"coco:ssdlite: there are no weights .* only for ssd300, ssdlite320"):
+    with pytest.raises(ValueError, match=r"coco:ssdlite: there are no weights .* only for ssd300 and ssdlite320"):
         initial_model(4, "coco", "ssdlite")
 
 
