@@ -1,11 +1,12 @@
-"""SSD300 in PyTorch: the network, loss, detection, training and evaluation, built on the ops of `ssd_ext`."""
+"""SSD networks in PyTorch: networks, loss, detection, training and evaluation, built on the ops of `ssd_ext`."""
 
 from ssd.detection import detect
 from ssd.loss import MultiBoxLoss
+from ssd.networks import build_network
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.loading import load_weights
 
-__all__ = ["SSD300", "Detector", "MultiBoxLoss", "accelerate", "detect", "load_weights"]
+__all__ = ["SSD300", "Detector", "MultiBoxLoss", "accelerate", "build_network", "detect", "load_weights"]
 
 
 def __getattr__(name: str) -> object:  # imported on first use: both import torchvision, which takes seconds

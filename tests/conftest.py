@@ -21,7 +21,14 @@ SLOW = (
     *("training/test_run", "export/test_export", "training/test_interruptions", "test_build"),
     *("export/test_onnx_openvino", "test_acceleration", "tools/test_gpu_check", "training/test_step"),
     *("kernels/test_threads", "test_names", "test_imports", "weights/test_peers", "networks/test_vgg16"),
-    *("test_examples", "cli/test_export", "kernels/test_abi", "export/test_torch_formats", "runtime/test_processes"),
+    *(
+        "test_every_network",
+        "test_examples",
+        "cli/test_export",
+        "kernels/test_abi",
+        "export/test_torch_formats",
+        "runtime/test_processes",
+    ),
 )
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

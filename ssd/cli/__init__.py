@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssd",
-        description="Train, evaluate and run SSD300 object detectors.",
+        description="Train, evaluate and run SSD object detectors.",
         epilog="Start with `ssd demo`. `ssd train --help` describes how to train on your own pictures.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)

@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 DATA = "folders, or tar archives, of annotated pictures; see ssd train --help for their layouts"
 WEIGHTS = (  # the help of --weights
     "a checkpoint such as run/best.pt, a file written by ssd export, weights of another project (see ssd convert), "
-    "or coco"
+    "coco (torchvision's SSD300) or coco:ssdlite320 (torchvision's SSDlite)"
 )
 
 

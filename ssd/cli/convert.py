@@ -18,9 +18,11 @@ def add_convert(commands: Commands) -> None:
         """Write a checkpoint of this project from the weights of another project, with their priors, input
 normalisation and class names. No code from the file is run. IN is one of
   coco                        torchvision's SSD300, trained on COCO (downloads 136 MB once)
+  coco:ssdlite320             torchvision's SSDlite, trained on COCO (downloads 14 MB once)
   checkpoint_ssd300.pth.tar   a checkpoint of sgrvinod's tutorial: the pickled model, or its state dict
-  ssd300_vgg16_coco-*.pth     a state dict of torchvision's ssd300_vgg16
-  ssd300_mAP_77.43_v2.pth     a state dict of amdegroot's ssd.pytorch
+  ssd300_vgg16_coco-*.pth     a state dict of torchvision's ssd300_vgg16 or ssdlite320_mobilenet_v3_large
+  ssd300_mAP_77.43_v2.pth     a state dict of amdegroot's ssd.pytorch, or of a fork of it for 512 pixels
+  vgg_ssd512_voc0712.pth      a state dict of lufficc's vgg_ssd300 or vgg_ssd512
   run/last.pt                 a checkpoint of this project: the copy leaves out the entries that only --resume needs
 ssd train, eval, detect and export take these files as weights too.
 

@@ -43,6 +43,7 @@ command with --resume continues, and writes the same detections.json as a run wi
 
 examples:
   ssd detect photo.jpg --out found               the 80 classes of COCO; downloads 136 MB once
+  ssd detect photo.jpg --out found --weights coco:ssdlite320         the same with a smaller network; downloads 14 MB
   ssd detect photo.jpg --weights run/best.pt --out found
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5 --resume""",

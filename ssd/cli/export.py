@@ -16,9 +16,9 @@ def add_export(commands: Commands) -> None:
         _export,
         _flags,
         "write a detector as one program that runs without the code of `ssd`",
-        """Write a program whose input is pictures as bytes (B, 3, 300, 300) and whose output is boxes, labels, scores
-and counts. The file also holds the class names and detection options. Before the file is written, the program's
-detections are compared with the network's. The formats:
+        """Write a program whose input is pictures as bytes (B, 3, size, size) and whose output is boxes, labels, scores
+and counts; size is the input size of the network. The file also holds the class names and detection options. Before
+the file is written, the program's detections are compared with the network's. The formats:
 {formats}
 ssd detect and ssd eval take these files as --weights (docs/shipping.md).
 
@@ -34,7 +34,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
     formats = paragraphs({name: format.summary for name, format in FORMATS.items()})
     parser.description = (parser.description or "").format(formats=formats)
-    help = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), or coco"
+    help = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), coco or coco:ssdlite320"
     parser.add_argument("source", metavar="WEIGHTS", help=help)
     parser.add_argument("--format", choices=FORMATS, default="pt2", help="format of the file (default: %(default)s)")
     parser.add_argument(

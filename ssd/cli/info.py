@@ -28,6 +28,7 @@ are left out, and what looks like a mistake.
 
 examples:
   ssd info my_pictures
+  ssd info my_pictures --network ssdlite --size 512       whether the priors of this network fit the objects
   ssd info my_pictures --speed       how many pictures a core prepares per second, and how many cores a GPU needs""",
     )
 

@@ -27,7 +27,7 @@ def add_train(commands: Commands) -> None:
         _train,
         _flags,
         "train a detector on folders of pictures",
-        """Train SSD300 on your pictures. Writes last.pt, best.pt, curve.png and worst.png into the folder --out.
+        """Train a detector on your pictures. Writes last.pt, best.pt, curve.png and worst.png into the folder --out.
 
 DATA is a folder in one of these layouts, as labelling tools export them:
 {layouts}
@@ -39,6 +39,7 @@ URL, such as "https://host/train-{{000000..000117}}.tar".
 examples:
   ssd train my_pictures --out run                           from random weights, offline
   ssd train my_pictures --out run --weights imagenet        from VGG16's weights (a download)
+  ssd train my_pictures --out run --network ssdlite --size 512       a small, fast network on larger pictures
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
   ssd train --out run --resume                              continue after Ctrl-C, with the same results
   ssd train my_pictures --out run --resume auto             start or continue, for schedulers that restart jobs""",

@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
         epochs=25,
     ),
     "finetune": Recipe(
-        "weights of a detector or of VGG16",
+        "weights of a detector or of a backbone",
         {  # the learning rate depends on the network: `lr_for`
             "augment": "mild",
             "schedule": "cosine",
