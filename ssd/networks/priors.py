@@ -141,7 +141,8 @@ def coco_layout(maps: Sequence[int]) -> PriorSpec:
     Args:
         maps: number of cells per side of each map, at least three maps.
 
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.4; for ResNet, the reference code of MLPerf.
+    Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.4; NVIDIA/DeepLearningExamples,
+    PyTorch/Detection/SSD.
     """
     smallest, largest = 0.15, 0.87
     following = largest + (largest - smallest) / (len(maps) - 2)

@@ -1,4 +1,4 @@
-"""SSD on ResNet-34 and ResNet-50, with the layers of MLPerf's and NVIDIA's reference code."""
+"""SSD on ResNet-34 and ResNet-50, with the layers of NVIDIA's reference code."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class ResNetNetwork(Network):
     Raises:
         ValueError: an argument is out of range.
 
-    Source: mlcommons/training, single_stage_detector (ResNet-34); NVIDIA/DeepLearningExamples, PyTorch/Detection/SSD
-    (ResNet-50); He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385.
+    Source: NVIDIA/DeepLearningExamples, PyTorch/Detection/SSD; He et al., Deep Residual Learning for Image
+    Recognition, arXiv 1512.03385.
     """
 
     input_size = 300
@@ -80,7 +80,7 @@ class ResNetNetwork(Network):
 
     @classmethod
     def layout(cls, name: str, maps: Sequence[int]) -> PriorSpec:
-        """Returns the layout of MLPerf at 300 pixels; at other sizes, the same sides on more or fewer maps."""
+        """Returns the sides that the paper uses for COCO, as the reference code does at 300 pixels."""
         return coco_layout(maps)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class ResNetNetwork(Network):
 
 
 class ResNet34(ResNetNetwork):
-    """`ResNetNetwork` on ResNet-34, as in MLPerf."""
+    """`ResNetNetwork` on ResNet-34."""
 
     name = "resnet34"
     channels = 256
@@ -127,7 +127,7 @@ class ResNet34(ResNetNetwork):
 
 
 class ResNet50(ResNetNetwork):
-    """`ResNetNetwork` on ResNet-50, as in NVIDIA's reference code."""
+    """`ResNetNetwork` on ResNet-50."""
 
     name = "resnet50"
     channels = 1024

@@ -23,7 +23,6 @@ from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
-from ssd.networks import DEFAULT
 from ssd.options import ReadOptions
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
@@ -134,7 +133,7 @@ class _Run:
     ) -> None:
         self.out, self.last, self.best = out, out / LAST, out / BEST
         state: dict[str, Any] | None = None  # a checkpoint has values of many types
-        initial = Initial(DEFAULT)
+        initial: Initial | None = None
         if resume:
             state = _resumable(self.last)
             settings = Settings.from_dict(state["settings"])
@@ -181,7 +180,7 @@ class _Run:
         if state is not None:
             model = build_model(state, self.last)
         else:
-            model = initial.build(len(sets.classes) + 1, **settings.network_options())
+            model = resolved(initial).build(len(sets.classes) + 1, **settings.network_options())
             rate = settings.lr or lr_for(self.recipe, model.config.get("head_batch_norm", False))
             self.settings = settings = replace(settings, lr=rate)
         if settings.sync_batch_norm and device.type != "cuda":

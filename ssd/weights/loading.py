@@ -152,8 +152,13 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
         source = f"coco:{network}"
     found = _open(source)
     if "format" not in found:
-        if kind.is_backbone(found):
-            return Initial(network or DEFAULT, source, backbone=found)
+        for state in (
+            found,
+            found.get("model"),
+            found.get("state_dict"),
+        ):  # some programs save the state dict in a dict
+            if isinstance(state, dict) and kind.is_backbone(state):
+                return Initial(network or DEFAULT, source, backbone=state)
         if others := [name for name, other in NETWORKS.items() if other.is_backbone(found) and name != Timm.name]:
             raise ValueError(
                 f"{source}: holds no weights for the network {network or DEFAULT}, but the backbone of "

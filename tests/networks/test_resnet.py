@@ -16,7 +16,7 @@ CLASSIFIERS = {"resnet34": torchvision.models.resnet34, "resnet50": torchvision.
 
 @pytest.mark.parametrize("kind", [ResNet34, ResNet50])
 def test_layers_of_the_reference_code(kind):
-    """At 300 pixels, mlcommons/training and NVIDIA/DeepLearningExamples have these maps, channels, boxes and priors."""
+    """At 300 pixels, NVIDIA/DeepLearningExamples has these maps, channels, boxes and sizes of priors."""
     with torch.device("meta"):
         model = kind(81)
     assert model.prior_spec.maps == (38, 19, 10, 5, 3, 1)
@@ -76,5 +76,10 @@ def test_weights_of_another_classifier(tmp_path):
     torch.save(constant_state(torchvision.models.resnet18), tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match=r"resnet18\.pth: not the weights of torchvision's resnet34: "):
         initial_model(3, str(tmp_path / "resnet18.pth"), "resnet34", size=128)
+    state = torch.load(tmp_path / "resnet18.pth")
+    for name in ("model", "state_dict"):
+        torch.save({name: state, "epoch": 3}, tmp_path / "nested.pth")
+        with pytest.raises(ValueError, match=r"nested\.pth: not the weights of torchvision's resnet34: "):
+            initial_model(3, str(tmp_path / "nested.pth"), "resnet34", size=128)
     with pytest.raises(ValueError, match=r"no weights for the network resnet50, but the backbone of resnet34: choose"):
         initial_model(3, str(tmp_path / "resnet18.pth"), "resnet50")
