@@ -46,6 +46,8 @@ def settings_for(shapes, network, **more):
 @pytest.fixture(scope="module", params=NETWORKS)
 def trained(request, shapes, tmp_path_factory):
     """The name of a network, and the folder of a run of it."""
+    if request.param.startswith("timm:"):
+        pytest.importorskip("timm", reason="no timm: pip install 'ssd-ext[timm]'")
     out = tmp_path_factory.mktemp("run") / "run"
     run(settings_for(shapes, request.param), out)
     return request.param, out

@@ -67,9 +67,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 class Network(nn.Module):
     """A detector of the SSD family: from images to offsets and class logits of all priors.
 
-    A subclass is one network. Its constructor calls the constructor of this class, then builds its layers and calls
-    `lay_out` with the sides of its feature maps. It also defines the attributes of the class and the methods that raise
-    `NotImplementedError` here.
+    A subclass is one network. Its constructor calls the constructor of this class, builds its layers, and calls
+    `set_priors` with the sides of its feature maps. A subclass also defines the attributes of the class, and the methods
+    that raise `NotImplementedError` here.
 
     Args:
         n_classes: number of classes, background 0 included, at least 2.
@@ -155,7 +155,7 @@ class Network(nn.Module):
         """Returns one of `layouts` for feature maps with these numbers of cells per side."""
         raise NotImplementedError
 
-    def lay_out(self, priors: str | PriorSpec | Mapping[str, Any], maps: Sequence[int]) -> None:
+    def set_priors(self, priors: str | PriorSpec | Mapping[str, Any], maps: Sequence[int]) -> None:
         """Sets the priors: the attributes `prior_spec` and `priors_cxcy`, and their entry in `config`.
 
         Args:

@@ -68,7 +68,7 @@ class ResNetNetwork(Network):
                 layer.stride = (1, 1)
         cells = math.ceil(size / 8)
         self.extras = ExtraLayers(self.channels, cells, EXTRAS)
-        self.lay_out(priors, (cells, *self.extras.cells))
+        self.set_priors(priors, (cells, *self.extras.cells))
         sources = {"conv4": self.channels, **{f"extra{k}": c for k, c in enumerate(self.extras.channels, 1)}}
         self.pred_convs = PredictionConvolutions(n_classes, sources, self.prior_spec.boxes_per_cell, head_batch_norm)
         xavier_(self.pred_convs)

@@ -77,7 +77,7 @@ class SSDLite(Network):
             input_std=input_std,
         )
         self.backbone = _Features(width, reduced_tail)
-        self.lay_out(priors, map_sizes(self.backbone, size))
+        self.set_priors(priors, map_sizes(self.backbone, size))
         shape = self.backbone.channels, self.prior_spec.boxes_per_cell
         self.head = nn.ModuleDict(
             {

@@ -66,7 +66,7 @@ class Timm(Network):
         self.base = _Base(backbone, size)
         cells = map_sizes(self.base, size)
         self.extras = ExtraLayers(self.base.channels[-1], cells[-1], EXTRAS)
-        self.lay_out(priors, (*cells, *self.extras.cells))
+        self.set_priors(priors, (*cells, *self.extras.cells))
         channels = (*self.base.channels, *self.extras.channels)
         sources = {f"map{k}": c for k, c in enumerate(channels, 1)}
         self.pred_convs = PredictionConvolutions(n_classes, sources, self.prior_spec.boxes_per_cell, head_batch_norm)

@@ -141,7 +141,7 @@ class VGGNetwork(Network):
             input_mean=input_mean,
             input_std=input_std,
         )
-        self.lay_out(self.layouts[0] if priors is None else priors, self.maps)
+        self.set_priors(self.layouts[0] if priors is None else priors, self.maps)
         sources = {source: scaled(channels, width) for source, channels in self.sources}
         self.base = VGGBase(width, batch_norm)
         self.aux_convs = AuxiliaryConvolutions(self.extras, width, batch_norm)

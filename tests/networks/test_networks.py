@@ -29,6 +29,8 @@ SMALL = [
 @pytest.fixture(scope="module", params=SMALL, ids=lambda case: f"{case[0]}-{case[1].get('size', '')}".strip("-"))
 def case(request):
     name, options = request.param
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="no timm: pip install 'ssd-ext[timm]'")
     torch.manual_seed(0)
     model = build_network(name, 4, **options).eval()
     images = torch.randn(2, 3, model.input_size, model.input_size)

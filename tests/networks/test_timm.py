@@ -3,13 +3,14 @@
 import sys
 
 import pytest
-import safetensors.torch
-import timm
 import torch
 from torch import nn
 
 from ssd.networks import build_network
 from ssd.weights.loading import initial_model
+
+timm = pytest.importorskip("timm", reason="no timm: pip install 'ssd-ext[timm]'")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +47,7 @@ def test_weights_from_a_file(name, suffix, tmp_path):
     for layer in classifier.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_var, 0.5, 2)
-    path, save = tmp_path / f"w.{suffix}", torch.save if suffix == "pth" else safetensors.torch.save_file
+    path, save = tmp_path / f"w.{suffix}", torch.save if suffix == "pth" else save_file
     save(classifier.state_dict(), path)
     model = initial_model(3, str(path), f"timm:{name}", size=160).eval()
     images = torch.randn(1, 3, 160, 160)
