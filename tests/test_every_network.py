@@ -17,7 +17,7 @@ from ssd.export import FORMATS, export
 from ssd.networks import build_network
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
-from ssd.weights.loading import initial_model
+from ssd.weights.loading import initial_model, open_initial
 from ssd_ext import DetectionOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,8 +86,9 @@ def test_weights_are_of_one_network_and_size(trained, tmp_path):
     with pytest.raises(ValueError, match=rf"best\.pt: has the network {name}, but {other} was given; leave out"):
         initial_model(5, path, other)
     if "size" in model.config:
-        with pytest.raises(ValueError, match=rf"best\.pt: has size {model.input_size}, but 256 was given; leave out"):
-            initial_model(5, path, size=256)
+        for use in (open_initial(path).input_size, lambda size: initial_model(5, path, size=size)):
+            with pytest.raises(ValueError, match=rf"best\.pt: has size {model.input_size}, but 256 was given; leave"):
+                use(256)
     state = load_checkpoint(path)
     torch.save(state | {"network": other, "config": {"n_classes": 4}}, tmp_path / "wrong.pt")
     with pytest.raises(ValueError, match=r"wrong\.pt: its config, parameters and class names do not fit together"):

@@ -68,8 +68,8 @@ class Network(nn.Module):
     """A detector of the SSD family: from images to offsets and class logits of all priors.
 
     A subclass is one network. Its constructor calls the constructor of this class, builds its layers, and calls
-    `set_priors` with the sides of its feature maps. A subclass also defines the attributes of the class, and the methods
-    that raise `NotImplementedError` here.
+    `set_priors` with the sides of its feature maps. A subclass also defines the attributes of the class and those
+    methods that raise `NotImplementedError` here.
 
     Args:
         n_classes: number of classes, background 0 included, at least 2.

@@ -27,6 +27,8 @@ def test_layers_of_the_reference_code(kind):
         assert shapes[f"extras.{k}.0.weight"] == (narrow[k], inputs[k], 1, 1)
         assert shapes[f"extras.{k}.3.weight"] == (outputs[k], narrow[k], 3, 3)
         assert f"extras.{k}.3.bias" not in shapes
+        conv = model.extras[k][3]
+        assert (conv.stride, conv.padding) == (((2, 2), (1, 1)) if k < 3 else ((1, 1), (0, 0)))
     assert shapes["pred_convs.cl_conv4.weight"] == (4 * 81, kind.channels, 3, 3)
     spec = kind.layout("caffe_coco", (38, 19, 10, 5, 3, 1))
     coco = make_priors("caffe_coco")  # 21, 45, 99, 153, 207, 261 pixels, as in the reference code

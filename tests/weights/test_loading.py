@@ -39,6 +39,14 @@ def test_a_network_to_train_is_that_of_the_weights_where_nothing_is_said(tmp_pat
             initial_model(4, str(tmp_path / "old.pt"), **unsaid | {name: value})
 
 
+def test_a_network_takes_only_its_options():
+    assert initial_model(3, None, "ssdlite", size=224, width=0.1).input_size == 224
+    with pytest.raises(ValueError, match=r"the network ssdlite320 has no width, size, but head_batch_norm, priors"):
+        initial_model(3, None, "ssdlite320", width=0.1, size=224)
+    with pytest.raises(ValueError, match=r"network must be one of ssd300, .*, got 'ssd301'"):
+        initial_model(3, None, "ssd301")
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_weights(tmp_path / "none.pt")
