@@ -11,12 +11,13 @@ from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite, SSDLite320
 from ssd.networks.timm import Timm
 
-__all__ = ["DEFAULT", "NETWORKS", "Network", "build_network", "network_class"]
+__all__ = ["DEFAULT", "NAMES", "NETWORKS", "Network", "build_network", "network_class"]
 
 # A new network needs one file and one entry here.
 NETWORKS: dict[str, type[Network]] = {
     network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite, ResNet34, ResNet50, Timm)
 }
+NAMES = tuple("timm:NAME" if name == Timm.name else name for name in NETWORKS)  # as users write them
 DEFAULT = SSD300.name
 
 
@@ -31,8 +32,7 @@ def network_class(name: str) -> type[Network]:
     """
     kind, _, backbone = name.partition(":")
     if kind not in NETWORKS or (kind == Timm.name) != bool(backbone):
-        names = ", ".join("timm:NAME" if known == Timm.name else known for known in NETWORKS)
-        raise ValueError(f"network must be one of {names}, got {name!r}")
+        raise ValueError(f"network must be one of {', '.join(NAMES)}, got {name!r}")
     return NETWORKS[kind]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ssd.networks import DEFAULT, NETWORKS, network_class
+from ssd.networks import DEFAULT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.options import ReadOptions
 from ssd.training.recipes import RECIPES, Recipe
@@ -16,7 +16,6 @@ from ssd_ext import LossOptions
 Value = TypeVar("Value")
 Schedule = Literal["step", "onecycle", "cosine"]
 
-NETWORK_NAMES = ", ".join(NETWORKS) + ":NAME, where NAME is a model of the package timm"
 VARIANCES = ("center_variance", "size_variance")  # a run must use the defaults, since detection uses them
 
 
@@ -38,7 +37,7 @@ def less_than_1(value: float) -> None:
         raise ValueError(f"must be < 1, got {value}")
 
 
-def known(name: str) -> None:
+def a_network(name: str) -> None:
     """Raises ValueError unless a network has this name."""
     network_class(name)
 
@@ -97,8 +96,9 @@ class Settings:
     ] = None
     network: Annotated[
         str | None,
-        f"the network: {NETWORK_NAMES} (default: that of the weights, otherwise {DEFAULT})",
-        known,
+        f"the network: {', '.join(NAMES)}, where NAME is a model of the package timm (default: that of the weights, "
+        f"otherwise {DEFAULT})",
+        a_network,
     ] = None
     size: Annotated[
         int | None,

@@ -107,7 +107,8 @@ class Initial(NamedTuple):
         kind = network_class(self.network)
         config = {name: value for name, value in config.items() if value is not None}
         if unknown := [name for name in config if name not in kind.options()]:
-            raise ValueError(f"the network {self.network} has no {', '.join(unknown)}, but {_these(kind)}")
+            there = ", ".join(kind.options()) or "no options"
+            raise ValueError(f"the network {self.network} has no {', '.join(unknown)}, but {there}")
         if self.checkpoint is None:
             if self.source is not None:
                 config = kind.backbone_options(self.backbone) | config
@@ -152,11 +153,8 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
         source = f"coco:{network}"
     found = _open(source)
     if "format" not in found:
-        for state in (
-            found,
-            found.get("model"),
-            found.get("state_dict"),
-        ):  # some programs save the state dict in a dict
+        # Some programs save the state dict inside of a dict.
+        for state in (found, found.get("model"), found.get("state_dict")):
             if isinstance(state, dict) and kind.is_backbone(state):
                 return Initial(network or DEFAULT, source, backbone=state)
         if others := [name for name, other in NETWORKS.items() if other.is_backbone(found) and name != Timm.name]:
@@ -184,11 +182,6 @@ def initial_model(
         FileNotFoundError, ValueError, OSError: see `open_initial` and `Initial.build`.
     """
     return open_initial(source, network).build(n_classes, **config)
-
-
-def _these(kind: type[Network]) -> str:
-    """The options of a network in words."""
-    return ", ".join(kind.options()) or "no options"
 
 
 def _open(source: str | PathLike[str]) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a name is missing or unknown, or a shape differs.
     """
     state = {str(name).removeprefix("module."): v for name, v in state.items() if isinstance(v, Tensor)}
-    known = [(peer, peer.all_names()) for peer in PEERS]
+    # The names of torchvision's SSDlite are only made if there is one of them: they need torchvision.
+    known = [(peer, peer.all_names()) for peer in PEERS if peer.names or f"{peer.classes[0]}.weight" in state]
     peer, names = max(known, key=lambda pair: len(state.keys() & set(pair[1])))
     missing, unknown = [n for n in names if n not in state], [n for n in state if n not in names]
     if len(missing) == len(names):
