@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Clamp = Literal["cxcywh", "wh", "none"]
+FITTED = "auto"  # in place of the name of a layout: one that is fitted to the training data, see `ssd.data.prior_fit`
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,11 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
+def shapes_of(scale: float, extra: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
+    """Width and height of the priors in a cell, for two squares with these sides and for these ratios."""
+    return [(scale, scale), (extra, extra), *((scale * sqrt(r), scale / sqrt(r)) for r in ratios)]
+
+
 def make_priors(spec: str | PriorSpec | Mapping[str, Any] = "tutorial") -> Tensor:
     """Computes the prior boxes, ordered by map, then row, then column, then shape.
 
@@ -202,7 +208,7 @@ def make_priors(spec: str | PriorSpec | Mapping[str, Any] = "tutorial") -> Tenso
     for size, cells, scale, extra, ratios in zip(
         spec.maps, spec.cells, spec.scales, spec.extra_scales, spec.ratios, strict=True
     ):
-        shapes = [(scale, scale), (extra, extra), *((scale * sqrt(r), scale / sqrt(r)) for r in ratios)]
+        shapes = shapes_of(scale, extra, ratios)
         centres = [(i + 0.5) / cells for i in range(size)]
         boxes += [(cx, cy, w, h) for cy in centres for cx in centres for w, h in shapes]
     priors = torch.tensor(boxes, dtype=torch.float32)  # (P, 4)

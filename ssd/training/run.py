@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,12 @@ from tqdm import tqdm
 
 from ssd.data.depth import Levels
 from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
+from ssd.data.prior_fit import fit_priors
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
+from ssd.networks import build_network
+from ssd.networks.priors import FITTED, PriorSpec
 from ssd.options import ReadOptions
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
@@ -180,7 +183,10 @@ class _Run:
         if state is not None:
             model = build_model(state, self.last)
         else:
-            model = resolved(initial).build(len(sets.classes) + 1, **settings.network_options())
+            start, options = resolved(initial), settings.network_options()
+            if options.get("priors") == FITTED:
+                options["priors"] = ranks.from_first(lambda: asdict(self._fitted_priors(start, settings)))
+            model = start.build(len(sets.classes) + 1, **options)
             rate = settings.lr or lr_for(self.recipe, model.config.get("head_batch_norm", False))
             self.settings = settings = replace(settings, lr=rate)
         if settings.sync_batch_norm and device.type != "cuda":
@@ -210,6 +216,18 @@ class _Run:
         self.warmup = resolved(settings.warmup)
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
+
+    def _fitted_priors(self, initial: Initial, settings: Settings) -> PriorSpec:
+        """The layout of priors that fits the training pictures best, for the feature maps of the network."""
+        if initial.checkpoint is not None:
+            raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
+        dataset, indices = whole_of(self.train_set)
+        objects = dataset.objects.take(torch.tensor(indices))
+        options = {name: value for name, value in settings.network_options().items() if name != "priors"}
+        with torch.device("meta"):
+            network = build_network(initial.network, 2, **options)
+        layouts = [network.layout(name, network.prior_spec.maps) for name in network.layouts]
+        return fit_priors(objects.columns["boxes"], layouts, settings.loss_options.threshold)
 
     def _check_share(self, model: nn.Module) -> None:
         """Raises ValueError if a process has too few pictures at once."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from ssd.networks import DEFAULT, NAMES, network_class
 from ssd.networks.network import OPTIONS
+from ssd.networks.priors import FITTED
 from ssd.options import ReadOptions
 from ssd.training.recipes import RECIPES, Recipe
 from ssd_ext import LossOptions
@@ -113,8 +114,8 @@ class Settings:
         "(default: random weights)",
     ] = None
     priors: Annotated[
-        Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision"] | None,
-        "layout of the priors, if the network has several",
+        Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision", "auto"] | None,
+        "layout of the priors, if the network has several; auto: sides and ratios are fitted to the training data",
     ] = None
     width: Annotated[float | None, "factor on all numbers of channels, for small machines", positive] = None
     batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None
@@ -206,7 +207,8 @@ class Settings:
             if name == "size" or value is None or self._takes(name, value):
                 continue
             if name in kind.options():  # the priors
-                raise ValueError(f"{name} of the network {self.network} must be {', '.join(kind.layouts)}, got {value}")
+                names = ", ".join((*kind.layouts, FITTED))
+                raise ValueError(f"{name} of the network {self.network} must be {names}, got {value}")
             takes = ", ".join(kind.options()) or "no such options"
             raise ValueError(f"{name}: the network {self.network} does not have this option; it has {takes}")
 
@@ -217,7 +219,7 @@ class Settings:
         if self.network is None:  # the weights decide, once they are read
             return False
         kind = network_class(self.network)
-        return name in kind.options() and (name != "priors" or value in kind.layouts)
+        return name in kind.options() and (name != "priors" or value in (*kind.layouts, FITTED))
 
     def network_options(self) -> dict[str, Any]:  # each value has the type of its field
         """The arguments of the network that are set; the network or its weights decide the others."""

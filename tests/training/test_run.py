@@ -14,7 +14,7 @@ import pytest
 import torch
 from deep_pictures import add_deep_pictures, png
 from PIL import Image
-from short_training import NARROW, run, states_equal
+from short_training import NARROW, error_of, run, states_equal
 from small_datasets import add_split, cut
 from torch.amp import GradScaler
 
@@ -22,10 +22,12 @@ import ssd.training.progress
 import ssd.training.run as training
 from ssd import load_weights
 from ssd.cli import main
+from ssd.data import open_dataset
+from ssd.data.prior_fit import fit_priors
 from ssd.data.shapes import write_shapes
 from ssd.inference.detector import Detector
 from ssd.loss import MultiBoxLoss
-from ssd.networks.priors import make_priors
+from ssd.networks.priors import PRESETS, make_priors
 from ssd.networks.ssd300 import SSD300
 from ssd.training.progress import MIN_SCALE
 from ssd.training.run import train
@@ -42,6 +44,25 @@ def test_the_rate_of_finetuning_is_that_of_the_network(shapes, tmp_path, capsys,
     train(settings, tmp_path / "run", device="cpu", workers=0)
     assert load_checkpoint(tmp_path / "run" / "last.pt")["settings"]["lr"] == rate
     assert f"lr {rate}" in capsys.readouterr().out
+
+
+def test_fitted_priors_are_those_of_the_training_pictures(shapes, tmp_path):
+    narrow = NARROW | {"priors": "auto", "loss": {"threshold": 0.4}}
+    history = run(Settings((shapes,), "train", "test", epochs=2, **narrow), tmp_path / "run")
+    dataset = open_dataset([shapes], "train")
+    fitted = fit_priors(dataset.objects.columns["boxes"], list(PRESETS.values()), 0.4)
+    model, _ = load_weights(tmp_path / "run" / "best.pt", device="cpu")
+    assert model.prior_spec == fitted
+    assert model.prior_spec not in PRESETS.values()
+    assert torch.equal(model.priors_cxcy, make_priors(fitted))
+    assert run(None, tmp_path / "run", resume=True) == history
+
+
+def test_a_detector_keeps_its_priors(shapes, tmp_path, capsys):
+    run(Settings((shapes,), "train", "test", epochs=1, **NARROW), tmp_path / "run")
+    weights = tmp_path / "run" / "best.pt"
+    error = error_of(capsys, "train", shapes, "--out", tmp_path / "next", "--weights", weights, "--priors", "auto")
+    assert error == f"ssd train: error: {weights}: a detector keeps its priors; leave out --priors auto"
 
 
 def test_leaves_checkpoints_history_and_a_curve(shapes, tmp_path):
