@@ -16,7 +16,17 @@ import pytest
 import torch
 from harness import Case, each
 from test_bench_detection import check as same_but_for_rounding
-from test_bench_network import CLASSES, FOLDER, IMAGE_SIZE, How, as_lists, networks, smooth_images, ten_best_differ
+from test_bench_network import (
+    CLASSES,
+    FOLDER,
+    How,
+    as_lists,
+    named,
+    networks,
+    side,
+    smooth_images,
+    ten_best_differ,
+)
 from torch import Tensor
 
 from ssd.export import FORMATS, DetectionProgram, Metadata
@@ -27,74 +37,82 @@ N_CALIBRATION = 16  # pictures; accuracy is not measured
 
 
 class Pictures(NamedTuple):
-    images: Tensor  # (B, 3, 300, 300) uint8
+    network: str
+    images: Tensor  # (B, 3, size, size) uint8
 
 
-def network(name: str):
-    return networks(How(torch.device("cpu"), bf16=False, classes=CLASSES))[name]
+def bytes_of(network: str, images: int) -> Tensor:
+    return (smooth_images(images, network).raw * 255).to(torch.uint8)
 
 
-def bytes_of(images: int) -> Tensor:
-    return (smooth_images(images).raw * 255).to(torch.uint8)
+def how_of(x: Pictures, bf16: bool) -> How:
+    return How(x.images.device, bf16, classes=CLASSES, network=x.network)
 
 
 @cache
-def written(format: str, precision: str = "float32") -> Path:
+def written(network: str, format: str, precision: str = "float32") -> Path:
     """Writes the exported file of the network; returns its path."""
-    path = Path(FOLDER.name) / f"{precision}{FORMATS[format].suffix}"
-    metadata = Metadata(format, tuple(map(str, range(1, CLASSES))), DetectionOptions(), IMAGE_SIZE, precision=precision)
-    FORMATS[format].save(DetectionProgram(network("ssd_ext")), path, metadata)
+    path = Path(FOLDER.name) / f"{network}_{precision}{FORMATS[format].suffix}"
+    names = tuple(map(str, range(1, CLASSES)))
+    metadata = Metadata(format, names, DetectionOptions(), side(network), precision=precision)
+    ours = networks(How(torch.device("cpu"), bf16=False, classes=CLASSES, network=network))["ssd_ext"]
+    FORMATS[format].save(DetectionProgram(ours), path, metadata)
     if precision == "int8":
-        FORMATS[format].quantize(path, bytes_of(N_CALIBRATION), metadata)
+        FORMATS[format].quantize(path, bytes_of(network, N_CALIBRATION), metadata)
     return path
 
 
 @cache
-def loaded(format: str, precision: str, threads: int):
+def loaded(network: str, format: str, precision: str, threads: int):
     """A function that runs a file; for bfloat16, OpenVINO compiles the float32 file."""
     if precision != "bfloat16":
-        return FORMATS[format].load(written(format, precision))[0]
+        return FORMATS[format].load(written(network, format, precision))[0]
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(written(format), "CPU", settings)
+    compiled = openvino.Core().compile_model(written(network, format), "CPU", settings)
     return lambda images: [torch.from_numpy(array) for array in compiled(images.numpy()).to_tuple()]
 
 
 def run_file(x: Pictures, format: str, precision: str) -> tuple[Tensor, ...]:
     if x.images.is_cuda:
         pytest.skip("runs on the CPU")
-    return tuple(loaded(format, precision, torch.get_num_threads())(x.images))
+    return tuple(loaded(x.network, format, precision, torch.get_num_threads())(x.images))
 
 
 def run_ours(x: Pictures, bf16: bool | None) -> tuple[Tensor, ...]:
-    how = How(x.images.device, bf16 is not False, classes=CLASSES)
-    return predict_padded(networks(how)["ssd_ext"], x.images, bf16=bf16)
+    return predict_padded(fused(how_of(x, bf16 is not False)), x.images, bf16=bf16)
+
+
+@cache
+def fused(how: How) -> torch.nn.Module:
+    """The network as `Detector.load` makes it."""
+    return copy.deepcopy(networks(how)["ssd_ext"]).fuse()
 
 
 @cache
 def compiled(how: How) -> torch.nn.Module:
     """The network compiled as with `--compile`."""
-    network = copy.deepcopy(networks(how)["ssd_ext"])
+    network = copy.deepcopy(fused(how))
     network.compile(dynamic=True)
     return network
 
 
 def run_compiled(x: Pictures) -> tuple[Tensor, ...]:
-    return predict_padded(compiled(How(x.images.device, True, classes=CLASSES)), x.images)
+    return predict_padded(compiled(how_of(x, True)), x.images)
 
 
 def run_torchvision(x: Pictures) -> list[tuple[Tensor, Tensor, Tensor]]:
-    network = networks(How(x.images.device, bf16=False, classes=CLASSES))["torchvision"]
+    network = networks(how_of(x, False))["torchvision"]
     with torch.inference_mode():  # not while the networks are built: they are exported too
         found = network(list(x.images / 255))
-    return [(d["boxes"] / IMAGE_SIZE, d["labels"], d["scores"]) for d in found]
+    return [(d["boxes"] / side(x.network), d["labels"], d["scores"]) for d in found]
 
 
-def from_bytes(images: int) -> Case:
+def from_bytes(images: int, network: str) -> Case:
     def check(name, got, expected):
         assert len(as_lists(got)) == images
-        here = Pictures(bytes_of(images).to(expected[0].device))
+        here = inputs()._replace(images=bytes_of(network, images).to(expected[0].device))
         if name == "torchvision":
             wrong = ten_best_differ(run_ours(here, False), got)
             assert max(wrong) <= 2, f"{name}: of ten detections {wrong} have no partner"
@@ -118,11 +136,12 @@ def from_bytes(images: int) -> Case:
             contenders[name] = f"needs {', '.join(missing)}: pip install 'ssd-ext[{form}]'"
 
     def inputs():
-        return Pictures(bytes_of(images))
+        return Pictures(network, bytes_of(network, images))
 
     how = {"graphs": (), "one_thread": False, "sets_up": True}
-    return Case("shipping", "bytes to detections", {"images": images}, inputs, contenders, check, **how)
+    sizes = {"images": images} | named(network)
+    return Case("shipping", "bytes to detections", sizes, inputs, contenders, check, **how)
 
 
-CASES = [from_bytes(images) for images in (1, 8)]
+CASES = [from_bytes(images, network) for network in ("ssd300", "ssdlite320") for images in (1, 8)]
 test_inference = each(CASES)
