@@ -192,7 +192,7 @@ class Detector:
             raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
         if not is_exported(path):
             checkpoint = open_weights(path)
-            model = place(build_model(checkpoint, path), pick_device(device)).eval()
+            model = place(build_model(checkpoint, path).fuse(), pick_device(device))
             if compile:
                 compile_network(model, dynamic=True)  # dynamic: the last batch may have fewer pictures
             used = defaults._replace(**options)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from ssd.networks import NETWORKS, build_network, network_class
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
@@ -55,6 +56,17 @@ def test_a_prediction_for_each_prior(case):
     assert torch.equal(model.priors_cxcy, make_priors(spec))
     with pytest.raises(ValueError, match=rf"\(B, 3, {model.input_size}, {model.input_size}\).*got \(2, 3, 100, 100\)"):
         model(torch.zeros(2, 3, 100, 100))
+
+
+def test_a_fused_network_predicts_the_same_without_batch_norm(case):
+    name, model, images, expected = case
+    fused = copy.deepcopy(model).fuse()
+    with torch.no_grad():
+        for ours, wanted in zip(fused(images), expected, strict=True):
+            assert torch.allclose(ours, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (model, fused)]
+    assert norms[1] < norms[0] if name.startswith("timm:") else norms[1] == 0
+    assert not fused.training
 
 
 def test_the_config_rebuilds_the_network(case):
