@@ -257,6 +257,16 @@ class Network(nn.Module):
                     setattr(module, norm_name, nn.Identity())
         return self
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The parameters of the backbone, stage by stage.
+
+        Returns:
+            For each stage, in the order in which images pass through them, its parameters. Together they are all
+            parameters of the backbone: those for which weights of a classifier exist. A new stage starts where the
+            side of the maps is halved, unless the network says otherwise.
+        """
+        raise NotImplementedError
+
     @classmethod
     def coco(cls) -> WeightsEnum | None:
         """Returns torchvision's weights of this detector that were trained on COCO; None if there are none."""

@@ -88,6 +88,11 @@ class ResNetNetwork(Network):
         conv4 = self.base(images)  # at 300 pixels (B, channels, 38, 38)
         return self.pred_convs(conv4, *self.extras(conv4))  # (B, P, 4), (B, P, C)
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The first convolution, and the three groups of blocks after it; see `Network.stages`."""
+        stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",)]
+        return [[p for name in names for p in self.base.get_submodule(name).parameters()] for names in stages]
+
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Fills the stages with the weights of torchvision's classifier, in place.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ HALF = (0.5, 0.5, 0.5)
 EXTRAS = (512, 256, 256, 128)  # channels of the extra feature maps at width 1
 RATIOS = (2.0, 1 / 2, 3.0, 1 / 3)
 BLOCK_4 = 13  # the block of MobileNetV3-Large whose expansion is the first feature map, of stride 16
+STRIDED = (2, 4, 7)  # the blocks before it, from the second on, that halve the side of the map
 LAST = "features.16.0.weight"  # the last convolution of the classifier's features, which has fewer channels if reduced
 REDUCED = 480  # its channels with the reduced tail
 
@@ -100,6 +102,12 @@ class SSDLite(Network):
         """Predicts offsets (B, P, 4) and class logits (B, P, C) from images with the normalisation of the weights."""
         maps = self.backbone(images)
         return self.head["regression_head"](maps), self.head["classification_head"](maps)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The blocks of MobileNetV3 in five stages, of stride 2 to 32; see `Network.stages`."""
+        first, last = self.backbone.features
+        starts = [0, *STRIDED, len(first)]
+        return [[*first[start:end].parameters()] for start, end in pairwise(starts)] + [[*last.parameters()]]
 
     @classmethod
     def options_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -82,6 +82,19 @@ class Timm(Network):
         maps = self.base(images)
         return self.pred_convs(*maps, *self.extras(maps[-1]))  # (B, P, 4), (B, P, C)
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The parts of the model that end at a feature map of timm, of any stride; see `Network.stages`."""
+        # timm flattens some models: its feature "stages.0" is then the module "stages_0".
+        ends = [f"{feature['module']}.".replace(".", "_") for feature in self.base.model.feature_info.info]
+        stages: list[list[nn.Parameter]] = [[] for _ in ends]
+        seen = -1  # the last feature map that was reached
+        for path, module in self.base.model.named_modules():
+            name = f"{path.removeprefix('model.')}.".replace(".", "_")
+            within = [index for index, end in enumerate(ends) if name.startswith(end)]
+            seen = max([seen, *within])
+            stages[seen if within else min(seen + 1, len(ends) - 1)] += module.parameters(recurse=False)
+        return [stage for stage in stages if stage]
+
     @classmethod
     def is_backbone(cls, state: Mapping[str, Any]) -> bool:
         """Whether this may be the state dict of a classifier; `load_backbone` checks the names."""

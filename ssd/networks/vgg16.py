@@ -167,6 +167,12 @@ class VGGNetwork(Network):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return (F.normalize(wide, dim=1, eps=1e-12) * self.rescale_factors).to(x.dtype)  # the shape of x
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """The five blocks of VGG16, and conv6 with conv7; see `Network.stages`."""
+        starts = [(f"conv{block}_", f"bn{block}_") for block in range(1, len(VGG_BLOCKS) + 1)]
+        starts.append(("conv6", "bn6", "conv7", "bn7"))
+        return [[p for name, p in self.base.named_parameters() if name.startswith(start)] for start in starts]
+
     @classmethod
     def is_backbone(cls, state: Mapping[str, Any]) -> bool:
         """Whether these are the names of torchvision's `vgg16` or `vgg16_bn`."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from ssd.networks import Network
 from ssd.training.settings import Schedule, Settings, resolved
 
 
@@ -32,21 +33,31 @@ def lr_factor(step: int, total: int, schedule: Schedule, warmup: int) -> float:
     return rise * (0.1 if step >= total * 2 / 3 else 1) * (0.1 if step >= total * 5 / 6 else 1)
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.SGD:
-    """Creates SGD with two groups of parameters: biases learn at twice the rate of the others, as in the tutorial.
+def make_optimizer(model: Network, settings: Settings) -> torch.optim.SGD:
+    """Creates SGD with a group of parameters for each learning rate.
+
+    Biases learn at twice the rate of the other parameters, as in the tutorial. The rate of the backbone is multiplied
+    by `lr_backbone`, that of its biases too.
 
     Args:
-        model: the network; all of its parameters are trained.
-        settings: `lr`, which must not be None, `momentum` and `weight_decay` are used. The weight decay applies to all
-            parameters.
+        model: the network. Parameters that require no gradient are left out.
+        settings: `lr`, which must not be None, `lr_backbone`, `momentum` and `weight_decay` are used. The weight decay
+            applies to all parameters of the optimiser.
 
     Returns:
-        The optimiser. Its first group has the biases, with "lr_scale" 2; its second group has the other parameters,
-        with "lr_scale" 1. `train_step` multiplies the learning rate by "lr_scale".
+        The optimiser. Each group has a "lr_scale", by which `train_step` multiplies the learning rate. The first group
+        has "lr_scale" 2, and the second one 1; others are of the backbone.
     """
-    biases = [p for name, p in model.named_parameters() if name.endswith(".bias")]
-    others = [p for name, p in model.named_parameters() if not name.endswith(".bias")]
-    groups = [{"params": biases, "lr_scale": 2.0}, {"params": others, "lr_scale": 1.0}]
+    slow = {id(p) for stage in model.stages() for p in stage} if settings.lr_backbone != 1 else set()
+    groups: dict[float, list[nn.Parameter]] = {2.0: [], 1.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = 2.0 if name.endswith(".bias") else 1.0
+            scale *= settings.lr_backbone if id(parameter) in slow else 1.0
+            groups.setdefault(scale, []).append(parameter)
     return torch.optim.SGD(
-        groups, lr=resolved(settings.lr), momentum=settings.momentum, weight_decay=settings.weight_decay
+        [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()],
+        lr=resolved(settings.lr),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
     )

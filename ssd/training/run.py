@@ -33,6 +33,7 @@ from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.remote import absolute
 from ssd.runtime.signals import stop_signals
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
+from ssd.training.freezing import freeze, training_mode
 from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import History, Meter, tensorboard_writer
 from ssd.training.recipes import epochs_for, lr_for
@@ -194,6 +195,7 @@ class _Run:
         if settings.sync_batch_norm and ranks.size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self._check_share(model)
+        freeze(model, settings.freeze)
         self.model = place(model, device)
         if settings.compile:
             compile_network(self.model)
@@ -304,7 +306,7 @@ class _Run:
         Returns:
             Whether the run was stopped.
         """
-        self.model.train()
+        training_mode(self.model)
         meter.start()
         stopped = False
         for _ in range(self.steps_per_epoch - self.step % self.steps_per_epoch):

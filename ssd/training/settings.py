@@ -138,6 +138,15 @@ class Settings:
         "see docs/recipes.md",
         positive,
     ] = None
+    lr_backbone: Annotated[
+        float, "factor on the learning rate of the backbone, such as 0.1 to change its weights slowly", positive
+    ] = 1.0
+    freeze: Annotated[
+        int,
+        "number of stages of the backbone, from the input on, that keep their weights and their statistics of batch "
+        "norm (docs/networks.md)",
+        not_negative,
+    ] = 0
     momentum: Annotated[float, "momentum of SGD", not_negative] = 0.9
     weight_decay: Annotated[float, "weight decay of SGD", not_negative] = 5e-4
     schedule: Annotated[

@@ -102,6 +102,33 @@ def test_options_are_arguments(case):
         build_network(name, 1)
 
 
+STAGES = {"ssd300": 6, "ssd512": 6, "ssdlite320": 5, "ssdlite": 5, "resnet34": 4, "resnet50": 4}  # timm's have 5 here
+
+
+def test_stages_follow_each_other(case):
+    """Together they are the backbone, and the output of the first ones needs none of the later ones."""
+    name, model, images, _ = case
+    model = copy.deepcopy(model)
+    stages = model.stages()
+    assert len(stages) == STAGES.get(name, 5)
+    found = [id(parameter) for stage in stages for parameter in stage]
+    backbone = model.backbone.features if name.startswith("ssdlite") else model.base
+    assert sorted(found) == sorted(map(id, backbone.parameters()))
+    above = []  # layers of the frozen stages that get something to learn from below
+
+    def look(layer, _, output):
+        if any(not p.requires_grad for p in layer.parameters(recurse=False)) and output.requires_grad:
+            above.append(layer)
+
+    for layer in model.modules():
+        layer.register_forward_hook(look)
+    for stage in stages:
+        for parameter in stage:
+            parameter.requires_grad_(False)
+        model(images)
+        assert not above
+
+
 def test_the_input_is_converted_to_that_of_the_weights(case):
     name, model, images, (_, logits) = case
     pixels = images * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)

@@ -26,3 +26,19 @@ def test_biases_learn_at_twice_the_rate():
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all(p.dim() == 1 for p in groups[0]["params"])
     assert (groups[1]["momentum"], groups[1]["weight_decay"]) == (0.9, 5e-4)
+
+
+def test_the_backbone_learns_at_a_rate_of_its_own():
+    """Its biases too, at twice this rate."""
+    model = SSD300(3, width=0.01)
+    groups = make_optimizer(model, Settings(("x",), lr_backbone=0.1)).param_groups
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    expected = {
+        id(p): (0.1 if name.startswith("base.") else 1) * (2 if name.endswith(".bias") else 1)
+        for name, p in model.named_parameters()
+    }
+    assert scales == pytest.approx(expected)
+    assert sorted(group["lr_scale"] for group in groups) == [0.1, 0.2, 1, 2]
+    equal = make_optimizer(model, Settings(("x",), lr_backbone=0.5)).param_groups  # biases of the backbone: 2 x 0.5
+    assert sorted((group["lr_scale"], len(group["params"])) for group in equal)[0] == (0.5, 15)
+    assert sum(len(group["params"]) for group in equal) == len(list(model.parameters()))
