@@ -169,7 +169,7 @@ class VGGNetwork(Network):
 
     def stages(self) -> list[list[nn.Parameter]]:
         """The five blocks of VGG16, and conv6 with conv7; see `Network.stages`."""
-        starts = [(f"conv{block}_", f"bn{block}_") for block in range(1, len(VGG_BLOCKS) + 1)]
+        starts: list[tuple[str, ...]] = [(f"conv{block}_", f"bn{block}_") for block in range(1, len(VGG_BLOCKS) + 1)]
         starts.append(("conv6", "bn6", "conv7", "bn7"))
         return [[p for name, p in self.base.named_parameters() if name.startswith(start)] for start in starts]
 
