@@ -77,7 +77,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ssd.training.run import BEST, LAST, train
+    from ssd.training.resuming import LAST
+    from ssd.training.run import BEST, train
 
     loss, reading = fields_given(arguments, LossOptions), fields_given(arguments, ReadOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}

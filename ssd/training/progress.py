@@ -129,6 +129,16 @@ def remember(history: History, steps: Sequence[int], losses: Sequence[float]) ->
         history["loss"].append(loss)
 
 
+def validations_without_rise(maps: Sequence[float]) -> int:
+    """Counts the validations since the one with the highest mAP, the first one of several with the same mAP.
+
+    Args:
+        maps: the mAP of each validation of a run, in 0..1 or NaN, which is less than every number.
+    """
+    values = [-1.0 if math.isnan(value) else value for value in maps]
+    return len(values) - 1 - values.index(max(values)) if values else 0
+
+
 def _thin(history: History) -> None:
     steps, losses = np.array(history["step"]), np.array(history["loss"])
     width = 2

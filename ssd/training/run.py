@@ -7,8 +7,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
-from operator import attrgetter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,26 +25,24 @@ from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
 from ssd.networks import build_network
 from ssd.networks.priors import FITTED, PriorSpec
-from ssd.options import ReadOptions
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
-from ssd.runtime.remote import absolute
 from ssd.runtime.signals import stop_signals
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.freezing import freeze, training_mode
 from ssd.training.optimizer import lr_factor, make_optimizer
-from ssd.training.progress import History, Meter, tensorboard_writer
+from ssd.training.progress import History, Meter, tensorboard_writer, validations_without_rise
 from ssd.training.recipes import epochs_for, lr_for
+from ssd.training.resuming import LAST, absolute_paths, check_same, load_run
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import SHEET, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
 from ssd.weights.loading import Initial, open_initial
-from ssd_ext import LossOptions
 
-LAST, BEST, CURVE = "last.pt", "best.pt", "curve.png"
+BEST, CURVE = "best.pt", "curve.png"
 LOG_EVERY = 10  # steps between two reads of the loss; each read waits for the device
 
 
@@ -139,10 +136,10 @@ class _Run:
         state: dict[str, Any] | None = None  # a checkpoint has values of many types
         initial: Initial | None = None
         if resume:
-            state = _resumable(self.last)
+            state = load_run(self.last)
             settings = Settings.from_dict(state["settings"])
             if asked is not None:
-                _check_same(asked, settings, given, out)
+                check_same(asked, settings, given, out)
         elif self.last.exists():
             raise ValueError(f"{out} already has a run: resume it, or choose another folder")
         elif self.best.exists():
@@ -150,7 +147,7 @@ class _Run:
         elif asked is None:
             raise ValueError(f"{self.last} does not exist, and a new run needs settings")
         else:  # absolute paths: the run may be resumed from another working directory
-            settings = _absolute(asked)
+            settings = absolute_paths(asked)
             initial = open_initial(settings.weights, settings.network)  # they decide the size of the samples
             settings = replace(settings, network=initial.network, size=initial.input_size(settings.size))
         self.device, self.ranks = device, ranks
@@ -179,6 +176,12 @@ class _Run:
                     f"the {name} data of {out} has changed: {change}; to start a new run from the weights of this run, "
                     f"use --weights {self.last}"
                 )
+
+        if settings.patience and not self.fingerprints["validation"]["objects"]:
+            raise ValueError(
+                f"patience: {settings.patience} was given, but there are no objects to validate on; give val_split, "
+                "val_data or held_out, or leave out patience"
+            )
 
         torch.manual_seed(settings.seed)
         if state is not None:
@@ -276,7 +279,7 @@ class _Run:
                 if self.step and self.step % self.steps_per_epoch == 0:
                     self.end_of_epoch()
                     self.save_last()
-                if self.step == self.total:
+                if self.step == self.total or self.out_of_patience():
                     break
                 if self.epoch(batches, meter, stopping):
                     if self.step:
@@ -346,6 +349,17 @@ class _Run:
         if self.ranks.first:
             plot_curves(self.history, self.out / CURVE)
 
+    def out_of_patience(self) -> bool:
+        """Whether the run ends early because the mAP does not rise any more; says so."""
+        patience, stale = self.settings.patience, validations_without_rise(self.history["mAP"])
+        if not 0 < patience <= stale:
+            return False
+        self.say(
+            f"stopped after epoch {self.step // self.steps_per_epoch} of {self.epochs}: the mAP has not risen in "
+            f"{stale} validations (patience)"
+        )
+        return True
+
     def validate(self, epoch: int) -> None:
         """Measures the mAP, and saves the network as best.pt unless an earlier one was better."""
         self.ranks.synchronise(self.model)
@@ -394,49 +408,7 @@ class _Run:
         save_checkpoint(path, self.model, self.sets.classes, **extra)
 
 
-def _resumable(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
-    """Loads a checkpoint, and raises ValueError if a run cannot be resumed from it."""
-    state = load_checkpoint(path)
-    lacking = [key for key in ("settings", "step", "optimizer", "history") if key not in state]
-    if lacking:
-        raise ValueError(
-            f"{path}: cannot be resumed, because it has no {', '.join(lacking)}: only {LAST} of a run has all of them. "
-            f"To start a new run from the weights in this file, use --weights {path}"
-        )
-    return state
-
-
 def _open(settings: Settings, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint]]:
     """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
     sets = open_sets(settings, levels)
     return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}
-
-
-def _check_same(asked: Settings, run: Settings, given: Collection[str] | None, out: Path) -> None:
-    """Raises ValueError if settings differ from those of the run that is resumed."""
-    asked = _absolute(asked)
-    changes: list[str] = []
-    if given is None:
-        own = [field.name for field in fields(Settings) if field.name not in ("loss", "reading")]
-        nested = {"loss": LossOptions._fields, "reading": ReadOptions._fields}
-        given = own + [f"{name}.{option}" for name, options in nested.items() for option in options]
-    for name in given:
-        wanted, has = attrgetter(name)(asked), attrgetter(name)(run)
-        if wanted is not None and wanted != has:
-            changes.append(f"{name} is {_shown(has)} in the run, but {_shown(wanted)} was given")
-    if changes:
-        raise ValueError(
-            f"{out} has a run with other settings: {'; '.join(changes)}. To continue it, give the settings of the run, "
-            f"or leave them out; for a new run, choose another folder"
-        )
-
-
-def _shown(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _absolute(settings: Settings) -> Settings:
-    """The same settings with absolute paths of the folders."""
-    data = tuple(map(absolute, settings.data))
-    val_data = settings.val_data and tuple(map(absolute, settings.val_data))
-    return replace(settings, data=data, val_data=val_data)

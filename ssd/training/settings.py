@@ -161,6 +161,11 @@ class Settings:
     loss: Annotated[LossOptions | Mapping[str, Any] | None, "options of the loss, see ssd_ext.multibox_loss"] = None
     reading: Annotated[ReadOptions, "how the data is read, see ssd.options.ReadOptions"] = ReadOptions()
     eval_every: Annotated[int, "epochs between validations; 0: about ten validations in a run", not_negative] = 0
+    patience: Annotated[
+        int,
+        "number of validations without a higher mAP after which the run ends; 0: no limit",
+        not_negative,
+    ] = 0
     bf16: Annotated[bool | None, "bfloat16 autocast (default: if the hardware supports it)"] = None
     fp16: Annotated[bool, "float16 autocast with a scaled loss, for GPUs without bfloat16"] = False
     compile: Annotated[

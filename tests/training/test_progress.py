@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import ssd.training.progress
 from ssd.runtime.processes import ALONE
-from ssd.training.progress import MIN_SCALE, Meter
+from ssd.training.progress import MIN_SCALE, Meter, validations_without_rise
 
 
 def test_an_infinite_loss_in_float16_is_no_error_while_the_scale_falls():
@@ -47,3 +47,11 @@ def test_an_old_history_is_thinned_by_means(monkeypatch):
     history = {"step": [*range(1, 101)], "loss": [2.0] * 100}  # of a run of an older version
     ssd.training.progress.remember(history, [101], [5.0])
     assert history == {"step": [32, 64, 96, 100, 101], "loss": [2, 2, 2, 2, 5]}
+
+
+@pytest.mark.parametrize(
+    ("maps", "stale"),
+    [([], 0), ([0.1], 0), ([0.1, 0.2], 0), ([0.2, 0.2], 1), ([0.1, 0.3, 0.2, 0.3, math.nan], 3), ([math.nan, 0.0], 0)],
+)
+def test_validations_that_do_not_rise_are_counted(maps, stale):
+    assert validations_without_rise(maps) == stale

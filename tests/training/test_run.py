@@ -25,6 +25,7 @@ from ssd.cli import main
 from ssd.data import open_dataset
 from ssd.data.prior_fit import fit_priors
 from ssd.data.shapes import write_shapes
+from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Detector
 from ssd.loss import MultiBoxLoss
 from ssd.networks.priors import PRESETS, make_priors
@@ -306,3 +307,49 @@ def test_pictures_that_lack_their_end_are_counted(shapes, tmp_path, capsys, work
     train(settings, tmp_path / "run", device="cpu", workers=workers)
     # 3 steps of 2 pictures
     assert "pictures that lack their last bytes, and were used: 6, such as" in capsys.readouterr().out
+
+
+@pytest.fixture
+def maps(monkeypatch):
+    """Replaces validation: sets the mAPs that the next validations measure."""
+
+    def coming(*values):
+        left = iter(values)
+        monkeypatch.setattr(
+            training, "evaluate", lambda *_, **__: EvalResult(next(left), {}, {}, {}, 0.5, "area", curves={})
+        )
+
+    return coming
+
+
+def test_a_run_without_rise_stops_and_its_report_can_be_repeated(shapes, tmp_path, maps, at_step, capsys):
+    """Also after an interruption, at the same step."""
+    settings = Settings((shapes,), "train", "test", epochs=9, eval_every=1, patience=2, **NARROW)
+    measured = (0.1, 0.3, 0.3, 0.2)
+    maps(*measured)
+    straight = train(settings, tmp_path / "straight", device="cpu", workers=0)
+    says = "stopped after epoch 4 of 9: the mAP has not risen in 2 validations (patience)"
+    printed = capsys.readouterr().out
+    assert printed.count(says) == 1
+    assert "on training pictures" in printed  # the report
+    assert straight["eval_step"] == [3, 6, 9, 12]
+    assert straight["step"][-1] == 12
+
+    at_step(11, partial(os.kill, os.getpid(), signal.SIGINT))
+    maps(*measured)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "resumed")
+    assert run(None, tmp_path / "resumed", resume=True) == straight
+    assert main(["train", "--out", str(tmp_path / "resumed"), "--resume", "--device", "cpu", "--workers", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert says in printed
+    assert "on training pictures" in printed
+    assert load_checkpoint(tmp_path / "resumed" / "last.pt")["step"] == 12
+
+
+def test_patience_needs_pictures_to_validate_on(shapes, tmp_path):
+    settings = Settings((shapes,), "train", held_out=0, epochs=1, patience=3, **NARROW)
+    with pytest.raises(
+        ValueError, match="patience: 3 was given, but there are no objects to validate on; give val_spl"
+    ):
+        run(settings, tmp_path / "run")
