@@ -41,7 +41,7 @@ class Meter:
         self, history: History, bar: tqdm, writer: SummaryWriter | None, ranks: Ranks, scaler: GradScaler
     ) -> None:
         self.history, self.bar, self.writer, self.ranks, self.scaler = history, bar, writer, ranks, scaler
-        self.seconds, self.waited, self.pictures = 0.0, 0.0, 0  # of the whole run
+        self.seconds, self.waited, self.pictures, self.taken = 0.0, 0.0, 0, 0  # of all steps that were flushed
         self.start()
 
     def start(self) -> None:
@@ -99,6 +99,7 @@ class Meter:
                 self.writer.add_scalar("loss", loss, step)
             self.writer.add_scalar("images_per_second", rate, self.steps[-1])
         self.seconds += seconds
+        self.taken += len(losses)
         self.waited += self.new_waited
         self.pictures += self.new_pictures
         self.start()

@@ -79,6 +79,11 @@ def epochs_for(recipe: str, pictures: int) -> int:
     return max(least, min(enough, MOST_EPOCHS))
 
 
+def eval_every_for(epochs: int) -> int:
+    """Returns the default number of epochs between validations: ten to nineteen validations in a run."""
+    return max(1, epochs // 10)
+
+
 def lr_for(recipe: str, head_batch_norm: bool) -> float:
     """Returns the default learning rate.
 

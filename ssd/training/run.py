@@ -29,11 +29,12 @@ from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
+from ssd.training.budget import Budget, Work
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.freezing import freeze, training_mode
 from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import History, Meter, tensorboard_writer, validations_without_rise
-from ssd.training.recipes import epochs_for, lr_for
+from ssd.training.recipes import epochs_for, eval_every_for, lr_for
 from ssd.training.resuming import LAST, absolute_paths, check_same, load_run
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, open_sets, whole_of
@@ -43,6 +44,7 @@ from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save
 from ssd.weights.loading import Initial, open_initial
 
 BEST, CURVE = "best.pt", "curve.png"
+ENDLESS = 10**9  # steps of a run while their number is not known: its schedule does not leave the first values
 LOG_EVERY = 10  # steps between two reads of the loss; each read waits for the device
 
 
@@ -133,6 +135,8 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         self.out, self.last, self.best = out, out / LAST, out / BEST
+        if asked is not None and asked.epochs and asked.minutes:
+            raise ValueError(f"give epochs {asked.epochs} or minutes {asked.minutes:g}, but not both")
         state: dict[str, Any] | None = None  # a checkpoint has values of many types
         initial: Initial | None = None
         if resume:
@@ -154,15 +158,17 @@ class _Run:
         self.workers = worker_count(workers)
         self.quiet = quiet
 
+        undecided = settings.minutes is not None and settings.epochs is None
+        self.budget = Budget(resolved(settings.minutes)) if undecided else None  # None: the epochs are known
         levels = levels_of(state) if state else None
         sets, self.fingerprints = ranks.from_first(lambda: _open(settings, levels))
         self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
         self.recipe = resolved(settings.recipe)
-        self.epochs = settings.epochs or epochs_for(self.recipe, len(sets.train))
+        if settings.epochs is None and settings.minutes is None:
+            settings = replace(settings, epochs=epochs_for(self.recipe, len(sets.train)))
         settings = replace(
             settings,
             classes=sets.classes,
-            epochs=self.epochs,
             split=sets.names["split"],
             val_split=sets.names["val_split"],
             test_split=sets.names["test_split"],
@@ -215,8 +221,6 @@ class _Run:
                 self.scaler.load_state_dict(state["scaler"])
 
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), settings.batch_size)
-        self.total = self.epochs * self.steps_per_epoch
-        self.eval_every = settings.eval_every or max(1, self.epochs // 10)
         self.schedule: Schedule = resolved(settings.schedule)
         self.warmup = resolved(settings.warmup)
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
@@ -247,6 +251,16 @@ class _Run:
                 f"(processes: {self.ranks.size}, accumulate: {parts})"
             )
 
+    @property
+    def epochs(self) -> int | None:
+        """Number of epochs; None while the budget has not chosen it yet."""
+        return self.settings.epochs
+
+    @property
+    def total(self) -> int | None:
+        """Number of steps; None while the number of epochs is not known."""
+        return self.epochs and self.epochs * self.steps_per_epoch
+
     def say(self, text: object) -> None:
         """Prints a text above the progress bar."""
         if not self.quiet:
@@ -266,11 +280,11 @@ class _Run:
         self.say(
             f"{len(self.train_set)} pictures of {', '.join(self.sets.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
-            f"{self.total} steps of {self.settings.batch_size} pictures on {self.device}"
+            f"{self.total or 'an unknown number of'} steps of {self.settings.batch_size} pictures on {self.device}"
             + f" (other processes: {self.ranks.size - 1})"
             * (self.ranks.size > 1)
         )
-        settings, steps = self.settings, range(self.step, self.total)
+        settings, steps = self.settings, range(self.step, self.total or ENDLESS)
         loader = train_loader(self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks)
         batches = iter(loader)
         with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
@@ -285,11 +299,12 @@ class _Run:
                     if self.step:
                         self.save_last()
                         self.say(
-                            f"stopped at step {self.step} of {self.total}; saved {self.last}. "
+                            f"stopped at step {self.step} of {self.total or 'an unknown number'}; saved {self.last}. "
                             f"To continue: ssd train --out {self.out} --resume"
                         )
                     why = stopping[0] if stopping else None  # None: another process was stopped
                     raise why if isinstance(why, Exception) else KeyboardInterrupt
+        del batches  # ends the workers, which may have read ahead beyond the last step
         self.say(meter.summary())
         used = [whole_of(pictures)[0] for pictures in (self.train_set, self.val_set) if pictures is not None]
         if cut := list(dict.fromkeys(path for dataset in used for path in dataset.cut)):
@@ -320,7 +335,7 @@ class _Run:
                     stopping.append(error)
             if stopped := self.ranks.any(stopping):
                 break
-            factor = lr_factor(self.step, self.total, self.schedule, self.warmup)
+            factor = lr_factor(self.step, self.total or ENDLESS, self.schedule, self.warmup)
             loss = train_step(
                 self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
             )
@@ -328,16 +343,44 @@ class _Run:
             meter.add(self.step, loss, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 meter.flush()
+                if self.budget:
+                    self.measure(self.budget, meter)
                 if 0 < self.save_every <= time.monotonic() - self.saved:
                     self.save_last()
                     meter.start()
         meter.flush()
         return stopped
 
+    def measure(self, budget: Budget, meter: Meter) -> None:
+        """Chooses the number of epochs, in the first process, once the speed of the run is known."""
+        if not self.ranks.from_first(lambda: budget.measure(meter.taken, meter.seconds)):
+            return
+        with budget.checkpoint():
+            self.plot()
+            self.save_last()
+        held_out, test = (len(part) if part else 0 for part in (self.val_set, self.sets.test))
+        work = Work(
+            steps=self.steps_per_epoch,
+            batch=self.settings.batch_size,
+            validated=held_out,
+            reported=2 * held_out + test,  # the report also measures as many training pictures
+            eval_every=self.settings.eval_every,
+        )
+        epochs, line = self.ranks.from_first(lambda: budget.choose(work, self.step))
+        self.settings, self.budget = replace(self.settings, epochs=epochs), None
+        self.say(line)
+        meter.bar.total = self.total
+        self.save_last()
+        meter.start()
+
     def end_of_epoch(self) -> None:
         """Validates the network if this is due and not done yet, and draws the curve."""
         epoch = self.step // self.steps_per_epoch
-        due = epoch % self.eval_every == 0 or epoch == self.epochs
+        if self.epochs is None:  # too early to know which validations are due
+            due = False
+        else:
+            every = self.settings.eval_every or eval_every_for(self.epochs)
+            due = epoch % every == 0 or epoch == self.epochs
         if self.val_set and due and self.step not in self.history["eval_step"][-1:]:
             if not self.last.exists():
                 self.save_last()  # without it, a run killed after its first best.pt cannot be resumed
@@ -346,8 +389,7 @@ class _Run:
             except Exception:
                 self.save_last()  # a run that is resumed from here validates first
                 raise
-        if self.ranks.first:
-            plot_curves(self.history, self.out / CURVE)
+        self.plot()
 
     def out_of_patience(self) -> bool:
         """Whether the run ends early because the mAP does not rise any more; says so."""
@@ -359,6 +401,11 @@ class _Run:
             f"{stale} validations (patience)"
         )
         return True
+
+    def plot(self) -> None:
+        """Draws the curve, in the first process."""
+        if self.ranks.first:
+            plot_curves(self.history, self.out / CURVE)
 
     def validate(self, epoch: int) -> None:
         """Measures the mAP, and saves the network as best.pt unless an earlier one was better."""

@@ -125,6 +125,12 @@ class Settings:
     ] = False
     # None: see `ssd.training.recipes.epochs_for`
     epochs: Annotated[int | None, "number of passes over the data", positive] = None
+    minutes: Annotated[
+        float | None,
+        "time that the run may take, from its start to its report, instead of epochs: their number follows from the "
+        "speed of the first steps (docs/recipes.md)",
+        positive,
+    ] = None
     batch_size: Annotated[int, "pictures per step, over all processes", positive] = 8
     accumulate: Annotated[
         int,
@@ -259,14 +265,15 @@ class Settings:
         """Describes the run in one line.
 
         The line has the recipe, the network, and the run's values of all settings for which the recipe has values, of
-        the learning rate and of the number of epochs.
+        the learning rate and of the number of epochs, or of the minutes if that number is not chosen yet.
         """
         decided = self._recipe.settings
         names = dict.fromkeys(["network", "size", *decided, "lr"])
         values = {name: getattr(self, name) for name in names if name != "loss" and getattr(self, name) is not None}
         values |= {name: getattr(self.loss_options, name) for name in decided["loss"]}
         said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
-        return f"recipe {self.recipe}: {said}, epochs {self.epochs}"
+        length = f"minutes {self.minutes:g}" if self.epochs is None and self.minutes else f"epochs {self.epochs}"
+        return f"recipe {self.recipe}: {said}, {length}"
 
     def as_dict(self) -> dict[str, Any]:  # each value has the type of its field
         """Returns the settings as plain values, for a checkpoint."""

@@ -37,7 +37,8 @@ def test_one_of_bf16_and_fp16():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}],
+    [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}]
+    + [{"minutes": 0.0}, {"freeze": -1}, {"lr_backbone": 0.0}, {"patience": -1}],
 )
 def test_bad_settings_name_themselves(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
