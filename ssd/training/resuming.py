@@ -13,6 +13,7 @@ from ssd.weights.checkpoint import load_checkpoint
 from ssd_ext import LossOptions
 
 LAST = "last.pt"  # the checkpoint from which a run is resumed
+TRAINED = "trained"  # its entry with the weights that are trained, if its network has the average of the weights
 
 
 def load_run(path: Path) -> dict[str, Any]:  # see `load_checkpoint`

@@ -23,19 +23,20 @@ from ssd.data.prior_fit import fit_priors
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
-from ssd.networks import build_network
+from ssd.networks import Network, build_network
 from ssd.networks.priors import FITTED, PriorSpec
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
+from ssd.training.average import Average
 from ssd.training.budget import Budget, Work
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.freezing import freeze, training_mode
 from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import History, Meter, tensorboard_writer, validations_without_rise
 from ssd.training.recipes import epochs_for, eval_every_for, lr_for
-from ssd.training.resuming import LAST, absolute_paths, check_same, load_run
+from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.training.step import train_step
@@ -205,6 +206,9 @@ class _Run:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self._check_share(model)
         freeze(model, settings.freeze)
+        self.average = Average(place(model, device), settings.ema) if settings.ema else None
+        if state is not None and self.average:  # until here, the model has the average weights
+            model.load_state_dict(state[TRAINED])
         self.model = place(model, device)
         if settings.compile:
             compile_network(self.model)
@@ -260,6 +264,11 @@ class _Run:
     def total(self) -> int | None:
         """Number of steps; None while the number of epochs is not known."""
         return self.epochs and self.epochs * self.steps_per_epoch
+
+    @property
+    def output(self) -> Network:
+        """The network that is validated and kept for detection: the average, if there is one."""
+        return self.average.model if self.average else self.model
 
     def say(self, text: object) -> None:
         """Prints a text above the progress bar."""
@@ -340,6 +349,8 @@ class _Run:
                 self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
             )
             self.step += 1
+            if self.average:
+                self.average.update(self.model, self.step)
             meter.add(self.step, loss, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 meter.flush()
@@ -409,9 +420,9 @@ class _Run:
 
     def validate(self, epoch: int) -> None:
         """Measures the mAP, and saves the network as best.pt unless an earlier one was better."""
-        self.ranks.synchronise(self.model)
+        self.ranks.synchronise(self.output)
         result = evaluate(
-            self.model,
+            self.output,
             resolved(self.val_set),
             self.sets.classes,
             bf16=self.settings.bf16,
@@ -443,16 +454,18 @@ class _Run:
     def save_last(self) -> None:
         """Saves last.pt, with everything that a resumed run needs."""
         states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        if self.average:
+            states[TRAINED] = self.model.state_dict()
         self.save(self.last, **states, history=self.history)
         self.saved = time.monotonic()
 
     def save(self, path: Path, **extra: Any) -> None:  # values of many types, see `save_checkpoint`
-        """Saves the network, and what the run is about, to a checkpoint; in the first process only."""
+        """Saves the network for detection, and what the run is about, to a checkpoint; in the first process only."""
         if not self.ranks.first:
             return
         extra |= {"settings": self.settings.as_dict(), "step": self.step, "fingerprints": self.fingerprints}
         extra["levels"] = whole_of(self.train_set)[0].levels
-        save_checkpoint(path, self.model, self.sets.classes, **extra)
+        save_checkpoint(path, self.output, self.sets.classes, **extra)
 
 
 def _open(settings: Settings, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint]]:

@@ -163,6 +163,13 @@ class Settings:
         int | None, "steps of linear warm-up, at most a tenth of the run; not used by onecycle", not_negative
     ] = None
     clip_grad: Annotated[float | None, "largest norm of the gradient; 0: no limit", not_negative] = None
+    ema: Annotated[
+        float,
+        "decay of an exponential moving average of the weights, such as 0.999; the average is used for validation and "
+        "is the network in best.pt and last.pt; 0: no average",
+        not_negative,
+        less_than_1,
+    ] = 0.0
     # Each option in a dict has the type of its field in LossOptions.
     loss: Annotated[LossOptions | Mapping[str, Any] | None, "options of the loss, see ssd_ext.multibox_loss"] = None
     reading: Annotated[ReadOptions, "how the data is read, see ssd.options.ReadOptions"] = ReadOptions()

@@ -37,8 +37,11 @@ def test_one_of_bf16_and_fp16():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}]
-    + [{"minutes": 0.0}, {"freeze": -1}, {"lr_backbone": 0.0}, {"patience": -1}],
+    [
+        *({"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}),
+        *({"minutes": 0.0}, {"freeze": -1}, {"lr_backbone": 0.0}, {"patience": -1}, {"ema": 1.0}),
+        *({"repeat_factor": -0.1},),
+    ],
 )
 def test_bad_settings_name_themselves(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
