@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -99,6 +101,7 @@ def _seed_of(*key: int) -> int:
 class SeededDataset(Dataset[Any]):
     """A view of a dataset whose random transforms depend only on (seed, epoch, index).
 
+    A sample that is read again in the same epoch has a third number in its key, so that it is another one.
     So a sample is the same for any number of loader workers and after any interruption. Reading it does not change the
     global random state. This holds for transforms that take their random numbers from PyTorch's CPU generator.
 
@@ -113,12 +116,12 @@ class SeededDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        """Reads the sample with the key (epoch, index)."""
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Any:
+        """Reads the sample with the key (epoch, index), or (epoch, index, copy) with copy >= 1."""
+        index = key[1]
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reseed the GPUs.
-            torch.random.default_generator.manual_seed(_seed_of(self.seed, epoch, index))
+            torch.random.default_generator.manual_seed(_seed_of(self.seed, *key))
             return self.dataset[index]
 
 
@@ -127,16 +130,23 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return max(1, n // batch_size)
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_length(n: int, repeats: Tensor | None = None) -> int:
+    """Number of samples in an epoch of n samples, with `repeats` of `epoch_batches`."""
+    return n if repeats is None else math.ceil(float(repeats.sum()))
+
+
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, repeats: Tensor | None = None) -> list[list[int]]:
     """Shuffles 0..n-1 into the batches of an epoch; the order depends only on the arguments.
 
     Args:
         n: number of samples, at least 1.
         batch_size: samples per batch, at least 1.
         seed, epoch: any integers.
+        repeats: how often each sample is in an epoch on average, (n,) float64, at least 1. In an epoch it is this
+            number rounded up or down at random, see `ssd.training.sampling`. None: once.
 
     Returns:
-        `steps_per_epoch(n, batch_size)` lists of indices.
+        `steps_per_epoch(epoch_length(n, repeats), batch_size)` lists of indices.
 
     Raises:
         ValueError: n or batch_size is less than 1.
@@ -144,9 +154,16 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     generator = torch.Generator().manual_seed(_seed_of(seed, epoch))
-    order = torch.randperm(n, generator=generator).tolist()
-    starts = range(0, steps_per_epoch(n, batch_size) * batch_size, batch_size)
-    return [order[start : start + batch_size] for start in starts]
+    order = torch.randperm(n, generator=generator)
+    length = epoch_length(n, repeats)
+    if repeats is not None:  # samples lie side by side, as long as they repeat; points at a distance of 1 choose them
+        ends = repeats[order].cumsum(0)
+        points = torch.arange(length) + torch.rand(1, generator=generator, dtype=torch.float64)
+        chosen = torch.searchsorted(ends * (length / ends[-1]), points, right=True).clamp(max=n - 1)
+        order = order[chosen][torch.randperm(length, generator=generator)]
+    indices = order.tolist()
+    starts = range(0, steps_per_epoch(length, batch_size) * batch_size, batch_size)
+    return [indices[start : start + batch_size] for start in starts]
 
 
 def worker_count(workers: int | None) -> int:
@@ -162,26 +179,44 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Steps(Sampler[list[tuple[int, int]]]):
-    """Yields, for each of the given steps of a run, the keys (epoch, index) of this process's share of the batch."""
+class _Steps(Sampler[list[tuple[int, ...]]]):
+    """Yields, for each of the given steps of a run, the keys of this process's share of the batch."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, steps: range, ranks: Ranks) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, steps: range, ranks: Ranks, repeats: Tensor | None) -> None:
         self.n, self.batch_size, self.seed, self.steps, self.ranks = n, batch_size, seed, steps, ranks
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches: list[list[int]] = []
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        batches: list[list[tuple[int, ...]]] = []
+        of_epoch = steps_per_epoch(epoch_length(self.n, self.repeats), self.batch_size)
         for step in self.steps:
-            epoch, batch = divmod(step, steps_per_epoch(self.n, self.batch_size))
+            epoch, batch = divmod(step, of_epoch)
             if batch == 0 or not batches:
-                batches = epoch_batches(self.n, self.batch_size, self.seed, epoch)
-            yield [(epoch, index) for index in self.ranks.every(batches[batch])]
+                batches = self._keys(epoch)
+            yield list(self.ranks.every(batches[batch]))
+
+    def _keys(self, epoch: int) -> list[list[tuple[int, ...]]]:
+        seen: Counter[int] = Counter()
+        batches: list[list[tuple[int, ...]]] = []
+        for batch in epoch_batches(self.n, self.batch_size, self.seed, epoch, self.repeats):
+            batches.append([])
+            for index in batch:
+                batches[-1].append((epoch, index, seen[index]) if seen[index] else (epoch, index))
+                seen[index] += 1
+        return batches
 
 
 def train_loader(
-    dataset: Samples[int], batch_size: int, seed: int, steps: range, workers: int = 0, ranks: Ranks = ALONE
+    dataset: Samples[int],
+    batch_size: int,
+    seed: int,
+    steps: range,
+    workers: int = 0,
+    ranks: Ranks = ALONE,
+    repeats: Tensor | None = None,
 ) -> DataLoader[Batch]:
     """Makes a loader for the steps of a run, or for the rest of a run; a given step always has the same batch.
 
@@ -195,6 +230,7 @@ def train_loader(
         steps: steps of the run, counted from 0 through all epochs.
         workers: number of processes that read pictures; 0: this process reads them. Does not change the batches.
         ranks: the processes that share each batch.
+        repeats: see `epoch_batches`.
 
     Returns:
         A loader that yields one `Batch` for each step. It raises OSError or ValueError for a sample that cannot be
@@ -203,12 +239,12 @@ def train_loader(
     Raises:
         ValueError: a batch has fewer samples than there are processes.
     """
-    if (n := min(batch_size, len(dataset))) < ranks.size:
+    if (n := min(batch_size, epoch_length(len(dataset), repeats))) < ranks.size:
         raise ValueError(f"a batch of {n} pictures cannot be shared by {ranks.size} processes")
     return _loader(
         SeededDataset(dataset, seed),
         workers,
-        batch_sampler=_Steps(len(dataset), batch_size, seed, steps, ranks),
+        batch_sampler=_Steps(len(dataset), batch_size, seed, steps, ranks, repeats),
         generator=torch.Generator(),  # a loader would otherwise advance the global one
     )
 
@@ -263,7 +299,7 @@ def _read_ahead(dataset: Any, keys: Sequence[Any]) -> None:
     """Tells a data set which samples are needed next, if it has a method `read_ahead` for that."""
     while not hasattr(dataset, "read_ahead"):
         if isinstance(dataset, SeededDataset):
-            dataset, keys = dataset.dataset, [index for _, index in keys]
+            dataset, keys = dataset.dataset, [key[1] for key in keys]
         elif isinstance(dataset, Subset):
             dataset, keys = dataset.dataset, [dataset.indices[key] for key in keys]
         else:

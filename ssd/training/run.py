@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ssd.data.depth import Levels
-from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
+from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
 from ssd.data.prior_fit import fit_priors
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
@@ -27,6 +27,7 @@ from ssd.networks import Network, build_network
 from ssd.networks.priors import FITTED, PriorSpec
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
+from ssd.runtime.packed import Packed
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.average import Average
@@ -37,6 +38,7 @@ from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import History, Meter, tensorboard_writer, validations_without_rise
 from ssd.training.recipes import epochs_for, eval_every_for, lr_for
 from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
+from ssd.training.sampling import repeat_factors
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.training.step import train_step
@@ -165,8 +167,10 @@ class _Run:
         sets, self.fingerprints = ranks.from_first(lambda: _open(settings, levels))
         self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
         self.recipe = resolved(settings.recipe)
+        self.repeats = self._repeats(settings.repeat_factor) if settings.repeat_factor else None
+        self.per_epoch = epoch_length(len(sets.train), self.repeats)
         if settings.epochs is None and settings.minutes is None:
-            settings = replace(settings, epochs=epochs_for(self.recipe, len(sets.train)))
+            settings = replace(settings, epochs=epochs_for(self.recipe, self.per_epoch))
         settings = replace(
             settings,
             classes=sets.classes,
@@ -224,27 +228,41 @@ class _Run:
             if settings.fp16:
                 self.scaler.load_state_dict(state["scaler"])
 
-        self.steps_per_epoch = steps_per_epoch(len(self.train_set), settings.batch_size)
+        self.steps_per_epoch = steps_per_epoch(self.per_epoch, settings.batch_size)
         self.schedule: Schedule = resolved(settings.schedule)
         self.warmup = resolved(settings.warmup)
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
 
+    def _objects(self) -> Packed[dict[str, Tensor]]:
+        """The objects of the training pictures."""
+        dataset, indices = whole_of(self.train_set)
+        return dataset.objects.take(torch.tensor(indices))
+
+    def _repeats(self, threshold: float) -> Tensor:
+        """How often each training picture is seen in an epoch; says what follows from it."""
+        repeats, rare = repeat_factors(self._objects(), threshold)
+        names = ", ".join(f"{self.sets.classes[label - 1]} ({share:.2%})" for label, share in rare.items())
+        self.say(
+            f"an epoch has {epoch_length(len(repeats), repeats)} pictures instead of {len(repeats)}: those of rare "
+            f"classes are repeated, up to {repeats.max():.1f} times; classes in less than {threshold:.2%} of the "
+            f"pictures: {names or 'none'}"
+        )
+        return repeats
+
     def _fitted_priors(self, initial: Initial, settings: Settings) -> PriorSpec:
         """The layout of priors that fits the training pictures best, for the feature maps of the network."""
         if initial.checkpoint is not None:
             raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
-        dataset, indices = whole_of(self.train_set)
-        objects = dataset.objects.take(torch.tensor(indices))
         options = {name: value for name, value in settings.network_options().items() if name != "priors"}
         with torch.device("meta"):
             network = build_network(initial.network, 2, **options)
         layouts = [network.layout(name, network.prior_spec.maps) for name in network.layouts]
-        return fit_priors(objects.columns["boxes"], layouts, settings.loss_options.threshold)
+        return fit_priors(self._objects().columns["boxes"], layouts, settings.loss_options.threshold)
 
     def _check_share(self, model: nn.Module) -> None:
         """Raises ValueError if a process has too few pictures at once."""
-        n, parts = min(self.settings.batch_size, len(self.train_set)), self.settings.accumulate
+        n, parts = min(self.settings.batch_size, self.per_epoch), self.settings.accumulate
         share = n // self.ranks.size // parts
         if not share:
             shared = f"shared by {self.ranks.size} processes" + f" in {parts} parts each" * (parts > 1)
@@ -294,7 +312,9 @@ class _Run:
             * (self.ranks.size > 1)
         )
         settings, steps = self.settings, range(self.step, self.total or ENDLESS)
-        loader = train_loader(self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks)
+        loader = train_loader(
+            self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks, self.repeats
+        )
         batches = iter(loader)
         with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
             meter = Meter(self.history, bar, self.writer, self.ranks, self.scaler)

@@ -132,6 +132,14 @@ class Settings:
         positive,
     ] = None
     batch_size: Annotated[int, "pictures per step, over all processes", positive] = 8
+    repeat_factor: Annotated[
+        float,
+        "repeat pictures of rare classes within an epoch: share of the pictures below which a class is rare, such as "
+        "0.01; a class in a share f of the pictures is seen sqrt(repeat_factor / f) times as often; 0: every picture "
+        "once",
+        not_negative,
+        less_than_1,
+    ] = 0.0
     accumulate: Annotated[
         int,
         "number of parts of a batch, which run one after the other and need less memory; batch normalisation computes "

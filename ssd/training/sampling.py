@@ -1,0 +1,33 @@
+"""Repeat factor sampling: pictures of rare classes are seen several times in an epoch."""
+
+import torch
+from torch import Tensor
+
+from ssd.runtime.packed import Packed
+
+
+def repeat_factors(objects: Packed[dict[str, Tensor]], threshold: float) -> tuple[Tensor, dict[int, float]]:
+    """Computes how often each picture is seen in an epoch.
+
+    The factor of a class with the share f of pictures is max(1, sqrt(threshold / f)). That of a picture is the largest
+    factor of its classes, or 1 without objects.
+
+    Args:
+        objects: the objects of N pictures, with "labels" (G,) int64 in 1..C-1.
+        threshold: share of the pictures, in 0..1, below which a class is rare.
+
+    Returns:
+        The factors of the pictures, (N,) float64, at least 1; and the share of pictures of each rare class.
+
+    Source: Gupta et al., LVIS, arXiv 1908.03195, section 4.1; Mahajan et al., Exploring the Limits of Weakly Supervised
+    Pretraining, arXiv 1805.00932.
+    """
+    labels, counts = objects.columns["labels"], objects.counts
+    n, n_classes = len(counts), int(labels.max()) + 1 if len(labels) else 1
+    image = torch.arange(n).repeat_interleave(counts)
+    pairs = (image * n_classes + labels).unique()  # a class counts once in a picture
+    share = (pairs % n_classes).bincount(minlength=n_classes).double() / n
+    factor = (threshold / share).sqrt().clamp(min=1.0)
+    factors = torch.ones(n, dtype=torch.float64).scatter_reduce(0, image, factor[labels], "amax")
+    rare = ((factor > 1) & (share > 0)).nonzero().flatten().tolist()
+    return factors, {label: float(share[label]) for label in rare}
