@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,30 @@ def test_training_in_two_processes_takes_the_steps_of_one(alone, together):
     assert not [key for key in both[0]["model"] if key.startswith("module.")]
     names = {path.name for path in together.iterdir()}
     assert names == {path.name for path in alone.iterdir()}  # no file of the second process
+
+
+def test_a_budget_averages_repeats_and_frozen_stages_of_two_processes(shapes, tmp_path):
+    """The first process chooses the epochs. Without time it takes those that it measured, 30 steps."""
+    data = shutil.copytree(shapes, tmp_path / "shapes")
+    first = (data / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
+    rare = data / "Annotations" / f"{first}.xml"
+    rare.write_text(re.sub("circle|square|triangle", "star", rare.read_text()))
+    options = (
+        f"--recipe tutorial --width 0.05 --minutes 1e-6 --batch-size {BATCH} --lr 1e-4 --clip-grad 1 --warmup 5 "
+        "--split train --val-split test --workers 0 --no-bf16 --ema 0.9 --repeat-factor 0.9 --freeze 1 --patience 1"
+    )
+    printed = [ssd(n, "train", data, *options.split(), "--out", tmp_path / str(n)) for n in (1, 2)]
+    ends = [load_checkpoint(tmp_path / str(n) / "last.pt") for n in (1, 2)]
+    lengths = [re.search(r"an epoch has (\d+) pictures instead of 44", text).group(1) for text in printed]
+    per_epoch = int(lengths[0]) // BATCH
+    assert lengths[0] == lengths[1]
+    epochs = -(-30 // per_epoch)
+    assert all(f"minutes 1e-06: {epochs} epochs, although this takes longer" in text for text in printed)
+    assert [end["step"] for end in ends] == [epochs * per_epoch] * 2
+    torch.testing.assert_close(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-5, atol=0)
+    for name in ("model", "trained"):
+        for a, b in zip(ends[0][name].values(), ends[1][name].values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def wait_for(condition, process):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from ssd.networks.layers import by_prior, scaled
+from ssd.networks.layers import DepthwiseConv2d, by_prior, scaled
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, Network, load_strictly, map_sizes
 from ssd.networks.priors import PriorSpec, coco_layout, linear_layout
 
@@ -87,6 +87,7 @@ class SSDLite(Network):
                 "regression_head": _Head(4, *shape, head_batch_norm),
             }
         )
+        DepthwiseConv2d.replace(self)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.03)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssd.networks.layers import ExtraLayers, PredictionConvolutions, xavier_
+from ssd.networks.layers import DepthwiseConv2d, ExtraLayers, PredictionConvolutions, xavier_
 from ssd.networks.network import Network, map_sizes
 from ssd.networks.priors import PriorSpec, coco_layout
 
@@ -151,6 +151,7 @@ class _Base(nn.Module):
     def __init__(self, name: str, size: int) -> None:
         super().__init__()
         self.model = _create(name, size)
+        DepthwiseConv2d.replace(self.model)
         info = self.model.feature_info
         self.channels: list[int] = info.channels()
         self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"

@@ -151,6 +151,23 @@ def test_half_precision_keeps_the_priors(case):
     assert (rounded - logits).norm() < 0.2 * logits.norm()  # bfloat16 rounds by 0.004 in each of up to 60 layers
 
 
+def test_depthwise_convolutions_train_in_float32_on_a_cpu(case):
+    """Their backward pass is slow in bfloat16; without autocast, and in evaluation, nothing changes."""
+    name, model, images, _ = case
+    model, seen = copy.deepcopy(model), []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda layer, _, output: seen.append((layer.groups > 1, output.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        model.train()(images)
+        trained = set(seen)
+        seen.clear()
+        assert model.eval()(images)[1].dtype == torch.bfloat16
+    depthwise = name.startswith(("ssdlite", "timm:mobilenet"))
+    assert trained == {(False, torch.bfloat16), *[(True, torch.float32)] * depthwise}
+    assert {dtype for _, dtype in seen} == {torch.bfloat16}
+
+
 def test_network_and_detection_in_one_program(case):
     _, model, images, _ = case
 

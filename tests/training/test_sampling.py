@@ -10,6 +10,7 @@ import pytest
 import torch
 from short_training import NARROW, run, states_equal
 
+import ssd.training.run as training
 from ssd.data.loader import SeededDataset, epoch_batches, epoch_length, train_loader
 from ssd.data.shapes import write_shapes
 from ssd.runtime.packed import Packed, splits_of
@@ -81,7 +82,9 @@ def test_a_repeated_picture_is_augmented_anew():
     assert list(again.batch_sampler) == keys[3:]
 
 
-def test_a_run_with_repeats_is_resumed_to_the_bit(tmp_path, at_step, capsys):
+def test_a_run_with_repeats_is_resumed_to_the_bit(tmp_path, at_step, capsys, monkeypatch):
+    loaders = []
+    monkeypatch.setattr(training, "train_loader", lambda *args: loaders.append(train_loader(*args)) or loaders[-1])
     data = write_shapes(tmp_path / "shapes", 7, 3)
     names = (data / "ImageSets" / "Main" / "train.txt").read_text().split()
     rare = data / "Annotations" / f"{names[0]}.xml"
@@ -92,6 +95,7 @@ def test_a_run_with_repeats_is_resumed_to_the_bit(tmp_path, at_step, capsys):
     assert "pictures instead of 7: those of rare classes are repeated, up to 2.5 times" in printed  # sqrt(0.9 * 7)
     assert "star (14.29%)" in printed
     assert len(straight["step"]) > 2 * 3
+    assert any(len(key) == 3 for batch in loaders[0].batch_sampler for key in batch)  # the second copy of a picture
     at_step(5, partial(os.kill, os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(settings, tmp_path / "resumed")
