@@ -33,7 +33,8 @@ from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import autocast, pick_device
 from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for
-from ssd.training.run import BEST, LAST, train
+from ssd.training.resuming import LAST
+from ssd.training.run import BEST, train
 from ssd.training.settings import Settings
 from ssd.training.splits import Sets, open_sets
 from ssd.weights.loading import load_weights

@@ -63,7 +63,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="continue the run in --out with its own settings; auto: start a run if --out has none, else continue "
         "it; with auto, give DATA and settings each time, the same as at the start",
     )
-    defaults = {"epochs": "depends on the number of pictures", "width": "1, or that of the weights"}
+    defaults = {"epochs": "depends on the number of pictures, or on --minutes", "width": "1, or that of the weights"}
     add_fields(parser.add_argument_group("settings of the run"), Settings, defaults=defaults)
     machine = add_machine_options(parser, bf16=False)  # bf16 and compile are settings of the run
     machine.add_argument(

@@ -27,7 +27,6 @@ from ssd.networks import Network, build_network
 from ssd.networks.priors import FITTED, PriorSpec
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
-from ssd.runtime.packed import Packed
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.average import Average
@@ -38,9 +37,9 @@ from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import History, Meter, tensorboard_writer, validations_without_rise
 from ssd.training.recipes import epochs_for, eval_every_for, lr_for
 from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
-from ssd.training.sampling import repeat_factors
+from ssd.training.sampling import repeats_of
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
-from ssd.training.splits import Sets, open_sets, whole_of
+from ssd.training.splits import Sets, objects_of, open_sets, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import SHEET, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
@@ -167,7 +166,10 @@ class _Run:
         sets, self.fingerprints = ranks.from_first(lambda: _open(settings, levels))
         self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
         self.recipe = resolved(settings.recipe)
-        self.repeats = self._repeats(settings.repeat_factor) if settings.repeat_factor else None
+        self.repeats: Tensor | None = None
+        if settings.repeat_factor:
+            self.repeats, note = repeats_of(sets.train, sets.classes, settings.repeat_factor)
+            self.say(note)
         self.per_epoch = epoch_length(len(sets.train), self.repeats)
         if settings.epochs is None and settings.minutes is None:
             settings = replace(settings, epochs=epochs_for(self.recipe, self.per_epoch))
@@ -234,22 +236,6 @@ class _Run:
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
 
-    def _objects(self) -> Packed[dict[str, Tensor]]:
-        """The objects of the training pictures."""
-        dataset, indices = whole_of(self.train_set)
-        return dataset.objects.take(torch.tensor(indices))
-
-    def _repeats(self, threshold: float) -> Tensor:
-        """How often each training picture is seen in an epoch; says what follows from it."""
-        repeats, rare = repeat_factors(self._objects(), threshold)
-        names = ", ".join(f"{self.sets.classes[label - 1]} ({share:.2%})" for label, share in rare.items())
-        self.say(
-            f"an epoch has {epoch_length(len(repeats), repeats)} pictures instead of {len(repeats)}: those of rare "
-            f"classes are repeated, up to {repeats.max():.1f} times; classes in less than {threshold:.2%} of the "
-            f"pictures: {names or 'none'}"
-        )
-        return repeats
-
     def _fitted_priors(self, initial: Initial, settings: Settings) -> PriorSpec:
         """The layout of priors that fits the training pictures best, for the feature maps of the network."""
         if initial.checkpoint is not None:
@@ -258,7 +244,7 @@ class _Run:
         with torch.device("meta"):
             network = build_network(initial.network, 2, **options)
         layouts = [network.layout(name, network.prior_spec.maps) for name in network.layouts]
-        return fit_priors(self._objects().columns["boxes"], layouts, settings.loss_options.threshold)
+        return fit_priors(objects_of(self.train_set).columns["boxes"], layouts, settings.loss_options.threshold)
 
     def _check_share(self, model: nn.Module) -> None:
         """Raises ValueError if a process has too few pictures at once."""

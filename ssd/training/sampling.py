@@ -1,9 +1,13 @@
 """Repeat factor sampling: pictures of rare classes are seen several times in an epoch."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ssd.data.loader import epoch_length
 from ssd.runtime.packed import Packed
+from ssd.training.splits import Pictures, objects_of
 
 
 def repeat_factors(objects: Packed[dict[str, Tensor]], threshold: float) -> tuple[Tensor, dict[int, float]]:
@@ -31,3 +35,23 @@ def repeat_factors(objects: Packed[dict[str, Tensor]], threshold: float) -> tupl
     factors = torch.ones(n, dtype=torch.float64).scatter_reduce(0, image, factor[labels], "amax")
     rare = ((factor > 1) & (share > 0)).nonzero().flatten().tolist()
     return factors, {label: float(share[label]) for label in rare}
+
+
+def repeats_of(pictures: Pictures, classes: Sequence[str], threshold: float) -> tuple[Tensor, str]:
+    """Computes how often each training picture is seen in an epoch.
+
+    Args:
+        pictures: the N training pictures.
+        classes: names of the C-1 classes.
+        threshold: see `repeat_factors`.
+
+    Returns:
+        The factors of the pictures, see `repeat_factors`, and a line that says what follows from them.
+    """
+    repeats, rare = repeat_factors(objects_of(pictures), threshold)
+    names = ", ".join(f"{classes[label - 1]} ({share:.2%})" for label, share in rare.items())
+    return repeats, (
+        f"an epoch has {epoch_length(len(repeats), repeats)} pictures instead of {len(repeats)}: those of rare classes "
+        f"are repeated, up to {repeats.max():.1f} times; classes in less than {threshold:.2%} of the pictures: "
+        f"{names or 'none'}"
+    )

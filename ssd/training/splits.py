@@ -14,6 +14,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
 from ssd.data.folder import SPLIT_WORDS, Folder, Root, kind_of_split
+from ssd.runtime.packed import Packed
 from ssd.training.settings import Settings, resolved
 
 # A data set or a part of one. Any: an image is whatever the transform returns.
@@ -37,6 +38,12 @@ def whole_of(pictures: Pictures) -> tuple[BoxDataset, Sequence[int]]:
         return pictures, range(len(pictures))
     assert isinstance(pictures.dataset, BoxDataset)
     return pictures.dataset, pictures.indices
+
+
+def objects_of(pictures: Pictures) -> Packed[dict[str, Tensor]]:
+    """Returns the objects of these pictures, in their order; see `BoxDataset.objects`."""
+    dataset, indices = whole_of(pictures)
+    return dataset.objects.take(torch.tensor(indices))
 
 
 def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:

@@ -21,6 +21,13 @@ def test_settings_of_older_checkpoints(shapes):
     )
 
 
+def test_what_older_checkpoints_lack_is_off(shapes):
+    saved = Settings((shapes,), epochs=7).as_dict()
+    new = {"freeze": 0, "lr_backbone": 1.0, "patience": 0, "minutes": None, "ema": 0.0, "repeat_factor": 0.0}
+    assert {name: saved.pop(name) for name in new} == new
+    assert {name: getattr(Settings.from_dict(saved), name) for name in new} == new
+
+
 def test_runs_of_older_versions_keep_torchvisions_augmentation(shapes):
     saved = Settings((shapes,), augment="ssd").as_dict()
     assert Settings.from_dict(saved).augment == "ssd"
