@@ -165,6 +165,8 @@ class _Run:
         levels = levels_of(state) if state else None
         sets, self.fingerprints = ranks.from_first(lambda: _open(settings, levels))
         self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
+        for note in sets.notes:
+            self.say(note)
         self.recipe = resolved(settings.recipe)
         self.repeats: Tensor | None = None
         if settings.repeat_factor:
@@ -181,8 +183,6 @@ class _Run:
             test_split=sets.names["test_split"],
         )
         self.settings = settings
-        for note in sets.notes:
-            self.say(note)
         for name, before in state.get("fingerprints", {}).items() if state else ():
             if change := difference(before, self.fingerprints[name]):
                 raise ValueError(

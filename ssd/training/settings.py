@@ -127,8 +127,8 @@ class Settings:
     epochs: Annotated[int | None, "number of passes over the data", positive] = None
     minutes: Annotated[
         float | None,
-        "time that the run may take, from its start to its report, instead of epochs: their number follows from the "
-        "speed of the first steps (docs/recipes.md)",
+        "time that the run may take, with its report, instead of epochs: their number follows from the speed of the "
+        "first steps (docs/recipes.md)",
         positive,
     ] = None
     batch_size: Annotated[int, "pictures per step, over all processes", positive] = 8
