@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ssd.detection import detect
+from ssd.networks.layers import DepthwiseConv2d
 from ssd.networks.priors import PriorSpec, make_priors, spec_of
 
 if TYPE_CHECKING:
@@ -251,8 +252,8 @@ class Network(nn.Module):
         for module in self.modules():
             children = list(module.named_children())
             for (name, conv), (norm_name, norm) in pairwise(children):
-                # Of timm's norms, which are other classes, some also contain the activation.
-                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                # No other classes: some convolutions of timm normalise their weights, some norms contain an activation.
+                if type(conv) in (nn.Conv2d, DepthwiseConv2d) and type(norm) is nn.BatchNorm2d:
                     setattr(module, name, fuse_conv_bn_eval(conv, norm))
                     setattr(module, norm_name, nn.Identity())
         return self
