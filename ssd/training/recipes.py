@@ -3,6 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
+from ssd.networks.priors import FITTED
+from ssd.networks.ssdlite import SSDLite, SSDLite320
+
 # Upper limit of the default number of epochs. It has an effect with fewer than 18 pictures, which a network soon
 # memorises.
 MOST_EPOCHS = 400
@@ -18,6 +21,7 @@ class Recipe(NamedTuple):
     source: str  # papers, files and measurements
     pictures: int  # least number of pictures seen in a run, counted with repetitions
     epochs: int  # least number of epochs of a run
+    networks: dict[str, dict[str, Any]]  # name of a network -> its settings, where they differ
 
 
 RECIPES: dict[str, Recipe] = {
@@ -37,6 +41,7 @@ RECIPES: dict[str, Recipe] = {
         "ScratchDet, arXiv 1810.08425; Smith and Topin, Super-Convergence, arXiv 1708.07120; docs/recipes.md",
         pictures=7200,
         epochs=25,
+        networks={network.name: {"priors": FITTED} for network in (SSDLite, SSDLite320)},
     ),
     "finetune": Recipe(
         "weights of a detector or of a backbone",
@@ -50,6 +55,7 @@ RECIPES: dict[str, Recipe] = {
         "docs/recipes.md",
         pictures=7200,
         epochs=25,
+        networks={},
     ),
     "tutorial": Recipe(
         "comparisons with sgrvinod's tutorial",
@@ -64,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
         "sgrvinod/a-PyTorch-Tutorial-to-Object-Detection, train.py",
         pictures=0,
         epochs=120,
+        networks={},
     ),
 }
 

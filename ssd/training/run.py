@@ -201,7 +201,7 @@ class _Run:
             model = build_model(state, self.last)
         else:
             start, options = resolved(initial), settings.network_options()
-            if options.get("priors") == FITTED:
+            if settings.priors == FITTED:
                 options["priors"] = ranks.from_first(lambda: asdict(self._fitted_priors(start, settings)))
             model = start.build(len(sets.classes) + 1, **options)
             rate = settings.lr or lr_for(self.recipe, model.config.get("head_batch_norm", False))
@@ -240,9 +240,8 @@ class _Run:
         """The layout of priors that fits the training pictures best, for the feature maps of the network."""
         if initial.checkpoint is not None:
             raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
-        options = {name: value for name, value in settings.network_options().items() if name != "priors"}
         with torch.device("meta"):
-            network = build_network(initial.network, 2, **options)
+            network = build_network(initial.network, 2, **settings.network_options())
         layouts = [network.layout(name, network.prior_spec.maps) for name in network.layouts]
         return fit_priors(objects_of(self.train_set).columns["boxes"], layouts, settings.loss_options.threshold)
 

@@ -11,7 +11,7 @@ from ssd.networks import DEFAULT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
 from ssd.options import ReadOptions
-from ssd.training.recipes import RECIPES, Recipe
+from ssd.training.recipes import RECIPES
 from ssd_ext import LossOptions
 
 Value = TypeVar("Value")
@@ -217,7 +217,7 @@ class Settings:
         if self.network is None and self.weights in (None, "imagenet", "coco"):  # other weights may be of any network
             self._set("network", DEFAULT)
         self._check_network()
-        recipe = self._recipe.settings
+        recipe = self._recipe_settings
         for name, value in recipe.items():
             if getattr(self, name) is None and self._takes(name, value):
                 self._set(name, value)
@@ -257,9 +257,9 @@ class Settings:
         return name in kind.options() and (name != "priors" or value in (*kind.layouts, FITTED))
 
     def network_options(self) -> dict[str, Any]:  # each value has the type of its field
-        """The arguments of the network that are set; the network or its weights decide the others."""
+        """The arguments of the network that are set; the network, its weights or the data decide the others."""
         options = network_class(self.network or DEFAULT).options()
-        return {name: value for name in options if (value := getattr(self, name)) is not None}
+        return {name: value for name in options if (value := getattr(self, name)) not in (None, FITTED)}
 
     @property
     def input_size(self) -> int:
@@ -267,8 +267,10 @@ class Settings:
         return self.size or network_class(self.network or DEFAULT).input_size
 
     @property
-    def _recipe(self) -> Recipe:
-        return RECIPES[resolved(self.recipe)]
+    def _recipe_settings(self) -> dict[str, Any]:
+        """The settings of the recipe for the network."""
+        recipe = RECIPES[resolved(self.recipe)]
+        return recipe.settings | recipe.networks.get(str(self.network), {})
 
     @property
     def loss_options(self) -> LossOptions:
@@ -282,7 +284,7 @@ class Settings:
         The line has the recipe, the network, and the run's values of all settings for which the recipe has values, of
         the learning rate and of the number of epochs, or of the minutes if that number is not chosen yet.
         """
-        decided = self._recipe.settings
+        decided = self._recipe_settings
         names = dict.fromkeys(["network", "size", *decided, "lr"])
         values = {name: getattr(self, name) for name in names if name != "loss" and getattr(self, name) is not None}
         values |= {name: getattr(self.loss_options, name) for name in decided["loss"]}

@@ -20,6 +20,18 @@ def test_a_recipe_is_chosen_by_the_weights_unless_it_is_named(given, recipe):
     assert expected["loss"].items() <= settings.loss._asdict().items()
 
 
+def test_a_recipe_may_differ_for_a_network():
+    assert [Settings(("data",), network=name).priors for name in ("ssd300", "ssdlite320", "ssdlite", "resnet34")] == [
+        "torchvision",
+        "auto",
+        "auto",
+        None,
+    ]
+    assert Settings(("data",), network="ssdlite", priors="caffe_coco").priors == "caffe_coco"
+    assert Settings(("data",), network="ssdlite", weights="imagenet").priors is None
+    assert "priors auto" in Settings(("data",), network="ssdlite").summary()
+
+
 def test_what_is_given_overrides_the_recipe():
     settings = Settings(("data",), lr=0.5, batch_norm=False, loss={"min_negatives": 3})
     assert (settings.lr, settings.batch_norm, settings.head_batch_norm) == (0.5, False, True)
