@@ -157,7 +157,7 @@ def test_what_a_network_does_not_take(shapes, tmp_path, capsys):
     assert "width: the network resnet34 does not have this option; it has size, head_batch_norm, priors" in error_of(
         "--network", "resnet34", "--width", "0.5"
     )
-    assert "priors of the network ssd512 must be caffe_coco, caffe_voc, got tutorial" in error_of(
+    assert "priors of the network ssd512 must be caffe_coco, caffe_voc, auto, got tutorial" in error_of(
         "--network", "ssd512", "--priors", "tutorial"
     )
     with torch.device("meta"):

@@ -43,7 +43,8 @@ class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution that trains in float32 on a CPU, also under autocast.
 
     In bfloat16, the backward pass of oneDNN's depthwise convolutions is slow on CPUs: with 5x5 kernels, stride 2 and
-    672 channels it takes 167 ms instead of 18 ms (one thread, torch 2.14).
+    672 channels it takes 167 ms instead of 18 ms (one thread, torch 2.14). It is not reliable either: of nine runs of
+    `ssdlite` with one seed on an AMD EPYC, four had NaN within eight steps, and most of the others differed.
     """
 
     @classmethod
