@@ -165,7 +165,7 @@ def describe_fit(dataset: BoxDataset, network: Network) -> Iterator[str]:
         low, median, high = sides[its].quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
         yield f"  {name}: {median:.0f}, {low:.0f} to {high:.0f}"
     yield f"share of objects that no prior overlaps by an IoU of {LossOptions().threshold:g}, by layout of priors:"
-    layouts = {name: network.layout(name, network.prior_spec.maps) for name in network.layouts}
+    layouts = network.all_layouts()
     for layout, spec in (layouts | {FITTED: fit_priors(boxes, list(layouts.values()))}).items():
         alone = without_prior(boxes, make_priors(spec)).float()
         each = ", ".join(f"{name} {alone[its].mean():.1%}" for name, its in classes.items())

@@ -168,7 +168,8 @@ class Detector:
     ) -> Detector:
         """Creates a detector from a file of weights or a file of `ssd export`.
 
-        An exported file is a program: load only files from people whom you trust.
+        An exported file is a program: load only files from people whom you trust. The network from a file of weights is
+        changed for detection, see `Network.fuse`.
 
         Args:
             path: anything that `ssd.load_weights` takes, such as "coco", or an exported file.

@@ -158,6 +158,10 @@ class Network(nn.Module):
         """Returns one of `layouts` for feature maps with these numbers of cells per side."""
         raise NotImplementedError
 
+    def all_layouts(self) -> dict[str, PriorSpec]:
+        """Returns all `layouts` for the feature maps of this network, by name."""
+        return {name: self.layout(name, self.prior_spec.maps) for name in self.layouts}
+
     def set_priors(self, priors: str | PriorSpec | Mapping[str, Any], maps: Sequence[int]) -> None:
         """Sets the priors: the attributes `prior_spec` and `priors_cxcy`, and their entry in `config`.
 

@@ -242,8 +242,8 @@ class _Run:
             raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
         with torch.device("meta"):
             network = build_network(initial.network, 2, **settings.network_options())
-        layouts = [network.layout(name, network.prior_spec.maps) for name in network.layouts]
-        return fit_priors(objects_of(self.train_set).columns["boxes"], layouts, settings.loss_options.threshold)
+        boxes, layouts = objects_of(self.train_set).columns["boxes"], list(network.all_layouts().values())
+        return fit_priors(boxes, layouts, settings.loss_options.threshold)
 
     def _check_share(self, model: nn.Module) -> None:
         """Raises ValueError if a process has too few pictures at once."""
