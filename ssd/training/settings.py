@@ -115,7 +115,8 @@ class Settings:
     ] = None
     priors: Annotated[
         Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision", "auto"] | None,
-        "layout of the priors, if the network has several; auto: sides and ratios are fitted to the training data",
+        "layout of the priors, if the network has several; auto: sides and ratios are fitted to the training data, "
+        "which is the default of ssdlite and ssdlite320 with scratch",
     ] = None
     width: Annotated[float | None, "factor on all numbers of channels, for small machines", positive] = None
     batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None
@@ -135,8 +136,8 @@ class Settings:
     repeat_factor: Annotated[
         float,
         "repeat pictures of rare classes within an epoch: share of the pictures below which a class is rare, such as "
-        "0.01; a class in a share f of the pictures is seen sqrt(repeat_factor / f) times as often; 0: every picture "
-        "once",
+        "0.01; a class in a smaller share f of the pictures is seen sqrt(repeat_factor / f) times as often; 0: every "
+        "picture once",
         not_negative,
         less_than_1,
     ] = 0.0
