@@ -2,10 +2,12 @@
 
     python benchmarks/recipes.py BCCD                                   settings of `ssd train`, and torchvision
     python benchmarks/recipes.py BCCD --runs "lr=0.01" "augment=ssd priors=tutorial"
+    python benchmarks/recipes.py BCCD --runs "network=ssdlite320" "torchvision network=ssdlite320"
 
-Runs of one seed see the same pictures; `--jobs` runs work at the same time. The mAP is measured on the test list at
-the end of each run, which uses that list for nothing else. Each result is appended to results.jsonl in --out as one
-JSON line, and a run whose result is there is not repeated.
+"torchvision" stands for its SSD300 with batch norm, or for its SSDlite320. Runs of one seed see the same pictures;
+`--jobs` runs work at the same time. The mAP is measured on the test list at the end of each run, which uses that list
+for nothing else. Each result is appended to results.jsonl in --out as one JSON line, and a run whose result is there is
+not repeated.
 """
 
 from __future__ import annotations
@@ -17,29 +19,34 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
+from ssd.data import v2_transform
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.voc import average_precision
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
-from ssd.networks.ssd300 import SSD300
+from ssd.networks.ssdlite import SSDLite320
 from ssd.runtime.device import autocast, pick_device
 from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for
 from ssd.training.resuming import LAST
 from ssd.training.run import BEST, train
 from ssd.training.settings import Settings
-from ssd.training.splits import Sets, open_sets
+from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.weights.loading import load_weights
 
 TORCHVISION = "torchvision"
+# torchvision's references train SSDlite with another weight decay and less augmentation than SSD300: without changes of
+# colour and without zooming out, which are the first two transforms.
+SSDLITE_WEIGHT_DECAY, SSD300_TRANSFORMS = 4e-5, 2
 
 
 def main() -> None:
@@ -106,6 +113,8 @@ def run(arguments: argparse.Namespace, changes: str, seed: int) -> dict[str, Any
     started, device, best = time.perf_counter(), pick_device(arguments.device), None
     if changes.startswith(TORCHVISION):
         settings = settings_of(arguments.data, changes.removeprefix(TORCHVISION), seed, {"augment": "v2", "lr": 0.01})
+        if settings.network == SSDLite320.name:
+            settings = replace(settings, weight_decay=SSDLITE_WEIGHT_DECAY)
         result = train_torchvision(settings, device, arguments.workers)
     else:
         settings = settings_of(arguments.data, changes, seed)
@@ -145,8 +154,12 @@ def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None 
 # ------------------------------------------------------------------------------------------------------ torchvision
 
 
-def torchvision_network(n_classes: int) -> nn.Module:
-    """torchvision's SSD300 with a VGG16 with batch norm, from random weights."""
+def torchvision_network(name: str | None, n_classes: int, size: int) -> nn.Module:
+    """torchvision's SSDlite320, or its SSD300 with a VGG16 with batch norm, from random weights."""
+    if name == SSDLite320.name:
+        from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+        return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=n_classes)
     from torchvision.models import vgg16_bn
     from torchvision.models.detection.ssd import SSD, DefaultBoxGenerator, _vgg_extractor
 
@@ -157,14 +170,19 @@ def torchvision_network(n_classes: int) -> nn.Module:
         steps=[8, 16, 32, 64, 100, 300],
     )
     mean, std = [0.48235, 0.45882, 0.40784], [1 / 255] * 3  # as in its ssd300_vgg16
-    return SSD(backbone, anchors, (SSD300.input_size, SSD300.input_size), n_classes, image_mean=mean, image_std=std)
+    return SSD(backbone, anchors, (size, size), n_classes, image_mean=mean, image_std=std)
 
 
 def train_torchvision(settings: Settings, device: torch.device, workers: int | None) -> Any:
     """Trains like torchvision's references, except for the learning rate schedule, on the pictures of `ssd train`."""
     sets: Sets = open_sets(settings)
     torch.manual_seed(settings.seed)
-    model = torchvision_network(len(sets.classes) + 1).to(device, memory_format=torch.channels_last).train()
+    size = settings.input_size
+    if settings.network == SSDLite320.name:
+        dataset, _ = whole_of(sets.train)
+        dataset.transform = v2.Compose(v2_transform(size).transforms[SSD300_TRANSFORMS:])
+    model = torchvision_network(settings.network, len(sets.classes) + 1, size)
+    model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
@@ -177,7 +195,7 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
             group["lr"] = settings.lr * lr_factor(step, total, "onecycle", 0)
         batch = batch.to(device)
         images = batch.images * std + mean  # like the output of its own transforms
-        targets = [{"boxes": t["boxes"] * SSD300.input_size, "labels": t["labels"]} for t in batch.targets()]
+        targets = [{"boxes": t["boxes"] * size, "labels": t["labels"]} for t in batch.targets()]
         with autocast(device, settings.bf16):
             losses = model(list(images), targets)
         optimizer.zero_grad(set_to_none=True)
@@ -192,7 +210,6 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
     for batch in eval_loader(sets.test, settings.batch_size, 0):
         with torch.inference_mode(), autocast(device, settings.bf16):
             found = model(list(batch.images.to(device) / 255))
-        size = SSD300.input_size
         detections += [((f["boxes"] / size).cpu(), f["labels"].cpu(), f["scores"].float().cpu()) for f in found]
         targets += batch.targets()
     return average_precision(detections, targets, sets.classes)

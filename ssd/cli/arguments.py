@@ -239,6 +239,8 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
 def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> Detector:
     """Loads the detector that `--weights` names, with the options on the command line.
 
+    From then on, the process keeps the memory that it frees (`ssd.runtime.memory`).
+
     Args:
         arguments: parsed flags, with those of `add_machine_options` and `add_inference_options`.
         defaults: options of detection that are used if neither a flag nor the file of the weights sets them.
@@ -247,7 +249,9 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         FileNotFoundError, ValueError, OSError: see `ssd.Detector.load`.
     """
     from ssd.inference.detector import Detector
+    from ssd.runtime.memory import keep_freed_memory
 
+    keep_freed_memory()
     return Detector.load(
         arguments.weights,
         defaults=defaults,

@@ -27,6 +27,7 @@ from ssd.networks import Network, build_network
 from ssd.networks.priors import FITTED, PriorSpec
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
+from ssd.runtime.memory import keep_freed_memory
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.average import Average
@@ -296,6 +297,8 @@ class _Run:
             + f" (other processes: {self.ranks.size - 1})"
             * (self.ranks.size > 1)
         )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         settings, steps = self.settings, range(self.step, self.total or ENDLESS)
         loader = train_loader(
             self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks, self.repeats

@@ -1,0 +1,31 @@
+"""How the C library of this process gets memory from the system."""
+
+from __future__ import annotations
+
+import ctypes
+
+# Numbers of the parameters of mallopt, from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Makes this process keep the memory that it frees, and use it again, instead of returning it to the system.
+
+    Each batch on a CPU allocates and frees tensors of many megabytes. By default glibc gets every one of them from the
+    system anew, which fills it with zeros, page by page. That takes a third of the time of a training step of
+    `ssdlite320` (docs/performance.md). The commands of `ssd` and `ssd.train` call this function; a program of your own
+    that detects on a CPU gains by calling it once.
+
+    The memory of the process stays as large as it has once been. Only Linux with glibc has this setting; elsewhere,
+    and if another allocator has replaced glibc's, nothing changes.
+
+    Returns:
+        Whether glibc has taken the setting.
+
+    Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
