@@ -1,11 +1,12 @@
 """Prints a table of the networks: their size, and how fast they train and detect on this machine.
 
-    python benchmarks/networks.py [NAME[@SIZE] ...] [--images 8] [--seconds 10] [--device cpu]
+    python benchmarks/networks.py [NAME[@SIZE] ...] [--images 8] [--seconds 10] [--device cpu] [--return-memory]
 
 Each network has random weights, batch norm in its heads and 21 classes. "training": whole steps as in `ssd train`, from
 pictures in memory. "detection": from pictures in memory to detections, as in `ssd detect`, with random weights whose
-heads predict mostly background. Both are medians, in pictures per second. GMAC: the multiplications of the layers for
-one picture.
+heads predict mostly background. Both are medians, in pictures per second. As in the commands, the process keeps the
+memory that it frees (`ssd.runtime.memory`), unless --return-memory is given. GMAC: the multiplications of the layers
+for one picture.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ssd.inference.detector import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network, build_network, network_class
 from ssd.runtime.device import pick_device, place
+from ssd.runtime.memory import keep_freed_memory
 from ssd.training.optimizer import make_optimizer
 from ssd.training.settings import Settings
 from ssd.training.step import train_step
@@ -95,7 +97,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="pictures of a batch (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement (default: %(default)s)")
     parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.add_argument("--return-memory", action="store_true", help="return freed memory to the system")
     args = parser.parse_args()
+    if not args.return_memory:
+        keep_freed_memory()
     device = pick_device(args.device)
     rows = []
     for name in args.networks:

@@ -5,9 +5,9 @@
     python benchmarks/recipes.py BCCD --runs "network=ssdlite320" "torchvision network=ssdlite320"
 
 "torchvision" stands for its SSD300 with batch norm, or for its SSDlite320. Runs of one seed see the same pictures;
-`--jobs` runs work at the same time. The mAP is measured on the test list at the end of each run, which uses that list
-for nothing else. Each result is appended to results.jsonl in --out as one JSON line, and a run whose result is there is
-not repeated.
+`--jobs` runs work at the same time. The mAP is measured at the end of each run, on the test pictures, which the run
+uses for nothing else; with "held_out=SHARE" among its changes, on the pictures that it holds out. Each result is
+appended to results.jsonl in --out as one JSON line, and a run whose result is there is not repeated.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ssd.data import v2_transform
 from ssd.data.loader import eval_loader, steps_per_epoch, train_loader, worker_count
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.voc import average_precision
+from ssd.networks import DEFAULT
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from ssd.networks.ssdlite import SSDLite320
 from ssd.runtime.device import autocast, pick_device
@@ -115,12 +116,12 @@ def run(arguments: argparse.Namespace, changes: str, seed: int) -> dict[str, Any
         settings = settings_of(arguments.data, changes.removeprefix(TORCHVISION), seed, {"augment": "v2", "lr": 0.01})
         if settings.network == SSDLite320.name:
             settings = replace(settings, weight_decay=SSDLITE_WEIGHT_DECAY)
-        result = train_torchvision(settings, device, arguments.workers)
+        result = train_torchvision(settings, device, arguments.workers, measured(changes))
     else:
         settings = settings_of(arguments.data, changes, seed)
         out = arguments.out / f"{changes.replace('/', '_') or 'default'} {seed}"
         train(settings, out, device=arguments.device, workers=arguments.workers, quiet=True)
-        test = open_sets(settings).test
+        test = getattr(open_sets(settings), measured(changes))
         scores = []
         for name in (LAST, BEST):
             model, classes = load_weights(out / name, device=arguments.device)
@@ -130,6 +131,11 @@ def run(arguments: argparse.Namespace, changes: str, seed: int) -> dict[str, Any
     return {
         "changes": changes, "seed": seed, "mAP": result.mAP, "ap": result.ap, "best_mAP": best, "seconds": seconds
     }  # fmt: skip
+
+
+def measured(changes: str) -> str:
+    """The field of `Sets` with the pictures on which a run is measured."""
+    return "val" if "held_out=" in changes else "test"
 
 
 def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None = None) -> Settings:
@@ -148,6 +154,8 @@ def settings_of(data: str, changes: str, seed: int, base: dict[str, Any] | None 
             values[name] = value
         else:
             raise ValueError(f"{name} is not a setting")
+    if not values.keys() & {"network", "weights"}:
+        values["network"] = DEFAULT
     return Settings((data,), seed=seed, **values)
 
 
@@ -173,7 +181,7 @@ def torchvision_network(name: str | None, n_classes: int, size: int) -> nn.Modul
     return SSD(backbone, anchors, (size, size), n_classes, image_mean=mean, image_std=std)
 
 
-def train_torchvision(settings: Settings, device: torch.device, workers: int | None) -> Any:
+def train_torchvision(settings: Settings, device: torch.device, workers: int | None, test: str = "test") -> Any:
     """Trains like torchvision's references, except for the learning rate schedule, on the pictures of `ssd train`."""
     sets: Sets = open_sets(settings)
     torch.manual_seed(settings.seed)
@@ -207,7 +215,7 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
     model.eval()
     detections: list[tuple[Tensor, Tensor, Tensor]] = []
     targets = []
-    for batch in eval_loader(sets.test, settings.batch_size, 0):
+    for batch in eval_loader(getattr(sets, test), settings.batch_size, 0):
         with torch.inference_mode(), autocast(device, settings.bf16):
             found = model(list(batch.images.to(device) / 255))
         detections += [((f["boxes"] / size).cpu(), f["labels"].cpu(), f["scores"].float().cpu()) for f in found]

@@ -26,7 +26,8 @@ def pictures_per_second(processes: int, data: Path, options: list[str]) -> float
     cores = sorted(os.sched_getaffinity(0))[:processes]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     with tempfile.TemporaryDirectory() as out:
-        run = ["ssd", "train", str(data), "--out", f"{out}/run", "--device", "cpu", "--workers", "0", *options]
+        run = ["ssd", "train", str(data), "--out", f"{out}/run", "--device", "cpu", "--workers", "0"]
+        run += ["--network", "ssd300", *options]
         command = [sys.executable, "-m", *(launcher if processes > 1 else []), *run]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(

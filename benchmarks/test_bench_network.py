@@ -169,7 +169,7 @@ def forward(images: int) -> Case:
 
 @lru_cache(maxsize=2)
 def optimizers(how: How) -> dict[str, torch.optim.SGD]:
-    settings = Settings(data=("none",), lr=LR)
+    settings = Settings(data=("none",), network="ssd300", lr=LR)
     nets = networks(how)
     options = {"lr": LR, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     theirs = torch.optim.SGD(nets["torchvision"].parameters(), **options)
@@ -196,7 +196,7 @@ def training_step(images: int, classes: int | None = None, network: str = DEFAUL
         how = How(x.normalized.device, bf16, training=True, classes=classes, network=network)
         net, optimizer = networks(how)["ssd_ext"], optimizers(how)["ssd_ext"]
         criterion = MultiBoxLoss(net.priors_cxcy, loc_loss="smooth_l1")
-        plan = Settings(data=("none",), lr=LR, bf16=bf16)
+        plan = Settings(data=("none",), network="ssd300", lr=LR, bf16=bf16)
         batch = Batch(x.normalized, None, *packed)
         return train_step(net, criterion, optimizer, batch, plan, 1.0, how.device)
 

@@ -84,7 +84,7 @@ def from_disk(args: argparse.Namespace) -> None:
         torch.manual_seed(0)
         model = place(SSD300(len(data.classes) + 1, width=args.width, batch_norm=True), args.device).train()
         criterion = MultiBoxLoss(model.priors_cxcy)
-        settings = Settings((args.data,), bf16=args.bf16 or None)
+        settings = Settings((args.data,), network="ssd300", bf16=args.bf16 or None)
         optimizer = make_optimizer(model, settings)
         workers = worker_count(args.workers)
         batches = train_loader(data, args.images, 0, range(WARM_UP + args.steps), workers)

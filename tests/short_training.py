@@ -11,7 +11,7 @@ from ssd.training.run import train
 from ssd.training.settings import Settings
 
 EPOCHS, STEPS = 3, 9  # of `settings_for`
-NARROW = {"width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
+NARROW = {"network": "ssd300", "width": 0.01, "batch_norm": True, "batch_size": 2, "lr": 1e-3, "warmup": 2}
 
 
 def run(settings, out, **options):

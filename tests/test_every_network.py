@@ -150,7 +150,9 @@ def test_what_a_network_does_not_take(shapes, tmp_path, capsys):
         assert main(["train", shapes, "--out", str(tmp_path / "run"), *arguments]) == 2
         return capsys.readouterr().err
 
-    assert "size: the network ssd300 takes only 300 pixels a side, got 512" in error_of("--size", "512")
+    assert "size: the network ssd300 takes only 300 pixels a side, got 512" in error_of(
+        "--network", "ssd300", "--size", "512"
+    )
     assert "size: the network ssdlite takes 224 to 640 pixels a side, got 200" in error_of(
         "--network", "ssdlite", "--size", "200"
     )

@@ -15,7 +15,7 @@ import torch
 from http_server import serving
 from own_process import PATHS, TORCHRUN
 from short_training import states_equal
-from small_datasets import cut
+from small_datasets import add_picture, cut
 
 from ssd.cli import main
 from ssd.data.conversion import convert_dataset
@@ -109,6 +109,18 @@ def test_a_budget_averages_repeats_and_frozen_stages_of_two_processes(shapes, tm
     for name in ("model", "trained"):
         for a, b in zip(ends[0][name].values(), ends[1][name].values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_two_processes_train_the_network_and_the_size_that_the_first_one_chooses(tmp_path):
+    """Objects so small that the size is not the network's default."""
+    for name in "abcd":
+        dots = [("dot", x, y, x + 18, y + 18) for x in range(7, 370, 31) for y in range(5, 370, 43)]
+        add_picture(tmp_path, name, dots, size=(400, 400))
+    options = "--width 0.1 --epochs 1 --batch-size 4 --held-out 0 --workers 0 --no-bf16"
+    printed = ssd(2, "train", tmp_path, *options.split(), "--out", tmp_path / "run")
+    assert printed.count("network ssdlite at 640 pixels: ") == 1
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert (state["network"], state["config"]["size"], state["step"]) == ("ssdlite", 640, 1)
 
 
 def wait_for(condition, process):
@@ -274,6 +286,7 @@ def test_a_picture_that_the_second_process_cannot_read(shapes, training, tmp_pat
 
 
 def test_more_processes_than_pictures_in_a_batch(shapes, tmp_path):
-    process = start(2, "train", shapes, "--out", tmp_path / "run", "--width", 0.05, "--batch-size", 1, "--workers", 0)
+    narrow = ["--network", "ssd300", "--width", 0.05, "--batch-size", 1]
+    process = start(2, "train", shapes, "--out", tmp_path / "run", *narrow, "--workers", 0)
     assert process.wait(100) != 0
     assert "a batch of 1 pictures cannot be shared by 2 processes" in process.communicate()[1]

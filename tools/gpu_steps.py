@@ -286,7 +286,7 @@ class Training:
         from ssd.training.settings import Settings
 
         self.images = images
-        self.settings = Settings(("made",), bf16=bf16, **({} if recipe else {"lr": 1e-30}))
+        self.settings = Settings(("made",), network="ssd300", bf16=bf16, **({} if recipe else {"lr": 1e-30}))
         layers = {name: getattr(self.settings, name) for name in ("batch_norm", "head_batch_norm")} if recipe else {}
         self.model = place(copy.deepcopy(built(width, **layers)), device()).train()
         self.network: torch.nn.Module = self.model  # or a wrapper of it

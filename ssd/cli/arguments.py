@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
+from ssd.networks import DEFAULT
 from ssd.options import ReadOptions
 from ssd.runtime.text import printable
 from ssd.training.recipes import RECIPES
@@ -156,7 +157,7 @@ def _default_text(default: Any, name: str) -> str:
     """A default as the help states it, with the value of each recipe if recipes differ; empty if there is none."""
     recipes: dict[Any, list[str]] = {}
     for recipe in RECIPES:
-        chosen: dict[str, Any] = {"recipe": recipe}
+        chosen: dict[str, Any] = {"recipe": recipe, "network": DEFAULT}  # which has every option
         settings = Settings(("",), **chosen)
         value = getattr(settings.loss if name in LossOptions._fields else settings, name, default)
         recipes.setdefault(value, []).append(recipe)

@@ -16,13 +16,13 @@ def add_demo(commands: Commands) -> None:
         _flags,
         "train and test a small detector on drawn shapes, without a download",
         """Draw pictures of circles, squares and triangles on busy backgrounds, and train a network on them as
-`ssd train` does: a narrow network on a CPU, the full one on a GPU. Then measure its mAP on other pictures, and draw
+`ssd train` does: a very light one on a CPU, the default one on a GPU. Then measure its mAP on other pictures, and draw
 the objects that it finds there beside the true ones.""",
     )
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    from ssd.demo import CPU_WIDTH, SETTINGS
+    from ssd.demo import ON_CPU, SETTINGS
 
     parser.add_argument(
         "--out",
@@ -30,7 +30,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the pictures, the run and the results (default: %(default)s)",
     )
-    add_fields(parser, Settings, ["epochs", "width"], SETTINGS | {"width": f"{CPU_WIDTH} on a CPU, 1 on a GPU"})
+    add_fields(parser, Settings, ["epochs", "width"], SETTINGS | {"width": f"{ON_CPU['width']} on a CPU, 1 on a GPU"})
     add_machine_options(parser)
 
 

@@ -12,7 +12,9 @@ from ssd.runtime.faults import first_of
 from ssd.training.settings import Settings
 
 if TYPE_CHECKING:
+    from ssd.data.dataset import BoxDataset
     from ssd.data.members import AnyFile
+    from ssd.training.choice import Choice
 
 
 def add_info(commands: Commands) -> None:
@@ -23,8 +25,8 @@ def add_info(commands: Commands) -> None:
         _flags,
         "show versions and kernels of this installation, or the contents of a data set",
         """Without DATA: show versions, and which kernels are compiled for which device. With DATA: show what was
-found in it, the number of objects of each class and their sizes, the share of objects that no prior fits, which objects
-are left out, and what looks like a mistake.
+found in it, the number of objects of each class and their sizes, the share of objects that no prior of the network fits
+that ssd train would choose on this machine, which objects are left out, and what looks like a mistake.
 
 examples:
   ssd info my_pictures
@@ -61,14 +63,16 @@ def _info(arguments: argparse.Namespace) -> int:
     from ssd.networks import build_network
 
     given: dict[str, Any] = {n: v for n, v in fields_given(arguments, Settings).items() if n != "data"}
-    settings = Settings(tuple(arguments.data), **given)
+    options = ReadOptions(**fields_given(arguments, ReadOptions))
+    asked = Settings(tuple(arguments.data), **given, reading=options)
+    dataset = open_dataset(arguments.data, options=options)
+    choice = _choice(asked, dataset)
+    settings = choice.settings
     with torch.device("meta"):
         network = build_network(str(settings.network), 2, **settings.network_options())
-    options = ReadOptions(**fields_given(arguments, ReadOptions))
-    dataset = open_dataset(arguments.data, options=options)
     say(summary(dataset))
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
-    for line in (*describe_fit(dataset, network), *dataset.notes, *dataset.dropped):
+    for line in (*choice.notes, *describe_fit(dataset, network), *dataset.notes, *dataset.dropped):
         say(line)
     for warning in (*warnings(dataset), *in_two_splits(_pictures_of_splits(arguments.data, options))):
         say(f"warning: {warning}")
@@ -76,6 +80,18 @@ def _info(arguments: argparse.Namespace) -> int:
         print("speed of one core, by CPU time:")
         print(measure_speed(dataset, AUGMENTATIONS[str(settings.augment)], network.input_size))
     return _check_pixels(dataset.pictures) if arguments.pixels else 0
+
+
+def _choice(settings: Settings, dataset: BoxDataset) -> Choice:
+    """The network and the size that training would choose on this machine."""
+    from ssd.runtime.device import pick_device
+    from ssd.training.choice import choose_network, choose_size, open_chosen
+
+    choice, _ = choose_network(settings, pick_device())
+    try:
+        return open_chosen(choice)[1] if choice.by_data else choice
+    except ValueError:  # training asks which split is meant, or has nothing to learn from
+        return choose_size(choice, dataset.objects, dataset.classes)
 
 
 def _check_pixels(pictures: Sequence[AnyFile]) -> int:

@@ -11,14 +11,16 @@ from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite, SSDLite320
 from ssd.networks.timm import Timm
 
-__all__ = ["DEFAULT", "NAMES", "NETWORKS", "Network", "build_network", "network_class"]
+__all__ = ["DEFAULT", "LIGHT", "LIGHT_COCO", "NAMES", "NETWORKS", "Network", "build_network", "network_class"]
 
 # A new network needs one file and one entry here.
 NETWORKS: dict[str, type[Network]] = {
     network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite, ResNet34, ResNet50, Timm)
 }
 NAMES = tuple("timm:NAME" if name == Timm.name else name for name in NETWORKS)  # as users write them
+# Where the user names none. Training on a CPU chooses a light one; torchvision's weights of COCO exist for the latter.
 DEFAULT = SSD300.name
+LIGHT, LIGHT_COCO = SSDLite.name, SSDLite320.name
 
 
 def network_class(name: str) -> type[Network]:

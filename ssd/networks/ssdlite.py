@@ -25,6 +25,10 @@ LAST = "features.16.0.weight"  # the last convolution of the classifier's featur
 REDUCED = 480  # its channels with the reduced tail
 
 _batch_norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+# The batch norm of the heads starts with these factors, so the first predictions are small: boxes close to the priors,
+# and no preference for a class. With 1, the first gradients are ten times as large, and as gradients are clipped, the
+# network learns little in the first fifth of a short run (docs/recipes.md, "Small networks").
+FIRST_FACTOR = 0.1
 
 
 class SSDLite(Network):
@@ -233,7 +237,10 @@ class _Head(nn.Module):
         self.module_list = nn.ModuleList()
         for inputs, n in zip(channels, boxes, strict=True):
             layers = [_conv(inputs, inputs, 3, groups=inputs), nn.Conv2d(inputs, n * outputs, 1, bias=not batch_norm)]
-            self.module_list.append(nn.Sequential(*layers, *([_batch_norm(n * outputs)] if batch_norm else [])))
+            if batch_norm:
+                layers.append(_batch_norm(n * outputs))
+                nn.init.constant_(layers[-1].weight, FIRST_FACTOR)
+            self.module_list.append(nn.Sequential(*layers))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Returns (B, P, outputs)."""

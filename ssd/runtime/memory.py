@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
 
     Each batch on a CPU allocates and frees tensors of many megabytes. By default glibc gets every one of them from the
     system anew, which fills it with zeros, page by page. That takes a third of the time of a training step of
-    `ssdlite320` (docs/performance.md). The commands of `ssd` and `ssd.train` call this function; a program of your own
+    `ssdlite320` (docs/performance.md). Training, `ssd detect` and `ssd eval` call this function; a program of your own
     that detects on a CPU gains by calling it once.
 
     The memory of the process stays as large as it has once been. Only Linux with glibc has this setting; elsewhere,

@@ -33,31 +33,33 @@ def lr_factor(step: int, total: int, schedule: Schedule, warmup: int) -> float:
     return rise * (0.1 if step >= total * 2 / 3 else 1) * (0.1 if step >= total * 5 / 6 else 1)
 
 
-def make_optimizer(model: Network, settings: Settings) -> torch.optim.SGD:
-    """Creates SGD with a group of parameters for each learning rate.
+def make_optimizer(model: Network, settings: Settings) -> torch.optim.SGD | torch.optim.AdamW:
+    """Creates the optimiser, with a group of parameters for each learning rate.
 
-    Biases learn at twice the rate of the other parameters, as in the tutorial. The rate of the backbone is multiplied
-    by `lr_backbone`, that of its biases too.
+    With SGD, biases learn at twice the rate of the other parameters, as in the tutorial. The rate of the backbone is
+    multiplied by `lr_backbone`, that of its biases too.
 
     Args:
         model: the network. Parameters that require no gradient are left out.
-        settings: `lr`, which must not be None, `lr_backbone`, `momentum` and `weight_decay` are used. The weight decay
-            applies to all parameters of the optimiser.
+        settings: `optimizer`, `lr`, `weight_decay` (which must not be None), `lr_backbone` and `momentum` are used. The
+            weight decay applies to all parameters of the optimiser.
 
     Returns:
-        The optimiser. Each group has a "lr_scale", by which `train_step` multiplies the learning rate. The first group
-        has "lr_scale" 2, and the second one 1; others are of the backbone.
+        The optimiser. Each group has a "lr_scale", by which `train_step` multiplies the learning rate. Of SGD, the
+        first group has "lr_scale" 2, and the second one 1; of AdamW, the first one has 1. Others are of the backbone.
+
+    Source: for AdamW, Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
     """
     slow = {id(p) for stage in model.stages() for p in stage} if settings.lr_backbone != 1 else set()
-    groups: dict[float, list[nn.Parameter]] = {2.0: [], 1.0: []}
+    bias_scale = 2.0 if settings.optimizer == "sgd" else 1.0
+    groups: dict[float, list[nn.Parameter]] = {bias_scale: [], 1.0: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = 2.0 if name.endswith(".bias") else 1.0
+            scale = bias_scale if name.endswith(".bias") else 1.0
             scale *= settings.lr_backbone if id(parameter) in slow else 1.0
             groups.setdefault(scale, []).append(parameter)
-    return torch.optim.SGD(
-        [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()],
-        lr=resolved(settings.lr),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+    scaled = [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
+    common = {"lr": resolved(settings.lr), "weight_decay": resolved(settings.weight_decay)}
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(scaled, betas=(settings.momentum, 0.999), **common)
+    return torch.optim.SGD(scaled, momentum=settings.momentum, **common)

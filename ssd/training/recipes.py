@@ -9,6 +9,9 @@ from ssd.networks.ssdlite import SSDLite, SSDLite320
 # Upper limit of the default number of epochs. It has an effect with fewer than 18 pictures, which a network soon
 # memorises.
 MOST_EPOCHS = 400
+# What AdamW takes instead of SGD's rate and weight decay, in each recipe (docs/recipes.md, "Small networks").
+ADAMW: dict[str, Any] = {"lr": 2e-3, "weight_decay": 0.01}
+BY_NETWORK = ("optimizer", *ADAMW)  # settings whose defaults depend on the network
 
 
 class Recipe(NamedTuple):
@@ -32,7 +35,9 @@ RECIPES: dict[str, Recipe] = {
             "priors": "torchvision",
             "batch_norm": True,
             "head_batch_norm": True,
+            "optimizer": "sgd",
             "lr": 3e-2,
+            "weight_decay": 5e-4,
             "schedule": "onecycle",
             "warmup": 0,
             "clip_grad": 5.0,
@@ -41,12 +46,14 @@ RECIPES: dict[str, Recipe] = {
         "ScratchDet, arXiv 1810.08425; Smith and Topin, Super-Convergence, arXiv 1708.07120; docs/recipes.md",
         pictures=7200,
         epochs=25,
-        networks={network.name: {"priors": FITTED} for network in (SSDLite, SSDLite320)},
+        networks={network.name: {"priors": FITTED, "optimizer": "adamw"} for network in (SSDLite, SSDLite320)},
     ),
     "finetune": Recipe(
         "weights of a detector or of a backbone",
         {  # the learning rate depends on the network: `lr_for`
             "augment": "mild",
+            "optimizer": "sgd",
+            "weight_decay": 5e-4,
             "schedule": "cosine",
             "warmup": 500,
             "clip_grad": 5.0,
@@ -61,7 +68,9 @@ RECIPES: dict[str, Recipe] = {
         "comparisons with sgrvinod's tutorial",
         {
             "augment": "ssd",
+            "optimizer": "sgd",
             "lr": 1e-3,
+            "weight_decay": 5e-4,
             "schedule": "step",
             "warmup": 500,
             "clip_grad": 0.0,

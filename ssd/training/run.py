@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 from ssd.data.depth import Levels
 from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
-from ssd.data.prior_fit import fit_priors
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
-from ssd.networks import Network, build_network
+from ssd.networks import Network
 from ssd.networks.priors import FITTED, PriorSpec
 from ssd.runtime.device import compile_network, pick_device, place
 from ssd.runtime.files import discard_leftovers, locked
@@ -32,6 +31,7 @@ from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.average import Average
 from ssd.training.budget import Budget, Work
+from ssd.training.choice import Choice, choose_network, open_chosen, priors_for
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.freezing import freeze, training_mode
 from ssd.training.optimizer import lr_factor, make_optimizer
@@ -40,11 +40,11 @@ from ssd.training.recipes import epochs_for, eval_every_for, lr_for
 from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
 from ssd.training.sampling import repeats_of
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
-from ssd.training.splits import Sets, objects_of, open_sets, whole_of
+from ssd.training.splits import Sets, objects_of, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import SHEET, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
-from ssd.weights.loading import Initial, open_initial
+from ssd.weights.loading import Initial
 
 BEST, CURVE = "best.pt", "curve.png"
 ENDLESS = 10**9  # steps of a run while their number is not known: its schedule does not leave the first values
@@ -74,8 +74,8 @@ def train(
     with any number of processes takes the same steps as a run with one. The first process writes the files.
 
     Args:
-        settings: settings of the run. A resumed run has the settings of its checkpoint; pass None, or settings that
-            must agree with them.
+        settings: settings of the run. Without a network, the run chooses one for the device (`ssd.training.choice`). A
+            resumed run has the settings of its checkpoint; pass None, or settings that must agree with them.
         out: folder of the run.
         resume: True continues from `last.pt` in the folder. "auto" continues if `last.pt` exists, and otherwise starts
             a new run, so the same call can be repeated.
@@ -144,9 +144,9 @@ class _Run:
         initial: Initial | None = None
         if resume:
             state = load_run(self.last)
-            settings = Settings.from_dict(state["settings"])
+            choice = Choice(Settings.from_dict(state["settings"]))
             if asked is not None:
-                check_same(asked, settings, given, out)
+                check_same(asked, choice.settings, given, out)
         elif self.last.exists():
             raise ValueError(f"{out} already has a run: resume it, or choose another folder")
         elif self.best.exists():
@@ -154,19 +154,17 @@ class _Run:
         elif asked is None:
             raise ValueError(f"{self.last} does not exist, and a new run needs settings")
         else:  # absolute paths: the run may be resumed from another working directory
-            settings = absolute_paths(asked)
-            initial = open_initial(settings.weights, settings.network)  # they decide the size of the samples
-            settings = replace(settings, network=initial.network, size=initial.input_size(settings.size))
+            choice, initial = choose_network(absolute_paths(asked), device)
         self.device, self.ranks = device, ranks
         self.workers = worker_count(workers)
         self.quiet = quiet
 
-        undecided = settings.minutes is not None and settings.epochs is None
-        self.budget = Budget(resolved(settings.minutes)) if undecided else None  # None: the epochs are known
+        minutes = None if choice.settings.epochs else choice.settings.minutes
+        self.budget = Budget(minutes) if minutes else None  # None: the epochs are known
         levels = levels_of(state) if state else None
-        sets, self.fingerprints = ranks.from_first(lambda: _open(settings, levels))
-        self.sets, self.train_set, self.val_set = sets, sets.train, sets.val
-        for note in sets.notes:
+        sets, self.fingerprints, choice = ranks.from_first(lambda: _open(choice, levels))
+        self.sets, self.train_set, self.val_set, settings = sets, sets.train, sets.val, choice.settings
+        for note in (*sets.notes, *choice.notes):
             self.say(note)
         self.recipe = resolved(settings.recipe)
         self.repeats: Tensor | None = None
@@ -241,10 +239,7 @@ class _Run:
         """The layout of priors that fits the training pictures best, for the feature maps of the network."""
         if initial.checkpoint is not None:
             raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
-        with torch.device("meta"):
-            network = build_network(initial.network, 2, **settings.network_options())
-        boxes, layouts = objects_of(self.train_set).columns["boxes"], list(network.all_layouts().values())
-        return fit_priors(boxes, layouts, settings.loss_options.threshold)
+        return priors_for(settings, objects_of(self.train_set).columns["boxes"])
 
     def _check_share(self, model: nn.Module) -> None:
         """Raises ValueError if a process has too few pictures at once."""
@@ -476,7 +471,7 @@ class _Run:
         save_checkpoint(path, self.output, self.sets.classes, **extra)
 
 
-def _open(settings: Settings, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint]]:
+def _open(choice: Choice, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint], Choice]:
     """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
-    sets = open_sets(settings, levels)
-    return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}
+    sets, choice = open_chosen(choice, levels)
+    return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}, choice

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ssd.networks import DEFAULT, NAMES, network_class
+from ssd.networks import DEFAULT, LIGHT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
 from ssd.options import ReadOptions
-from ssd.training.recipes import RECIPES
+from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
 
 Value = TypeVar("Value")
@@ -49,13 +49,22 @@ def resolved(value: Value | None) -> Value:
     return value
 
 
+def _has(network: str | None, option: str, value: object) -> bool:
+    """Whether the network has this one of `OPTIONS`, and this value if these are its priors; None: not known yet."""
+    if network is None:
+        return False
+    kind = network_class(network)
+    return option in kind.options() and (option != "priors" or value in (*kind.layouts, FITTED))
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run, except the machine. These are also the flags of `ssd train`.
 
     The annotation of each field has its type, its meaning and checks of its range. A checkpoint keeps the settings.
-    A field that is None gets its value from the recipe if the recipe has one (`ssd.training.recipes`). `loss` may be a
-    dict with the options that differ from those of the recipe.
+    A field that is None gets its value from the recipe if the recipe has one (`ssd.training.recipes`); what depends on
+    the network gets it once the network is known. If `network` is None, the weights decide it, or else the run
+    chooses it (`ssd.training.choice`). `loss` may be a dict with the options that differ from those of the recipe.
 
     Raises:
         ValueError: a value is out of range or not one of the choices.
@@ -98,12 +107,13 @@ class Settings:
     network: Annotated[
         str | None,
         f"the network: {', '.join(NAMES)}, where NAME is a model of the package timm (default: that of the weights, "
-        f"otherwise {DEFAULT})",
+        f"otherwise {DEFAULT} on a GPU and with the recipe tutorial, and {LIGHT} on a CPU: docs/networks.md)",
         a_network,
     ] = None
     size: Annotated[
         int | None,
-        "side of the network's input in pixels, for networks that have no fixed size (default: depends on the network)",
+        "side of the network's input in pixels, for networks that have no fixed size (default: depends on the network, "
+        "and if the run chooses it, on the sizes of the objects)",
         positive,
     ] = None
     weights: Annotated[
@@ -116,7 +126,7 @@ class Settings:
     priors: Annotated[
         Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision", "auto"] | None,
         "layout of the priors, if the network has several; auto: sides and ratios are fitted to the training data, "
-        "which is the default of ssdlite and ssdlite320 with scratch",
+        "which is the default of ssdlite and ssdlite320 with scratch, and of ssdlite if the run chooses it",
     ] = None
     width: Annotated[float | None, "factor on all numbers of channels, for small machines", positive] = None
     batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None
@@ -147,10 +157,13 @@ class Settings:
         "its statistics for each part",
         positive,
     ] = 1
+    optimizer: Annotated[
+        Literal["sgd", "adamw"] | None, "optimiser; adamw is the default of ssdlite and ssdlite320 with scratch"
+    ] = None
     lr: Annotated[
         float | None,
-        "learning rate of SGD, twice as high for biases, as in the tutorial; with finetune it depends on the network, "
-        "see docs/recipes.md",
+        "learning rate; SGD's is twice as high for biases, as in the tutorial; with finetune it depends on the "
+        "network, see docs/recipes.md",
         positive,
     ] = None
     lr_backbone: Annotated[
@@ -162,8 +175,8 @@ class Settings:
         "norm (docs/networks.md)",
         not_negative,
     ] = 0
-    momentum: Annotated[float, "momentum of SGD", not_negative] = 0.9
-    weight_decay: Annotated[float, "weight decay of SGD", not_negative] = 5e-4
+    momentum: Annotated[float, "momentum of SGD, or beta1 of AdamW", not_negative, less_than_1] = 0.9
+    weight_decay: Annotated[float | None, "weight decay", not_negative] = None
     schedule: Annotated[
         Schedule | None,
         "schedule of the learning rate; step: x 0.1 at 2/3 and 5/6 of the run, as in the tutorial",
@@ -215,8 +228,6 @@ class Settings:
                     raise ValueError(f"{name} {error}") from None
         if self.fp16 and self.bf16:
             raise ValueError("choose one of bf16 and fp16")
-        if self.network is None and self.weights in (None, "imagenet", "coco"):  # other weights may be of any network
-            self._set("network", DEFAULT)
         self._check_network()
         recipe = self._recipe_settings
         for name, value in recipe.items():
@@ -232,34 +243,36 @@ class Settings:
         object.__setattr__(self, name, value)
 
     def _check_network(self) -> None:
-        """Raises ValueError if a setting is not one of the network's, as far as the network is known."""
+        """Raises ValueError if a setting is not one of the network's, unless the network is not known yet."""
         if self.network is None:
             return
         kind = network_class(self.network)
         if self.size is not None:
             kind.check_size(self.size)
-        for name in OPTIONS:
-            value = getattr(self, name)
-            if name == "size" or value is None or self._takes(name, value):
-                continue
+        for name in self.options_not_of(self.network):
             if name in kind.options():  # the priors
                 names = ", ".join((*kind.layouts, FITTED))
-                raise ValueError(f"{name} of the network {self.network} must be {names}, got {value}")
+                raise ValueError(f"{name} of the network {self.network} must be {names}, got {getattr(self, name)}")
             takes = ", ".join(kind.options()) or "no such options"
             raise ValueError(f"{name}: the network {self.network} does not have this option; it has {takes}")
 
     def _takes(self, name: str, value: object) -> bool:
-        """Whether the network has this setting and value. Settings that are not the network's are always taken."""
-        if name not in OPTIONS:
-            return True
-        if self.network is None:  # the weights decide, once they are read
-            return False
-        kind = network_class(self.network)
-        return name in kind.options() and (name != "priors" or value in (*kind.layouts, FITTED))
+        """Whether a setting gets this value from the recipe; what depends on the network waits until it is known."""
+        if name in OPTIONS:
+            return _has(self.network, name, value)
+        return self.network is not None or name not in BY_NETWORK
+
+    def options_not_of(self, network: str) -> list[str]:
+        """The names of the options that are set and that this network does not have, or not with these priors.
+
+        `size` is not among them: `Network.check_size` checks it.
+        """
+        values = {name: getattr(self, name) for name in OPTIONS if name != "size"}
+        return [name for name, value in values.items() if value is not None and not _has(network, name, value)]
 
     def network_options(self) -> dict[str, Any]:  # each value has the type of its field
-        """The arguments of the network that are set; the network, its weights or the data decide the others."""
-        options = network_class(self.network or DEFAULT).options()
+        """The arguments of the network, which must be known; it, its weights or the data decide what is not set."""
+        options = network_class(resolved(self.network)).options()
         return {name: value for name in options if (value := getattr(self, name)) not in (None, FITTED)}
 
     @property
@@ -269,9 +282,10 @@ class Settings:
 
     @property
     def _recipe_settings(self) -> dict[str, Any]:
-        """The settings of the recipe for the network."""
+        """The settings of the recipe for the network and the optimiser."""
         recipe = RECIPES[resolved(self.recipe)]
-        return recipe.settings | recipe.networks.get(str(self.network), {})
+        settings = recipe.settings | recipe.networks.get(str(self.network), {})
+        return settings | (ADAMW if (self.optimizer or settings["optimizer"]) == "adamw" else {})
 
     @property
     def loss_options(self) -> LossOptions:
@@ -308,6 +322,7 @@ class Settings:
         old: dict[str, Any] = {
             "network": "ssd300",
             "augment": "v2",
+            "optimizer": "sgd",
             "recipe": "tutorial",
             "held_out": 0.0 if saved.get("split") else cls.held_out,
         }

@@ -1,7 +1,7 @@
 """Chooses the pictures for training, for validation (which selects best.pt) and for the test at the end."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,19 +95,31 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
         if len(classes) < len(whole.classes):
             unused = [name for name in whole.classes if name not in used]
             notes.append(f"classes left out, since they have no objects: {', '.join(unused)}")
+    whole, val = whole.with_classes(classes), val and val.with_classes(classes)
+    sets = Sets(whole, val, test and test.with_classes(classes), names, classes, notes)
+    if val is None and settings.held_out and len(whole) > 1:
+        held_out = held_out_pictures(len(whole), settings.held_out, settings.seed)
+        trained = sorted(set(range(len(whole))).difference(held_out))
+        sets = sets._replace(train=Subset(whole, trained), val=Subset(whole, held_out))
+    return prepared(sets, settings)
+
+
+def prepared(sets: Sets, settings: Settings) -> Sets:
+    """The same pictures, for the size of the input in the settings; those for training are augmented."""
     size = settings.input_size
     augment = AUGMENTATIONS[resolved(settings.augment)](size, flips=settings.flips)
-    prepared = [
-        part and part.with_classes(classes).view(transform, keep_crowds=part is not whole)
-        for part, transform in ((whole, augment), (val, EvalTransform(size)), (test, EvalTransform(size)))
-    ]
-    whole, val, test = resolved(prepared[0]), prepared[1], prepared[2]
-    if val is not None or not settings.held_out or len(whole) == 1:
-        return Sets(whole, val, test, names, classes, notes)
-    held_out = held_out_pictures(len(whole), settings.held_out, settings.seed)
-    trained = sorted(set(range(len(whole))).difference(held_out))
-    unaugmented = whole.view(EvalTransform(size), keep_crowds=True)
-    return Sets(Subset(whole, trained), Subset(unaugmented, held_out), test, names, classes, notes)
+    return sets._replace(
+        train=_view(sets.train, augment, keep_crowds=False),
+        val=sets.val and _view(sets.val, EvalTransform(size), keep_crowds=True),
+        test=sets.test and _view(sets.test, EvalTransform(size), keep_crowds=True),
+    )
+
+
+def _view(pictures: Pictures, transform: Callable[..., Any], keep_crowds: bool) -> Pictures:
+    """The same pictures with another transform, see `BoxDataset.view`."""
+    if isinstance(pictures, Subset):
+        return Subset(whole_of(pictures)[0].view(transform, keep_crowds), pictures.indices)
+    return pictures.view(transform, keep_crowds)
 
 
 def held_out_pictures(n: int, share: float, seed: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ssd.networks import DEFAULT, NETWORKS, Network, build_network, network_class
+from ssd.networks import DEFAULT, LIGHT, NETWORKS, Network, build_network, network_class
 from ssd.networks.timm import Timm
 from ssd.runtime.device import pick_device, place
 from ssd.weights.backbone import fill_backbone, load_backbone
@@ -138,7 +138,8 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
             A file of such weights: the same from a file. Otherwise a detector as `load_weights` takes it: its priors,
             its input normalisation and all parameters of the same shape are used. If it has another number of classes,
             its class heads are replaced by random ones.
-        network: name of the network; None: that of the detector, or else `ssd.networks.DEFAULT`.
+        network: name of the network; None: that of the detector, or one with the backbone in the file, or else
+            `ssd.networks.DEFAULT`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -146,20 +147,22 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
             detector is another network.
         OSError: the download failed.
     """
-    kind = network_class(network or DEFAULT)
+    network_class(network or DEFAULT)
     if source is None or source == "imagenet":
         return Initial(network or DEFAULT, source)
     if source == "coco" and network:
         source = f"coco:{network}"
     found = _open(source)
     if "format" not in found:
+        known = [name for name in NETWORKS if name != Timm.name]
         # Some programs save the state dict inside of a dict.
         for state in (found, found.get("model"), found.get("state_dict")):
-            if isinstance(state, dict) and kind.is_backbone(state):
-                return Initial(network or DEFAULT, source, backbone=state)
-        if others := [name for name, other in NETWORKS.items() if other.is_backbone(found) and name != Timm.name]:
+            for name in (network,) if network else (DEFAULT, LIGHT, *known):
+                if isinstance(state, dict) and network_class(name).is_backbone(state):
+                    return Initial(name, source, backbone=state)
+        if others := [name for name in known if NETWORKS[name].is_backbone(found)]:
             raise ValueError(
-                f"{source}: holds no weights for the network {network or DEFAULT}, but the backbone of "
+                f"{source}: holds no weights for the network {network}, but the backbone of "
                 f"{' and '.join(others)}: choose that network"
             )
     checkpoint = _as_checkpoint(found, source)

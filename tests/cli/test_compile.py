@@ -78,7 +78,10 @@ def test_compiled_detection(shapes, tmp_path, monkeypatch):
 def test_without_a_compiler(shapes, tmp_path, monkeypatch, capsys, command):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()
-    options = {"train": [shapes, "--width", "0.01"], "detect": [f"{shapes}/JPEGImages", "--weights", tmp_path / "w.pt"]}
+    options = {
+        "train": [shapes, "--network", "ssd300", "--width", "0.01"],
+        "detect": [f"{shapes}/JPEGImages", "--weights", tmp_path / "w.pt"],
+    }
     save_checkpoint(tmp_path / "w.pt", SSD300(4, width=0.01), ["circle", "square", "triangle"])
     arguments = [command, *options[command], "--out", tmp_path / "out", "--device", "cpu", "--compile"]
     with torch._inductor.config.patch("cpp.cxx", (None, "no-such-compiler")):

@@ -84,7 +84,8 @@ def test_classes_that_are_not_those_of_the_data_are_named(
 def test_without_a_split_pictures_of_training_are_not_measured(tmp_path: Path, capsys) -> None:
     """And what is measured is said; with --split, the split that was asked for is measured."""
     folder, run = write_shapes(tmp_path / "data", 6, 2), tmp_path / "run"
-    assert main(["train", str(folder), "--out", str(run), "--width", "0.01", "--epochs", "1", "--workers", "0"]) == 0
+    narrow = ["--network", "ssd300", "--width", "0.01", "--epochs", "1"]
+    assert main(["train", str(folder), "--out", str(run), *narrow, "--workers", "0"]) == 0
     capsys.readouterr()
     for arguments, n, line in (
         ([], 2, "measured on the split test, which was not used for training"),

@@ -20,7 +20,7 @@ def test_info_lists_every_op(capsys):
 
 
 def test_info_of_data(shapes, capsys, monkeypatch):
-    assert main(["info", str(shapes)]) == 0
+    assert main(["info", str(shapes), "--network", "ssd300"]) == 0
     printed = capsys.readouterr().out
     found, objects, *_ = printed.splitlines()
     assert found.startswith("7 pictures in JPEGImages, with annotations in the format of Pascal VOC in Annotations; 3 ")

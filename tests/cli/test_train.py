@@ -15,7 +15,8 @@ MACHINE = ["--device", "cpu", "--workers", "0"]
 
 def test_train_resume_eval(shapes, tmp_path, capsys):
     run = str(tmp_path / "run")
-    narrow = ["--width", "0.01", "--held-out", "0", "--batch-size", "2", "--epochs", "1", "--lr", "0.002"]
+    narrow = ["--network", "ssd300", "--width", "0.01", "--batch-size", "2", "--epochs", "1", "--lr", "0.002"]
+    narrow += ["--held-out", "0"]
     assert main(["train", str(shapes), "--out", run, *narrow, "--seed", "3", *MACHINE]) == 0
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
     assert saved["settings"]["lr"] == 0.002
@@ -33,7 +34,7 @@ def test_train_resume_eval(shapes, tmp_path, capsys):
 def test_ctrl_c_in_a_terminal_saves_and_resumes(shapes, tmp_path, workers):
     """The signal goes to the whole process group, loader workers included, as from a terminal."""
     command = [sys.executable, "-m", "ssd", "train", str(shapes), "--out", str(tmp_path / "run"), "--epochs", "400"]
-    command += ["--width", "0.01", "--batch-size", "2", "--device", "cpu", "--workers", workers]
+    command += ["--network", "ssd300", "--width", "0.01", "--batch-size", "2", "--device", "cpu", "--workers", workers]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         while b"images/s" not in process.stderr.read1():  # in the bar, after some steps
             assert process.poll() is None
@@ -62,7 +63,7 @@ def test_train_mistakes_are_named(shapes, tmp_path, capsys):
 
 
 def test_a_zero_is_not_the_default(shapes, tmp_path):
-    narrow = ["--width", "0.01", "--batch-size", "2", "--epochs", "1", "--no-bf16"]
+    narrow = ["--network", "ssd300", "--width", "0.01", "--batch-size", "2", "--epochs", "1", "--no-bf16"]
     zeros = ["--warmup", "0", "--momentum", "0", "--weight-decay", "0"]
     assert main(["train", str(shapes), "--out", str(tmp_path), *narrow, *zeros, *MACHINE]) == 0
     saved = load_checkpoint(tmp_path / "last.pt")
@@ -73,6 +74,6 @@ def test_a_zero_is_not_the_default(shapes, tmp_path):
 def test_classes_from_a_file(shapes, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("triangle\nsquare\n\ncircle\n")
-    narrow = ["--width", "0.01", "--batch-size", "2", "--epochs", "1"]
+    narrow = ["--network", "ssd300", "--width", "0.01", "--batch-size", "2", "--epochs", "1"]
     assert main(["train", str(shapes), "--out", str(tmp_path / "r"), "--classes", str(names), *narrow, *MACHINE]) == 0
     assert load_checkpoint(tmp_path / "r" / "best.pt")["classes"] == ["triangle", "square", "circle"]

@@ -23,6 +23,15 @@ def test_which_objects_no_prior_fits():
     assert fit.without_prior(boxes[:0], priors).shape == (0,)
 
 
+def test_the_share_of_objects_with_a_prior():
+    layout = PRESETS["tutorial"]
+    boxes = cxcy_to_xy(make_priors(layout)[:4].repeat(3, 1))
+    boxes[9:] = 0.001 * boxes[9:]
+    assert fit.share_with_prior(boxes, layout) == 0.75
+    assert fit.share_with_prior(boxes, layout, 0.0) == 1
+    assert fit.share_with_prior(boxes[:0], layout) == 1
+
+
 def drawn(n, low, high, seed=0):
     """(n, 4) xyxy: boxes with sides of low to high, anywhere in the image."""
     g = torch.Generator().manual_seed(seed)

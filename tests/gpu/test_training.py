@@ -61,7 +61,7 @@ def test_a_step_in_float16_and_one_in_parts_are_that_of_float32(training, monkey
     before, changes = copy.deepcopy(model.state_dict()), []
     for chosen in (more, {"clip_grad": 0.5}):
         model.load_state_dict(before)
-        settings = Settings(("",), bf16=False, momentum=0, weight_decay=0, lr=1e-3, **chosen)
+        settings = Settings(("",), network="ssd300", bf16=False, momentum=0, weight_decay=0, lr=1e-3, **chosen)
         scaler = GradScaler("cuda", init_scale=2.0, enabled=settings.fp16)
         optimizer = make_optimizer(model, settings)
         train_step(model, criterion, optimizer, batch, settings, 1.0, model.priors_cxcy.device, scaler)
@@ -71,7 +71,7 @@ def test_a_step_in_float16_and_one_in_parts_are_that_of_float32(training, monkey
 
 def test_training_and_evaluation_do_not_wait_for_the_gpu(training):
     model, criterion, _, (boxes, labels, _) = training
-    settings = Settings(data=("",))
+    settings = Settings(data=("",), network="ssd300")
     optimizer = make_optimizer(model, settings)
     image, colour = torch.zeros(3, 300, 300, dtype=torch.uint8), colour_matrix(brightness=0.1)
     objects = zip(boxes[:2, None].cpu(), labels[:2, None].cpu(), strict=True)

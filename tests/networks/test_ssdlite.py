@@ -15,7 +15,7 @@ from ssd.detection import unpad
 from ssd.inference.detector import predict_padded
 from ssd.networks.network import IMAGENET_MEAN
 from ssd.networks.ssdlite import SSDLite, SSDLite320
-from ssd.weights.loading import initial_model
+from ssd.weights.loading import initial_model, open_initial
 from ssd_ext import DetectionOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,12 +115,13 @@ def test_weights_of_imagenet(name, reduced, tmp_path):
             initial_model(3, "imagenet", name, width=0.5)
 
 
-def test_backbones_of_other_networks_are_named(tmp_path):
+def test_a_backbone_decides_the_network_or_is_refused(tmp_path):
     torch.save({"features.16.0.weight": torch.zeros(960, 160, 1, 1)}, tmp_path / "mobilenet.pth")
     with pytest.raises(
         ValueError, match=r"mobilenet\.pth: .* ssd300, but the backbone of ssdlite320 and ssdlite: choose"
     ):
-        initial_model(3, str(tmp_path / "mobilenet.pth"))
+        initial_model(3, str(tmp_path / "mobilenet.pth"), "ssd300")
+    assert open_initial(str(tmp_path / "mobilenet.pth")).network == "ssdlite"
 
 
 def test_sizes_and_widths():
@@ -160,3 +161,10 @@ def test_batch_norm_of_the_heads():
     assert len(added) == 2 * 6 * 5
     assert "head.regression_head.module_list.5.2.running_var" in added
     assert "head.regression_head.module_list.5.1.bias" not in model.state_dict()
+
+
+def test_the_first_predictions_of_normalised_heads_are_small():
+    model = SSDLite(4, size=224, width=0.1, head_batch_norm=True).train()
+    with torch.no_grad():
+        for predicted in model(torch.randn(4, 3, 224, 224)):  # offsets and logits
+            assert 0.05 < predicted.std() < 0.15

@@ -55,10 +55,14 @@ def test_nothing_is_computed_below_frozen_stages(name):
     (offsets.sum() + logits.square().sum()).backward()
     for parameter in model.parameters():
         assert (parameter.grad is None) == (id(parameter) in frozen)
-    trained = [p for group in make_optimizer(model, Settings(("x",), lr=1)).param_groups for p in group["params"]]
+    trained = [
+        p
+        for group in make_optimizer(model, Settings(("x",), network="ssd300", lr=1)).param_groups
+        for p in group["params"]
+    ]
     assert {id(p) for p in trained} == {id(p) for p in model.parameters()} - frozen
 
 
 def test_more_stages_than_there_are(shapes, tmp_path, capsys):
-    error = error_of(capsys, "train", shapes, "--out", tmp_path / "run", "--width", 0.01, "--freeze", 7)
+    error = error_of(capsys, "train", shapes, "--out", tmp_path / "run", "--network", "ssd300", "--freeze", 7)
     assert "freeze: the backbone of the network ssd300 has 6 stages, got 7; choose a number from 0 to 6" in error

@@ -182,8 +182,8 @@ from pathlib import Path
 from ssd.cli import main
 
 data, disk, kept = map(Path, sys.argv[1:])
-train = ["train", str(data), "--split", "train", "--val-split", "test", "--width", "0.01", "--batch-norm",
-         "--batch-size", "2", "--epochs", "3", "--lr", "1e-3", "--warmup", "2", "--eval-every", "1",
+train = ["train", str(data), "--split", "train", "--val-split", "test", "--network", "ssd300", "--width", "0.01",
+         "--batch-norm", "--batch-size", "2", "--epochs", "3", "--lr", "1e-3", "--warmup", "2", "--eval-every", "1",
          "--device", "cpu", "--workers", "2"]
 print(main([*train, "--out", str(disk / "read_only" / "run")]))
 print(main([*train, "--out", str(disk / "full" / "run")]))
@@ -241,7 +241,8 @@ def test_a_device_that_holds_no_data_is_named(shapes, tmp_path, capsys):
 
 @pytest.mark.parametrize("more", [["--batch-size", 1], ["--batch-size", 2, "--accumulate", 2]])
 def test_batch_normalisation_of_one_picture_is_named(shapes, tmp_path, capsys, more):
-    line = error_of(capsys, "train", shapes, "--out", tmp_path / "run", "--width", 0.01, "--batch-norm", *more)
+    narrow = ["--network", "ssd300", "--width", 0.01, "--batch-norm"]
+    line = error_of(capsys, "train", shapes, "--out", tmp_path / "run", *narrow, *more)
     assert "batch normalisation needs at least 2 pictures at once, but " in line
 
 

@@ -1,6 +1,7 @@
 """Learning rates: over the run, and of biases."""
 
 import pytest
+import torch
 
 from ssd.networks.ssd300 import SSD300
 from ssd.training.optimizer import lr_factor, make_optimizer
@@ -20,7 +21,7 @@ def test_learning_rate_schedules():
 
 def test_biases_learn_at_twice_the_rate():
     model = SSD300(3, width=0.01)
-    settings = Settings(("x",))
+    settings = Settings(("x",), network="ssd300")
     groups = make_optimizer(model, settings).param_groups
     assert [g["lr_scale"] for g in groups] == [2, 1]
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
@@ -31,7 +32,7 @@ def test_biases_learn_at_twice_the_rate():
 def test_the_backbone_learns_at_a_rate_of_its_own():
     """Its biases too, at twice this rate."""
     model = SSD300(3, width=0.01)
-    groups = make_optimizer(model, Settings(("x",), lr_backbone=0.1)).param_groups
+    groups = make_optimizer(model, Settings(("x",), network="ssd300", lr_backbone=0.1)).param_groups
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     expected = {
         id(p): (0.1 if name.startswith("base.") else 1) * (2 if name.endswith(".bias") else 1)
@@ -39,6 +40,17 @@ def test_the_backbone_learns_at_a_rate_of_its_own():
     }
     assert scales == pytest.approx(expected)
     assert sorted(group["lr_scale"] for group in groups) == [0.1, 0.2, 1, 2]
-    equal = make_optimizer(model, Settings(("x",), lr_backbone=0.5)).param_groups  # biases of the backbone: 2 x 0.5
+    equal = make_optimizer(
+        model, Settings(("x",), network="ssd300", lr_backbone=0.5)
+    ).param_groups  # biases of the backbone: 2 x 0.5
     assert sorted((group["lr_scale"], len(group["params"])) for group in equal)[0] == (0.5, 15)
     assert sum(len(group["params"]) for group in equal) == len(list(model.parameters()))
+
+
+def test_adamw_has_one_rate():
+    model = SSD300(3, width=0.01)
+    optimizer = make_optimizer(model, Settings(("x",), network="ssd300", optimizer="adamw", momentum=0.8))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == len(list(model.parameters()))
+    assert (group["lr_scale"], group["lr"], group["weight_decay"], group["betas"]) == (1, 2e-3, 0.01, (0.8, 0.999))

@@ -11,7 +11,7 @@ from ssd.training.settings import Settings
     [({}, "scratch"), ({"weights": "imagenet"}, "finetune"), ({"weights": "coco", "recipe": "tutorial"}, "tutorial")],
 )
 def test_a_recipe_is_chosen_by_the_weights_unless_it_is_named(given, recipe):
-    settings = Settings(("data",), **given)
+    settings = Settings(("data",), network="ssd300", **given)
     assert settings.recipe == recipe
     expected = RECIPES[recipe].settings
     assert {name: getattr(settings, name) for name in expected if name != "loss"} == {
@@ -32,8 +32,24 @@ def test_a_recipe_may_differ_for_a_network():
     assert "priors auto" in Settings(("data",), network="ssdlite").summary()
 
 
+@pytest.mark.parametrize(
+    ("given", "optimizer", "lr", "weight_decay"),
+    [
+        ({"network": "ssdlite"}, "adamw", 2e-3, 0.01),
+        ({"network": "ssdlite", "optimizer": "sgd"}, "sgd", 3e-2, 5e-4),
+        ({"network": "ssd300"}, "sgd", 3e-2, 5e-4),
+        ({"network": "ssd300", "optimizer": "adamw"}, "adamw", 2e-3, 0.01),
+        ({"network": "ssd300", "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.0}, "adamw", 1e-4, 0),
+        ({"network": "ssd300", "recipe": "tutorial"}, "sgd", 1e-3, 5e-4),
+    ],
+)
+def test_each_optimiser_has_its_rate_and_weight_decay(given, optimizer, lr, weight_decay):
+    settings = Settings(("data",), **given)
+    assert (settings.optimizer, settings.lr, settings.weight_decay) == (optimizer, lr, weight_decay)
+
+
 def test_what_is_given_overrides_the_recipe():
-    settings = Settings(("data",), lr=0.5, batch_norm=False, loss={"min_negatives": 3})
+    settings = Settings(("data",), network="ssd300", lr=0.5, batch_norm=False, loss={"min_negatives": 3})
     assert (settings.lr, settings.batch_norm, settings.head_batch_norm) == (0.5, False, True)
     assert (settings.loss.min_negatives, settings.loss.loc_loss) == (3, "smooth_l1")
     assert "recipe scratch: " in settings.summary()

@@ -193,7 +193,7 @@ def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, caps
         run(settings, out, resume="Auto")
 
     line = ["train", "--out", str(out), "--resume", "auto", "--workers", "0", "--device", "cpu", shapes]
-    assert main([*line, "--width", "0.01", "--neg-pos-ratio", "2"]) == 0
+    assert main([*line, "--network", "ssd300", "--width", "0.01", "--neg-pos-ratio", "2"]) == 0
     for flags, says in (
         ([str(tmp_path)], f"data is {shapes} in the run, but {shapes}, {tmp_path} was given"),
         (["--seed", "0", "--batch-size", "8"], "settings: batch_size is 2 in the run, but 8 was given. To continue"),

@@ -21,7 +21,7 @@ def test_the_network_sees_the_samples_in_their_colours(shapes, augment):
     (batch,) = train_loader(data, 4, seed=0, steps=range(1))
     model, seen = SSD300(4, width=0.01), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    settings = Settings((shapes,), augment=augment)
+    settings = Settings((shapes,), network="ssd300", augment=augment)
     criterion, optimizer = MultiBoxLoss(model.priors_cxcy), make_optimizer(model, settings)
     training.train_step(model, criterion, optimizer, batch, settings, 1.0, torch.device("cpu"))
     assert torch.equal(seen[0], to_input(batch.images, batch.colours))
@@ -39,7 +39,7 @@ def step(shapes):
     def take(scaler=UNSCALED, **settings):
         torch.manual_seed(0)
         model = SSD300(4, width=0.02)
-        settings = Settings((shapes,), lr=1e-3, momentum=0, weight_decay=0, **settings)
+        settings = Settings((shapes,), network="ssd300", lr=1e-3, momentum=0, weight_decay=0, **settings)
         criterion, optimizer = MultiBoxLoss(model.priors_cxcy), make_optimizer(model, settings)
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
         loss = training.train_step(model, criterion, optimizer, batch, settings, 1.0, torch.device("cpu"), scaler)

@@ -25,7 +25,7 @@ def data(tmp_path):
 
 def unseen(data, out, **settings):
     """The names of the pictures that are measured after a run, and what is said about them."""
-    chosen = Settings((str(data),), width=0.01, epochs=1, **settings)
+    chosen = Settings((str(data),), network="ssd300", width=0.01, epochs=1, **settings)
     train(chosen, out, workers=0, quiet=True)
     return chosen_by(load_checkpoint(out / "best.pt"), data)
 

@@ -1,0 +1,143 @@
+"""Chooses the network of a run, the size of its input and its priors, where neither the user nor the weights decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssd.data.depth import Levels
+from ssd.data.prior_fit import fit_priors, share_with_prior
+from ssd.networks import DEFAULT, LIGHT, LIGHT_COCO, build_network, network_class
+from ssd.networks.priors import FITTED, PriorSpec
+from ssd.runtime.packed import Packed
+from ssd.training.settings import Settings
+from ssd.training.splits import Sets, objects_of, open_sets, prepared
+from ssd.weights.loading import Initial, open_initial
+
+SIZES = (320, 512, 640)  # sides of the input of `LIGHT` that are tried: the time of a step grows with the area
+ENOUGH = 0.85  # least share of the objects of each class that the priors must fit; with less, the next size is tried
+
+
+class Choice(NamedTuple):
+    """The settings of a run, and why it has chosen the network.
+
+    Attributes:
+        settings: the settings, with the network and its size.
+        why: completes "network ...: "; empty: the user or a detector has decided.
+        by_data: whether the size is still to be chosen, see `choose_size`.
+    """
+
+    settings: Settings
+    why: str = ""
+    by_data: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """The line that says what was chosen, why, and which flags override it; nothing if nothing was chosen."""
+        if not self.why:
+            return []
+        name = str(self.settings.network)
+        flags = "--network or --size overrides" if network_class(name).sizes else "--network overrides"
+        return [f"network {name} at {self.settings.input_size} pixels: {self.why} ({flags} this)"]
+
+
+def choose_network(settings: Settings, device: torch.device) -> tuple[Choice, Initial]:
+    """Chooses the network, unless the settings name one or the weights are of one.
+
+    Args:
+        settings: the settings of a run.
+        device: where it will run.
+
+    Returns:
+        The choice, and the initial weights of the network.
+
+    Raises:
+        FileNotFoundError, OSError: see `ssd.weights.loading.open_initial`.
+        ValueError: see there; or a setting is not one of the network's.
+    """
+    network, why = settings.network, ""
+    if network is None and settings.weights in (None, "imagenet", "coco"):
+        network, why = _by_device(settings, device)
+    initial = open_initial(settings.weights, network)
+    if network is None and initial.backbone is not None:
+        why = "the weights are those of its backbone"
+    light = bool(why) and initial.network == LIGHT
+    chosen: dict[str, Any] = {"network": initial.network, "size": initial.input_size(settings.size)}
+    if light and settings.priors is None:
+        chosen["priors"] = FITTED  # with any recipe: the heads are new, even if the backbone is not
+    return Choice(replace(settings, **chosen), why, by_data=light and settings.size is None), initial
+
+
+def _by_device(settings: Settings, device: torch.device) -> tuple[str, str]:
+    """The network for a device, and why."""
+    if settings.recipe == "tutorial":
+        return DEFAULT, f"the recipe tutorial is for comparisons with {DEFAULT}"
+    if device.type != "cpu":
+        return DEFAULT, "on a GPU, the most accurate of the measured networks is trained"
+    light = LIGHT_COCO if settings.weights == "coco" else LIGHT
+    if missing := settings.options_not_of(light):
+        flags = {name: f"--{name.replace('_', '-')}" for name in missing} | {"priors": f"--priors {settings.priors}"}
+        given = " and ".join(flags[name] for name in missing)
+        return DEFAULT, f"{light}, which is trained on a CPU by default, does not have {given}"
+    return light, f"on a CPU, this light network is trained instead of {DEFAULT}"
+
+
+def choose_size(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Sequence[str]) -> Choice:
+    """Chooses the smallest of `SIZES` at which the priors fit enough of the objects of each class.
+
+    Args:
+        choice: the network, and the settings that decide its priors.
+        objects: the objects to train on, see `BoxDataset.objects`.
+        classes: names of the classes.
+    """
+    boxes, labels = objects.columns["boxes"], objects.columns["labels"]
+    tried: dict[int, tuple[float, str]] = {}  # the worst fitted class for each size
+    for size in SIZES:
+        settings = replace(choice.settings, size=size)
+        priors, threshold = priors_for(settings, boxes), settings.loss_options.threshold
+        shares = [share_with_prior(boxes[labels == n], priors, threshold) for n in range(1, len(classes) + 1)]
+        tried[size] = min(zip(shares, classes, strict=True))
+        if tried[size][0] >= ENOUGH:
+            break
+    *smaller, size = tried
+    if smaller:
+        share, name = tried[smaller[-1]]
+        fit = f"at {smaller[-1]} pixels, its priors would fit only {share:.0%} of the objects of the class {name}"
+    else:
+        fit = f"its priors fit at least {tried[size][0]:.0%} of the objects of each class"
+    return Choice(settings, f"{choice.why}; {fit}")
+
+
+def priors_for(settings: Settings, boxes: Tensor) -> PriorSpec:
+    """The layout of priors that the settings name, or the one that fits the objects best.
+
+    Args:
+        settings: settings with a network.
+        boxes: (n, 4) float xyxy in fractions of the image.
+    """
+    with torch.device("meta"):
+        network = build_network(str(settings.network), 2, **settings.network_options())
+    if settings.priors != FITTED:
+        return network.prior_spec
+    return fit_priors(boxes, list(network.all_layouts().values()), settings.loss_options.threshold)
+
+
+def open_chosen(choice: Choice, levels: Levels | None = None) -> tuple[Sets, Choice]:
+    """Opens the pictures of a run, and chooses the size of the input if that is left to the data.
+
+    Args:
+        choice: what was chosen so far.
+        levels: see `ssd.training.splits.open_sets`.
+
+    Raises:
+        FileNotFoundError, ValueError: see there.
+    """
+    sets = open_sets(choice.settings, levels)
+    if not choice.by_data:
+        return sets, choice
+    choice = choose_size(choice, objects_of(sets.train), sets.classes)
+    return prepared(sets, choice.settings), choice
