@@ -100,7 +100,7 @@ def choose_size(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Seq
         settings = replace(choice.settings, size=size)
         priors, threshold = priors_for(settings, boxes), settings.loss_options.threshold
         shares = [share_with_prior(boxes[labels == n], priors, threshold) for n in range(1, len(classes) + 1)]
-        tried[size] = min(zip(shares, classes, strict=True))
+        tried[size] = min(zip(shares, classes, strict=True), default=(1.0, ""))
         if tried[size][0] >= ENOUGH:
             break
     *smaller, size = tried

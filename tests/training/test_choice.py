@@ -137,6 +137,10 @@ def test_the_size_is_the_smallest_at_which_the_priors_fit(side, size, fit):
     assert re.search(rf"ssd300; {fit} \(--network or --size overrides this\)", its.notes[0])
 
 
+def test_data_without_objects_need_no_large_size():
+    assert choice.choose_size(chosen(), packed(torch.zeros(0, 4), []), ()).settings.size == 320
+
+
 def test_the_fit_is_that_of_the_priors_that_the_run_will_have():
     objects = packed(torch.tensor([[0.40, 0.40, 0.48, 0.48]]).repeat(9, 1), [1] * 9), ["it"]
     assert choice.choose_size(chosen(), *objects).settings.size == 320
