@@ -11,12 +11,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Makes this process keep the memory that it frees, and use it again, instead of returning it to the system.
 
-    Each batch on a CPU allocates and frees tensors of many megabytes. By default glibc gets every one of them from the
-    system anew, which fills it with zeros, page by page. That takes a third of the time of a training step of
-    `ssdlite320` (docs/performance.md). Training, `ssd detect` and `ssd eval` call this function; a program of your own
-    that detects on a CPU gains by calling it once.
+    Each batch on a CPU allocates and frees tensors of many megabytes. By default glibc returns the large ones to the
+    system and gets others, which the system fills with zeros, page by page. That takes a third of the time of a
+    training step of `ssdlite320` (docs/performance.md). Training on a CPU, `ssd detect` and `ssd eval` call this
+    function.
 
-    The memory of the process stays as large as it has once been. Only Linux with glibc has this setting; elsewhere,
+    The process then gives no memory back: it stays at its peak. Only Linux with glibc has this setting; elsewhere,
     and if another allocator has replaced glibc's, nothing changes.
 
     Returns:

@@ -45,8 +45,8 @@ def make_optimizer(model: Network, settings: Settings) -> torch.optim.SGD | torc
             weight decay applies to all parameters of the optimiser.
 
     Returns:
-        The optimiser. Each group has a "lr_scale", by which `train_step` multiplies the learning rate. Of SGD, the
-        first group has "lr_scale" 2, and the second one 1; of AdamW, the first one has 1. Others are of the backbone.
+        The optimiser. Each group has a "lr_scale", by which `train_step` multiplies the learning rate. SGD's
+        first two groups have "lr_scale" 2 (biases) and 1, and AdamW's first group has 1. Others are of the backbone.
 
     Source: for AdamW, Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101.
     """

@@ -162,8 +162,8 @@ class Settings:
     ] = None
     lr: Annotated[
         float | None,
-        "learning rate; SGD's is twice as high for biases, as in the tutorial; with finetune it depends on the "
-        "network, see docs/recipes.md",
+        "learning rate; with SGD, biases have twice this rate, as in the tutorial; AdamW's default is 0.002, and that "
+        "of finetune depends on the network, see docs/recipes.md",
         positive,
     ] = None
     lr_backbone: Annotated[
@@ -176,7 +176,7 @@ class Settings:
         not_negative,
     ] = 0
     momentum: Annotated[float, "momentum of SGD, or beta1 of AdamW", not_negative, less_than_1] = 0.9
-    weight_decay: Annotated[float | None, "weight decay", not_negative] = None
+    weight_decay: Annotated[float | None, "weight decay; default: SGD 0.0005, AdamW 0.01", not_negative] = None
     schedule: Annotated[
         Schedule | None,
         "schedule of the learning rate; step: x 0.1 at 2/3 and 5/6 of the run, as in the tutorial",
