@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -217,10 +217,10 @@ def train_loader(
     workers: int = 0,
     ranks: Ranks = ALONE,
     repeats: Tensor | None = None,
-) -> DataLoader[Batch]:
+) -> _Loader:
     """Makes a loader for the steps of a run, or for the rest of a run; a given step always has the same batch.
 
-    Its workers live until the iteration ends. They read ahead across epochs.
+    Its workers live until the iteration ends or its iterator is closed. They read ahead across epochs.
 
     Args:
         dataset: its samples are (image, target) with images of one size.
@@ -249,7 +249,7 @@ def train_loader(
     )
 
 
-def eval_loader(dataset: Samples[int], batch_size: int, workers: int | None = None) -> DataLoader[Batch]:
+def eval_loader(dataset: Samples[int], batch_size: int, workers: int | None = None) -> _Loader:
     """Makes a loader for a whole dataset in order.
 
     Args:
@@ -263,7 +263,7 @@ def eval_loader(dataset: Samples[int], batch_size: int, workers: int | None = No
     return _loader(dataset, worker_count(workers), batch_size=batch_size)
 
 
-def _loader(dataset: Samples[Any], workers: int, **options: Any) -> DataLoader[Batch]:
+def _loader(dataset: Samples[Any], workers: int, **options: Any) -> _Loader:
     return _Loader(
         _Batches(dataset),
         num_workers=workers,
@@ -330,23 +330,26 @@ def _to_send(batch: Batch) -> Batch:
 class _Loader(DataLoader[Batch]):
     """A loader that raises the original error of a sample, and reports a killed worker when a batch is requested."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch declares its own iterator class
+    def __iter__(self) -> Generator[Batch, None, None]:  # type: ignore[override]  # torch declares its own class
         with _same_handler_of_sigchld():
             batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (RuntimeError, ConnectionError, EOFError) as error:  # the last two occur while a worker dies
-                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-                    raise
-                raise ChildProcessError(
-                    f"a process that reads pictures was killed; if memory ran out, use fewer --workers ({error!r})"
-                ) from None
-            if isinstance(batch, Exception):
-                raise batch
-            yield Batch._make(map(_as_tensor, batch))
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (RuntimeError, ConnectionError, EOFError) as error:  # the last two occur while a worker dies
+                    if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                        raise
+                    raise ChildProcessError(
+                        f"a process that reads pictures was killed; if memory ran out, use fewer --workers ({error!r})"
+                    ) from None
+                if isinstance(batch, Exception):
+                    raise batch
+                yield Batch._make(map(_as_tensor, batch))
+        finally:
+            del batches  # ends the workers, which would otherwise live as long as the traceback of an error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -144,11 +145,13 @@ def detect_all(
         detections.extend(map(unpad, waiting))
         waiting.clear()
 
-    for batch in tqdm(loader, unit="batch", disable=True if quiet or not ranks.first else None):
-        waiting.append(predict(batch.images))
-        targets.append(batch.targets())
-        if len(waiting) == READ_EVERY:
-            read()
+    silent = True if quiet or not ranks.first else None
+    with closing(iter(loader)) as batches:
+        for batch in tqdm(batches, total=len(loader), unit="batch", disable=silent):
+            waiting.append(predict(batch.images))
+            targets.append(batch.targets())
+            if len(waiting) == READ_EVERY:
+                read()
     read()
     own = (Packed.join(detections), Packed.join(targets)) if targets else None
     parts = [part for part in ranks.to_first(own) if part is not None]

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -298,8 +298,8 @@ class _Run:
         loader = train_loader(
             self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks, self.repeats
         )
-        batches = iter(loader)
-        with tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05) as bar:
+        progress = tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05)
+        with closing(iter(loader)) as batches, progress as bar:  # closing ends the workers, which may have read ahead
             meter = Meter(self.history, bar, self.writer, self.ranks, self.scaler)
             while True:
                 if self.step and self.step % self.steps_per_epoch == 0:
@@ -316,7 +316,6 @@ class _Run:
                         )
                     why = stopping[0] if stopping else None  # None: another process was stopped
                     raise why if isinstance(why, Exception) else KeyboardInterrupt
-        del batches  # ends the workers, which may have read ahead beyond the last step
         self.say(meter.summary())
         used = [whole_of(pictures)[0] for pictures in (self.train_set, self.val_set) if pictures is not None]
         if cut := list(dict.fromkeys(path for dataset in used for path in dataset.cut)):
