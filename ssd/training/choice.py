@@ -20,6 +20,7 @@ from ssd.weights.loading import Initial, open_initial
 
 SIZES = (320, 512, 640)  # sides of the input of `LIGHT` that are tried: the time of a step grows with the area
 ENOUGH = 0.85  # least share of the objects of each class that the priors must fit; with less, the next size is tried
+FEW = 10  # a class with fewer objects does not count, unless there is no other class: one odd object is no reason
 
 
 class Choice(NamedTuple):
@@ -27,26 +28,33 @@ class Choice(NamedTuple):
 
     Attributes:
         settings: the settings, with the network and its size.
-        why: completes "network ...: "; empty: the user or a detector has decided.
+        why: the reason for the network; empty: the user or a detector has decided.
         by_data: whether the size is still to be chosen, see `choose_size`.
+        fit: the reason for the size; empty if the data has not decided it.
     """
 
     settings: Settings
     why: str = ""
     by_data: bool = False
+    fit: str = ""
 
     @property
     def notes(self) -> list[str]:
         """The line that says what was chosen, why, and which flags override it; nothing if nothing was chosen."""
-        if not self.why:
+        reasons = [reason for reason in (self.why, self.fit) if reason]
+        if not reasons:
             return []
         name = str(self.settings.network)
-        flags = "--network or --size overrides" if network_class(name).sizes else "--network overrides"
-        return [f"network {name} at {self.settings.input_size} pixels: {self.why} ({flags} this)"]
+        flags = ["--network"] * bool(self.why) + ["--size"] * bool(network_class(name).sizes)
+        size = self.settings.input_size
+        return [f"network {name} at {size} pixels: {'; '.join(reasons)} ({' or '.join(flags)} overrides this)"]
 
 
 def choose_network(settings: Settings, device: torch.device) -> tuple[Choice, Initial]:
-    """Chooses the network, unless the settings name one or the weights are of one.
+    """Chooses the network, unless the settings name one or the weights are of one, and whether the data decides more.
+
+    Without a trained head, a light network gets priors that are fitted to the data, with any recipe, and `LIGHT` a
+    size that suits the data, unless the settings have them.
 
     Args:
         settings: the settings of a run.
@@ -65,11 +73,12 @@ def choose_network(settings: Settings, device: torch.device) -> tuple[Choice, In
     initial = open_initial(settings.weights, network)
     if network is None and initial.backbone is not None:
         why = "the weights are those of its backbone"
-    light = bool(why) and initial.network == LIGHT
     chosen: dict[str, Any] = {"network": initial.network, "size": initial.input_size(settings.size)}
-    if light and settings.priors is None:
-        chosen["priors"] = FITTED  # with any recipe: the heads are new, even if the backbone is not
-    return Choice(replace(settings, **chosen), why, by_data=light and settings.size is None), initial
+    new_heads = initial.checkpoint is None
+    if new_heads and settings.priors is None and initial.network in (LIGHT, LIGHT_COCO):
+        chosen["priors"] = FITTED
+    by_data = new_heads and settings.size is None and initial.network == LIGHT
+    return Choice(replace(settings, **chosen), why, by_data), initial
 
 
 def _by_device(settings: Settings, device: torch.device) -> tuple[str, str]:
@@ -87,7 +96,7 @@ def _by_device(settings: Settings, device: torch.device) -> tuple[str, str]:
 
 
 def choose_size(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Sequence[str]) -> Choice:
-    """Chooses the smallest of `SIZES` at which the priors fit enough of the objects of each class.
+    """Chooses the smallest of `SIZES` at which the priors fit enough of the objects of each class that has not few.
 
     Args:
         choice: the network, and the settings that decide its priors.
@@ -95,21 +104,25 @@ def choose_size(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Seq
         classes: names of the classes.
     """
     boxes, labels = objects.columns["boxes"], objects.columns["labels"]
+    by_class = [(name, labels == label) for label, name in enumerate(classes, 1)]
+    by_class = [(name, its) for name, its in by_class if its.sum() >= FEW] or by_class
     tried: dict[int, tuple[float, str]] = {}  # the worst fitted class for each size
     for size in SIZES:
         settings = replace(choice.settings, size=size)
         priors, threshold = priors_for(settings, boxes), settings.loss_options.threshold
-        shares = [share_with_prior(boxes[labels == n], priors, threshold) for n in range(1, len(classes) + 1)]
-        tried[size] = min(zip(shares, classes, strict=True), default=(1.0, ""))
+        shares = [(share_with_prior(boxes[its], priors, threshold), name) for name, its in by_class]
+        tried[size] = min(shares, default=(1.0, ""))
         if tried[size][0] >= ENOUGH:
             break
     *smaller, size = tried
+    least, worst = tried[size]
+    fit = f"its priors fit at least {least:.0%} of the objects of each class"
     if smaller:
         share, name = tried[smaller[-1]]
         fit = f"at {smaller[-1]} pixels, its priors would fit only {share:.0%} of the objects of the class {name}"
-    else:
-        fit = f"its priors fit at least {tried[size][0]:.0%} of the objects of each class"
-    return Choice(settings, f"{choice.why}; {fit}")
+    if least < ENOUGH:
+        fit += f", and at {size}, the largest size that is tried, they fit {least:.0%} of the class {worst}"
+    return choice._replace(settings=settings, by_data=False, fit=fit)
 
 
 def priors_for(settings: Settings, boxes: Tensor) -> PriorSpec:

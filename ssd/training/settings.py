@@ -112,8 +112,8 @@ class Settings:
     ] = None
     size: Annotated[
         int | None,
-        "side of the network's input in pixels, for networks that have no fixed size (default: depends on the network, "
-        "and if the run chooses it, on the sizes of the objects)",
+        "side of the network's input in pixels, for networks that have no fixed size (default: that of the weights, or "
+        "else depends on the network; for ssdlite, on the sizes of the objects)",
         positive,
     ] = None
     weights: Annotated[
@@ -126,7 +126,7 @@ class Settings:
     priors: Annotated[
         Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision", "auto"] | None,
         "layout of the priors, if the network has several; auto: sides and ratios are fitted to the training data, "
-        "which is the default of ssdlite and ssdlite320 with scratch, and of ssdlite if the run chooses it",
+        "which is the default of ssdlite and ssdlite320, except from the weights of a detector, which keeps its priors",
     ] = None
     width: Annotated[float | None, "factor on all numbers of channels, for small machines", positive] = None
     batch_norm: Annotated[bool | None, "batch normalisation in base and extra layers"] = None

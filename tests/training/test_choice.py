@@ -11,6 +11,7 @@ import ssd.runtime.device
 import ssd.training.run as training
 from ssd.cli import main
 from ssd.networks.ssd300 import SSD300
+from ssd.networks.ssdlite import SSDLite
 from ssd.runtime.packed import Packed
 from ssd.training import choice
 from ssd.training.run import train
@@ -105,15 +106,20 @@ def test_the_recipe_has_its_defaults_for_the_network_that_was_chosen():
     assert chosen(GPU, batch_norm=False).settings.batch_norm is False
     assert chosen(priors="torchvision").settings.priors == "torchvision"
     assert chosen(weights="imagenet").settings.priors == "auto"
-    assert chosen(weights="imagenet", network="ssdlite").settings.priors is None
+    assert chosen(weights="imagenet", network="ssdlite320").settings.priors == "auto"
+    assert chosen(weights="imagenet", network="resnet34").settings.priors is None
 
 
-def test_the_size_is_left_to_the_data_only_if_nothing_else_decides_it():
+def test_the_size_is_left_to_the_data_only_if_nothing_else_decides_it(tmp_path):
     assert chosen().by_data
     assert chosen(weights="imagenet").by_data
+    assert chosen(GPU, network="ssdlite").by_data
     assert not chosen(size=512).by_data
-    assert not chosen(network="ssdlite").by_data
+    assert not chosen(network="ssdlite320").by_data
     assert not chosen(GPU).by_data
+    save_checkpoint(tmp_path / "detector.pt", SSDLite(3, size=224, width=0.1), ["a", "b"])
+    detector = chosen(weights=str(tmp_path / "detector.pt"))
+    assert (detector.settings.size, detector.settings.priors, detector.by_data) == (224, None, False)
     with pytest.raises(ValueError, match="the network ssdlite takes 224 to 640 pixels a side, got 1000"):
         chosen(size=1000)
 
@@ -124,7 +130,12 @@ def test_the_size_is_left_to_the_data_only_if_nothing_else_decides_it():
         (0.2, 320, "its priors fit at least 100% of the objects of each class"),
         (0.07, 512, r"at 320 pixels, its priors would fit only ([0-7]\d|8[0-4])% of the objects of the class small"),
         (0.05, 640, r"at 512 pixels, its priors would fit only ([0-7]\d|8[0-4])% of the objects of the class small"),
-        (0.02, 640, r"at 512 pixels, its priors would fit only [0-4]?\d% of the objects of the class small"),
+        (
+            0.02,
+            640,
+            r"at 512 pixels, its priors would fit only [0-4]?\d% of the objects of the class small, "
+            r"and at 640, the largest size that is tried, they fit [0-7]?\d% of the class small",
+        ),
     ],
 )
 def test_the_size_is_the_smallest_at_which_the_priors_fit(side, size, fit):
@@ -135,6 +146,26 @@ def test_the_size_is_the_smallest_at_which_the_priors_fit(side, size, fit):
     its = choice.choose_size(chosen(), objects, ("large", "small"))
     assert its.settings.size == size
     assert re.search(rf"ssd300; {fit} \(--network or --size overrides this\)", its.notes[0])
+
+
+def test_a_class_with_few_objects_does_not_decide_the_size():
+    large, small = torch.tensor([[0.2, 0.2, 0.5, 0.5]]), torch.tensor([[0.4, 0.4, 0.41, 0.41]])
+
+    def size(n):
+        objects = packed(torch.cat([large.repeat(50, 1), small.repeat(n, 1)]), [1] * 50 + [2] * n)
+        return choice.choose_size(chosen(), objects, ("large", "small")).settings.size
+
+    assert (size(9), size(10)) == (320, 640)
+    assert choice.choose_size(chosen(), packed(small, [1]), ("small",)).settings.size == 640  # there is no other class
+
+
+def test_the_size_of_a_network_that_was_named():
+    objects = packed(torch.tensor([[0.2, 0.2, 0.5, 0.5]]).repeat(9, 1), [1] * 9)
+    (line,) = choice.choose_size(chosen(GPU, network="ssdlite"), objects, ("it",)).notes
+    assert line == (
+        "network ssdlite at 320 pixels: its priors fit at least 100% of the objects of each class (--size overrides "
+        "this)"
+    )
 
 
 def test_data_without_objects_need_no_large_size():
@@ -205,7 +236,10 @@ def test_info_shows_what_training_would_choose(tiny, tmp_path, monkeypatch, caps
     assert size == 640
     assert "network ssdlite at 640 pixels: on a CPU" in lines[0]
     assert info(tiny, "--size", "512")[1] == 512
-    assert info(tiny, "--network", "ssdlite") == ([], 320)
+    lines, size = info(tiny, "--network", "ssdlite")
+    assert size == 640
+    assert "network ssdlite at 640 pixels: at 512 pixels, its priors" in lines[0]
+    assert info(tiny, "--network", "ssdlite320") == ([], 320)
     for name in ("train_a", "train_b"):  # training would ask which split is meant
         add_picture(tmp_path, "a", [("x", 10, 10, 200, 200)], size=(400, 400))
         add_split(tmp_path, name, "a")
