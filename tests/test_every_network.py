@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from initial_weights import initial_model
 from short_training import run, states_equal
 from torchvision.models.detection import ssd300_vgg16
 
@@ -17,7 +18,7 @@ from ssd.export import FORMATS, export
 from ssd.networks import build_network
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
-from ssd.weights.loading import initial_model, open_initial
+from ssd.weights.loading import open_initial
 from ssd_ext import DetectionOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,6 +26,7 @@ from annotation_files import (
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
+from initial_weights import initial_model
 from PIL import Image
 from small_datasets import add_picture
 
@@ -36,7 +37,7 @@ from ssd.evaluation.detection_file import DetectionFile
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.text import read_lines
 from ssd.weights.checkpoint import save_checkpoint
-from ssd.weights.loading import initial_model, load_weights
+from ssd.weights.loading import load_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

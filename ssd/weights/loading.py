@@ -172,21 +172,6 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
     return Initial(its, source, checkpoint=checkpoint)
 
 
-def initial_model(
-    n_classes: int, source: str | None = None, network: str | None = None, **config: Any
-) -> Network:  # config: plain values of several types
-    """Builds a network to train, from random or from trained weights, on the CPU.
-
-    Args:
-        n_classes, config: see `Initial.build`.
-        source, network: see `open_initial`.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: see `open_initial` and `Initial.build`.
-    """
-    return open_initial(source, network).build(n_classes, **config)
-
-
 def _open(source: str | PathLike[str]) -> dict[str, Any]:
     coco, _, name = str(source).partition(":")
     if coco == "coco":

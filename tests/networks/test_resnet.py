@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torchvision
+from initial_weights import initial_model
 from peer_networks import constant_state
 
 from ssd.networks.priors import make_priors
 from ssd.networks.resnet import ResNet34, ResNet50
-from ssd.weights.loading import initial_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torchvision
+from initial_weights import initial_model
 from torch import nn
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
 
@@ -15,7 +16,7 @@ from ssd.detection import unpad
 from ssd.inference.detector import predict_padded
 from ssd.networks.network import IMAGENET_MEAN
 from ssd.networks.ssdlite import SSDLite, SSDLite320
-from ssd.weights.loading import initial_model, open_initial
+from ssd.weights.loading import open_initial
 from ssd_ext import DetectionOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
+from initial_weights import initial_model
 from torch import nn
 
 from ssd.networks import build_network
-from ssd.weights.loading import initial_model
 
 timm = pytest.importorskip("timm", reason="no timm: pip install 'ssd-ext[timm]'")
 save_file = pytest.importorskip("safetensors.torch").save_file

@@ -4,11 +4,11 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
+from initial_weights import initial_model
 
 from ssd import load_weights
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
-from ssd.weights.loading import initial_model
 
 
 def test_a_checkpoint_keeps_priors_and_input(tmp_path):

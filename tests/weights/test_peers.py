@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from initial_weights import initial_model
 from peer_networks import MEAN, SsdPytorch, Tutorial
 from PIL import Image
 from torch import nn
@@ -20,7 +21,6 @@ from ssd.inference.detector import predict_padded
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import SSD300
-from ssd.weights.loading import initial_model
 from ssd.weights.peers import VOC_CLASSES
 from ssd_ext import DetectionOptions, decode_boxes, postprocess_detections
 
