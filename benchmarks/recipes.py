@@ -63,7 +63,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of each run (default: 0 1 2)")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="loader processes of each run (default: one per core, at most 4)")
+    parser.add_argument("--workers", type=int, help="loader processes of each run (default: as in ssd train)")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--out", type=Path, default=Path("build/recipes"), help="folder (default: %(default)s)")
     parser.add_argument("--one", nargs=2, metavar=("CHANGES", "SEED"), help=argparse.SUPPRESS)

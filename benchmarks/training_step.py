@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--device", type=pick_device, default=pick_device(), help="default: the GPU if there is one")
     parser.add_argument("--data", metavar="FOLDER", help="train on the pictures of this data set")
     parser.add_argument("--width", type=float, default=1.0, help="of the network, with --data (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="loader processes, with --data (default: one per core, at most 4)")
+    parser.add_argument("--workers", type=int, help="loader processes, with --data (default: as in ssd train)")
     args = parser.parse_args()
     if args.data:
         return from_disk(args)

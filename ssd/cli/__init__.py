@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        lines = map(printable, str(error).split("\n"))  # several errors have a line each
+    except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
+        lines = map(printable, (str(error) or "out of memory").split("\n"))  # several errors have a line each
         print(f"ssd {arguments.command}: error: " + "\n".join(lines), file=sys.stderr)
         return 2
 

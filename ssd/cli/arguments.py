@@ -217,7 +217,7 @@ def add_machine_options(
     """
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="such as cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    default = "(default: one per core, at most 4)"
+    default = "(default: one per core, at most 4, or 16 with a GPU)"
     group.add_argument("--workers", type=checked(int, not_negative), help=f"{workers} {default}")
     if bf16:
         add_fields(group, Settings, only=["bf16", "compile"])

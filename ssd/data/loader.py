@@ -26,6 +26,8 @@ Sample = tuple[Tensor, dict[str, Tensor]]  # an image and its target
 Key = TypeVar("Key", contravariant=True)
 Fetched = TypeVar("Fetched")
 
+MOST_WORKERS, MOST_WORKERS_GPU = 4, 16  # default number of processes or threads that read pictures
+
 
 class Samples(Protocol[Key]):
     """A map-style dataset: it has a length, and a sample for each key; usually the keys are 0..len-1."""
@@ -167,11 +169,16 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, repeats: Tenso
 
 
 def worker_count(workers: int | None) -> int:
-    """Number of loader workers: as given, or for None one per core that this process may use, at most 4."""
+    """Number of processes or threads that read pictures, unless it is given.
+
+    It is one per core, at most 4, or at most 16 if there is a GPU, which needs more pictures. Processes that torchrun
+    started on this machine share its cores.
+    """
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
+    most = MOST_WORKERS_GPU if torch.cuda.is_available() else MOST_WORKERS
+    return max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -83,7 +83,7 @@ def evaluate(
             `BoxDataset`, which knows the sizes of its pictures in pixels.
         batch_size: pictures per forward pass, at least 1.
         bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
-        workers: number of processes that read pictures; by default one per core, at most 4.
+        workers: number of processes that read pictures; by default see `ssd.data.loader.worker_count`.
         quiet: whether to hide the progress bar.
         ranks: processes that share the pictures; all of them return the result of the whole data set.
 

@@ -243,7 +243,7 @@ class Detector:
             images: one picture of any size: a path, a Pillow picture, an array or a tensor (see
                 `ssd.data.reading.as_picture`); or a list, a tuple or another iterable of pictures.
             batch_size: pictures per forward pass, at least 1.
-            workers: number of threads, at least 1; by default one per core, at most 4.
+            workers: number of threads, at least 1; by default one per core, at most 4, or 16 with a GPU.
             on_error: called with the error of each picture that cannot be read; the picture is left out. By default
                 the error is raised. Has no effect on a single picture.
 

@@ -84,8 +84,8 @@ def train(
         save_every: minutes between two checkpoints within an epoch, at least 0; 0: only at the end of an epoch. They
             are written after a multiple of `LOG_EVERY` steps. Does not change the results.
         device: such as "cpu" or "cuda:0"; by default a GPU if there is one.
-        workers: number of processes that read pictures; by default one per core, at most 4. Does not change the
-            results.
+        workers: number of processes that read pictures; by default one per core, at most 4, or 16 with a GPU. Does not
+            change the results.
         quiet: whether to hide the progress bar and all text.
 
     Returns:
@@ -99,6 +99,7 @@ def train(
         FileNotFoundError: the data, or the checkpoint to resume from, is missing.
         OSError: a picture cannot be read, a file cannot be written, or a process of the run was killed.
         FloatingPointError: the loss is not finite.
+        MemoryError: a step needs more memory than the GPU has.
         KeyboardInterrupt: Ctrl-C or SIGTERM; raised after the run was saved.
     """
     on = pick_device(device)
@@ -347,9 +348,17 @@ class _Run:
             if stopped := self.ranks.any(stopping):
                 break
             factor = lr_factor(self.step, self.total or ENDLESS, self.schedule, self.warmup)
-            loss = train_step(
-                self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
-            )
+            try:
+                loss = train_step(
+                    self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
+                )
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(
+                    f"{self.device} has too little free memory for a step with {len(batch.images)} pictures of "
+                    f"{self.model.input_size} x {self.model.input_size} pixels; use --accumulate "
+                    f"{2 * self.settings.accumulate}, which runs the batch in smaller parts, or a smaller "
+                    "--batch-size, --size or --network"
+                ) from error
             self.step += 1
             if self.average:
                 self.average.update(self.model, self.step)

@@ -17,7 +17,15 @@ from torch.utils.data import Dataset
 
 from ssd.data import ImageReadError, VOCDataset
 from ssd.data.augmentation import EvalTransform, TrainTransform
-from ssd.data.loader import SeededDataset, collate, epoch_batches, eval_loader, steps_per_epoch, train_loader
+from ssd.data.loader import (
+    SeededDataset,
+    collate,
+    epoch_batches,
+    eval_loader,
+    steps_per_epoch,
+    train_loader,
+    worker_count,
+)
 from ssd.data.torchvision_recipe import v2_transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,6 +37,27 @@ def pair(tmp_path):
     add_picture(tmp_path, "a", [("dog", 1, 1, 60, 40), ("cat", 11.5, 5, 20, 30, 1)])
     add_picture(tmp_path, "b")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu", "processes", "workers"),
+    [
+        (1, False, None, 1),
+        (3, False, None, 3),
+        (64, False, None, 4),
+        (64, True, None, 16),
+        (64, True, 8, 8),
+        (2, True, 4, 1),
+    ],
+)
+def test_the_number_of_workers(monkeypatch, cores, gpu, processes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))  # by torchrun
+    assert worker_count(None) == workers
+    assert worker_count(7) == 7
 
 
 def test_collate(pair):

@@ -227,6 +227,19 @@ with locked(sys.argv[1]):
     assert run(Settings((shapes,), epochs=1, **NARROW), tmp_path)["step"]
 
 
+def test_a_gpu_with_too_little_memory_is_named_with_what_helps(shapes, tmp_path, monkeypatch, capsys):
+    def train_step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(training, "train_step", train_step)
+    command = ["train", shapes, "--out", tmp_path / "run", "--network", "ssd300", "--width", 0.01]
+    line = error_of(capsys, *command, "--batch-size", 4, "--accumulate", 2, "--device", "cpu", "--workers", 0)
+    assert line == (
+        "ssd train: error: cpu has too little free memory for a step with 4 pictures of 300 x 300 pixels; use "
+        "--accumulate 4, which runs the batch in smaller parts, or a smaller --batch-size, --size or --network"
+    )
+
+
 def test_a_loss_that_explodes_in_float16_is_named_once_the_scale_cannot_help(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "GradScaler", partial(GradScaler, init_scale=2 * MIN_SCALE))
     with pytest.raises(FloatingPointError, match=r"became nan at step 2: try a lower learning rate"):
