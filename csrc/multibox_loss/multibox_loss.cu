@@ -145,7 +145,7 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
     const Scratch<T> ce(logits, n_rows);
     dispatch_row_tile<scalar_t>(targets.n_classes, [&](auto tile_bytes, int tile_rows) {
       launch(cross_entropies_kernel<scalar_t, T, decltype(tile_bytes)::value>, ceil_div(n_rows, tile_rows),
-             kMaxTileRows, stream, inputs.pred_logits.const_data_ptr<scalar_t>(), targets, ce.data(), n_rows,
+             tile_threads(tile_rows), stream, inputs.pred_logits.const_data_ptr<scalar_t>(), targets, ce.data(), n_rows,
              tile_rows);
     });
 

@@ -9,11 +9,13 @@
 //    priors with all classes, so no candidate can be lost. Reads the logits once, writes 8 bytes per candidate.
 // 2. walk_candidates_kernel: a block owns an image. Only better boxes of its own class can suppress a box, so the block
 //    walks the candidates of all classes together, best first, and stops when top_k are kept. It takes the next best
-//    candidates from the list band by band, sorts a band in shared memory, decodes its boxes, and settles 32 of them at
-//    a time: against the kept boxes, then among themselves. The first kept boxes stay in shared memory, the others are
-//    read back from the output. For each band, the block reads the list from the second-level cache; if the list is
-//    longer than a band, it first reads a few of the keys. It also reads 32 bytes per candidate of a band, and writes
-//    28 bytes per row of the output.
+//    candidates from the list band by band, sorts a band in shared memory, decodes its boxes, and drops those that a
+//    kept box suppresses. Then, in each round, it takes the next 32 candidates that nothing has suppressed yet, settles
+//    them among themselves, and drops the later candidates of the band that one of the newly kept boxes suppresses. So
+//    the number of rounds depends on the number of kept boxes, and not on that of candidates. The first kept boxes stay
+//    in shared memory, the others are read back from the output. For each band, the block reads the list from the
+//    second-level cache; if the list is longer than a band, it first reads a few of the keys. It also reads 32 bytes
+//    per candidate of a band, and writes 28 bytes per row of the output.
 //
 // Images are processed in sub-batches, so that their lists fit into a fixed amount of memory.
 #include "postprocess_detections/postprocess_detections.h"
@@ -49,14 +51,15 @@ constexpr int kRun = 4;
 constexpr int kSparse = 17;
 // The sampled key of this rank is the guess (see guess_begin). The band is then three fifths full on average.
 constexpr int kSampleRank = kBand * 3 / 5 / kSparse;
-constexpr int kChunk = kWarpSize;  // candidates that are settled together
+constexpr int kBandWords = kBand / 32;
+constexpr int kPicked = kWarpSize;  // candidates that are settled together
 // Kept boxes in shared memory, one for each thread; the others are read from the output.
 constexpr int kNearKept = kWalkThreads;
 constexpr int kNearLabels = 512;  // classes whose counters are in shared memory
 static_assert(kBand <= 2 * kWalkThreads, "sort_block has a thread for every two keys");
-static_assert(kBand % kChunk == 0, "a band is cut into chunks");
+static_assert(kBandWords <= static_cast<int>(kWarpSize), "each lane of a warp reads one word");
+static_assert(kBand % 32 == 0, "a warp changes whole words");
 static_assert(kWalkThreads % kRun == 0, "threads read whole runs");
-static_assert(kWalkWarps <= static_cast<int>(kWarpSize), "a warp reads a word of every warp");
 
 // -------------------------------------------------------------------------------------------- the candidates
 
@@ -119,7 +122,7 @@ struct Candidates {
   const uint64_t* keys;  // (n,)
   int64_t n;
   uint64_t bound;
-  // If the candidates of a class are limited: how many of each class have been walked.
+  // If the candidates of a class are limited: how many of each class were in the bands so far.
   const unsigned* walked;  // (C - 1,), or null
   int64_t limit;
   uint32_t n_priors;
@@ -221,71 +224,93 @@ struct KeptBoxes {
   }
 };
 
-// Neighbouring candidates of a band, and the results of the block for them; all in shared memory.
-struct Chunk {
+// The candidates of a band, best first, and what is known about them; all in shared memory. Thread t has candidates
+// t, t + kWalkThreads ...
+struct Band {
   const uint64_t* keys;     // (size,) inverted
   const Box<float>* boxes;  // (size,)
   const uint32_t* labels;   // (size,) class - 1
-  int size;                 // at most kChunk
-  unsigned* pairs;          // (kChunk,) bit j: whether this candidate suppresses candidate j
-  unsigned* gone;           // (kWalkWarps,) bit j: whether this warp has found that candidate j is dropped
+  int size;                 // at most kBand
+  unsigned* alive;          // (kBandWords,) a bit for each candidate: whether it waits, and nothing suppresses it yet
+  int* picked;              // (kPicked,) candidates that are settled together, best first
+  unsigned* pairs;          // (kPicked,) bit j: whether this picked candidate suppresses picked candidate j
+
+  // Of candidates of one class, whether the first suppresses the second, which is worse.
+  __device__ bool drops(int better, int worse, float max_overlap) const {
+    return labels[better] == labels[worse] && suppresses(boxes[better], boxes[worse], max_overlap);
+  }
+
+  // Leaves only those candidates alive for which predicate(i) holds. Each warp changes words of its own.
+  template <typename Predicate>
+  __device__ void leave(const Predicate& predicate) const {
+    const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+    for (int first = static_cast<int>(threadIdx.x) - lane; first < size; first += kWalkThreads) {
+      const unsigned word = alive[first / 32];
+      if (word == 0) continue;
+      const unsigned votes = __ballot_sync(kAllLanes, (word >> lane & 1) && predicate(first + lane));
+      if (lane == 0) alive[first / 32] = votes;
+    }
+  }
 };
 
-// The candidates of a chunk, one bit each, that the kept boxes of this thread suppress. A thread has every
-// kWalkThreads-th kept box.
-__device__ unsigned suppressed_by_kept(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept, float max_overlap) {
-  const unsigned all = kAllLanes >> (kChunk - chunk.size);
-  unsigned suppressed = 0;
-  for (int64_t k = threadIdx.x; k < n_kept; k += kWalkThreads) {
-    const uint32_t label = kept.label(k);
-    unsigned alike = 0;
-    for (int j = 0; j < kChunk; ++j) alike |= static_cast<unsigned>(chunk.labels[j] == label) << j;
-    alike &= all & ~suppressed;
-    if (alike == 0) continue;
-    const Box<float> box = kept.box(k);
-    for (; alike != 0; alike &= alike - 1) {
-      const int j = __ffs(alike) - 1;
-      if (suppresses(box, chunk.boxes[j], max_overlap)) suppressed |= 1u << j;
+// Leaves only the candidates that are among the best `limit` of their class, and counts those of the band. One warp
+// calls it.
+//   walked: candidates of each class in the bands before
+__device__ void leave_best_of_class(const Band& band, unsigned* walked, int64_t limit) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  for (int first = 0; first < band.size; first += kWarpSize) {
+    const bool has_own = first + lane < band.size;
+    const uint32_t label = has_own ? band.labels[first + lane] : 0;
+    unsigned alike = 0;  // those of the same class among these 32
+    for (int j = 0; j < static_cast<int>(kWarpSize) && first + j < band.size; ++j) {
+      alike |= static_cast<unsigned>(band.labels[first + j] == label) << j;
     }
+    const unsigned better = __popc(alike & ((1u << lane) - 1));
+    const unsigned votes = __ballot_sync(kAllLanes, has_own && walked[label] + better < limit);
+    if (has_own && better == 0) walked[label] += __popc(alike);
+    if (lane == 0) band.alive[first / 32] = votes;
+    __syncwarp();
   }
-  return suppressed;
 }
 
-// The candidates of a chunk that are kept, one bit each, in all threads: all warps settle the chunk in the same way.
-__device__ __forceinline__ unsigned settle_chunk(const Chunk& chunk, const KeptBoxes& kept, int64_t n_kept,
-                                                 const unsigned* walked, int64_t limit, float max_overlap) {
-  const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // lane i has candidate i, in every warp
-  const int warp = static_cast<int>(threadIdx.x / kWarpSize);
-  const bool has_own = lane < chunk.size;
-  // Each thread tests all candidates against its own share of the kept boxes. Each warp takes a few candidates, and
-  // tests all later candidates against each of them.
-  unsigned going = suppressed_by_kept(chunk, kept, n_kept, max_overlap);
-  for (int i = warp; i < chunk.size; i += kWalkWarps) {
-    const bool is_alike = has_own && chunk.labels[lane] == chunk.labels[i];
-    const bool goes = is_alike && lane > i && suppresses(chunk.boxes[i], chunk.boxes[lane], max_overlap);
-    const unsigned votes = __ballot_sync(kAllLanes, goes);
-    if (lane == 0) chunk.pairs[i] = votes;
-    if (walked != nullptr) {
-      const unsigned better = __popc(__ballot_sync(kAllLanes, is_alike && lane < i));
-      if (walked[chunk.labels[i]] + better >= limit) going |= 1u << i;
-    }
+// Picks the best candidates that are alive, at most kPicked; returns their number. All candidates before the last of
+// them are then picked or dropped.
+__device__ int pick(const Band& band) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  const unsigned own_alive = lane < kBandWords ? __popc(band.alive[lane]) : 0;
+  for (int first = static_cast<int>(threadIdx.x) - lane; first < band.size; first += kWalkThreads) {
+    const unsigned word = band.alive[first / 32];
+    const unsigned before = warp_sum(lane < first / 32 ? own_alive : 0);
+    const unsigned rank = before + __popc(word & ((1u << lane) - 1));
+    if ((word >> lane & 1) && rank < kPicked) band.picked[rank] = first + lane;
   }
-  going = warp_or(going);
-  if (lane == 0) chunk.gone[warp] = going;
   __syncthreads();
-  const unsigned alive = (kAllLanes >> (kChunk - chunk.size)) & ~warp_or(lane < kWalkWarps ? chunk.gone[lane] : 0);
-  return settle(alive, has_own ? chunk.pairs[lane] : 0);
+  return min(static_cast<int>(warp_sum(own_alive)), kPicked);
 }
 
-// Adds the kept candidates of a chunk to the kept boxes, up to top_k. The first threads do it, one for each candidate.
-__device__ __forceinline__ void keep(const Chunk& chunk, unsigned kept, const KeptBoxes& kept_boxes, int64_t n_kept,
-                                     int64_t top_k, unsigned* walked) {
+// The picked candidates that are kept, one bit each, in all threads: all warps settle them in the same way. Each warp
+// takes a few of them, and tests all later ones against each.
+__device__ unsigned settle_picked(const Band& band, int count, float max_overlap) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);  // lane i has picked candidate i, in every warp
+  const bool has_own = lane < count;
+  const int own = band.picked[has_own ? lane : 0];
+  for (int i = static_cast<int>(threadIdx.x / kWarpSize); i < count; i += kWalkWarps) {
+    const bool goes = has_own && lane > i && band.drops(band.picked[i], own, max_overlap);
+    const unsigned votes = __ballot_sync(kAllLanes, goes);
+    if (lane == 0) band.pairs[i] = votes;
+  }
+  __syncthreads();
+  return settle(kAllLanes >> (kPicked - count), has_own ? band.pairs[lane] : 0);
+}
+
+// Adds the picked candidates that are kept to the kept boxes, up to top_k. The first threads do it, one for each.
+__device__ __forceinline__ void keep(const Band& band, int count, unsigned kept, const KeptBoxes& kept_boxes,
+                                     int64_t n_kept, int64_t top_k) {
   const int own = static_cast<int>(threadIdx.x);
-  if (own >= chunk.size) return;
+  if (own >= count || !(kept >> own & 1)) return;
   const int64_t k = n_kept + __popc(kept & ((1u << own) - 1));
-  const uint32_t label = chunk.labels[own];
-  if ((kept >> own & 1) && k < top_k) kept_boxes.set(k, chunk.boxes[own], DetectionKey::score(~chunk.keys[own]), label);
-  if (walked != nullptr) atomicAdd(walked + label, 1u);
+  const int i = band.picked[own];
+  if (k < top_k) kept_boxes.set(k, band.boxes[i], DetectionKey::score(~band.keys[i]), band.labels[i]);
 }
 
 __global__ void __launch_bounds__(kWalkThreads, 1)
@@ -299,11 +324,12 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
                            int64_t limit,  // of candidates of a class; 0: no limit
                            int64_t top_k, float max_overlap, BoxDecoder decoder) {
   SHARED_ARRAY(unsigned, shared_count, 1);
-  SHARED_ARRAY(uint64_t, band, kBand > kWalkThreads ? kBand : kWalkThreads);
-  SHARED_ARRAY(Box<float>, boxes, kBand);  // of the band
-  SHARED_ARRAY(uint32_t, labels, kBand);   // class - 1
-  SHARED_ARRAY(unsigned, pairs, kChunk);
-  SHARED_ARRAY(unsigned, gone, kWalkWarps);
+  SHARED_ARRAY(uint64_t, band_keys, kBand > kWalkThreads ? kBand : kWalkThreads);
+  SHARED_ARRAY(Box<float>, boxes, kBand);
+  SHARED_ARRAY(uint32_t, labels, kBand);
+  SHARED_ARRAY(unsigned, alive, kBandWords);
+  SHARED_ARRAY(int, picked, kPicked);
+  SHARED_ARRAY(unsigned, pairs, kPicked);
   SHARED_ARRAY(Box<float>, near_boxes, kNearKept);
   SHARED_ARRAY(uint32_t, near_labels, kNearKept);
   SHARED_ARRAY(unsigned, near_walked, kNearLabels);
@@ -311,7 +337,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   const int64_t image = first_image + blockIdx.x;
   out = {out.boxes + image * top_k, out.labels + image * top_k, out.scores + image * top_k, out.counts + image};
   const KeptBoxes kept_boxes = {near_boxes, near_labels, out};
-  // If there is a limit: how many candidates of each class have been walked.
+  // If there is a limit: how many candidates of each class were in the bands so far.
   unsigned* walked = nullptr;
   if (limit > 0) walked = n_labels <= kNearLabels ? near_walked : far_walked + blockIdx.x * n_labels;
   if (thread < kNearLabels) near_walked[thread] = 0;
@@ -321,23 +347,47 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
 
   int64_t n_kept = 0;
   while (candidates.bound > 0 && n_kept < top_k) {
-    const auto count = static_cast<int>(take_band(candidates, band, shared_count));
-    if (count == 0) break;
-    for (int i = thread; i < count; i += kWalkThreads) {
-      const uint32_t pair = DetectionKey::pair(~band[i]);
+    const auto size = static_cast<int>(take_band(candidates, band_keys, shared_count));
+    if (size == 0) break;
+    for (int i = thread; i < kBand; i += kWalkThreads) {
+      const unsigned votes = __ballot_sync(kAllLanes, i < size);
+      if (i % 32 == 0) alive[i / 32] = votes;
+      if (i >= size) continue;
+      const uint32_t pair = DetectionKey::pair(~band_keys[i]);
       labels[i] = pair / candidates.n_priors;
       const int64_t prior = pair % candidates.n_priors;
       boxes[i] = decoder(load_row<BoxOffsets<float>>(pred_offsets, image * n_priors + prior),
                          load_row<CenterBox<float>>(priors, prior));
     }
+    const Band band = {band_keys, boxes, labels, size, alive, picked, pairs};
     __syncthreads();
-    for (int first = 0; first < count && n_kept < top_k; first += kChunk) {
-      const Chunk chunk = {band + first, boxes + first, labels + first, min(kChunk, count - first), pairs, gone};
-      const unsigned kept = settle_chunk(chunk, kept_boxes, n_kept, walked, limit, max_overlap);
-      keep(chunk, kept, kept_boxes, n_kept, top_k, walked);
-      n_kept += __popc(kept);
-      if (n_kept > top_k) n_kept = top_k;
+    if (walked != nullptr) {
+      if (thread < static_cast<int>(kWarpSize)) leave_best_of_class(band, walked, limit);
       __syncthreads();
+    }
+    if (n_kept > 0) {
+      band.leave([&](int i) {
+        for (int64_t k = 0; k < n_kept; ++k) {
+          if (kept_boxes.label(k) == labels[i] && suppresses(kept_boxes.box(k), boxes[i], max_overlap)) return false;
+        }
+        return true;
+      });
+    }
+    while (n_kept < top_k) {
+      __syncthreads();  // the words of `alive` are those of all warps
+      const int count = pick(band);
+      if (count == 0) break;
+      const unsigned kept = settle_picked(band, count, max_overlap);
+      keep(band, count, kept, kept_boxes, n_kept, top_k);
+      n_kept = min(n_kept + __popc(kept), top_k);
+      const int last = picked[count - 1];
+      band.leave([&](int i) {
+        if (i <= last) return false;
+        for (unsigned left = kept; left != 0; left &= left - 1) {
+          if (band.drops(picked[__ffs(left) - 1], i, max_overlap)) return false;
+        }
+        return true;
+      });
     }
   }
 
@@ -356,8 +406,8 @@ void find_candidates(const scalar_t* logits, uint64_t* keys, unsigned* counts, i
                      int64_t n_priors, int64_t n_classes, const DetectionOptions& options, cudaStream_t stream) {
   dispatch_row_tile<scalar_t>(n_classes, [&](auto tile_bytes, int tile_rows) {
     const int64_t n_tiles = ceil_div(n_priors, tile_rows);
-    launch(find_candidates_kernel<scalar_t, decltype(tile_bytes)::value>, n_tiles * n_images, kMaxTileRows, stream,
-           logits, keys, counts, n_priors, n_classes, n_tiles, tile_rows, options.sigmoid,
+    launch(find_candidates_kernel<scalar_t, decltype(tile_bytes)::value>, n_tiles * n_images, tile_threads(tile_rows),
+           stream, logits, keys, counts, n_priors, n_classes, n_tiles, tile_rows, options.sigmoid,
            static_cast<float>(options.min_score), least_difference_to_background(options.min_score));
   });
 }

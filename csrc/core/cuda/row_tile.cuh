@@ -16,7 +16,7 @@
 
 namespace ssd_ext {
 
-constexpr int kMaxTileRows = 64;  // also the number of threads of a block
+constexpr int kMaxTileRows = 64;  // also the largest number of threads of a block
 // The sizes of a tile in bytes. The small one holds 64 rows of up to 23 float classes (47 classes of two bytes); with
 // it an H100 has as many resident threads as it can have. The medium one holds 64 rows of up to 95 classes of two
 // bytes, or 32 rows of up to 95 float classes; a multiprocessor of an H100 holds 17 such tiles, and while a few are
@@ -108,6 +108,11 @@ class RowTile {
   const scalar_t* rows_;
   int64_t pitch_;
 };
+
+// The number of threads of a block with a tile of so many rows: whole warps, with a row for each thread. A warp without
+// rows would take the place of one that works: a multiprocessor assigns the warps of a block to its four schedulers in
+// turn, so with every second warp idle, two of the schedulers may have nothing to do.
+inline int tile_threads(int tile_rows) { return static_cast<int>(ceil_div(tile_rows, 32) * 32); }
 
 // Calls function(std::integral_constant<int, kBytes>(), number of rows of a tile) with the tile that suits rows of
 // n_classes elements.
