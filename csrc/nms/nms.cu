@@ -3,17 +3,18 @@
 // 1. The boxes are ranked by score, and the ranks are sorted by group (sort.cuh). After this, each group is a range of
 //    positions.
 // 2. Groups that lie inside one tile of 256 positions are joined into one segment; every other group is a segment of
-//    its own. A segment is cut into bands of 512 positions.
-// 3. All pairs inside a band are tested at once: a thread tests 32 pairs and sets one bit for each.
-// 4. There is one launch for each round r, up to N / 512 rounds. A block owns a tile of positions. For each segment
-//    that reaches into the tile (at most three) it settles band r, bit by bit, and tests the boxes that lie behind the
-//    band in its own tile against the kept boxes of the band. All blocks of a segment settle its band in the same way,
-//    so that a round needs one launch and no second pass over the band.
-// 5. The kept boxes are counted and written in the order of their ranks.
+//    its own.
+// 3. In each round, every segment settles its band: the next 512 boxes that nothing has suppressed yet. A block owns a
+//    tile of positions, and works for each segment that reaches into it (at most three). A round has two launches:
+//    a. The blocks of a segment list its band, each for itself, and share the tests of the pairs of the band: a thread
+//       tests 32 pairs and sets one bit for each.
+//    b. They settle the band, bit by bit and all in the same way, and each tests the boxes that lie behind the band in
+//       its own tile against the kept boxes of the band.
+//    So the number of rounds depends on the number of kept boxes, and is N / 512 only if all boxes are kept.
+// 4. The kept boxes are counted and written in the order of their ranks.
 //
-// The host waits for the size of the output, between the two parts of 5. It also waits for the length of the longest
-// segment if there are groups and there may be more than a few rounds. Memory is linear in N, with 64 bytes of pairs
-// for each box.
+// The host launches a few rounds, counts the kept boxes, and waits for their number and for whether more rounds may be
+// needed. Memory is linear in N, with 64 bytes of pairs for each box.
 #include "nms/nms.h"
 
 #include "core/box_math.h"
@@ -29,11 +30,20 @@ namespace ssd_ext {
 namespace {
 
 constexpr int kTile = 256;  // positions, and threads of a block
-constexpr int kBand = 512;  // positions whose pairs fit into shared memory as bits
+constexpr int kBand = 512;  // boxes whose pairs fit into shared memory as bits
 constexpr int kWords = kBand / 32;
-constexpr int kFewRounds = 4;  // an empty launch takes 2 us, reading the number of rounds from the device 8 us or more
+constexpr int kScanned = 2048;  // positions that are searched at once for the boxes of a band
+constexpr int kScannedWords = kScanned / 32;
+// Rounds before the host asks whether more are needed; groups are seldom longer than two bands. An empty round takes
+// 4 us, waiting for the device 8 us or more.
+constexpr int kRounds = 8;
+constexpr int kRoundsOfGroups = 2;
+// Resident blocks of find_pairs_kernel per multiprocessor: 64 registers for a thread. Without this bound the compiler
+// saves registers for more blocks, and spills.
+constexpr int kPairBlocks = 4;
 constexpr int kAtOnce = 4;  // kept boxes that a box is tested against at a time
 static_assert(kTile <= kBand, "the segment inside a tile has one band");
+static_assert(kScannedWords <= 2 * static_cast<int>(kWarpSize), "each lane of a warp counts two words");
 static_assert(kWords <= static_cast<int>(kWarpSize), "each lane of a warp keeps one word");
 
 struct Range {
@@ -46,6 +56,25 @@ struct Position {
   int group_end;
   unsigned rank;
 };
+
+// What is known about the segments; the entries of a segment are those of its first position.
+struct Progress {
+  int* begins;  // (N,) all positions before this one are settled
+  int* counts;  // (N,) boxes of the band
+  int* bands;   // (N,) positions of the boxes of the band, from the first position of the segment on
+};
+
+// How the blocks of a segment share its work.
+struct Share {
+  bool is_first;  // this block has the first position of the segment
+  int index, count;  // of this block, and of all
+};
+
+__device__ Share share_of(const Range& segment) {
+  const int first = segment.begin / kTile;
+  const int index = static_cast<int>(blockIdx.x) - first;
+  return {index == 0, index, (segment.end - 1) / kTile - first + 1};
+}
 
 // ---------------------------------------------------------------------------------------------- the positions
 
@@ -97,8 +126,7 @@ __global__ void __launch_bounds__(kTile)
                          Position* __restrict__ positions,     // (N,)
                          Box<T>* __restrict__ sorted,          // (N,) the boxes, by position
                          bool* __restrict__ alive,             // (N,) by position: nothing suppresses it yet
-                         unsigned* __restrict__ longest,       // length of a segment, 0 at the start; may be null
-                         int n) {
+                         Progress progress, int n) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x;
   if (at >= n) return;
   const int i = static_cast<int>(at);
@@ -115,7 +143,7 @@ __global__ void __launch_bounds__(kTile)
       own.segment.end = last.end > tile_end ? last.begin : tile_end;
     }
   }
-  if (longest != nullptr && i == own.segment.begin) atomicMax(longest, static_cast<unsigned>(own.segment.end - i));
+  progress.begins[i] = i;
   positions[i] = own;
   sorted[i] = load_box<T>(boxes, ranked[own.rank].index);
   alive[i] = true;
@@ -123,29 +151,79 @@ __global__ void __launch_bounds__(kTile)
 
 // ------------------------------------------------------------------------------------------------ suppression
 
-// Word w of the pairs of a position: bit b says whether its box suppresses the box at position 32 * w + b of its band,
-// for later positions only. Words before the word of the position itself are not written.
+// Lists the first positions of a range that are alive, at most kBand, in shared memory, with all threads of the block.
+// Returns how many there are; kBand + 1 if there are more.
+//   words: kScannedWords words in shared memory. There has to be a barrier before the next call.
+__device__ int list_alive(const bool* alive, int begin, int end, int* list, unsigned* words) {
+  const int lane = static_cast<int>(threadIdx.x % kWarpSize);
+  const int warp = static_cast<int>(threadIdx.x / kWarpSize);
+  constexpr int kWarps = kTile / static_cast<int>(kWarpSize);
+  constexpr int kHalf = kScannedWords / 2;
+  int found = 0;
+  for (int first = begin; first < end && found <= kBand; first += kScanned) {
+    if (first != begin) __syncthreads();  // no thread still reads the words
+    for (int word = warp; word < kScannedWords; word += kWarps) {
+      const int i = first + word * 32 + lane;
+      const unsigned votes = __ballot_sync(kAllLanes, i < end && alive[i]);
+      if (lane == 0) words[word] = votes;
+    }
+    __syncthreads();
+    const unsigned low = lane < kHalf ? __popc(words[lane]) : 0;
+    const unsigned high = lane < kHalf ? __popc(words[kHalf + lane]) : 0;
+    for (int word = warp; word < kScannedWords; word += kWarps) {
+      const unsigned before = warp_sum((lane < word ? low : 0) + (kHalf + lane < word ? high : 0));
+      const int rank = found + static_cast<int>(before) + __popc(words[word] & ((1u << lane) - 1));
+      if ((words[word] >> lane & 1) && rank < kBand) list[rank] = first + word * 32 + lane;
+    }
+    found += static_cast<int>(warp_sum(low + high));
+  }
+  __syncthreads();
+  return found < kBand ? found : kBand + (found > kBand);
+}
+
+// Lists the bands of a round, and tests their pairs. Word w of the pairs of box k of a band: bit b says whether the box
+// suppresses box 32 * w + b of its band, for later boxes only. Words before the word of the box itself are not written.
 template <typename T>
-__global__ void __launch_bounds__(kTile)
+__global__ void __launch_bounds__(kTile, kPairBlocks)
     find_pairs_kernel(const Position* __restrict__ positions,  // (N,)
                       const Box<T>* __restrict__ sorted,       // (N,)
-                      unsigned* __restrict__ pairs,            // (kWords, N)
+                      const bool* __restrict__ alive,          // (N,)
+                      Progress progress,
+                      unsigned* __restrict__ pairs,  // (kWords, N); box k is at the k-th position of its segment
+                      unsigned* __restrict__ more,   // set to 1 if boxes may be alive behind a band; may be null
                       T threshold, int n) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x;
-  if (at >= static_cast<int64_t>(n) * kWords) return;
-  const int word = static_cast<int>(at / n);
-  const int i = static_cast<int>(at % n);
-  const Position own = positions[i];
-  const int in_band = (i - own.segment.begin) % kBand;
-  if (word < in_band / 32) return;
-  const int first = i - in_band + word * 32;  // the position of bit 0
-  const Box<T> box = sorted[i];
-  unsigned bits = 0;
-  const int last = own.group_end < first + 32 ? own.group_end : first + 32;
-  for (int j = first > i ? first : i + 1; j < last; ++j) {
-    if (suppresses(box, sorted[j], threshold)) bits |= 1u << (j - first);
+  SHARED_ARRAY(int, band, kBand);
+  SHARED_ARRAY(unsigned, words, kScannedWords);
+  const int tile_begin = static_cast<int>(blockIdx.x) * kTile;
+  const int tile_end = n - tile_begin < kTile ? n : tile_begin + kTile;
+  Range segment;
+  for (int at = tile_begin; at < tile_end; at = segment.end) {
+    segment = positions[at].segment;
+    if (at != tile_begin) __syncthreads();  // no thread still reads the shared memory of the segment before
+    const int found = list_alive(alive, progress.begins[segment.begin], segment.end, band, words);
+    const int count = found < kBand ? found : kBand;
+    const Share share = share_of(segment);
+    if (share.is_first) {
+      for (int k = threadIdx.x; k < count; k += kTile) progress.bands[segment.begin + k] = band[k];
+      if (threadIdx.x == 0) progress.counts[segment.begin] = count;
+      if (threadIdx.x == 0 && more != nullptr && found > kBand) atomicMax(more, 1u);
+    }
+    const int n_items = (count + 31) / 32 * count;
+    for (int item = share.index * kTile + static_cast<int>(threadIdx.x); item < n_items; item += share.count * kTile) {
+      const int word = item / count;
+      const int k = item % count;
+      if (word < k / 32) continue;
+      const Box<T> box = sorted[band[k]];
+      const int group_end = positions[band[k]].group_end;
+      const int first = word * 32;
+      const int last = count < first + 32 ? count : first + 32;
+      unsigned bits = 0;
+      for (int j = first > k ? first : k + 1; j < last && band[j] < group_end; ++j) {
+        if (suppresses(box, sorted[band[j]], threshold)) bits |= 1u << (j - first);
+      }
+      pairs[static_cast<int64_t>(word) * n + segment.begin + k] = bits;
+    }
   }
-  pairs[at] = bits;
 }
 
 // Settles a band, by one warp: returns which of the boxes still alive are kept. Lane w has word w of the band.
@@ -189,30 +267,29 @@ __device__ bool any_suppresses(const Box<T>* kept, int n, const Box<T>& box, T t
 // Settles a band, with all threads of the block; returns how many of its boxes are kept.
 //   kept_words: one bit for each box of the band, set if the box is kept
 template <typename T>
-__device__ __forceinline__ int keep_of_band(const Range& band,
+__device__ __forceinline__ int keep_of_band(const int* band,        // (size,) positions
+                                            int size,
                                             const Box<T>* sorted,   // (N,)
-                                            const unsigned* pairs,  // (kWords, N)
-                                            const bool* alive,      // (N,)
+                                            const unsigned* pairs,  // (kWords, N), from the first box of the band on
                                             int n,
                                             Box<T>* kept_boxes,      // shared; holds the pairs first
                                             unsigned* kept_words) {  // (kWords,), shared
   auto* const rows = reinterpret_cast<unsigned*>(kept_boxes);        // (kWords, kBand)
   const unsigned lane = threadIdx.x % kWarpSize;
-  const int size = band.end - band.begin;
   const int n_words = (size + 31) / 32;
   for (int k = threadIdx.x; k < kBand; k += kTile) {
-    const unsigned votes = __ballot_sync(kAllLanes, k < size && alive[band.begin + k]);
-    if (lane == 0) kept_words[k / 32] = votes;
     unsigned words[kWords];  // all loads are in flight at once
     for (int word = 0; word < kWords; ++word) {
       const bool is_set = k < size && k / 32 <= word && word < n_words;
-      words[word] = is_set ? pairs[static_cast<int64_t>(word) * n + band.begin + k] : 0;
+      words[word] = is_set ? pairs[static_cast<int64_t>(word) * n + k] : 0;
     }
     for (int word = 0; word < kWords; ++word) rows[word * kBand + k] = words[word];
   }
   __syncthreads();
   if (threadIdx.x < kWarpSize) {
-    const unsigned word = settle_band(lane < kWords ? kept_words[lane] : 0, rows, n_words);
+    const int left = size - static_cast<int>(lane) * 32;  // boxes of this lane's word and of those behind it
+    const unsigned alive = left >= 32 ? kAllLanes : left > 0 ? (1u << left) - 1 : 0;
+    const unsigned word = settle_band(alive, rows, n_words);
     if (lane < kWords) kept_words[lane] = word;
   }
   __syncthreads();
@@ -220,7 +297,7 @@ __device__ __forceinline__ int keep_of_band(const Range& band,
   for (int word = 0; word < n_words; ++word) {
     const unsigned bits = kept_words[word];
     if (threadIdx.x / kWarpSize == word % (kTile / kWarpSize) && bits >> lane & 1) {
-      kept_boxes[n_kept + __popc(bits & ((1u << lane) - 1))] = sorted[band.begin + word * 32 + lane];
+      kept_boxes[n_kept + __popc(bits & ((1u << lane) - 1))] = sorted[band[word * 32 + static_cast<int>(lane)]];
     }
     n_kept += __popc(bits);
   }
@@ -228,14 +305,16 @@ __device__ __forceinline__ int keep_of_band(const Range& band,
   return n_kept;
 }
 
+// Settles the bands of a round, and drops the boxes behind them that they suppress.
 template <typename T>
 __global__ void __launch_bounds__(kTile)
     suppress_kernel(const Position* __restrict__ positions,  // (N,)
                     const Box<T>* __restrict__ sorted,       // (N,)
                     const unsigned* __restrict__ pairs,      // (kWords, N)
                     bool* __restrict__ alive,                // (N,)
-                    bool* __restrict__ is_kept,              // (N,) by rank; false at the start
-                    T threshold, int n, int round) {
+                    Progress progress,
+                    bool* __restrict__ is_kept,  // (N,) by rank; false at the start
+                    T threshold, int n) {
   SHARED_ARRAY(Box<T>, kept_boxes, kWords * kBand * sizeof(unsigned) / sizeof(Box<T>));
   SHARED_ARRAY(unsigned, kept_words, kWords);
 
@@ -246,20 +325,20 @@ __global__ void __launch_bounds__(kTile)
   Range segment;
   for (int at = tile_begin; at < tile_end; at = segment.end) {
     segment = positions[at].segment;
-    if ((segment.end - segment.begin - 1) / kBand < round) continue;
-    const int begin = segment.begin + round * kBand;
-    const Range band = {begin, segment.end - begin < kBand ? segment.end : begin + kBand};
+    const int size = progress.counts[segment.begin];
+    const int* const band = progress.bands + segment.begin;
+    const int behind = size > 0 ? band[size - 1] + 1 : segment.end;  // the first position behind the band
+    const bool is_first = share_of(segment).is_first;
+    if (is_first && threadIdx.x == 0) progress.begins[segment.begin] = behind;
     // After this barrier, no thread still reads the shared memory of the segment before.
-    const bool waits = i >= at && i >= begin && i < segment.end && i < tile_end && alive[i];
-    if (!__syncthreads_or(waits)) continue;
+    const bool waits = i >= behind && i < segment.end && i < tile_end && alive[i];
+    if (!__syncthreads_or(waits || (is_first && size > 0))) continue;
 
-    const int n_kept = keep_of_band(band, sorted, pairs, alive, n, kept_boxes, kept_words);
-    if (!waits) continue;
-    if (i < band.end) {
-      if (kept_words[(i - begin) / 32] >> ((i - begin) % 32) & 1) is_kept[positions[i].rank] = true;
-    } else if (any_suppresses(kept_boxes, n_kept, sorted[i], threshold)) {
-      alive[i] = false;
+    const int n_kept = keep_of_band(band, size, sorted, pairs + segment.begin, n, kept_boxes, kept_words);
+    for (int k = threadIdx.x; is_first && k < size; k += kTile) {
+      if (kept_words[k / 32] >> (k % 32) & 1) is_kept[positions[band[k]].rank] = true;
     }
+    if (waits && any_suppresses(kept_boxes, n_kept, sorted[i], threshold)) alive[i] = false;
   }
 }
 
@@ -299,25 +378,18 @@ __global__ void __launch_bounds__(kOutputThreads)
   if (kept) out[kept_before] = ranked[rank].index;
 }
 
-// Reads a number that the device computes; waits for it.
-unsigned read_back(const unsigned* number, cudaStream_t stream) {
-  unsigned value = 0;
-  STD_CUDA_CHECK(cudaMemcpyAsync(&value, number, sizeof value, cudaMemcpyDeviceToHost, stream));
+// What the host has to know after some rounds.
+struct Summary {
+  unsigned n_kept;  // so far
+  unsigned more;    // 1: more rounds may be needed
+};
+
+// Reads the summary that the device computes; waits for it.
+Summary read_back(const Summary* summary, cudaStream_t stream) {
+  Summary value = {};
+  STD_CUDA_CHECK(cudaMemcpyAsync(&value, summary, sizeof value, cudaMemcpyDeviceToHost, stream));
   STD_CUDA_CHECK(cudaStreamSynchronize(stream));
   return value;
-}
-
-Tensor write_kept(const bool* is_kept, const RankKey* ranked, int64_t n, const Tensor& like, cudaStream_t stream) {
-  const int64_t blocks = ceil_div(n, kOutputThreads);
-  const Scratch<unsigned> counts(like, blocks + 1);
-  unsigned* const total = counts.data() + blocks;
-  STD_CUDA_CHECK(cudaMemsetAsync(total, 0, sizeof *total, stream));
-  launch(count_kept_kernel, blocks, kOutputThreads, stream, is_kept, counts.data(), total, n);
-  const int64_t n_kept = read_back(total, stream);
-  const Tensor out = torch::stable::new_empty(like, {n_kept}, ScalarType::Long);
-  launch(write_kept_kernel, blocks, kOutputThreads, stream, is_kept, counts.data(), ranked,
-         out.mutable_data_ptr<int64_t>(), n);
-  return out;
 }
 
 // --------------------------------------------------------------------------------------------------- the ops
@@ -334,21 +406,32 @@ Tensor nms_of_sorted(const Tensor& boxes, const RankKey* ranked, const RankKey* 
   const Scratch<bool> alive(boxes, n);
   const Scratch<bool> is_kept(boxes, n);
   const Scratch<unsigned> pairs(boxes, int64_t(n) * kWords);
+  const Scratch<int> numbers(boxes, int64_t(n) * 3);
+  const Progress progress = {numbers.data(), numbers.data() + n, numbers.data() + 2 * int64_t(n)};
+  const int64_t output_blocks = ceil_div(n, kOutputThreads);
+  const Scratch<unsigned> counts(boxes, output_blocks);
+  const Scratch<Summary> summary(boxes, 1);
   STD_CUDA_CHECK(cudaMemsetAsync(is_kept.data(), 0, n, stream));
-  int64_t rounds = ceil_div(n, kBand);
-  const bool asks = grouped != nullptr && rounds > kFewRounds;
-  const Scratch<unsigned> longest(boxes, 1);
-  if (asks) STD_CUDA_CHECK(cudaMemsetAsync(longest.data(), 0, sizeof(unsigned), stream));
-  launch(set_positions_kernel<scalar_t, T>, ceil_div(n, kTile), kTile, stream, boxes.const_data_ptr<scalar_t>(),
-         ranked, grouped, positions.data(), sorted.data(), alive.data(), asks ? longest.data() : nullptr, n);
-  launch(find_pairs_kernel<T>, ceil_div(int64_t(n) * kWords, kTile), kTile, stream, positions.data(), sorted.data(),
-         pairs.data(), threshold, n);
-  if (asks) rounds = ceil_div(read_back(longest.data(), stream), kBand);
-  for (int round = 0; round < rounds; ++round) {
-    launch(suppress_kernel<T>, ceil_div(n, kTile), kTile, stream, positions.data(), sorted.data(), pairs.data(),
-           alive.data(), is_kept.data(), threshold, n, round);
+  const int64_t tiles = ceil_div(n, kTile);
+  launch(set_positions_kernel<scalar_t, T>, tiles, kTile, stream, boxes.const_data_ptr<scalar_t>(), ranked, grouped,
+         positions.data(), sorted.data(), alive.data(), progress, n);
+  Summary found = {0, 1};
+  for (int64_t left = ceil_div(n, kBand); left > 0 && found.more != 0;) {  // no segment needs more rounds than that
+    STD_CUDA_CHECK(cudaMemsetAsync(summary.data(), 0, sizeof(Summary), stream));
+    for (int round = grouped != nullptr ? kRoundsOfGroups : kRounds; round > 0 && left > 0; --round, --left) {
+      launch(find_pairs_kernel<T>, tiles, kTile, stream, positions.data(), sorted.data(), alive.data(), progress,
+             pairs.data(), round == 1 ? &summary.data()->more : nullptr, threshold, n);
+      launch(suppress_kernel<T>, tiles, kTile, stream, positions.data(), sorted.data(), pairs.data(), alive.data(),
+             progress, is_kept.data(), threshold, n);
+    }
+    launch(count_kept_kernel, output_blocks, kOutputThreads, stream, is_kept.data(), counts.data(),
+           &summary.data()->n_kept, n);
+    found = read_back(summary.data(), stream);
   }
-  return write_kept(is_kept.data(), ranked, n, boxes, stream);
+  const Tensor out = torch::stable::new_empty(boxes, {static_cast<int64_t>(found.n_kept)}, ScalarType::Long);
+  launch(write_kept_kernel, output_blocks, kOutputThreads, stream, is_kept.data(), counts.data(), ranked,
+         out.mutable_data_ptr<int64_t>(), n);
+  return out;
 }
 
 // idxs: null if all boxes are in one group.

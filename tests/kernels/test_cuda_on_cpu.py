@@ -66,6 +66,17 @@ def test_the_size_of_a_tile_does_not_matter(n_classes):
     check("multibox_loss", loss, cuda_and_cpu())
 
 
+@pytest.mark.parametrize("spread", [1, 3, 100])  # few, many and nearly all boxes are kept
+def test_bands_of_nms(spread):
+    """Each of several groups has several bands, and the last box of a band is often one that is suppressed."""
+    generator = adv.generator(spread)
+    corners = spread * torch.rand(5000, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 0.2 + 0.2 * torch.rand(5000, 2, generator=generator)], 1)
+    scores = torch.rand(5000, generator=generator)
+    check("nms", (boxes, scores, 0.3), cuda_and_cpu())
+    check("batched_nms", (boxes, scores, torch.randint(3, (5000,), generator=generator), 0.3), cuda_and_cpu())
+
+
 def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
     source = (build.CSRC / "postprocess_detections" / "postprocess_detections.cu").read_text()
     for usual, small in (
