@@ -248,6 +248,7 @@ struct Band {
       const unsigned word = alive[first / 32];
       if (word == 0) continue;
       const unsigned votes = __ballot_sync(kAllLanes, (word >> lane & 1) && predicate(first + lane));
+      __syncwarp();  // all lanes have read the word
       if (lane == 0) alive[first / 32] = votes;
     }
   }
@@ -267,6 +268,7 @@ __device__ void leave_best_of_class(const Band& band, unsigned* walked, int64_t 
     }
     const unsigned better = __popc(alike & ((1u << lane) - 1));
     const unsigned votes = __ballot_sync(kAllLanes, has_own && walked[label] + better < limit);
+    __syncwarp();  // all lanes have read the counters
     if (has_own && better == 0) walked[label] += __popc(alike);
     if (lane == 0) band.alive[first / 32] = votes;
     __syncwarp();
