@@ -194,7 +194,7 @@ def train_torchvision(settings: Settings, device: torch.device, workers: int | N
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    epochs = settings.epochs or epochs_for(settings.recipe, len(sets.train))
+    epochs = settings.epochs or epochs_for(settings.recipe, settings.network, len(sets.train))
     total = epochs * steps_per_epoch(len(sets.train), settings.batch_size)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     loader = train_loader(sets.train, settings.batch_size, settings.seed, range(total), worker_count(workers))

@@ -1,6 +1,7 @@
 """The demo's path from end to end, with a few pictures and a network as narrow as it gets."""
 
 import pytest
+import torch
 from PIL import Image
 
 import ssd.demo
@@ -12,6 +13,21 @@ from ssd.data import list_splits
 def small(monkeypatch):
     monkeypatch.setattr(ssd.demo, "N_TRAIN", 8)
     monkeypatch.setattr(ssd.demo, "N_TEST", 3)
+
+
+def test_training_on_a_cpu_takes_one_thread(small, tmp_path, monkeypatch):
+    def train(*_, **__):
+        raise ZeroDivisionError(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(ssd.demo, "train", train)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ZeroDivisionError, match=r"^1$"):
+            ssd.demo.demo(tmp_path, device="cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_writes_trains_evaluates_and_draws(small, tmp_path, capsys):

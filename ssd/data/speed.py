@@ -7,11 +7,10 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any, NamedTuple
 
-import torch
-
 from ssd.data import BoxDataset
 from ssd.data.augmentation import EvalTransform
 from ssd.data.loader import SeededDataset, collate, epoch_batches
+from ssd.runtime.device import one_thread
 
 RATES = (100, 700, 1500)  # pictures/s that a network may process; a GPU trains SSD300 at 700 to 1500
 
@@ -66,9 +65,5 @@ def measure_speed(
                     return pictures / spent
             epoch += 1
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return InputSpeed(*map(rate, (None, augment(input_size), EvalTransform(input_size))))
-    finally:
-        torch.set_num_threads(before)

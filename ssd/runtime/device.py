@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -32,6 +34,17 @@ def pick_device(name: str | None = None) -> torch.device:
     if device.type == "meta":
         raise ValueError("device 'meta' cannot be used: it holds no data")
     return device
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch's operations run on one thread of the CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -1,12 +1,17 @@
 """The optimiser of a run, and the schedule of its learning rate."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from ssd.networks import Network
 from ssd.training.settings import Schedule, Settings, resolved
+
+# Devices on which all parameters are updated in one call. With hundreds of small tensors, as in `ssdlite`, AdamW then
+# takes a fifth of the time on a CPU.
+FUSED = ("cpu", "cuda")
 
 
 def lr_factor(step: int, total: int, schedule: Schedule, warmup: int) -> float:
@@ -59,7 +64,12 @@ def make_optimizer(model: Network, settings: Settings) -> torch.optim.SGD | torc
             scale *= settings.lr_backbone if id(parameter) in slow else 1.0
             groups.setdefault(scale, []).append(parameter)
     scaled = [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
-    common = {"lr": resolved(settings.lr), "weight_decay": resolved(settings.weight_decay)}
+    fused = all(parameter.device.type in FUSED for parameter in model.parameters())
+    common: dict[str, Any] = {
+        "lr": resolved(settings.lr),
+        "weight_decay": resolved(settings.weight_decay),
+        "fused": fused,
+    }
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(scaled, betas=(settings.momentum, 0.999), **common)
     return torch.optim.SGD(scaled, momentum=settings.momentum, **common)

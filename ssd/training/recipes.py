@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 from ssd.networks.priors import FITTED
 from ssd.networks.ssdlite import SSDLite, SSDLite320
 
-# Upper limit of the default number of epochs. It has an effect with fewer than 18 pictures, which a network soon
-# memorises.
+# Upper limit of the default number of epochs: a network soon memorises a handful of pictures.
 MOST_EPOCHS = 400
 # What AdamW takes instead of SGD's rate and weight decay, in each recipe (docs/recipes.md, "Small networks").
 ADAMW: dict[str, Any] = {"lr": 2e-3, "weight_decay": 0.01}
 BY_NETWORK = ("optimizer", *ADAMW)  # settings whose defaults depend on the network
+_SSDLITE = (SSDLite.name, SSDLite320.name)
 
 
 class Recipe(NamedTuple):
@@ -25,6 +25,7 @@ class Recipe(NamedTuple):
     pictures: int  # least number of pictures seen in a run, counted with repetitions
     epochs: int  # least number of epochs of a run
     networks: dict[str, dict[str, Any]]  # name of a network -> its settings, where they differ
+    pictures_of: dict[str, int]  # name of a network -> its least number of pictures, where it differs
 
 
 RECIPES: dict[str, Recipe] = {
@@ -46,7 +47,8 @@ RECIPES: dict[str, Recipe] = {
         "ScratchDet, arXiv 1810.08425; Smith and Topin, Super-Convergence, arXiv 1708.07120; docs/recipes.md",
         pictures=7200,
         epochs=25,
-        networks={network.name: {"priors": FITTED, "optimizer": "adamw"} for network in (SSDLite, SSDLite320)},
+        networks={name: {"priors": FITTED, "optimizer": "adamw"} for name in _SSDLITE},
+        pictures_of=dict.fromkeys(_SSDLITE, 20_000),
     ),
     "finetune": Recipe(
         "weights of a detector or of a backbone",
@@ -63,6 +65,7 @@ RECIPES: dict[str, Recipe] = {
         pictures=7200,
         epochs=25,
         networks={},
+        pictures_of={},
     ),
     "tutorial": Recipe(
         "comparisons with sgrvinod's tutorial",
@@ -80,19 +83,22 @@ RECIPES: dict[str, Recipe] = {
         pictures=0,
         epochs=120,
         networks={},
+        pictures_of={},
     ),
 }
 
 
-def epochs_for(recipe: str, pictures: int) -> int:
+def epochs_for(recipe: str, network: str, pictures: int) -> int:
     """Returns the default number of epochs.
 
     Args:
         recipe: a key of `RECIPES`.
+        network: name of the network.
         pictures: number of training pictures, at least 1.
     """
-    least, enough = RECIPES[recipe].epochs, math.ceil(RECIPES[recipe].pictures / pictures)
-    return max(least, min(enough, MOST_EPOCHS))
+    chosen = RECIPES[recipe]
+    enough = math.ceil(chosen.pictures_of.get(network, chosen.pictures) / pictures)
+    return max(chosen.epochs, min(enough, MOST_EPOCHS))
 
 
 def eval_every_for(epochs: int) -> int:

@@ -174,7 +174,7 @@ class _Run:
             self.say(note)
         self.per_epoch = epoch_length(len(sets.train), self.repeats)
         if settings.epochs is None and settings.minutes is None:
-            settings = replace(settings, epochs=epochs_for(self.recipe, self.per_epoch))
+            settings = replace(settings, epochs=epochs_for(self.recipe, str(settings.network), self.per_epoch))
         settings = replace(
             settings,
             classes=sets.classes,

@@ -57,15 +57,19 @@ def test_what_is_given_overrides_the_recipe():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "pictures", "epochs"),
+    ("recipe", "network", "pictures", "epochs"),
     [
-        ("scratch", 1, 400),
-        ("scratch", 18, 400),
-        ("scratch", 100, 72),
-        ("scratch", 263, 28),
-        ("scratch", 10_000, 25),
-        ("tutorial", 1, 120),
+        ("scratch", "ssd300", 1, 400),
+        ("scratch", "ssd300", 18, 400),
+        ("scratch", "ssd300", 100, 72),
+        ("scratch", "ssd300", 263, 28),
+        ("scratch", "ssd300", 10_000, 25),
+        ("scratch", "ssdlite", 50, 400),
+        ("scratch", "ssdlite320", 100, 200),
+        ("scratch", "ssdlite", 10_000, 25),
+        ("finetune", "ssdlite", 100, 72),
+        ("tutorial", "ssd300", 1, 120),
     ],
 )
-def test_epochs_by_the_number_of_pictures(recipe, pictures, epochs):
-    assert epochs_for(recipe, pictures) == epochs
+def test_epochs_by_the_number_of_pictures(recipe, network, pictures, epochs):
+    assert epochs_for(recipe, network, pictures) == epochs
