@@ -38,7 +38,7 @@ from ssd.networks.ssdlite import SSDLite320
 from ssd.runtime.device import autocast, pick_device
 from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for
-from ssd.training.resuming import LAST
+from ssd.training.resuming import LAST, load_run
 from ssd.training.run import BEST, train
 from ssd.training.settings import Settings
 from ssd.training.splits import Sets, open_sets, whole_of
@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace, changes: str, seed: int) -> dict[str, Any
         settings = settings_of(arguments.data, changes, seed)
         out = arguments.out / f"{changes.replace('/', '_') or 'default'} {seed}"
         train(settings, out, device=arguments.device, workers=arguments.workers, quiet=True)
+        settings = Settings.from_dict(load_run(out / LAST)["settings"])  # now with network, size ...
         test = getattr(open_sets(settings), measured(changes))
         scores = []
         for name in (LAST, BEST):
