@@ -13,8 +13,8 @@
 //    So the number of rounds depends on the number of kept boxes, and is N / 512 only if all boxes are kept.
 // 4. The kept boxes are counted and written in the order of their ranks.
 //
-// The host launches a few rounds, counts the kept boxes, and waits for their number and for whether more rounds may be
-// needed. Memory is linear in N, with 64 bytes of pairs for each box.
+// After a few rounds, the host reads back the number of kept boxes, and whether more rounds may be needed; if so, it
+// launches more. Memory is linear in N, with 64 bytes of pairs for each box.
 #include "nms/nms.h"
 
 #include "core/box_math.h"
@@ -66,8 +66,9 @@ struct Progress {
 
 // How the blocks of a segment share its work.
 struct Share {
-  bool is_first;  // this block has the first position of the segment
-  int index, count;  // of this block, and of all
+  bool is_first;  // whether this block has the first position of the segment
+  int index;      // of this block among the blocks of the segment
+  int count;      // of these blocks
 };
 
 __device__ Share share_of(const Range& segment) {

@@ -168,16 +168,21 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, repeats: Tenso
     return [indices[start : start + batch_size] for start in starts]
 
 
-def worker_count(workers: int | None) -> int:
+def worker_count(workers: int | None, device: torch.device | None = None) -> int:
     """Number of processes or threads that read pictures, unless it is given.
 
-    It is one per core, at most 4, or at most 16 if there is a GPU, which needs more pictures. Processes that torchrun
-    started on this machine share its cores.
+    It is one per core, at most 4, or at most 16 for a GPU, which needs more pictures. Processes that torchrun started
+    on this machine share its cores.
+
+    Args:
+        workers: this number; None: the one above.
+        device: where the network runs; None: on a GPU if there is one.
     """
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = MOST_WORKERS_GPU if torch.cuda.is_available() else MOST_WORKERS
+    on_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
+    most = MOST_WORKERS_GPU if on_gpu else MOST_WORKERS
     return max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

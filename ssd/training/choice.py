@@ -96,7 +96,9 @@ def _by_device(settings: Settings, device: torch.device) -> tuple[str, str]:
 
 
 def choose_size(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Sequence[str]) -> Choice:
-    """Chooses the smallest of `SIZES` at which the priors fit enough of the objects of each class that has not few.
+    """Chooses the smallest of `SIZES` at which the priors fit enough of the objects of each class.
+
+    Classes with less than `FEW` objects are ignored, unless every class has less.
 
     Args:
         choice: the network, and the settings that decide its priors.
@@ -117,6 +119,8 @@ def choose_size(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Seq
     *smaller, size = tried
     least, worst = tried[size]
     fit = f"its priors fit at least {least:.0%} of the objects of each class"
+    if len(by_class) < len(classes):
+        fit += f" with {FEW} objects or more"
     if smaller:
         share, name = tried[smaller[-1]]
         fit = f"at {smaller[-1]} pixels, its priors would fit only {share:.0%} of the objects of the class {name}"

@@ -157,7 +157,7 @@ class _Run:
         else:  # absolute paths: the run may be resumed from another working directory
             choice, initial = choose_network(absolute_paths(asked), device)
         self.device, self.ranks = device, ranks
-        self.workers = worker_count(workers)
+        self.workers = worker_count(workers, device)
         self.quiet = quiet
 
         minutes = None if choice.settings.epochs else choice.settings.minutes
@@ -254,6 +254,16 @@ class _Run:
                 f"batch normalisation needs at least 2 pictures at once, but a batch of {n} pictures leaves 1 "
                 f"(processes: {self.ranks.size}, accumulate: {parts})"
             )
+
+    def _too_large(self, pictures: int) -> str:
+        """Says that a step with so many pictures in this process needs too much memory, and what helps."""
+        size, parts = self.model.input_size, 2 * self.settings.accumulate
+        helps = [f"--accumulate {parts}, which runs the batch in smaller parts"] if pictures // parts > 1 else []
+        helps += ["a smaller --batch-size", *["a smaller --size"] * (self.model.sizes is not None), "another --network"]
+        return (
+            f"{self.device} has too little free memory for a step with {pictures} pictures of {size} x {size} pixels; "
+            f"use {', or '.join(helps)}"
+        )
 
     @property
     def epochs(self) -> int | None:
@@ -353,12 +363,7 @@ class _Run:
                     self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
                 )
             except torch.OutOfMemoryError as error:
-                raise MemoryError(
-                    f"{self.device} has too little free memory for a step with {len(batch.images)} pictures of "
-                    f"{self.model.input_size} x {self.model.input_size} pixels; use --accumulate "
-                    f"{2 * self.settings.accumulate}, which runs the batch in smaller parts, or a smaller "
-                    "--batch-size, --size or --network"
-                ) from error
+                raise MemoryError(self._too_large(len(batch.images))) from error
             self.step += 1
             if self.average:
                 self.average.update(self.model, self.step)

@@ -57,6 +57,7 @@ def test_the_number_of_workers(monkeypatch, cores, gpu, processes, workers):
     if processes:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))  # by torchrun
     assert worker_count(None) == workers
+    assert worker_count(None, torch.device("cpu")) <= 4
     assert worker_count(7) == 7
 
 

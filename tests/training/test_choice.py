@@ -156,6 +156,9 @@ def test_a_class_with_few_objects_does_not_decide_the_size():
         return choice.choose_size(chosen(), objects, ("large", "small")).settings.size
 
     assert (size(9), size(10)) == (320, 640)
+    objects = packed(torch.cat([large.repeat(50, 1), small]), [1] * 50 + [2])
+    (line,) = choice.choose_size(chosen(), objects, ("large", "small")).notes
+    assert "100% of the objects of each class with 10 objects or more (" in line
     assert choice.choose_size(chosen(), packed(small, [1]), ("small",)).settings.size == 640  # there is no other class
 
 

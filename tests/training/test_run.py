@@ -232,12 +232,16 @@ def test_a_gpu_with_too_little_memory_is_named_with_what_helps(shapes, tmp_path,
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(training, "train_step", train_step)
-    command = ["train", shapes, "--out", tmp_path / "run", "--network", "ssd300", "--width", 0.01]
-    line = error_of(capsys, *command, "--batch-size", 4, "--accumulate", 2, "--device", "cpu", "--workers", 0)
+    command = ["train", shapes, "--width", 0.1, "--batch-size", 6, "--device", "cpu", "--workers", 0]
+    line = error_of(capsys, *command, "--out", tmp_path / "ssdlite", "--network", "ssdlite", "--size", 224)
     assert line == (
-        "ssd train: error: cpu has too little free memory for a step with 4 pictures of 300 x 300 pixels; use "
-        "--accumulate 4, which runs the batch in smaller parts, or a smaller --batch-size, --size or --network"
+        "ssd train: error: cpu has too little free memory for a step with 6 pictures of 224 x 224 pixels; use "
+        "--accumulate 2, which runs the batch in smaller parts, or a smaller --batch-size, or a smaller --size, or "
+        "another --network"
     )
+    # A part of one picture would be too few for batch norm, and this network has one size.
+    line = error_of(capsys, *command, "--out", tmp_path / "ssd300", "--network", "ssd300", "--accumulate", 3)
+    assert line.endswith("6 pictures of 300 x 300 pixels; use a smaller --batch-size, or another --network")
 
 
 def test_a_loss_that_explodes_in_float16_is_named_once_the_scale_cannot_help(shapes, tmp_path, monkeypatch):
