@@ -66,15 +66,13 @@ struct Progress {
 
 // How the blocks of a segment share its work.
 struct Share {
-  bool is_first;  // whether this block has the first position of the segment
-  int index;      // of this block among the blocks of the segment
-  int count;      // of these blocks
+  int index;  // of this block among the blocks of the segment; 0 has its first position
+  int count;  // of these blocks
 };
 
 __device__ Share share_of(const Range& segment) {
   const int first = segment.begin / kTile;
-  const int index = static_cast<int>(blockIdx.x) - first;
-  return {index == 0, index, (segment.end - 1) / kTile - first + 1};
+  return {static_cast<int>(blockIdx.x) - first, (segment.end - 1) / kTile - first + 1};
 }
 
 // ---------------------------------------------------------------------------------------------- the positions
@@ -179,7 +177,7 @@ __device__ int list_alive(const bool* alive, int begin, int end, int* list, unsi
     found += static_cast<int>(warp_sum(low + high));
   }
   __syncthreads();
-  return found < kBand ? found : kBand + (found > kBand);
+  return min(found, kBand + 1);
 }
 
 // Lists the bands of a round, and tests their pairs. Word w of the pairs of box k of a band: bit b says whether the box
@@ -202,9 +200,9 @@ __global__ void __launch_bounds__(kTile, kPairBlocks)
     segment = positions[at].segment;
     if (at != tile_begin) __syncthreads();  // no thread still reads the shared memory of the segment before
     const int found = list_alive(alive, progress.begins[segment.begin], segment.end, band, words);
-    const int count = found < kBand ? found : kBand;
+    const int count = min(found, kBand);
     const Share share = share_of(segment);
-    if (share.is_first) {
+    if (share.index == 0) {
       for (int k = threadIdx.x; k < count; k += kTile) progress.bands[segment.begin + k] = band[k];
       if (threadIdx.x == 0) progress.counts[segment.begin] = count;
       if (threadIdx.x == 0 && more != nullptr && found > kBand) atomicMax(more, 1u);
@@ -329,7 +327,7 @@ __global__ void __launch_bounds__(kTile)
     const int size = progress.counts[segment.begin];
     const int* const band = progress.bands + segment.begin;
     const int behind = size > 0 ? band[size - 1] + 1 : segment.end;  // the first position behind the band
-    const bool is_first = share_of(segment).is_first;
+    const bool is_first = share_of(segment).index == 0;
     if (is_first && threadIdx.x == 0) progress.begins[segment.begin] = behind;
     // After this barrier, no thread still reads the shared memory of the segment before.
     const bool waits = i >= behind && i < segment.end && i < tile_end && alive[i];

@@ -375,13 +375,14 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
         return true;
       });
     }
-    while (n_kept < top_k) {
+    while (true) {
       __syncthreads();  // the words of `alive` are those of all warps
       const int count = pick(band);
       if (count == 0) break;
       const unsigned kept = settle_picked(band, count, max_overlap);
       keep(band, count, kept, kept_boxes, n_kept, top_k);
       n_kept = min(n_kept + __popc(kept), top_k);
+      if (n_kept == top_k) break;
       const int last = picked[count - 1];
       band.leave([&](int i) {
         if (i <= last) return false;
