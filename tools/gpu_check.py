@@ -127,7 +127,7 @@ def all_steps(folder: Path, gpu: bool) -> list[Step]:
 
     sections = [f"--section={name}" for name in ("SpeedOfLight", "SchedulerStats", "WarpStateStats")]
     metrics = ",".join(f"smsp__inst_executed.{over}" for over in ("min", "avg", "max"))  # over the schedulers
-    kernels = "--kernel-name=regex:cross_entropies|walk_candidates|add_up_image|gradients"
+    kernels = "--kernel-name=regex:rows_kernel|walk_candidates|add_up_image|gradients"
     ncu = [program("ncu"), "--clock-control=none", "--csv", *sections, f"--metrics={metrics}", kernels]
 
     rooms = sorted(path.name for path in (ROOT / "csrc").iterdir())

@@ -31,6 +31,17 @@ C10_HOST_DEVICE inline bits_t<T> ordered_bits(T value) {
   return magnitude > kInfinity ? ~Bits(0) : ordered;
 }
 
+// The value that has these ordered bits; 0 instead of -0, and one NaN instead of all.
+template <typename T>
+C10_HOST_DEVICE inline T value_of_bits(bits_t<T> ordered) {
+  using Bits = bits_t<T>;
+  constexpr Bits kSign = Bits(1) << (8 * sizeof(Bits) - 1);
+  const Bits bits = ordered < kSign ? kSign + (kSign - ordered) : ordered - kSign;
+  T value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // A key that sorts ascending: the best value first, equal ones by their index.
 struct RankKey {
   uint64_t high;  // the smaller, the better

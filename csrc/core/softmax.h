@@ -47,7 +47,7 @@ C10_HOST_DEVICE inline bool score_may_exceed(T exponential, T sum, T min_score) 
 }
 
 template <typename T>
-struct RowSum {
+struct alignas(2 * sizeof(T)) RowSum {  // aligned, so that a GPU loads and stores it as a whole
   T maximum, sum;  // maximum of the logits, sum of exp_of_logit
 };
 

@@ -70,17 +70,19 @@ ImageLoss add_up_image(const T* ce,                  // (P,)
   const int64_t first = image * n_priors;
   selected += first;
   const int64_t n_pos = selector.select(ce, targets.match + first, selected);
-  LaneSums<kPriorLanes> conf, loc;
+  LaneSums<kPriorLanes> positives, negatives, loc;
   for (int64_t p = 0; p < n_priors; ++p) {
     const int64_t i = first + p;
     const int32_t object = targets.match[i];
-    if (object < 0 && !selected[p]) continue;
-    conf.add(p, ce[p]);
-    if (object < 0) continue;
+    if (object < 0) {
+      if (selected[p]) negatives.add(p, ce[p]);
+      continue;
+    }
+    positives.add(p, ce[p]);
     const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
     loc.add(p, localization_error(predicted, targets.true_offsets(i, object), smooth));
   }
-  return {conf.total(), loc.total(), n_pos};
+  return {positives.total() + negatives.total(), loc.total(), n_pos};
 }
 
 template <typename T>

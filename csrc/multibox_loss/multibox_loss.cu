@@ -1,14 +1,16 @@
 // The SSD loss on the GPU: pred_offsets (B, P, 4), pred_logits (B, P, C) and packed objects -> conf_loss,
 // loc_loss, n_pos, match (B, P), selected (B, P); and its gradients.
 //
-// Forward, after matching (match_priors.cu):
-// 1. cross_entropies_kernel: a block owns a tile of rows in shared memory, a thread one row. Only the cross entropy of
-//    each row is kept.
-// 2. add_up_image_kernel: a block owns an image. It selects the hard negatives (select_hard_negatives.cuh), then adds
-//    up the losses of positives and hard negatives; the targets of the few positives are encoded on the way.
+// Forward, three launches (bipartite matching: four):
+// 1. rows_kernel: a block owns tiles of neighbouring rows of one image, in shared memory, a thread one row. A warp
+//    matches its 32 priors by the threshold (match_priors.cuh). A thread sums up its row, and keeps the sum and the
+//    cross entropy against background.
+// 2. add_up_image_kernel: a block owns an image. Its objects force their best priors to match. Then it selects the hard
+//    negatives (select_hard_negatives.cuh), whose losses it still has in registers, and adds up the losses; the cross
+//    entropies and the targets of the few positives are computed on the way.
 // 3. add_up_batch_kernel: one warp adds up the images.
-// Reads the logits once and writes 9 bytes (double: 13) per prior: cross entropy, match and selected, which the later
-// kernels read from the second-level cache.
+// Reads the logits once and writes 17 bytes (double: 29) per prior: cross entropy, sum, match and selected, which the
+// later kernels read from the second-level cache; of the sums they read only the few of positives.
 //
 // Backward, gradients_kernel: a block owns 128 rows. It fills the gradients of their logits with zeros, and then
 // replaces the gradients of the rows that count (positives and hard negatives); a group of lanes owns such a row. So
@@ -28,9 +30,15 @@
 #include "match_priors/match_priors.cuh"
 #include "select_hard_negatives/select_hard_negatives.cuh"
 
+#include <algorithm>
+#include <optional>
+
 namespace ssd_ext {
 namespace {
 
+// Maximum number of blocks of rows_kernel for an image. More are not needed to fill a GPU, and each adds one or two
+// candidates per object.
+constexpr int64_t kMaxBlocks = 512;
 constexpr int kGradientThreads = 128;
 // Lanes for a row that counts. Rows that count lie close together, so a block works on 16 of them at once. A row is
 // summed up class by class, so more lanes would hardly make it faster.
@@ -38,63 +46,98 @@ constexpr int kRowLanes = 8;
 
 // --------------------------------------------------------------------------------------------------- forward
 
+// The sums and the cross entropies against background of all rows.
+template <typename T>
+struct Rows {
+  RowSum<T>* sums;  // (B, P)
+  T* ce;            // (B, P)
+};
+
 template <typename scalar_t, typename T, int kTileBytes>
 __global__ void __launch_bounds__(kMaxTileRows)
-    cross_entropies_kernel(const scalar_t* __restrict__ logits,  // (B * P, C)
-                           const Targets<T> targets,
-                           T* __restrict__ ce,  // (B * P,)
-                           int64_t n_rows, int tile_rows) {
+    rows_kernel(const scalar_t* __restrict__ logits,  // (B, P, C)
+                const Targets<T> targets,
+                const T* __restrict__ corners_of_priors,  // (P, 4) xyxy, or null: those of the targets' priors
+                Candidate<T>* __restrict__ candidates,    // (G, columns)
+                int32_t* __restrict__ match,              // (B, P)
+                const Rows<T> rows, int tile_rows, int blocks, int columns, T threshold) {
   using Tile = RowTile<scalar_t, kTileBytes>;
   SHARED_ARRAY(typename Tile::Unit, shared, Tile::kShared);
 
-  const int64_t n_classes = targets.n_classes;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * tile_rows;
-  const int count = static_cast<int>(n_rows - first < tile_rows ? n_rows - first : tile_rows);
-  const Tile tile(logits + first * n_classes, count, n_classes, shared);
+  const int64_t n_priors = targets.n_priors;
+  const int64_t image = blockIdx.x / blocks;  // blocks: of an image
+  const int block = blockIdx.x % blocks;
   const int thread = threadIdx.x;
-  if (thread >= count) return;
+  const auto column = static_cast<int>(block * (blockDim.x / kWarpSize) + thread / kWarpSize);
+  const ImageObjects objects = objects_of(image, targets.row_splits, targets.n_objects);
+  bool first = true;
+  for (int64_t begin = int64_t(block) * tile_rows; begin < n_priors; begin += int64_t(blocks) * tile_rows) {
+    const int count = static_cast<int>(n_priors - begin < tile_rows ? n_priors - begin : tile_rows);
+    const bool has_row = thread < count;
+    const int64_t p = begin + thread;
+    const Box<T> prior = !has_row            ? Box<T>{0, 0, 0, 0}
+                         : corners_of_priors ? load_row<Box<T>>(corners_of_priors, p)
+                                             : corners(load_row<CenterBox<T>>(targets.priors, p));
+    const int32_t object = match_warp(prior, p, targets.boxes, objects, candidates, column, columns, first, threshold);
+    const int64_t i = image * n_priors + p;
+    if (has_row) match[i] = object;
 
-  const int64_t i = first + thread;
-  const int32_t object = targets.object(i);  // this load is in flight while the sum is computed
-  const scalar_t* const row = tile.row(thread);
-  const auto logit = [=](int64_t c) { return static_cast<T>(row[c]); };
-  const RowSum<T> all = sum_row<T>(logit, n_classes);
-  ce[i] = cross_entropy(logit(targets.true_class(i, object)), all.maximum, all.sum);
+    if (!first) __syncthreads();  // other threads may still read the last tile
+    first = false;
+    const Tile tile(logits + (image * n_priors + begin) * targets.n_classes, count, targets.n_classes, shared);
+    if (!has_row) continue;
+    const scalar_t* const row = tile.row(thread);
+    const auto logit = [=](int64_t c) { return static_cast<T>(row[c]); };
+    const RowSum<T> sum = sum_row<T>(logit, targets.n_classes);
+    rows.sums[i] = sum;
+    rows.ce[i] = cross_entropy(logit(0), sum.maximum, sum.sum);
+  }
 }
 
-template <typename T, bool kInRegisters>
+// candidates: null if the objects have their priors already.
+template <typename scalar_t, typename T, bool kInRegisters>
 __global__ void __launch_bounds__(kPriorLanes, 1)
-    add_up_image_kernel(const T* __restrict__ ce,    // (B, P)
-                        const AnyRows pred_offsets,  // (B, P, 4)
-                        const Targets<T> targets,
-                        bool* __restrict__ selected,     // (B, P)
-                        ImageLoss* __restrict__ losses,  // (B,)
-                        double ratio, int64_t min_negatives, bool smooth) {
+    add_up_image_kernel(const scalar_t* __restrict__ logits,  // (B, P, C)
+                        const AnyRows pred_offsets,           // (B, P, 4)
+                        const Rows<T> rows, const Targets<T> targets,
+                        const Candidate<T>* __restrict__ candidates,  // (G, columns)
+                        int32_t* match,                               // (B, P), that of the targets
+                        bool* __restrict__ selected,                  // (B, P)
+                        ImageLoss* __restrict__ losses,               // (B,)
+                        int columns, double ratio, int64_t min_negatives, bool smooth) {
   SHARED_ARRAY(unsigned, shared_counters, BlockSums<3>::kShared);
   SHARED_ARRAY(double, shared_lanes, kPriorLanes);
+  SHARED_ARRAY(int32_t, forced, kPriorLanes);
   BlockSums<3> counters(shared_counters);
 
   const auto n_priors = static_cast<unsigned>(targets.n_priors);
   const int64_t image = static_cast<int64_t>(blockIdx.x) * n_priors;
-  ce += image;
-  selected += image;
-  const int32_t* const match = targets.match + image;
+  match += image;
+  if (candidates != nullptr) {
+    force_best_priors<kPriorLanes>(candidates, columns,
+                                   objects_of(blockIdx.x, targets.row_splits, targets.n_objects), match, forced);
+  }
   const auto is_positive = [&](unsigned prior) { return match[prior] >= 0; };
-  const auto key_of = [&](unsigned prior) { return ordered_bits(ce[prior]); };
-  double conf = 0;
+  const auto key_of = [&](unsigned prior) { return ordered_bits(rows.ce[image + prior]); };
+  double positives = 0;
+  double negatives = 0;
   double loc = 0;
-  const auto count = [&](unsigned prior) {
+  const auto add_negative = [&](bits_t<T> key) { negatives += static_cast<double>(value_of_bits<T>(key)); };
+  const auto add_positive = [&](unsigned prior) {
+    const int64_t i = image + prior;
     const int32_t object = match[prior];
-    conf += static_cast<double>(ce[prior]);
-    if (object < 0) return;
-    const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, image + prior);
-    loc += localization_error(predicted, targets.true_offsets(image + prior, object), smooth);
+    const RowSum<T> row = rows.sums[i];
+    const auto true_logit = static_cast<T>(logits[i * targets.n_classes + targets.true_class(i, object)]);
+    positives += static_cast<double>(cross_entropy(true_logit, row.maximum, row.sum));
+    const auto predicted = load_row<BoxOffsets<T>>(pred_offsets, i);
+    loc += localization_error(predicted, targets.true_offsets(i, object), smooth);
   };
   const unsigned n_pos = select_hard_negatives_of_image<kInRegisters, bits_t<T>>(
-      is_positive, key_of, n_priors, ratio, min_negatives, counters, selected, count);
-  conf = sum_of_lanes<kPriorLanes>(conf, shared_lanes);
+      is_positive, key_of, n_priors, ratio, min_negatives, counters, selected + image, add_negative, add_positive);
+  positives = sum_of_lanes<kPriorLanes>(positives, shared_lanes);
+  negatives = sum_of_lanes<kPriorLanes>(negatives, shared_lanes);
   loc = sum_of_lanes<kPriorLanes>(loc, shared_lanes);
-  if (threadIdx.x == 0) losses[blockIdx.x] = {conf, loc, n_pos};
+  if (threadIdx.x == 0) losses[blockIdx.x] = {positives + negatives, loc, n_pos};
 }
 
 template <typename T>
@@ -132,29 +175,38 @@ LossOutputs multibox_loss_cuda(const LossInputs& given, const LossOptions& optio
     using scalar_t = decltype(zero);
     using T = compute_t<scalar_t>;
     const Targets<T> targets(inputs, outputs.match, options.variances);
-    const auto match = [&](auto launch_match, const T* priors) {
-      launch_match(targets.boxes, targets.row_splits, priors, outputs.match.mutable_data_ptr<int32_t>(), n_images,
-                   targets.n_objects, n_priors, options.threshold, options.bipartite, logits, stream);
-    };
-    if (inputs.priors_xyxy) {
-      match(&launch_match_priors<Box<T>, T>, inputs.priors_xyxy->const_data_ptr<T>());
-    } else {
-      match(&launch_match_priors<CenterBox<T>, T>, targets.priors);
-    }
-
+    const auto* const logit_data = inputs.pred_logits.const_data_ptr<scalar_t>();
+    auto* const match = outputs.match.mutable_data_ptr<int32_t>();
+    const Scratch<RowSum<T>> sums(logits, n_rows);
     const Scratch<T> ce(logits, n_rows);
+    const Rows<T> rows = {sums.data(), ce.data()};
+    const T* const corners_of_priors = inputs.priors_xyxy ? inputs.priors_xyxy->const_data_ptr<T>() : nullptr;
+    std::optional<Scratch<Candidate<T>>> candidates;
+    int columns = 0;
     dispatch_row_tile<scalar_t>(targets.n_classes, [&](auto tile_bytes, int tile_rows) {
-      launch(cross_entropies_kernel<scalar_t, T, decltype(tile_bytes)::value>, ceil_div(n_rows, tile_rows),
-             tile_threads(tile_rows), stream, inputs.pred_logits.const_data_ptr<scalar_t>(), targets, ce.data(), n_rows,
-             tile_rows);
+      const int threads = tile_threads(tile_rows);
+      const auto blocks = static_cast<int>(std::min(kMaxBlocks, ceil_div(n_priors, tile_rows)));  // of an image
+      columns = blocks * threads / static_cast<int>(kWarpSize);
+      candidates.emplace(logits, targets.n_objects * columns);
+      launch(rows_kernel<scalar_t, T, decltype(tile_bytes)::value>, n_images * blocks, threads, stream, logit_data,
+             targets, corners_of_priors, candidates->data(), match, rows, tile_rows, blocks, columns,
+             static_cast<T>(options.threshold));
     });
+    if (options.bipartite && targets.n_objects > 0) {
+      const auto take_best_pairs = [&](auto launch_take, const T* priors) {
+        launch_take(targets.boxes, targets.row_splits, priors, candidates->data(), match, n_images, targets.n_objects,
+                    n_priors, columns, stream);
+      };
+      corners_of_priors ? take_best_pairs(&launch_take_best_pairs<Box<T>, T>, corners_of_priors)
+                        : take_best_pairs(&launch_take_best_pairs<CenterBox<T>, T>, targets.priors);
+    }
 
     const Scratch<ImageLoss> losses(logits, n_images);
     static_assert(kPriorLanes == kMiningThreads, "the block that mines also adds up");
-    launch(n_priors <= kMiningPriors ? add_up_image_kernel<T, true> : add_up_image_kernel<T, false>, n_images,
-           kPriorLanes, stream, ce.data(), rows_of(inputs.pred_offsets), targets,
-           outputs.selected.mutable_data_ptr<bool>(), losses.data(), options.neg_pos_ratio, options.min_negatives,
-           options.smooth);
+    launch(n_priors <= kMiningPriors ? add_up_image_kernel<scalar_t, T, true> : add_up_image_kernel<scalar_t, T, false>,
+           n_images, kPriorLanes, stream, logit_data, rows_of(inputs.pred_offsets), rows, targets,
+           options.bipartite ? nullptr : candidates->data(), match, outputs.selected.mutable_data_ptr<bool>(),
+           losses.data(), columns, options.neg_pos_ratio, options.min_negatives, options.smooth);
     launch(add_up_batch_kernel<T>, 1, kImageLanes, stream, losses.data(), outputs.conf_loss.mutable_data_ptr<T>(),
            outputs.loc_loss.mutable_data_ptr<T>(), outputs.n_pos.mutable_data_ptr<int64_t>(), n_images, options.smooth);
   });

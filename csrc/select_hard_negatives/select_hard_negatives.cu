@@ -27,8 +27,9 @@ __global__ void __launch_bounds__(kMiningThreads, 1)
   const int64_t image = static_cast<int64_t>(blockIdx.x) * n_priors;
   const auto is_positive = [&](unsigned prior) { return positive[image + prior]; };
   const auto key_of = [&](unsigned prior) { return ordered_bits(static_cast<T>(loss[image + prior])); };
-  select_hard_negatives_of_image<kInRegisters, bits_t<T>>(is_positive, key_of, n_priors, ratio, min_negatives,
-                                                          sums, selected + image, [](unsigned) {});
+  const auto nothing = [](auto) {};
+  select_hard_negatives_of_image<kInRegisters, bits_t<T>>(is_positive, key_of, n_priors, ratio, min_negatives, sums,
+                                                          selected + image, nothing, nothing);
 }
 
 Tensor select_hard_negatives_cuda(const Tensor& loss, const Tensor& positive, double ratio, int64_t min_negatives) {

@@ -35,19 +35,19 @@ __device__ __forceinline__ void load_mining_keys(const IsPositive& is_positive, 
   }
 }
 
-// Writes `selected`, and then calls count(p) for each prior p that is positive or selected, in rising order;
-// thread p % blockDim.x does both. Returns the number of positive priors.
+// Writes `selected`, and calls negative(key) for each prior that is selected and positive(p) for each prior p that is
+// positive, each in rising order of the priors; thread p % blockDim.x does so. Returns the number of positive priors.
 //
 //   is_positive(p): whether prior p is positive
 //   key_of(p):      the key of its loss (order.h); any key if the prior is positive
 //   kInRegisters:   keeps the keys in registers; n_priors must be at most kMiningKeys * blockDim.x.
 //                   Otherwise each pass over the keys computes them again.
-template <bool kInRegisters, typename Bits, typename IsPositive, typename KeyOf, typename Count>
+template <bool kInRegisters, typename Bits, typename IsPositive, typename KeyOf, typename Negative, typename Positive>
 __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive, const KeyOf& key_of,
                                                    unsigned n_priors, double ratio, int64_t min_negatives,
                                                    BlockSums<3>& sums,
                                                    bool* selected,  // (P,)
-                                                   const Count& count) {
+                                                   const Negative& negative, const Positive& positive) {
   Bits keys[kMiningKeys];
   const auto load = [&](unsigned first) { load_mining_keys(is_positive, key_of, n_priors, first, keys); };
   if (kInRegisters) load(threadIdx.x);
@@ -75,18 +75,19 @@ __device__ unsigned select_hard_negatives_of_image(const IsPositive& is_positive
   Selection<Bits> hardest = {};
   if (k > 0) hardest = select_largest<Bits>(for_each_key, n_priors, n_neg, k, sums);
   for_each_batch([&](unsigned first) {
-    // The priors to count, one bit each. Few bits are set. A separate loop below handles them, one bit of every lane
-    // at a time.
-    unsigned counted = 0;
+    // The positive priors, one bit each. They are few, and each costs much: a separate loop below handles them, one bit
+    // of every lane at a time.
+    unsigned positives = 0;
     for (int i = 0; i < kMiningKeys; ++i) {
       const unsigned prior = first + i * blockDim.x;
       if (prior >= n_priors) break;
       const bool is_selected = k > 0 && hardest.contains(keys[i], prior);
       selected[prior] = is_selected;
-      counted |= static_cast<unsigned>(is_selected || keys[i] == 0) << i;
+      if (is_selected) negative(keys[i]);
+      positives |= static_cast<unsigned>(keys[i] == 0) << i;
     }
-    for (; counted != 0; counted &= counted - 1) {
-      count(first + (__ffs(static_cast<int>(counted)) - 1) * blockDim.x);
+    for (; positives != 0; positives &= positives - 1) {
+      positive(first + (__ffs(static_cast<int>(positives)) - 1) * blockDim.x);
     }
   });
   return n_priors - n_neg;
