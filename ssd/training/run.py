@@ -24,7 +24,7 @@ from ssd.evaluation.evaluate import evaluate
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
 from ssd.networks.priors import FITTED, PriorSpec
-from ssd.runtime.device import compile_network, pick_device, place
+from ssd.runtime.device import compile_network, pick_device, place, same_bits
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.memory import keep_freed_memory
 from ssd.runtime.processes import Ranks, joined
@@ -65,10 +65,11 @@ def train(
     """Trains a network, and writes `last.pt`, `best.pt`, `curve.png` and `worst.png` to a folder.
 
     Ctrl-C or SIGTERM stops the run after the current step and saves it. A resumed run sees the same pictures and takes
-    the same steps as a run that was never stopped; on the same machine the results are bitwise equal. If a picture
-    cannot be read, or a process that reads pictures is killed, the run is also saved and stopped. If the run itself is
-    killed, it can be resumed from its last checkpoint: it writes one at the end of each epoch and every `save_every`
-    minutes. If TensorBoard is installed, scalars are written for it.
+    the same steps as a run that was never stopped. On the same CPU the results are bitwise equal; on a GPU,
+    `Settings.deterministic` is needed for that. If a picture cannot be read, or a process that reads pictures is
+    killed, the run is also saved and stopped. If the run itself is killed, it can be resumed from its last checkpoint:
+    it writes one at the end of each epoch and every `save_every` minutes. If TensorBoard is installed, scalars are
+    written for it.
 
     Processes that torchrun started share each batch. The loss is divided by the positives of all processes, so a run
     with any number of processes takes the same steps as a run with one. The first process writes the files.
@@ -118,7 +119,7 @@ def train(
         # Only the first process is sure to see the file.
         resumes = ranks.from_first(last.exists) if resume == "auto" else bool(resume)
         run = _Run(settings, Path(out), resumes, given, save_every, on, workers, quiet or not ranks.first, ranks)
-        with run.writer or nullcontext(), stop_signals() as stopping:
+        with run.writer or nullcontext(), same_bits(run.settings.deterministic), stop_signals() as stopping:
             run.to_the_end(stopping)
     return run.history
 

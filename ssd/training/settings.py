@@ -208,6 +208,11 @@ class Settings:
         "compile the network with torch.compile: takes a minute or more at the start, then each batch is faster; "
         "results differ by rounding",
     ] = False
+    deterministic: Annotated[
+        bool,
+        "use only algorithms of torch that give the same bits in every run, which may be slower on a GPU; on a CPU, "
+        "all are of this kind",
+    ] = False
     seed: Annotated[int, "seed of the initial weights, of the order of the pictures and of their augmentation"] = 0
 
     def __post_init__(self) -> None:

@@ -156,6 +156,26 @@ def test_a_run_takes_over_priors_and_input_of_a_detector(shapes, tmp_path, monke
     assert load_checkpoint(tmp_path / "run" / "last.pt")["config"].items() >= config.items()
 
 
+def test_deterministic_algorithms_are_those_of_the_run_alone(shapes, tmp_path, monkeypatch):
+    def mode():
+        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    modes, histories, step, before = [], [], training.train_step, mode()
+
+    def watched(*arguments):
+        modes.append(mode())
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "train_step", watched)
+    for deterministic in (True, False):
+        settings = Settings((shapes,), "train", "test", epochs=1, deterministic=deterministic, **NARROW)
+        histories.append(run(settings, tmp_path / str(deterministic)))
+        assert mode() == before
+    n = len(histories[0]["step"])
+    assert modes == [(True, False)] * n + [before] * n
+    assert histories[0] == histories[1]  # on a CPU
+
+
 def test_another_seed_is_another_run(shapes, tmp_path):
     one, two = (run(Settings((shapes,), epochs=1, seed=s, **NARROW), tmp_path / str(s)) for s in (0, 1))
     assert one["loss"] != two["loss"]
