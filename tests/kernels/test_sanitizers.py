@@ -125,7 +125,7 @@ def test_planted_races_in_cuda_kernels_are_found():
     [
         ("box_iou", "box_iou", 0),
         ("nms", "nms", 1),
-        ("multibox_loss", "multibox_loss_backward", 1),
+        ("multibox_loss", "multibox_loss_backward", 2),
         ("postprocess_detections", "postprocess_detections", 0),
     ],
 )
