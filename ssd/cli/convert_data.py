@@ -23,7 +23,7 @@ space; in archives of WebDataset they are copies.
 
   coco         images/train/..., annotations/instances_train.json
   voc          JPEGImages/..., Annotations/*.xml, ImageSets/Main/train.txt; the order of the classes is not kept
-  yolo         images/train/..., labels/train/*.txt, data.yaml
+  yolo         images/train/..., labels/train/*.txt, data.yaml, classes.txt
   webdataset   train-000000.tar ..., each with pictures and a JSON file for each picture
 
 Boxes have fractions of pixels, and are clipped to the picture. Edges that are read back differ by less than 0.000001

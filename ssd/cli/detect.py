@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ssd.runtime.processes import Ranks
 
 
+OUTPUTS = ("drawings", "labels")  # the choices of --save
+
+
 def add_detect(commands: Commands) -> None:
     """Adds `ssd detect` to the commands of `ssd`."""
     command(
@@ -35,7 +38,15 @@ def add_detect(commands: Commands) -> None:
 detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
 pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
 skipped, and the exit code is then 1. Of the files in --out, only drawings and a detections.json that `ssd detect`
-wrote are replaced. Drawings of `ssd detect` are skipped when folders are searched for pictures.
+wrote are replaced. Drawings and labels of `ssd detect` are skipped when folders are searched for pictures.
+
+--save labels writes a data set to correct in a labelling tool, into a folder of --out with the name of the format:
+  yolo   images/*, labels/*.txt, classes.txt, data.yaml      for LabelImg, Label Studio, Ultralytics
+  voc    JPEGImages/*, Annotations/*.xml                     for LabelImg, CVAT
+  coco   images/*, annotations/instances_all.json            for CVAT, Label Studio
+The pictures in it are hard links if the file system allows it, and copies otherwise. Two pictures of the same name get
+different names. The folder is written after the last picture, and must not exist before, so corrected labels are never
+replaced. ssd train and ssd eval read it.
 
 During the run, each finished picture adds a line to detections.0.jsonl (with torchrun, each process has a file named
 after its rank). At the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same
@@ -46,12 +57,14 @@ examples:
   ssd detect photo.jpg --out found --weights coco:ssdlite320         the same with a smaller network; downloads 14 MB
   ssd detect photo.jpg --weights run/best.pt --out found
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5
-  ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5 --resume""",
+  ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5 --resume
+  ssd detect holiday/ --weights run/best.pt --out found --save labels --format yolo""",
     )
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.inference.detector import SHOWN
+    from ssd.inference.labels import FORMATS
 
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders to search for pictures")
     parser.add_argument("--weights", default="coco", metavar="FILE", help=f"{WEIGHTS} (default: %(default)s)")
@@ -62,7 +75,18 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="keep the results in --out and process only the pictures without a result, after a stopped run or when "
         "pictures were added; the weights and options must be the same; without results, start from the beginning",
     )
-    parser.add_argument("--no-drawings", action="store_true", help="write detections.json only")
+    parser.add_argument(
+        "--save",
+        type=_outputs,
+        metavar="LIST",
+        help=f"what to write beside detections.json, separated by commas: {', '.join(OUTPUTS)} (default: drawings)",
+    )
+    parser.add_argument(
+        "--no-drawings",
+        action="store_true",
+        help="write no drawings; without --save the only output is then detections.json",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="the format of --save labels")
     parser.add_argument(
         "--bits",
         type=checked(int, one_to_32),
@@ -71,6 +95,28 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     )
     add_inference_options(parser, SHOWN)
     add_machine_options(parser, workers="threads that read and draw pictures")
+
+
+def _outputs(text: str) -> tuple[str, ...]:
+    """Parses the value of `--save`."""
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in OUTPUTS]:
+        raise argparse.ArgumentTypeError(f"no {', '.join(map(repr, unknown))}; choose from {', '.join(OUTPUTS)}")
+    return names
+
+
+def _saved(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The outputs beside detections.json.
+
+    Raises:
+        ValueError: options contradict each other.
+    """
+    saved: tuple[str, ...] = arguments.save or (() if arguments.no_drawings else ("drawings",))
+    if arguments.no_drawings and "drawings" in saved:
+        raise ValueError("--save drawings and --no-drawings contradict each other; leave out one of them")
+    if ("labels" in saved) != (arguments.format is not None):
+        raise ValueError("--save labels and --format belong together; give both, or none of them")
+    return saved
 
 
 def _detect(arguments: argparse.Namespace) -> int:
@@ -88,6 +134,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.drawing import save_png
     from ssd.inference.detector import SHOWN
     from ssd.inference.drawings import plan_drawings
+    from ssd.inference.labels import plan_labels, write_labels
     from ssd.inference.results import JSON_NAME, made_by, open_results
     from ssd.runtime.signals import stop_signals
     from ssd.runtime.threads import in_threads
@@ -103,15 +150,23 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         say_error(f"skipped: {error}")
 
     out, workers = Path(arguments.out), max(1, worker_count(arguments.workers))
-    drawn = not arguments.no_drawings
+    saved = _saved(arguments)
+    drawn = "drawings" in saved
     drawings = plan_drawings(arguments.paths, out, draw=drawn, on_error=skip_some)
+    labels = out / arguments.format if "labels" in saved else None
+    names = plan_labels(drawings, labels) if labels else {}
     detector = open_detector(arguments, SHOWN)
     info = made_by(arguments.weights, detector.options)
     if arguments.bits is not None:
         info = {**info, "bits": arguments.bits}
         detector.levels = 0, 2**arguments.bits - 1
     with open_results(
-        out, drawings, detector.classes, info, draw=drawn, resume=arguments.resume, ranks=ranks, say=say_error
+        *(out, drawings, detector.classes, info),
+        draw=drawn,
+        labels=labels,
+        resume=arguments.resume,
+        ranks=ranks,
+        say=say_error,
     ) as results:
         before = len(drawings) - len(results.left)
         if before:
@@ -159,9 +214,12 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if not ranks.first:
             return 0  # with another exit code, torchrun would end the first process before it writes the results
         done, objects = results.finish()
+        notes = write_labels(labels, results.lines(), names, detector.classes, on_error=skip_some) if labels else []
     if cut:
         say_error(f"pictures that lack their last bytes, and were used: {len(cut)}, such as {cut[0]}")
     print(f"{done} pictures, {objects} objects: {printable(out / JSON_NAME)}")
+    for note in notes:
+        print(printable(note))
     if done < len(drawings):
         say_error(f"{len(drawings) - done} of {len(drawings)} pictures could not be read")
     return int(done < len(drawings) or len(unread) > 0)

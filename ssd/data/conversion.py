@@ -5,16 +5,14 @@ The pictures are neither decoded nor changed. Sizes and boxes are those of the u
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.archives import folders_of
 from ssd.data.folder import Folder, Root
-from ssd.data.members import AnyFile
-from ssd.data.writers import WRITERS, Annotated, Writer, Written
+from ssd.data.writers import WRITERS, Annotated, Writer, Written, check_name, unique_name
 from ssd.options import ReadOptions
 from ssd.runtime.files import check_new, new_folder
 
@@ -118,7 +116,8 @@ def _written(
         path = dataset.pictures[index]
         splits = [split for split, pictures in parts.items() if str(path) in pictures]
         home = splits[0] if splits and writer.IN_PARTS else ""
-        name = _unique(path, taken.setdefault(home, set()), writer.stem)
+        check_name(path)
+        name = unique_name(path, taken.setdefault(home, set()), writer.stem)
         columns = dataset.annotated[index]
         rows = zip(*(columns[key].numpy() for key in ("labels", "boxes", "difficult", "crowd", "areas")), strict=True)
         objects = [
@@ -127,21 +126,3 @@ def _written(
         ]
         width, height = sizes[index]
         yield Written(index + 1, home, name, splits, (width, height), objects)
-
-
-def _unique(path: AnyFile, taken: set[str], stem_of: Callable[[str], str]) -> str:
-    """A name for a picture in its new folder: its own, or with a number if another one has it, also with other suffix.
-
-    Raises:
-        ValueError: the name cannot be written into annotations.
-    """
-    if not path.name.isprintable():
-        raise ValueError(f"{path}: the name of the picture has characters that cannot be written; rename it")
-    stem, suffix = os.path.splitext(path.name)
-    stem = stem_of(stem)
-    number, name = 1, stem
-    while name.lower() in taken:
-        number += 1
-        name = f"{stem}_{number}"
-    taken.add(name.lower())
-    return name + suffix

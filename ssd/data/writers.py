@@ -9,7 +9,7 @@ import shutil
 import tarfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple
@@ -32,6 +32,22 @@ class Annotated(NamedTuple):
     area: float  # in square pixels
 
 
+def annotated(rows: Iterable[Mapping[str, Any]], width: int, height: int) -> list[Annotated]:
+    """Converts detections in COCO's format to objects to write; those without width or height are left out.
+
+    Args:
+        rows: see `ssd.inference.detector.Detections.to_coco`. The category id is the label.
+        width, height: size of the picture in pixels, at whose edges the boxes are cut.
+    """
+    objects = []
+    for row in rows:
+        x, y, w, h = (Decimal(str(value)) for value in row["bbox"])
+        x1, y1 = min(x + w, Decimal(width)), min(y + h, Decimal(height))
+        if x < x1 and y < y1:
+            objects.append(Annotated(row["category_id"], (x, y, x1, y1), False, False, float((x1 - x) * (y1 - y))))
+    return objects
+
+
 class Written(NamedTuple):
     """A picture to write."""
 
@@ -46,6 +62,30 @@ class Written(NamedTuple):
         """A path in the folder `above`, for the picture or for a file with its name and another suffix."""
         path = PurePosixPath(above, self.home, self.name)
         return str(path if suffix is None else path.with_name(os.path.splitext(self.name)[0] + suffix))
+
+
+def check_name(path: AnyFile) -> None:
+    """Raises ValueError if the name of a picture cannot be written into annotations."""
+    if not path.name.isprintable():
+        raise ValueError(f"{path}: the name of the picture has characters that cannot be written; rename it")
+
+
+def unique_name(path: AnyFile, taken: set[str], stem_of: Callable[[str], str] = str) -> str:
+    """A name for a picture in its new folder: its own, or with a number if another one has it, also with other suffix.
+
+    Args:
+        path: the picture.
+        taken: the names of the other pictures in this folder, in lower case and without suffix; the name is added.
+        stem_of: see `Writer.stem`.
+    """
+    stem, suffix = os.path.splitext(path.name)
+    stem = stem_of(stem)
+    number, name = 1, stem
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name.lower())
+    return name + suffix
 
 
 class Writer(ABC):
@@ -63,6 +103,7 @@ class Writer(ABC):
     PICTURES: ClassVar[str] = "images"  # the folder of the pictures
     IN_PARTS: ClassVar[bool] = True  # whether it has a folder for each split
     COPIES: ClassVar[bool] = False  # whether a picture of two splits is there twice
+    LACKS: ClassVar[Mapping[str, Callable[[Annotated], bool]]] = {}  # objects that the format cannot hold, by reason
 
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
         self.folder, self.classes, self.splits = folder, classes, splits
@@ -97,13 +138,17 @@ class Writer(ABC):
     def finish(self) -> None:
         """Writes what describes all pictures."""
 
-    def _held(self, picture: Written, lacks: Mapping[str, Callable[[Annotated], bool]]) -> list[Annotated]:
-        """The objects of a picture without those that the format cannot hold, by the reason; the others are counted."""
-        kept = list(picture.objects)
-        for reason, is_it in lacks.items():
-            before, kept = len(kept), [item for item in kept if not is_it(item)]
-            self.notes[f"left out: {reason}"] += before - len(kept)
-        return kept
+    @classmethod
+    def held(cls, picture: Written) -> list[Annotated]:
+        """The objects of a picture without those that the format cannot hold."""
+        return [item for item in picture.objects if not any(is_it(item) for is_it in cls.LACKS.values())]
+
+    def _count_lacking(self, picture: Written) -> None:
+        """Counts the objects that the format cannot hold, by the first reason."""
+        left = list(picture.objects)
+        for reason, is_it in self.LACKS.items():
+            before, left = len(left), [item for item in left if not is_it(item)]
+            self.notes[f"left out: {reason}"] += before - len(left)
 
     def _unmarked(self, objects: Sequence[Annotated]) -> None:
         """Counts the difficult objects, for a format without this mark."""
@@ -118,6 +163,12 @@ class Writer(ABC):
 
 def _is_crowd(item: Annotated) -> bool:
     return item.crowd
+
+
+def _is_thin(item: Annotated) -> bool:
+    """Whether `VOCDataset` would leave the box out."""
+    x0, y0, x1, y1 = item.edges
+    return x1 - x0 <= 1 or y1 - y0 <= 1
 
 
 class CocoWriter(Writer):
@@ -153,28 +204,40 @@ class VocWriter(Writer):
 
     PICTURES = "JPEGImages"
     IN_PARTS = False
+    LACKS: ClassVar[Mapping[str, Callable[[Annotated], bool]]] = {
+        "crowds, which Pascal VOC's format lacks": _is_crowd,
+        "boxes of at most one pixel, which Pascal VOC's format does not tell from points": _is_thin,
+    }
 
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
         super().__init__(folder, classes, splits)
         self._lists: dict[str, list[str]] = {split: [] for split in splits}
 
-    def add(self, picture: Written) -> None:
+    @classmethod
+    def text(cls, picture: Written, classes: Sequence[str], folder: str = PICTURES) -> str:
+        """The XML of a picture.
+
+        Args:
+            picture: the picture; objects that the format cannot hold are left out.
+            classes: the names of the classes.
+            folder: name of the folder of the picture.
+        """
         root = ElementTree.Element("annotation")
-        _fill(root, folder=self.PICTURES, filename=picture.name)
+        _fill(root, folder=folder, filename=picture.name)
         width, height = picture.size
         _fill(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
-        lacks = {
-            "crowds, which Pascal VOC's format lacks": _is_crowd,
-            "boxes of at most one pixel, which Pascal VOC's format does not tell from points": _is_thin,
-        }
-        for label, (x0, y0, x1, y1), difficult, *_ in self._held(picture, lacks):
+        for label, (x0, y0, x1, y1), difficult, *_ in cls.held(picture):
             node = ElementTree.SubElement(root, "object")
-            _fill(node, name=self.classes[label - 1], pose="Unspecified", truncated=0, difficult=int(difficult))
+            _fill(node, name=classes[label - 1], pose="Unspecified", truncated=0, difficult=int(difficult))
             edges = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
             _fill(ElementTree.SubElement(node, "bndbox"), **{key: _plain(value) for key, value in edges.items()})
         ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def add(self, picture: Written) -> None:
+        self._count_lacking(picture)
         path = picture.inside("Annotations", ".xml")
-        self._write(path, ElementTree.tostring(root, encoding="unicode") + "\n")
+        self._write(path, self.text(picture, self.classes))
         for split in picture.splits:
             self._lists[split].append(PurePosixPath(path).stem)
 
@@ -184,7 +247,16 @@ class VocWriter(Writer):
 
 
 class YoloWriter(Writer):
-    """Writes labels/<split>/<name>.txt and data.yaml, for pictures in images/<split>/."""
+    """Writes labels/<split>/<name>.txt, data.yaml and classes.txt, for pictures in images/<split>/.
+
+    Ultralytics reads data.yaml. Label Studio reads the classes.txt at the top, and LabelImg the one beside the labels.
+    """
+
+    LACKS: ClassVar[Mapping[str, Callable[[Annotated], bool]]] = {"crowds, which YOLO's format lacks": _is_crowd}
+
+    @classmethod
+    def stem(cls, name: str) -> str:
+        return f"{name}_1" if name.lower() == "classes" else name  # its labels would be in classes.txt
 
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:
         super().__init__(folder, classes, splits)
@@ -196,17 +268,25 @@ class YoloWriter(Writer):
             )
         self._pictures: dict[str, list[str]] = {split: [] for split in splits}
         self._homes: dict[str, set[str]] = {split: set() for split in splits}  # of the pictures of each split
+        self._folders = {""}  # of the labels, and the top
 
-    def add(self, picture: Written) -> None:
+    @classmethod
+    def text(cls, picture: Written) -> str:
+        """The lines of a picture; objects that the format cannot hold are left out."""
         width, height = picture.size
-        objects = self._held(picture, {"crowds, which YOLO's format lacks": _is_crowd})
-        self._unmarked(objects)
         lines = []
-        for label, edges, *_ in objects:
+        for label, edges, *_ in cls.held(picture):
             x0, y0, x1, y1 = (float(edge) / side for edge, side in zip(edges, (width, height) * 2, strict=True))
             numbers = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
             lines.append(" ".join((str(label - 1), *(f"{number:.12g}" for number in numbers))))
-        self._write(picture.inside("labels", ".txt"), "".join(f"{line}\n" for line in lines))
+        return "".join(f"{line}\n" for line in lines)
+
+    def add(self, picture: Written) -> None:
+        self._count_lacking(picture)
+        self._unmarked(self.held(picture))
+        path = picture.inside("labels", ".txt")
+        self._write(path, self.text(picture))
+        self._folders.add(os.path.dirname(path))
         for split in picture.splits:
             self._pictures[split].append(picture.inside(self.PICTURES))
             self._homes[split].add(picture.home)
@@ -223,6 +303,8 @@ class YoloWriter(Writer):
         content: dict[str, Any] = {key: its if len(its) > 1 else its[0] for key in KEYS if (its := places.get(key))}
         content |= {"names": dict(enumerate(self.classes))}
         self._write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+        for folder in self._folders:
+            self._write(os.path.join(folder, "classes.txt"), "".join(f"{name}\n" for name in self.classes))
 
 
 class WebDatasetWriter(Writer):
@@ -278,12 +360,6 @@ class WebDatasetWriter(Writer):
         info.size = len(data)
         self._open[split].addfile(info, io.BytesIO(data))
         self._open[split].members.clear()  # type: ignore[attr-defined]  # which tarfile fills with all of them
-
-
-def _is_thin(item: Annotated) -> bool:
-    """Whether `VOCDataset` would leave the box out."""
-    x0, y0, x1, y1 = item.edges
-    return x1 - x0 <= 1 or y1 - y0 <= 1
 
 
 def _plain(value: Decimal) -> int | float:

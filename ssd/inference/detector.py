@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
@@ -19,6 +20,7 @@ from ssd.data.colour import to_input
 from ssd.data.depth import Levels
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture
+from ssd.data.writers import VocWriter, Written, YoloWriter, annotated
 from ssd.detection import Padded, bounded, unpad
 from ssd.drawing import draw_detections
 from ssd.networks import Network
@@ -121,6 +123,31 @@ class Detections:
             for found in self
             for x0, y0, x1, y1 in [found.box]
         ]
+
+    def to_yolo(self) -> str:
+        """Converts the detections to the text file that labelling tools and Ultralytics read beside a picture.
+
+        Returns:
+            A line for each object: the number of its class from 0, then x and y of the centre, width and height in
+            fractions of the picture. Edges are rounded to 0.01 pixels. Boxes without width or height are left out.
+        """
+        return YoloWriter.text(self._written())
+
+    def to_voc(self) -> str:
+        """Converts the detections to the XML file of Pascal VOC, with pixels counted from 1.
+
+        Returns:
+            The XML. Edges are rounded to 0.01 pixels. Boxes of at most one pixel are left out, because the format does
+            not tell them from points. Without a file, the names of the picture and of its folder are empty.
+        """
+        path = self.picture.path
+        folder = path.absolute().parent.name if isinstance(path, Path) else ""
+        return VocWriter.text(self._written(), self.classes, folder)
+
+    def _written(self) -> Written:
+        size = self.picture.width, self.picture.height
+        name = "" if self.picture.path is None else self.picture.path.name
+        return Written(1, "", name, (), size, annotated(self.to_coco(), *size))
 
 
 class Detector:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ssd.data.picture_formats import SUFFIXES, describe_unreadable, is_picture, is_unreadable
 from ssd.data.reading import ImageReadError
 from ssd.drawing import is_drawing
+from ssd.inference.labels import LABELS_MARK
 from ssd.inference.results import JSON_NAME, info_of, parts_of
 
 
@@ -23,8 +24,8 @@ def plan_drawings(
     """Finds the pictures, and chooses in the folder `out` a file for the drawing of each of them.
 
     Args:
-        paths: pictures, and folders that are searched for pictures. Drawings by `ssd detect` in these folders are left
-            out.
+        paths: pictures, and folders that are searched for pictures. Drawings and labels by `ssd detect` in these
+            folders are left out.
         out: folder of the results; need not exist.
         draw: whether drawings will be written; if not, existing files in their places do not matter.
         on_error: called with the error of a folder that cannot be searched, and with an `ImageReadError` that counts
@@ -91,14 +92,18 @@ def plan_drawings(
 def _search(folder: Path, fail: Callable[[OSError], None]) -> list[str]:
     """Finds the pictures in a folder and its subfolders, without drawings: their paths inside the folder, sorted.
 
-    Pictures that cannot be read here are among them.
+    Pictures that cannot be read here are among them. Folders of labels of `ssd detect` have copies of pictures, and are
+    left out, unless `folder` is one.
 
     The paths are str, since creating a hundred thousand `Path`s takes seconds.
     """
 
     found = []
-    for parent, _, names in os.walk(folder, onerror=fail):
+    for parent, below, names in os.walk(folder, onerror=fail):
         inside = os.path.relpath(parent, folder)
+        if inside != "." and LABELS_MARK in names:
+            below.clear()
+            continue
         for name in names:
             drawn = name.lower().endswith(".png") and is_drawing(os.path.join(parent, name))
             if (is_picture(name) or is_unreadable(name)) and not drawn:

@@ -158,6 +158,7 @@ def open_results(
     info: Info,
     *,
     draw: bool = True,
+    labels: Path | None = None,
     resume: bool = False,
     ranks: Ranks = ALONE,
     say: Callable[[str], None] = print,
@@ -169,6 +170,7 @@ def open_results(
         drawings: pictures and their drawings, see `plan_drawings`.
         classes, info: see `coco_results`.
         draw: whether drawings are written.
+        labels: folder of labels that will be written at the end; what a killed run left of it is removed.
         resume: whether to keep the results of a stopped run, or of a finished run with fewer pictures. If there are no
             results, a new run begins.
         ranks: the processes of the run; each writes its own part.
@@ -188,7 +190,7 @@ def open_results(
     def begin() -> bytes:
         """Prepares the parts, and returns for each picture one byte: whether it has to be done."""
         parts = (_part(out, rank) for rank in range(ranks.size))
-        discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()))
+        discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()), *([labels] if labels else ()))
         _begin(out, plan, head, info, resume, say)
         done = _index(parts_of(out), plan)
         return bytes(name not in done or (draw and done[name].drawing != drawing) for name, drawing in plan.items())
@@ -367,6 +369,10 @@ class Results:
     def done(self) -> int:
         """Counts the pictures that all processes have added so far."""
         return len(_index(parts_of(self.out)))
+
+    def lines(self) -> Iterator[Line]:
+        """Reads the rows of each picture from detections.json, after `finish`."""
+        return _unfold(self.out / JSON_NAME)
 
     def finish(self) -> tuple[int, int]:
         """Makes detections.json from all parts and deletes the parts. After this no process may add detections.

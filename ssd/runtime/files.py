@@ -101,16 +101,19 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def discard_leftovers(*paths: str | os.PathLike[str]) -> None:
-    """Removes the temporary files that processes left when they were killed inside `replacing(path)`.
+    """Removes what processes left when they were killed inside `replacing(path)` or `new_folder(path)`.
 
     Args:
-        paths: the files that were being written. No other process may be writing one of them now.
+        paths: the files and folders that were being written. No other process may be writing one of them now.
     """
     wanted = {os.fspath(path) for path in paths}
     for folder in set(map(os.path.dirname, wanted)):
         for temporary in Path(folder).glob(".*.tmp"):
             if os.path.join(folder, temporary.name[1:].rsplit(".", 2)[0]) in wanted:
-                temporary.unlink(missing_ok=True)
+                if temporary.is_dir():
+                    shutil.rmtree(temporary)
+                else:
+                    temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -84,6 +84,34 @@ def test_detect_mistakes_are_named(shapes, weights, tmp_path, capsys):
     assert "no pictures" in error(tmp_path)
 
 
+def test_what_is_saved_is_chosen_without_contradictions(shapes, weights, tmp_path, capsys):
+    picture = sorted((shapes / "JPEGImages").iterdir())[0]
+
+    def run(*options):
+        return detect(picture, *options, weights=weights, out=tmp_path / "out")
+
+    for options, error in (
+        (["--save", "labels"], "--save labels and --format belong together"),
+        (["--format", "voc"], "--save labels and --format belong together"),
+        (["--save", "drawings", "--no-drawings"], "--save drawings and --no-drawings contradict each other"),
+    ):
+        assert run(*options) == 2
+        assert error in capsys.readouterr().err
+    for options, error in (
+        (["--save", "labels,boxes"], "argument --save: no 'boxes'; choose from drawings, labels"),
+        (["--save", "labels", "--format", "webdataset"], "argument --format: invalid choice: 'webdataset'"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*options)
+        assert error in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run("--save", "labels, drawings", "--format", "yolo") == 0
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"detections.json", ".lock", "yolo", f"{picture.stem}.png"}
+    assert detect(picture, "--no-drawings", "--save", "labels", "--format", "yolo", weights=weights, out=tmp_path) == 0
+    assert not list(tmp_path.glob("*.png"))
+
+
 @pytest.fixture
 def photos(shapes, tmp_path, monkeypatch):
     """A folder of pictures that belong to somebody, and the working folder."""

@@ -153,6 +153,18 @@ def test_splits_that_yolo_cannot_name(tmp_path):
         convert_dataset([tmp_path / "in"], tmp_path / "out 2", "voc")
 
 
+def test_yolo_has_the_classes_where_labelling_tools_look(tmp_path):
+    for name in ("classes.jpg", "a.jpg"):
+        draw(tmp_path / "in" / name)
+    write(tmp_path / "in" / "labels.csv", table(["a.jpg", "classes.jpg"], *DEEP_FOREST))
+    convert_dataset([tmp_path / "in"], tmp_path / "out", "yolo")
+    names = open_dataset(tmp_path / "in").classes
+    for place in ("classes.txt", "labels/classes.txt"):
+        assert (tmp_path / "out" / place).read_text().splitlines() == list(names)
+    assert (tmp_path / "out" / "labels" / "classes_1.txt").exists()  # the labels of classes.jpg
+    assert_same(held(tmp_path / "out"), held(tmp_path / "in"))
+
+
 def test_pictures_are_links_or_copies(tmp_path, monkeypatch):
     draw(tmp_path / "in" / "a.jpg")
     write(tmp_path / "in" / "labels.csv", table(["a.jpg"], *DEEP_FOREST))

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ssd import load_weights
 from ssd.data import ImageReadError, PictureFile, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
+from ssd.data.reading import Picture
 from ssd.drawing import draw_detections
 from ssd.inference.detector import SHOWN, Detections, Detector
 from ssd.inference.results import JSON_NAME, as_line, coco_results
@@ -147,6 +149,27 @@ def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
     x0, y0, x1, y1 = (one := next(iter(every[0]))).box
     assert rows[0]["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.01)
     assert (rows[0]["category_id"], rows[0]["score"]) == (one.label, pytest.approx(one.score, abs=1e-5))
+
+
+def test_to_yolo_gives_fractions_and_to_voc_pixels_from_1(detector, files):
+    picture = Picture(torch.zeros(3, 40, 60, dtype=torch.uint8))
+    boxes = torch.tensor([[6, 4, 30.004, 24], [0, 0, 60, 40], [5, 5, 5, 9], [5, 5, 5.5, 9]])
+    found = Detections(picture, boxes, torch.tensor([3, 1, 1, 1]), torch.tensor([0.9, 0.5, 0.4, 0.3]), CLASSES)
+    lines = found.to_yolo().splitlines()
+    assert lines[:2] == ["2 0.3 0.35 0.4 0.5", "0 0.5 0.5 1 1"]
+    assert len(lines) == 3  # the box without a width is left out
+    root = ElementTree.fromstring(found.to_voc())
+    assert [node.findtext("name") for node in root.iter("object")] == ["triangle", "circle"]
+    assert [[edge.text for edge in box] for box in root.iter("bndbox")] == [
+        ["7", "5", "30", "24"],
+        ["1", "1", "60", "40"],
+    ]
+    assert [root.findtext(name) for name in ("folder", "filename", "size/width", "size/height")] == ["", "", "60", "40"]
+    of_file = ElementTree.fromstring(detector(files[0]).to_voc())
+    assert [of_file.findtext(name) for name in ("folder", "filename")] == [files[0].parent.name, files[0].name]
+    nothing = Detections(picture, boxes[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0), CLASSES)
+    assert nothing.to_yolo() == ""
+    assert ElementTree.fromstring(nothing.to_voc()).find("object") is None
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,11 @@ def test_errors_name_the_file(write, kind, says):
 def test_what_killed_processes_left_is_removed(tmp_path):
     for name in (".a.pt.123.tmp", ".b.pt.9.tmp", ".c.pt.5.tmp", "a.pt.1.tmp", "a.pt"):
         (tmp_path / name).touch()
-    discard_leftovers(tmp_path / "a.pt", tmp_path / "b.pt")
-    assert {path.name for path in tmp_path.iterdir()} == {".c.pt.5.tmp", "a.pt.1.tmp", "a.pt"}
+    for name in (".folder.3.tmp", ".other.3.tmp", "folder"):
+        (tmp_path / name / "deeper").mkdir(parents=True)
+    discard_leftovers(tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "folder")
+    left = {".c.pt.5.tmp", "a.pt.1.tmp", "a.pt", ".other.3.tmp", "folder"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_one_at_a_time_in_a_folder(tmp_path):
