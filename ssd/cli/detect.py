@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ssd.runtime.processes import Ranks
 
 
-OUTPUTS = ("drawings", "labels")  # the choices of --save
+OUTPUTS = ("drawings", "labels", "crops")  # the choices of --save
 
 
 def add_detect(commands: Commands) -> None:
@@ -38,7 +38,8 @@ def add_detect(commands: Commands) -> None:
 detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
 pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
 skipped, and the exit code is then 1. Of the files in --out, only drawings and a detections.json that `ssd detect`
-wrote are replaced. Drawings and labels of `ssd detect` are skipped when folders are searched for pictures.
+wrote are replaced. Drawings, labels and crops of `ssd detect` are skipped when folders are searched for
+pictures.
 
 --save labels writes a data set to correct in a labelling tool, into a folder of --out with the name of the format:
   yolo   images/*, labels/*.txt, classes.txt, data.yaml      for LabelImg, Label Studio, Ultralytics
@@ -47,6 +48,10 @@ wrote are replaced. Drawings and labels of `ssd detect` are skipped when folders
 The pictures in it are hard links if the file system allows it, and copies otherwise. Two pictures of the same name get
 different names. The folder is written after the last picture, and must not exist before, so corrected labels are never
 replaced. ssd train and ssd eval read it.
+
+--save crops writes each object as a picture: crops/<class>/<picture>_<n>.png is the n-th detection of the picture, by
+descending score. Characters of class names that file names must not have become "_". The folder crops must be empty or
+missing, except with --resume.
 
 During the run, each finished picture adds a line to detections.0.jsonl (with torchrun, each process has a file named
 after its rank). At the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same
@@ -58,7 +63,8 @@ examples:
   ssd detect photo.jpg --weights run/best.pt --out found
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5 --resume
-  ssd detect holiday/ --weights run/best.pt --out found --save labels --format yolo""",
+  ssd detect holiday/ --weights run/best.pt --out found --save labels --format yolo
+  ssd detect holiday/ --weights run/best.pt --out found --save drawings,crops""",
     )
 
 
@@ -132,10 +138,12 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.data.loader import worker_count
     from ssd.data.reading import ImageReadError
     from ssd.drawing import save_png
+    from ssd.inference.crops import plan_crops, save_crops
     from ssd.inference.detector import SHOWN
     from ssd.inference.drawings import plan_drawings
     from ssd.inference.labels import plan_labels, write_labels
     from ssd.inference.results import JSON_NAME, made_by, open_results
+    from ssd.runtime.files import file_names
     from ssd.runtime.signals import stop_signals
     from ssd.runtime.threads import in_threads
 
@@ -155,7 +163,9 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     drawings = plan_drawings(arguments.paths, out, draw=drawn, on_error=skip_some)
     labels = out / arguments.format if "labels" in saved else None
     names = plan_labels(drawings, labels) if labels else {}
+    crops = plan_crops(drawings, out, resume=arguments.resume) if "crops" in saved else None
     detector = open_detector(arguments, SHOWN)
+    folders = file_names(detector.classes)
     info = made_by(arguments.weights, detector.options)
     if arguments.bits is not None:
         info = {**info, "bits": arguments.bits}
@@ -163,6 +173,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     with open_results(
         *(out, drawings, detector.classes, info),
         draw=drawn,
+        crops=crops,
         labels=labels,
         resume=arguments.resume,
         ranks=ranks,
@@ -179,20 +190,23 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                 bar.write(f"skipped: {printable(error)}", file=sys.stderr)
                 bar.update()
 
-            def draw(found: Detections) -> Detections | Exception:
-                try:
-                    drawing = found.draw()
-                except (ImageReadError, FileNotFoundError) as error:  # the file was changed or removed after detection
-                    return error
+            def save(found: Detections) -> Detections | Exception:
                 assert isinstance(found.picture.path, Path)  # all pictures are files on the disk
                 target = drawings[found.picture.path]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                save_png(drawing, target)
+                try:
+                    drawing = found.draw() if drawn else None
+                    if crops is not None:
+                        save_crops(found, out, crops[found.picture.path], folders)
+                except (ImageReadError, FileNotFoundError) as error:  # the file was changed or removed after detection
+                    return error
+                if drawing is not None:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    save_png(drawing, target)
                 return found
 
             every = detector(iter(mine), batch_size=arguments.batch_size, workers=workers, on_error=skip)
-            drawn_ones = in_threads(draw, every, workers, ahead=workers) if drawn else every
-            for n, found in enumerate(drawn_ones, 1):
+            saving = in_threads(save, every, workers, ahead=workers) if drawn or crops is not None else every
+            for n, found in enumerate(saving, 1):
                 if isinstance(found, Exception):
                     skip(found)
                 else:

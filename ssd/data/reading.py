@@ -84,8 +84,8 @@ class Picture:
         image = self._decode(next((r for r in REDUCTIONS if MARGIN * r <= shrinks_by), 1))
         height, width = image.shape[-2:]
         across, down = self.width / width, self.height / height  # pixels of the picture per decoded pixel
-        x0, x1 = _whole(box[0] / across, box[2] / across, width)
-        y0, y1 = _whole(box[1] / down, box[3] / down, height)
+        x0, x1 = whole_pixels(box[0] / across, box[2] / across, width)
+        y0, y1 = whole_pixels(box[1] / down, box[3] / down, height)
         rows = image.permute(1, 2, 0)[y0:y1, x0:x1].contiguous()  # resizing a view takes twice as long
         pixels = F.interpolate(rows[None].permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)[0]
         return pixels, (x0 * across, y0 * down, x1 * across, y1 * down)
@@ -146,7 +146,7 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
     return Picture(image.cpu())
 
 
-def _whole(low: float, high: float, end: int) -> tuple[int, int]:
+def whole_pixels(low: float, high: float, end: int) -> tuple[int, int]:
     """Rounds an interval to whole numbers in 0..end that differ by at least 1."""
     first = min(round(low), end - 1)
     return first, max(round(high), first + 1)

@@ -19,7 +19,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.depth import Levels
 from ssd.data.loader import worker_count
-from ssd.data.reading import AnyImage, Picture, as_picture
+from ssd.data.reading import AnyImage, Picture, as_picture, whole_pixels
 from ssd.data.writers import VocWriter, Written, YoloWriter, annotated
 from ssd.detection import Padded, bounded, unpad
 from ssd.drawing import draw_detections
@@ -101,6 +101,24 @@ class Detections:
             ImageReadError: the file is damaged.
         """
         return draw_detections(self.picture.pixels(), self.boxes, self.labels, self.scores, classes=self.classes)
+
+    def crops(self) -> list[Image.Image]:
+        """Cuts each detected object out of the picture; reads a file again.
+
+        Returns:
+            For each detection its part of the picture. Edges are rounded to whole pixels, and a crop has at least one
+            pixel.
+
+        Raises:
+            FileNotFoundError, ImageReadError: see `draw`.
+        """
+        pixels = self.picture.pixels().permute(1, 2, 0).numpy()
+        crops = []
+        for x0, y0, x1, y1 in self.boxes.tolist():
+            left, right = whole_pixels(x0, x1, self.picture.width)
+            top, bottom = whole_pixels(y0, y1, self.picture.height)
+            crops.append(Image.fromarray(pixels[top:bottom, left:right]))
+        return crops
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, int | float | list[float]]]:
         """Converts the detections to the list of dicts that pycocotools' `COCO.loadRes` takes.

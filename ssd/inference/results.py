@@ -19,6 +19,7 @@ from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TextIO
 
 from ssd.drawing import MARK
+from ssd.inference.crops import discard_crops
 from ssd.inference.detector import Detections
 from ssd.runtime.files import discard_leftovers, locked, naming, replacing
 from ssd.runtime.processes import ALONE, Ranks
@@ -112,17 +113,30 @@ class CocoResults:
             self.annotations.add(image_id=self.images.count, **row)
 
 
-def as_line(found: Detections, drawing: str | None = None) -> Line:
+class Outputs(NamedTuple):
+    """What is written for a picture beside its line. None: nothing."""
+
+    drawing: str | None = None  # path of the drawing inside the folder of the results
+    crops: str | None = None  # the files of the crops begin with this name, see `ssd.inference.crops.plan_crops`
+
+    def include(self, wanted: Outputs) -> bool:
+        """Whether everything that is wanted is there."""
+        return all(name in (None, its) for name, its in zip(wanted, self, strict=True))
+
+
+NOTHING = Outputs()
+
+
+def as_line(found: Detections, outputs: Outputs = NOTHING) -> Line:
     """Converts the detections in one picture to the rows of detections.json, without ids.
 
     Args:
         found: the detections, in a picture that has a path.
-        drawing: path of the drawing inside the folder of the results; None if there is no drawing.
+        outputs: what was written for the picture.
     """
     picture = found.picture
     image = {"file_name": str(picture.path), "width": picture.width, "height": picture.height}
-    if drawing is not None:
-        image["drawing"] = drawing
+    image |= {key: value for key, value in outputs._asdict().items() if value is not None}
     objects = found.to_coco()
     for row in objects:
         del row["image_id"]
@@ -158,6 +172,7 @@ def open_results(
     info: Info,
     *,
     draw: bool = True,
+    crops: Mapping[Path, str] | None = None,
     labels: Path | None = None,
     resume: bool = False,
     ranks: Ranks = ALONE,
@@ -170,6 +185,7 @@ def open_results(
         drawings: pictures and their drawings, see `plan_drawings`.
         classes, info: see `coco_results`.
         draw: whether drawings are written.
+        crops: names for the crops of each picture, see `plan_crops`; None if no crops are written.
         labels: folder of labels that will be written at the end; what a killed run left of it is removed.
         resume: whether to keep the results of a stopped run, or of a finished run with fewer pictures. If there are no
             results, a new run begins.
@@ -185,7 +201,10 @@ def open_results(
     """
     part, head = _part(out, ranks.rank), _head(classes, info)
     folder = f"{out}{os.sep}"
-    plan = {str(p): str(target).removeprefix(folder) if draw else None for p, target in drawings.items()}
+    plan = {
+        str(path): Outputs(str(target).removeprefix(folder) if draw else None, crops[path] if crops else None)
+        for path, target in drawings.items()
+    }
 
     def begin() -> bytes:
         """Prepares the parts, and returns for each picture one byte: whether it has to be done."""
@@ -193,7 +212,9 @@ def open_results(
         discard_leftovers(out / JSON_NAME, *parts, *(drawings.values() if draw else ()), *([labels] if labels else ()))
         _begin(out, plan, head, info, resume, say)
         done = _index(parts_of(out), plan)
-        return bytes(name not in done or (draw and done[name].drawing != drawing) for name, drawing in plan.items())
+        missing = [name not in done or not done[name].outputs.include(wanted) for name, wanted in plan.items()]
+        discard_crops(out, {wanted.crops for wanted in compress(plan.values(), missing) if wanted.crops})
+        return bytes(missing)
 
     with locked(out) if ranks.first else nullcontext():
         left = ranks.from_first(begin)
@@ -281,11 +302,11 @@ class _Place(NamedTuple):
 
     part: Path
     offset: int  # in bytes
-    drawing: str | None  # path inside the folder of the results
+    outputs: Outputs
 
 
-def _index(parts: Iterable[Path], plan: Mapping[str, str | None] = {}) -> dict[str, _Place]:
-    """Finds in the parts a line for each picture, by its name: the one with the planned drawing, or else the last one.
+def _index(parts: Iterable[Path], plan: Mapping[str, Outputs] = {}) -> dict[str, _Place]:
+    """Finds in the parts a line for each picture, by its name: the first with the planned outputs, or else the last.
 
     Incomplete lines, and lines that are not of a picture, are skipped.
     """
@@ -297,9 +318,9 @@ def _index(parts: Iterable[Path], plan: Mapping[str, str | None] = {}) -> dict[s
                 if line.startswith(IMAGE) and line.endswith(b"}\n"):
                     with suppress(ValueError, LookupError, TypeError):
                         image, _ = DECODER.raw_decode(line.decode(), len(IMAGE))
-                        name, place = image["file_name"], _Place(part, offset, image.get("drawing"))
-                        if name not in places or places[name].drawing != plan.get(name):
-                            places[name] = place
+                        name, outputs = image["file_name"], Outputs(*map(image.get, Outputs._fields))
+                        if name not in places or not places[name].outputs.include(plan.get(name, NOTHING)):
+                            places[name] = _Place(part, offset, outputs)
                 offset += len(line)
     return places
 
@@ -341,7 +362,7 @@ class Results:
     def __init__(
         self,
         out: Path,
-        plan: Mapping[str, str | None],
+        plan: Mapping[str, Outputs],
         left: Sequence[str],
         classes: Sequence[str],
         info: Info,
@@ -353,7 +374,7 @@ class Results:
         self._own = [_part(out, rank) for rank in range(processes)]
 
     def add(self, found: Detections) -> None:
-        """Adds the detections in one picture, whose drawing is already written.
+        """Adds the detections in one picture, whose drawing and crops are already written.
 
         They are not lost if the process is killed after this call.
         """

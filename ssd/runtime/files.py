@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,8 @@ try:
     import fcntl
 except ImportError:  # Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]  # mypy has no type for a missing module
+
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
 
 
 @contextmanager
@@ -37,6 +40,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_names(texts: Sequence[str]) -> list[str]:
+    """Makes names of files or folders from texts: names that Linux, macOS and Windows allow, and that differ.
+
+    Args:
+        texts: any texts. Characters that a system forbids become "_". Texts are cut after 60 characters.
+
+    Returns:
+        A name for each text. It has a number if an earlier text has the same name, also with other upper and lower
+        case, which some file systems ignore.
+    """
+    names, taken = [], set()
+    for text in texts:
+        stem = (
+            "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in text)[:60].lstrip(" ").rstrip(". ")
+        )
+        if not stem or stem.startswith(".") or RESERVED.fullmatch(stem):
+            stem = f"_{stem}"
+        number, name = 1, stem
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
 
 
 def check_new(path: Path) -> None:

@@ -98,7 +98,7 @@ def test_what_is_saved_is_chosen_without_contradictions(shapes, weights, tmp_pat
         assert run(*options) == 2
         assert error in capsys.readouterr().err
     for options, error in (
-        (["--save", "labels,boxes"], "argument --save: no 'boxes'; choose from drawings, labels"),
+        (["--save", "labels,boxes"], "argument --save: no 'boxes'; choose from drawings, labels, crops"),
         (["--save", "labels", "--format", "webdataset"], "argument --format: invalid choice: 'webdataset'"),
     ):
         with pytest.raises(SystemExit):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from own_process import PATHS
 
-from ssd.runtime.files import discard_leftovers, locked, naming, new_folder, replacing
+from ssd.runtime.files import discard_leftovers, file_names, locked, naming, new_folder, replacing
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
@@ -95,6 +95,29 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     discard_leftovers(tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "folder")
     left = {".c.pt.5.tmp", "a.pt.1.tmp", "a.pt", ".other.3.tmp", "folder"}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_names_of_files_are_allowed_on_all_systems_and_differ():
+    texts = [
+        "dog",
+        "Dog",
+        "a/b",
+        "a:b",
+        "..",
+        ".hidden",
+        "",
+        " x. ",
+        "con",
+        "COM1.txt",
+        "tab\t",
+        "\u5f69 2",
+        "y" * 99,
+        "\udce9",
+    ]
+    names = file_names(texts)
+    assert names[:6] == ["dog", "Dog_2", "a_b", "a_b_2", "_", "_.hidden"]
+    assert names[6:12] == ["__2", "x", "_con", "_COM1.txt", "tab_", "\u5f69 2"]
+    assert names[12:] == ["y" * 60, "__3"]
 
 
 def test_one_at_a_time_in_a_folder(tmp_path):
