@@ -224,17 +224,21 @@ def add_machine_options(
     return group
 
 
-def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> None:
+def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOptions) -> argparse._ArgumentGroup:
     """Adds the flags of detection: `--batch-size` and one for each field of `DetectionOptions`.
 
     Args:
         parser: the parser of a command.
         defaults: the values that the help states as defaults.
+
+    Returns:
+        The group that the flags are in.
     """
     group = parser.add_argument_group("detections")
     pictures = "pictures per forward pass (default: %(default)s)"
     group.add_argument("--batch-size", type=checked(int, positive), default=8, help=pictures)
     add_fields(group, defaults)
+    return group
 
 
 def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> Detector:
@@ -243,7 +247,8 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
     From then on, the process keeps the memory that it frees (`ssd.runtime.memory`).
 
     Args:
-        arguments: parsed flags, with those of `add_machine_options` and `add_inference_options`.
+        arguments: parsed flags, with those of `add_machine_options` and `add_inference_options`; perhaps with the names
+            `only` and the scores `thresholds`.
         defaults: options of detection that are used if neither a flag nor the file of the weights sets them.
 
     Raises:
@@ -259,6 +264,8 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         device=arguments.device,
         bf16=getattr(arguments, "bf16", None),
         compile=getattr(arguments, "compile", False),
+        only=getattr(arguments, "only", None),
+        thresholds=getattr(arguments, "thresholds", None),
         **fields_given(arguments, DetectionOptions),
     )
 

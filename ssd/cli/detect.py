@@ -13,6 +13,7 @@ from ssd.cli.arguments import (
     add_inference_options,
     add_machine_options,
     checked,
+    class_names,
     command,
     open_detector,
 )
@@ -64,7 +65,9 @@ examples:
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5
   ssd detect holiday/ more/ --weights run/best.pt --out found --min-score 0.5 --resume
   ssd detect holiday/ --weights run/best.pt --out found --save labels --format yolo
-  ssd detect holiday/ --weights run/best.pt --out found --save drawings,crops""",
+  ssd detect holiday/ --weights run/best.pt --out found --save drawings,crops
+  ssd detect holiday/ --weights run/best.pt --out found --only dog,cat
+  ssd detect holiday/ --weights run/best.pt --out found --thresholds thresholds.json""",
     )
 
 
@@ -99,7 +102,21 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="bits per sample that pictures with more than 8 use, such as 12 in files of 16 (default: as in the "
         "training data of the weights, or else as many as the files have)",
     )
-    add_inference_options(parser, SHOWN)
+    group = add_inference_options(parser, SHOWN)
+    group.add_argument(
+        "--only",
+        type=class_names,
+        metavar="CLASSES",
+        help="keep only detections of these classes: names separated by commas, or a file with one name per line. The "
+        "others are removed after NMS and after --top-k",
+    )
+    group.add_argument(
+        "--thresholds",
+        type=Path,
+        metavar="FILE",
+        help='JSON object {"class name": score}: remove detections of these classes with a lower score; other classes '
+        "have --min-score. They are removed after NMS and after --top-k",
+    )
     add_machine_options(parser, workers="threads that read and draw pictures")
 
 
@@ -143,6 +160,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.inference.drawings import plan_drawings
     from ssd.inference.labels import plan_labels, write_labels
     from ssd.inference.results import JSON_NAME, made_by, open_results
+    from ssd.inference.selection import read_thresholds
     from ssd.runtime.files import file_names
     from ssd.runtime.signals import stop_signals
     from ssd.runtime.threads import in_threads
@@ -163,10 +181,12 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     drawings = plan_drawings(arguments.paths, out, draw=drawn, on_error=skip_some)
     labels = out / arguments.format if "labels" in saved else None
     names = plan_labels(drawings, labels) if labels else {}
+    if arguments.thresholds is not None:
+        arguments.thresholds = read_thresholds(arguments.thresholds)
     crops = plan_crops(drawings, out, resume=arguments.resume) if "crops" in saved else None
     detector = open_detector(arguments, SHOWN)
     folders = file_names(detector.classes)
-    info = made_by(arguments.weights, detector.options)
+    info = made_by(arguments.weights, detector.options, arguments.only, arguments.thresholds)
     if arguments.bits is not None:
         info = {**info, "bits": arguments.bits}
         detector.levels = 0, 2**arguments.bits - 1

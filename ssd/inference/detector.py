@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -21,8 +21,9 @@ from ssd.data.depth import Levels
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, as_picture, whole_pixels
 from ssd.data.writers import VocWriter, Written, YoloWriter, annotated
-from ssd.detection import Padded, bounded, unpad
+from ssd.detection import Found, Padded, bounded, unpad
 from ssd.drawing import draw_detections
+from ssd.inference.selection import Selection
 from ssd.networks import Network
 from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import in_threads
@@ -177,11 +178,20 @@ class Detector:
         classes: the C-1 class names without background; label i is `classes[i - 1]`.
         levels: the values that become black and white in pictures with more than 8 bits per sample, as in the training
             data, see `ssd.data.PictureFile`.
+        only: names of the classes whose detections are returned; None: all. The others are removed after NMS and after
+            `options.top_k`, so fewer than top_k may be left.
+        thresholds: for some classes, the lowest score in 0..1 of the detections that are returned. All other classes
+            have `options.min_score`. The network runs with the smallest of these scores, and detections below the
+            threshold of their class are removed after NMS and after `options.top_k`.
 
     Attributes:
         prepare: function from a picture to the pixels that `predict` takes.
         predict: function from prepared pictures to padded detections, which `ssd.evaluation.evaluate.evaluate` takes as
-            its model.
+            its model. It does not apply `only` and `thresholds`.
+
+    Raises:
+        ValueError: `only` or `thresholds` has an unknown class, `only` is empty, a threshold is out of range, or it is
+            lower than the `min_score` of a `Program`.
     """
 
     def __init__(
@@ -192,12 +202,22 @@ class Detector:
         *,
         bf16: bool | None = None,
         levels: Levels | None = None,
+        only: Sequence[str] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
         self.classes = tuple(classes)
         self.options = options
         self.levels = levels
-        self.predict = predictor(model, options, bf16=bf16)
+        self._selection = Selection(self.classes, options.min_score, only, thresholds)
+        if not isinstance(model, nn.Module):
+            for name, score in (thresholds or {}).items():
+                if score < options.min_score:
+                    raise ValueError(
+                        f"the threshold {score} of {name!r} is below the min_score {options.min_score} of the exported "
+                        "program; export it again with a lower one"
+                    )
+        self.predict = predictor(model, options._replace(min_score=self._selection.lowest), bf16=bf16)
         self.prepare = EvalTransform(model.input_size)
 
     @classmethod
@@ -209,6 +229,8 @@ class Detector:
         device: str | None = None,
         bf16: bool | None = None,
         compile: bool = False,
+        only: Sequence[str] | None = None,
+        thresholds: Mapping[str, float] | None = None,
         **options: Any,  # each value has the type of its field in DetectionOptions
     ) -> Detector:
         """Creates a detector from a file of weights or a file of `ssd export`.
@@ -222,14 +244,15 @@ class Detector:
             device: such as "cpu" or "cuda:0"; by default a GPU if there is one, or the device of the exported file.
             bf16: see `predictor`.
             compile: whether to compile the network, which takes a minute.
+            only, thresholds: see `Detector`; `ssd.inference.selection.read_thresholds` reads thresholds from a file.
             options: fields of `ssd_ext.DetectionOptions`.
 
         Raises:
             FileNotFoundError: there is no such file.
             OSError: the weights cannot be downloaded.
             ImportError: a package that the file needs is not installed.
-            ValueError: the file has another format, or an exported file has another device or option than the one
-                given.
+            ValueError: the file has another format, an exported file has another device or option than the one given,
+                or `only` or `thresholds` is wrong, see `Detector`.
             TypeError: an option is unknown.
         """
         from ssd.export import is_exported, load  # imported late: it imports much that weights do not need
@@ -242,7 +265,13 @@ class Detector:
             if compile:
                 compile_network(model, dynamic=True)  # dynamic: the last batch may have fewer pictures
             used = defaults._replace(**options)
-            return cls(model, checkpoint["classes"], used, bf16=bf16, levels=levels_of(checkpoint))
+            return cls(
+                *(model, checkpoint["classes"], used),
+                bf16=bf16,
+                levels=levels_of(checkpoint),
+                only=only,
+                thresholds=thresholds,
+            )
         exported = load(path)
         its = exported.metadata
         given = options | {"device": device and device.partition(":")[0], "bf16": bf16, "compile": compile}
@@ -250,7 +279,7 @@ class Detector:
         for name, value in given.items():
             if value != fixed[name] and (value is not None or name in options):
                 raise ValueError(f"{path}: has {name} {fixed[name]}, not {value}; leave it out, or export a new file")
-        return cls(exported, its.classes, its.options, levels=its.levels)
+        return cls(exported, its.classes, its.options, levels=its.levels, only=only, thresholds=thresholds)
 
     @overload
     def __call__(
@@ -347,7 +376,9 @@ class Detector:
         padded = self.predict(torch.stack([pixels for _, pixels in batch]))
         results = []
         for (picture, _), found in zip(batch, unpad(padded), strict=True):
-            results.append(Detections(picture, *found.in_pixels(picture.width, picture.height), self.classes))
+            kept = self._selection(found.labels, found.scores)
+            chosen = Found(*(column[kept] for column in found))
+            results.append(Detections(picture, *chosen.in_pixels(picture.width, picture.height), self.classes))
         return results
 
 

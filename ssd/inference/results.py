@@ -143,15 +143,21 @@ def as_line(found: Detections, outputs: Outputs = NOTHING) -> Line:
     return {"image": image, "annotations": objects}
 
 
-def made_by(weights: str, options: DetectionOptions) -> Info:
+def made_by(
+    weights: str,
+    options: DetectionOptions,
+    only: Collection[str] | None = None,
+    thresholds: Mapping[str, float] | None = None,
+) -> Info:
     """Describes the weights and the options that made detections, which are the same for a whole file.
 
     Args:
         weights: a file, or "coco". A file is described by its name and a hash of its content.
         options: see `ssd_ext.DetectionOptions`.
+        only, thresholds: see `ssd.Detector`.
 
     Returns:
-        "weights" and the fields of the options.
+        "weights", the fields of the options, and "only" and "thresholds" as JSON.
     """
     name, path = weights, Path(weights)
     if path.is_file():
@@ -161,7 +167,11 @@ def made_by(weights: str, options: DetectionOptions) -> Info:
                 while block := content.read(1 << 20):
                     digest.update(block)
         name = f"{path.name} ({digest.hexdigest()})"
-    return {"weights": name, **options._asdict()}
+    chosen = {
+        "only": None if only is None else json.dumps(sorted(set(only))),
+        "thresholds": None if thresholds is None else json.dumps(thresholds, sort_keys=True),
+    }
+    return {"weights": name, **options._asdict(), **chosen}
 
 
 @contextmanager
