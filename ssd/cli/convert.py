@@ -26,15 +26,21 @@ normalisation and class names. No code from the file is run. IN is one of
   run/last.pt                 a checkpoint of this project: the copy leaves out the entries that only --resume needs
 ssd train, eval, detect and export take these files as weights too.
 
+If OUT ends in .safetensors, it has the format of the package safetensors: pip install 'ssd-ext[safetensors]'. All
+commands read it as weights. Its parameters, priors, input normalisation and class names are those of a .pt file.
+
 examples:
   ssd convert checkpoint_ssd300.pth.tar voc.pt
-  ssd convert ssd_300_VOC0712.pth caffe.pt --bgr        ssd.pytorch's conversion of the original Caffe weights""",
+  ssd convert ssd_300_VOC0712.pth caffe.pt --bgr        ssd.pytorch's conversion of the original Caffe weights
+  ssd convert run/best.pt best.safetensors""",
     )
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="the weights to convert")
-    parser.add_argument("target", type=Path, metavar="OUT", help="the checkpoint to write; the file must not exist")
+    parser.add_argument(
+        "target", type=Path, metavar="OUT", help="the checkpoint to write, .pt or .safetensors; the file must not exist"
+    )
     parser.add_argument(
         "--classes",
         type=class_names,

@@ -1,9 +1,13 @@
-"""Checkpoints: files with state dicts and plain metadata only, so that any torch loads them with `weights_only`."""
+"""Checkpoints: files with state dicts and plain metadata only, so that any torch loads them with `weights_only`.
+
+A checkpoint for detection may also be a .safetensors file, which other programs read without torch.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -16,29 +20,37 @@ from ssd.runtime.files import replacing
 from ssd.weights.pickles import read_parameters
 
 FORMAT = 3  # version of the file's layout
+SAFETENSORS = ".safetensors"  # suffix of files in the format of the package safetensors
+METADATA = "ssd"  # key of the metadata of such a file that has all entries but the parameters, as JSON
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Sequence[str], **extra: Any) -> None:
     """Writes a checkpoint; if writing fails, an existing file stays as it was.
 
     Args:
-        path: the file to write; its folder must exist.
+        path: the file to write; its folder must exist. If it ends in .safetensors, it has this format: the parameters
+            as tensors, and all other entries as JSON in the metadata.
         model: the network.
         classes: names of the C-1 classes, without background.
-        extra: more entries: state dicts, numbers, strings, and lists and dicts of these.
+        extra: more entries: state dicts, numbers, strings, and lists and dicts of these. For .safetensors without
+            tensors.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, for example because the disk is full.
+        ImportError: the file ends in .safetensors, and the package safetensors is not installed.
     """
-    checkpoint = {
-        "format": FORMAT,
-        "network": model.name,
-        "config": model.config,
-        "model": model.state_dict(),
-        "classes": list(classes),
-        **extra,
-    }
+    entries = {"format": FORMAT, "network": model.name, "config": model.config, "classes": list(classes), **extra}
+    state = model.state_dict()
+    if Path(path).suffix == SAFETENSORS:
+        # The format takes only contiguous tensors that share no memory.
+        copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        metadata = {"format": "pt", METADATA: json.dumps(entries)}  # programs of Hugging Face read "format"
+        data = _safetensors(path).torch.save(copies, metadata)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+        return
+    checkpoint = entries | {"model": state}
     with (
         replacing(path) as temporary,
         open(temporary, "wb") as file,
@@ -129,10 +141,11 @@ def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Net
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Reads a file of `torch.save`, or a state dict in a .safetensors file, onto the CPU. Runs no code from the file.
+    """Reads a file of `torch.save` or a .safetensors file onto the CPU. Runs no code from the file.
 
     Returns:
-        Plain values and tensors as they were saved. For a file with a pickled network: {"model": its state dict}.
+        Plain values and tensors as they were saved. For a file with a pickled network: {"model": its state dict}. For a
+        .safetensors file of `save_checkpoint`: the checkpoint, with lists for tuples; for another one its tensors.
 
     Raises:
         FileNotFoundError: no such file.
@@ -141,10 +154,13 @@ def read(path: str | os.PathLike[str]) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    load_file = _safetensors(path) if Path(path).suffix == ".safetensors" else None
+    package = _safetensors(path) if Path(path).suffix == SAFETENSORS else None
     try:
-        if load_file is not None:
-            return load_file(path)
+        if package is not None:
+            with package.safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+                entries = (file.metadata() or {}).get(METADATA)
+            return tensors if entries is None else {**json.loads(entries), "model": tensors}
         _check_archive(Path(path))
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -155,12 +171,12 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from error
 
 
-def _safetensors(path: str | os.PathLike[str]) -> Callable[[str | os.PathLike[str]], dict[str, Any]]:
+def _safetensors(path: str | os.PathLike[str]) -> Any:  # the package
     try:
-        from safetensors.torch import load_file
+        import safetensors.torch
     except ImportError as error:
-        raise ImportError(f"{path}: reading it needs safetensors ({error}): pip install 'ssd-ext[timm]'") from None
-    return load_file
+        raise ImportError(f"{path}: needs safetensors ({error}): pip install 'ssd-ext[safetensors]'") from None
+    return safetensors
 
 
 def _check_archive(path: Path) -> None:

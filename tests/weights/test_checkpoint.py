@@ -1,14 +1,18 @@
 """Checkpoints: what they keep, older ones, and damage."""
 
+import re
+import sys
+from dataclasses import replace
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
+import safetensors.torch
 import torch
 from initial_weights import initial_model
 
 from ssd import load_weights
 from ssd.networks.ssd300 import SSD300
-from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.checkpoint import levels_of, load_checkpoint, save_checkpoint
 
 
 def test_a_checkpoint_keeps_priors_and_input(tmp_path):
@@ -67,3 +71,92 @@ def test_levels_are_two_numbers(tmp_path, levels):
     save_checkpoint(tmp_path / "a.pt", SSD300(2, width=0.01), ["a"], levels=levels)
     with pytest.raises(ValueError, match=r"a\.pt: its levels must be two numbers, got"):
         load_weights(tmp_path / "a.pt")
+
+
+def tricky_network():
+    """With a layout of priors of its own, its own normalisation, and memory in another order than the dimensions."""
+    torch.manual_seed(0)
+    default = SSD300(3, width=0.01, batch_norm=True).prior_spec
+    spec = replace(default, scales=tuple(scale * 1.1 / 3 for scale in default.scales))
+    model = SSD300(3, width=0.01, batch_norm=True, priors=spec, input_mean=(0.1, 0.2, 1 / 3))
+    return model.to(memory_format=torch.channels_last)
+
+
+def test_safetensors_keep_every_bit(tmp_path):
+    model = tricky_network()
+    names = ["a \u00fc \u5f69", 'b "quoted"']
+    for name in ("a.pt", "a.safetensors"):
+        save_checkpoint(tmp_path / name, model, names, levels=(0, 4095.5))
+    theirs = load_checkpoint(tmp_path / "a.safetensors")
+    ours = load_checkpoint(tmp_path / "a.pt")
+    assert theirs.keys() == ours.keys()
+    assert theirs["model"].keys() == ours["model"].keys()
+    for name, value in ours["model"].items():
+        assert theirs["model"][name].dtype == value.dtype, name
+        assert torch.equal(theirs["model"][name], value), name
+    assert levels_of(theirs) == levels_of(ours) == (0, 4095.5)
+    again, classes = load_weights(tmp_path / "a.safetensors", device="cpu")
+    assert classes == tuple(names)
+    assert again.config == model.config  # tuples, not the lists of JSON
+    assert torch.equal(again.priors_cxcy, model.priors_cxcy)
+    assert torch.equal(again.input_scale, model.input_scale)
+
+
+def test_safetensors_are_readable_by_others(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", SSD300(3, width=0.01), ["a", "b"])
+    assert safetensors.torch.load_file(tmp_path / "a.safetensors").keys() == SSD300(3, width=0.01).state_dict().keys()
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ("[1]", "cannot be read as a checkpoint: "),
+        ("{", "cannot be read as a checkpoint: Expecting"),
+        ('{"format": 9}', "has format 9; this version of ssd reads formats 1 to 3"),
+        (
+            '{"format": 3, "network": "ssd300", "config": {}}',
+            "is not a complete checkpoint: its 'classes' is a NoneType",
+        ),
+    ],
+)
+def test_damaged_metadata_is_named(tmp_path, metadata, says):
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"ssd": metadata})
+    with pytest.raises(ValueError, match=rf"a\.safetensors: {re.escape(says)}"):
+        load_weights(tmp_path / "a.safetensors")
+
+
+def test_damaged_safetensors_are_named(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", SSD300(3, width=0.01), ["a", "b"])
+    data = (tmp_path / "a.safetensors").read_bytes()
+    for content in (data[:-100], data[:1000], b"", b"text"):
+        (tmp_path / "a.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.safetensors: cannot be read as a checkpoint: "):
+            load_weights(tmp_path / "a.safetensors")
+
+
+def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
+    model = SSD300(3, width=0.01)
+    save_checkpoint(tmp_path / "a.safetensors", model, ["a", "b"])
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for use in (load_weights, lambda path: save_checkpoint(path, model, ["a", "b"])):
+        with pytest.raises(
+            ImportError, match=r"a\.safetensors: needs safetensors .*: pip install 'ssd-ext\[safetensors\]'"
+        ):
+            use(tmp_path / "a.safetensors")
+
+
+def test_a_full_disk_leaves_the_old_safetensors(tmp_path):
+    resource = pytest.importorskip("resource")
+    save_checkpoint(tmp_path / "a.safetensors", SSD300(3, width=0.01), ["a", "b"])
+    before, limits = (tmp_path / "a.safetensors").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*a\.safetensors'"):
+            save_checkpoint(tmp_path / "a.safetensors", SSD300(3, width=0.02), ["a", "b"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
