@@ -163,6 +163,27 @@ class Detections:
         folder = path.absolute().parent.name if isinstance(path, Path) else ""
         return VocWriter.text(self._written(), self.classes, folder)
 
+    def to_supervision(self) -> Any:  # a class of a package that may be missing
+        """Converts the detections to a `supervision.Detections`, for its trackers, zones and annotators.
+
+        Returns:
+            `xyxy` has the boxes in pixels, `confidence` the scores, `class_id` the labels minus 1, which are the
+            indices of `classes`, and `data["class_name"]` the names.
+
+        Raises:
+            ImportError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(f"needs supervision ({error}): pip install 'ssd-ext[supervision]'") from None
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy() - 1,
+            data={"class_name": np.array([found.name for found in self], dtype=str)},
+        )
+
     def _written(self) -> Written:
         size = self.picture.width, self.picture.height
         name = "" if self.picture.path is None else self.picture.path.name
