@@ -39,8 +39,7 @@ def add_detect(commands: Commands) -> None:
 detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
 pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
 skipped, and the exit code is then 1. Of the files in --out, only drawings and a detections.json that `ssd detect`
-wrote are replaced. Drawings, labels and crops of `ssd detect` are skipped when folders are searched for
-pictures.
+wrote are replaced. When folders are searched for pictures, drawings, labels and crops of `ssd detect` are skipped.
 
 --save labels writes a data set to correct in a labelling tool, into a folder of --out with the name of the format:
   yolo   images/*, labels/*.txt, classes.txt, data.yaml      for LabelImg, Label Studio, Ultralytics
@@ -51,8 +50,8 @@ different names. The folder is written after the last picture, and must not exis
 replaced. ssd train and ssd eval read it.
 
 --save crops writes each object as a picture: crops/<class>/<picture>_<n>.png is the n-th detection of the picture, by
-descending score. Characters of class names that file names must not have become "_". The folder crops must be empty or
-missing, except with --resume.
+descending score. In class names, "_" replaces characters that file names must not contain. Without --resume, the folder
+crops must be empty or missing.
 
 During the run, each finished picture adds a line to detections.0.jsonl (with torchrun, each process has a file named
 after its rank). At the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same

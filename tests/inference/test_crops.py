@@ -118,6 +118,7 @@ def test_crops_of_two_runs_are_not_mixed(photos, weights, capsys):
     (photos / "other").mkdir()
     (photos / "other" / "crops").write_text("a file")
     assert detect("a.png", *HOW, "--resume", weights=weights, out="other") == 2
+    assert "crops: exists; " in capsys.readouterr().err
 
 
 def test_a_file_of_somebody_is_not_replaced(photos, weights, capsys):
