@@ -113,8 +113,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--thresholds",
         type=Path,
         metavar="FILE",
-        help='JSON object {"class name": score}: remove detections of these classes with a lower score; other classes '
-        "have --min-score. They are removed after NMS and after --top-k",
+        help='JSON object {"class name": score}, or the JSON file of a report of ssd eval: for these classes, the '
+        "scores take the place of --min-score. Detections are removed after NMS and after --top-k",
     )
     add_machine_options(parser, workers="threads that read and draw pictures")
 

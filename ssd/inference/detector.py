@@ -201,9 +201,9 @@ class Detector:
             data, see `ssd.data.PictureFile`.
         only: names of the classes whose detections are returned; None: all. The others are removed after NMS and after
             `options.top_k`, so fewer than top_k may be left.
-        thresholds: for some classes, the lowest score in 0..1 of the detections that are returned. All other classes
-            have `options.min_score`. The network runs with the smallest of these scores, and detections below the
-            threshold of their class are removed after NMS and after `options.top_k`.
+        thresholds: for some classes, a number in 0..1 that takes the place of `options.min_score`. The network runs
+            with the smallest of all these numbers. Detections whose score is not above that of their class are removed
+            after NMS and after `options.top_k`.
 
     Attributes:
         prepare: function from a picture to the pixels that `predict` takes.

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssd.runtime.text import read_text
 
+REPORT = "ssd eval --report"  # the value of "made_by" in the JSON file of a report
+
 
 def read_thresholds(path: str | PathLike[str]) -> dict[str, float]:
     """Reads the file of `ssd detect --thresholds`: a JSON object with a score in 0..1 for each name of a class.
+
+    The JSON file of a report of `ssd eval` has the scores too: those with the highest F1 of each class.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -28,6 +32,8 @@ def read_thresholds(path: str | PathLike[str]) -> dict[str, float]:
         raise ValueError(f"{path}: broken JSON ({error})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if isinstance(content, dict) and content.get("made_by") == REPORT:
+        content = {each["name"]: each["min_score"] for each in content["classes"] if each["min_score"] is not None}
     try:
         check_thresholds(content)
     except ValueError as error:
@@ -64,10 +70,9 @@ class Selection:
 
     Args:
         classes: the C-1 class names without background.
-        min_score: a detection of a class without threshold is kept if its score is above this, as in
-            `ssd_ext.DetectionOptions`.
+        min_score: a detection is kept if its score is above this, as in `ssd_ext.DetectionOptions`.
         only: names of the classes that are kept; None: all.
-        thresholds: for some classes, the lowest score that is kept, in 0..1.
+        thresholds: for some classes, a number in 0..1 that takes the place of `min_score`.
 
     Attributes:
         lowest: the `min_score` with which a network finds all detections that are kept.
@@ -89,16 +94,10 @@ class Selection:
         _check_known("thresholds", thresholds, classes)
         if only is not None and not only:
             raise ValueError("only: no class is named")
-        # As in the op, scores are compared in float32. A score is above `min_score` if it is at least the next number.
-        above = np.nextafter(np.float32(min_score), np.float32(np.inf))
-        least = {name: np.float32(thresholds[name]) if name in thresholds else above for name in classes}
-        kept = [name for name in classes if only is None or name in only]
-        least_of_all = min(least[name] for name in kept)
-        self.lowest = max(0.0, float(np.nextafter(least_of_all, np.float32(-np.inf))))
-        if least_of_all == above:
-            self.lowest = min_score
-        values = [np.inf, *(least[name] if name in kept else np.inf for name in classes)]
-        self._least = torch.tensor(np.array(values, np.float32))
+        kept = {name: thresholds.get(name, min_score) for name in classes if only is None or name in only}
+        self.lowest = min(kept.values())
+        # As in the op, scores are compared in float32.
+        self._limits = torch.tensor([math.inf, *(kept.get(name, math.inf) for name in classes)], dtype=torch.float32)
 
     def __call__(self, labels: Tensor, scores: Tensor) -> Tensor:
         """Tells which detections are kept.
@@ -110,4 +109,4 @@ class Selection:
         Returns:
             (k,) bool.
         """
-        return scores >= self._least[labels]
+        return scores > self._limits[labels]

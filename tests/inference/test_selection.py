@@ -1,7 +1,6 @@
 """Detections of some classes, and scores that differ by class: what is kept, and what is wrong in a file."""
 
 import json
-import math
 import re
 
 import numpy as np
@@ -41,20 +40,21 @@ def rows(found):
     return [(o.name, o.score, o.box) for o in found]
 
 
-def test_a_threshold_is_the_lowest_score_that_is_kept():
-    scores = torch.tensor([0.3, 0.3, 0.3, math.nextafter(0.3, 0), 0.9, 0.9])
-    scores[3] = float(np.nextafter(np.float32(0.3), np.float32(0)))
-    labels = torch.tensor([1, 2, 3, 1, 1, 0])
-    selection = Selection(CLASSES, 0.3, thresholds={"circle": 0.3, "triangle": 0.5})
-    assert selection(labels, scores).tolist() == [True, False, False, False, True, False]  # above min_score, not equal
-    assert selection.lowest < 0.3
-    assert torch.tensor(0.3) > torch.tensor(selection.lowest)
+def test_scores_are_above_the_threshold_of_their_class():
+    scores = torch.tensor([0.3, 0.3, 0.3, 0.6, 0.9, 0.9])
+    scores[1] = float(np.nextafter(np.float32(0.3), np.float32(1)))
+    labels = torch.tensor([1, 1, 2, 3, 3, 0])
+    selection = Selection(CLASSES, 0.1, thresholds={"circle": 0.3, "triangle": 0.6})
+    assert selection(labels, scores).tolist() == [False, True, True, False, True, False]  # above, not equal
     every = Selection(CLASSES, 0.3)
-    assert every.lowest == 0.3
-    assert every(labels, scores).tolist() == [False, False, False, False, True, False]
-    assert Selection(CLASSES, 0.3, thresholds={"circle": 0}).lowest == 0
-    assert Selection(CLASSES, 0.3, only=["circle"], thresholds={"circle": 0.7}).lowest == pytest.approx(0.7)
-    assert Selection(CLASSES, 0.3, only=["circle", "square"], thresholds={"circle": 0.7}).lowest == 0.3
+    assert every(labels, scores).tolist() == [False, True, False, True, True, False]
+    for options, lowest in (
+        ({}, 0.3),
+        ({"thresholds": {"circle": 0}}, 0),
+        ({"only": ["circle"], "thresholds": {"circle": 0.7}}, 0.7),
+        ({"only": ["circle", "square"], "thresholds": {"circle": 0.7}}, 0.3),
+    ):
+        assert Selection(CLASSES, 0.3, **options).lowest == lowest
 
 
 def test_a_detector_returns_only_some_classes(spread, pictures):
@@ -74,9 +74,9 @@ def test_each_class_has_its_own_score(spread, pictures):
     wide = load(spread, min_score=0.1, top_k=10**5)(pictures)
     ours = load(spread, min_score=0.4, top_k=10**5, thresholds=thresholds)(pictures)
     for found, all_found in zip(ours, wide, strict=True):
-        assert rows(found) == [row for row in rows(all_found) if row[1] >= least[row[0]]]
+        assert rows(found) == [row for row in rows(all_found) if row[1] > least[row[0]]]
     scores = {name: [o.score for found in ours for o in found if o.name == name] for name in CLASSES}
-    assert {name: min(its) >= least[name] for name, its in scores.items()} == dict.fromkeys(CLASSES, True)
+    assert {name: min(its) > least[name] for name, its in scores.items()} == dict.fromkeys(CLASSES, True)
     assert min(scores["circle"]) < 0.4  # below min_score
 
 
@@ -125,7 +125,7 @@ def test_an_exported_program_has_a_lowest_score(spread, pictures, tmp_path):
     export(spread, tmp_path / "x.pt2", options=DetectionOptions(min_score=0.3, top_k=20), check=())
     loaded = ssd.Detector.load(tmp_path / "x.pt2", only=["circle"], thresholds={"circle": 0.5})
     every = ssd.Detector.load(tmp_path / "x.pt2")(pictures[0])
-    assert rows(loaded(pictures[0])) == [row for row in rows(every) if row[0] == "circle" and row[1] >= 0.5]
+    assert rows(loaded(pictures[0])) == [row for row in rows(every) if row[0] == "circle" and row[1] > 0.5]
     with pytest.raises(ValueError, match=r"the threshold 0\.2 of 'circle' is below the min_score 0\.3 of the exported"):
         ssd.Detector.load(tmp_path / "x.pt2", thresholds={"circle": 0.2})
 
@@ -141,8 +141,8 @@ def test_the_options_of_detect(spread, photos, capsys):
     assert detect(*arguments, "--thresholds", "t.json", "--only", "square,circle", weights=spread, out="found") == 0
     found = annotations("found")
     assert {row["category_id"] for row in found} == {1, 2}
-    assert min(row["score"] for row in found if row["category_id"] == 2) >= 0.6
-    assert 0.2 <= min(row["score"] for row in found if row["category_id"] == 1) < 0.4
+    assert min(row["score"] for row in found if row["category_id"] == 2) > 0.6
+    assert 0.2 < min(row["score"] for row in found if row["category_id"] == 1) < 0.4
     both = [*arguments, "--thresholds", "t.json", "--only", "circle,square", "--resume"]
     assert detect(*both, weights=spread, out="found") == 0
     without = {name: [*both[: (at := both.index(f"--{name}"))], *both[at + 2 :]] for name in ("only", "thresholds")}
