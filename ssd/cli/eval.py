@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssd.cli.arguments import (
     DATA,
@@ -24,10 +24,13 @@ from ssd.runtime.text import printable
 from ssd_ext import DetectionOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssd.data import BoxDataset
-    from ssd.evaluation.evaluate import EvalResult
     from ssd.inference.detector import Detector
     from ssd.runtime.processes import Ranks
+
+REPORTED = ("min_score", "max_overlap", "top_k")  # options of detection that a report states
 
 
 def add_eval(commands: Commands) -> None:
@@ -46,6 +49,7 @@ with --method coco these are treated as crowds. Objects with a box that cannot b
 examples:
   ssd eval my_pictures --weights run/best.pt --split test
   ssd eval VOC2007 --weights voc/best.pt --split test --method 11point      the metric of VOC 2007
+  ssd eval my_pictures --weights run/best.pt --report report.html           what goes wrong, and which score to choose
   ssd eval coco --weights coco --split val2017 --method coco --curves curves.png
   ssd eval coco --detections results.json --split val2017 --method coco     results of any program, in COCO's format
   ssd eval my_pictures --detections found/detections.json                   written by ssd detect""",
@@ -66,31 +70,69 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--iou", type=float, help="least IoU of a hit; cannot be used with --method coco (default: 0.5)"
     )
     parser.add_argument("--curves", metavar="FILE.png", help="draw the precision-recall curve of each class")
+    report = "write a report that a browser opens: thresholds, kinds of errors, the worst pictures; and FILE.json"
+    parser.add_argument("--report", metavar="FILE.html", help=report)
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
     add_inference_options(parser, DetectionOptions())
     add_machine_options(parser)
 
 
+class _Detected(NamedTuple):
+    """The detections that are measured, and the data that they are compared with."""
+
+    dataset: BoxDataset
+    classes: Sequence[str]
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]]
+    targets: Sequence[Mapping[str, Tensor]]
+    part: str  # the part of the data, for the report
+    options: Mapping[str, Any]  # of detection; empty for detections in a file
+
+
 def _eval(arguments: argparse.Namespace) -> int:
-    from ssd.evaluation.curves import plot_precision
     from ssd.evaluation.evaluate import METRICS
+    from ssd.evaluation.report import check_report
     from ssd.runtime.processes import UNLIMITED, joined
 
     if arguments.iou is not None and not METRICS[arguments.method].takes_iou:
         raise ValueError(f"--iou cannot be used with --method {arguments.method}; leave it out")
     if arguments.curves and not Path(arguments.curves).parent.is_dir():
         raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
+    if arguments.report:
+        check_report(arguments.report)
     with joined(UNLIMITED) as ranks:  # a slow process is waited for
-        result = _of_weights(arguments, ranks) if arguments.weights else ranks.from_first(lambda: _of_file(arguments))
-        if ranks.first:
-            print(result)
-            if arguments.curves:
-                plot_precision(result, arguments.curves)
+        if arguments.weights:
+            detected = _of_weights(arguments, ranks)
+            ranks.from_first(lambda: _measure(arguments, detected))
+        else:
+            ranks.from_first(lambda: _measure(arguments, _of_file(arguments)))
     return 0
 
 
-def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
-    from ssd.evaluation.evaluate import evaluate
+def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
+    """Measures the detections, prints the result, and writes the files that were asked for."""
+    from ssd.evaluation.curves import plot_precision
+    from ssd.evaluation.evaluate import score, score_found
+    from ssd.evaluation.report import Origin, write_report
+
+    dataset, classes, detections, targets, part, options = detected
+    rules = arguments.iou, arguments.method
+    if arguments.weights:
+        result = score_found(detections, targets, dataset, classes, *rules)
+    else:
+        result = score(detections, targets, classes, *rules)
+    print(result)
+    if arguments.curves:
+        plot_precision(result, arguments.curves)
+    if arguments.report:
+        source = arguments.weights or arguments.detections
+        origin = Origin(arguments.command_line, arguments.data, part, source, options)
+        in_pixels = arguments.weights is None
+        write_report(arguments.report, result, detections, targets, dataset, classes, origin, in_pixels=in_pixels)
+        print(printable(f"{arguments.report}: the report"), file=sys.stderr)
+
+
+def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
+    from ssd.evaluation.evaluate import check, detect_all
     from ssd.export import is_exported
     from ssd.training.unseen import open_unseen
     from ssd.weights.loading import open_weights
@@ -108,21 +150,16 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> EvalResult:
     dataset, line = ranks.from_first(chosen)
     if ranks.first:
         _tell(dataset, line)
-    return evaluate(
-        detector.predict,
-        dataset,
-        detector.classes,
-        method=arguments.method,
-        iou_threshold=arguments.iou,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        ranks=ranks,
+    check(dataset, detector.classes, arguments.iou, arguments.method)
+    detections, targets = detect_all(
+        detector.predict, dataset, batch_size=arguments.batch_size, workers=arguments.workers, ranks=ranks
     )
+    options = {name: value for name, value in detector.options._asdict().items() if name in REPORTED}
+    return _Detected(dataset, detector.classes, detections, targets, line or _part(arguments), options)
 
 
-def _of_file(arguments: argparse.Namespace) -> EvalResult:
+def _of_file(arguments: argparse.Namespace) -> _Detected:
     from ssd.evaluation.detection_file import DetectionFile
-    from ssd.evaluation.evaluate import score
 
     if given := fields_given(arguments, DetectionOptions):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -133,7 +170,11 @@ def _of_file(arguments: argparse.Namespace) -> EvalResult:
     dataset = _open_data(arguments, arguments.detections, arguments.split, file.classes)
     found = file.detections(dataset)
     _tell(dataset, *file.notes)
-    return score(found, dataset.truths, dataset.classes, arguments.iou, arguments.method)
+    return _Detected(dataset, dataset.classes, found, dataset.truths, _part(arguments), {})
+
+
+def _part(arguments: argparse.Namespace) -> str:
+    return "all splits" if arguments.split is None else f"split {arguments.split}"
 
 
 def _open_data(

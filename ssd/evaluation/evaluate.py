@@ -95,21 +95,24 @@ def evaluate(
         ImportError: see `score`.
     """
     classes = tuple(classes)
+    check(dataset, classes, iou_threshold, method)
+    found = detect_all(
+        model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
+    )
+    return ranks.from_first(lambda: score_found(*found, dataset, classes, iou_threshold, method))
+
+
+def check(
+    dataset: Samples[int], classes: Sequence[str], iou_threshold: float | None = None, method: str = "area"
+) -> None:
+    """Checks everything that can be checked before the network runs, see `evaluate`.
+
+    Raises:
+        ValueError, ImportError: see `evaluate`.
+    """
     metric, _ = _checked(method, classes, iou_threshold)
     if metric.in_pixels and not isinstance(dataset, BoxDataset):
         raise ValueError(f"method {method!r} measures in pixels: it needs a BoxDataset, got {type(dataset).__name__}")
-    detections, targets = detect_all(
-        model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
-    )
-
-    def measure() -> EvalResult:
-        if metric.in_pixels and isinstance(dataset, BoxDataset) and isinstance(detections, Packed):
-            width, height = dataset.sizes.repeat_interleave(detections.counts, 0).T
-            found = Packed(detections.columns.in_pixels(width, height), detections.row_splits)
-            return score(found, dataset.truths, classes, iou_threshold, method)
-        return score(detections, targets, classes, iou_threshold, method)
-
-    return ranks.from_first(measure)
 
 
 def detect_all(
@@ -162,6 +165,31 @@ def detect_all(
     order = before[place % ranks.size] + place // ranks.size
     found, truth = (Packed.join(each).take(order) for each in zip(*parts, strict=True))
     return found, truth
+
+
+def score_found(
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    dataset: Samples[int],
+    classes: Sequence[str],
+    iou_threshold: float | None = None,
+    method: str = "area",
+) -> EvalResult:
+    """Measures the average precision of the detections of a network.
+
+    Args:
+        detections, targets: the result of `detect_all`.
+        dataset: the data set; if the method measures in pixels, a `BoxDataset`.
+        classes, iou_threshold, method: see `score`.
+
+    Returns:
+        See `score`.
+    """
+    if METRICS[method].in_pixels and isinstance(dataset, BoxDataset) and isinstance(detections, Packed):
+        width, height = dataset.sizes.repeat_interleave(detections.counts, 0).T
+        found = Packed(detections.columns.in_pixels(width, height), detections.row_splits)
+        return score(found, dataset.truths, classes, iou_threshold, method)
+    return score(detections, targets, classes, iou_threshold, method)
 
 
 def score(

@@ -114,8 +114,8 @@ def average_precision(
         n_truths[name] = int(np.count_nonzero((truth_labels == label) & ~difficult[:-1]))
         rows = rows[~difficult[found[rows]]]
         rows = rows[np.argsort(-scores[rows], kind="stable")]
-        curves[name] = recall, precision = _curve(found[rows], n_truths[name])
-        ap[name] = _ap(recall, precision, method) if n_truths[name] else float("nan")
+        curves[name] = recall, precision = precision_over_recall(first_of(found[rows]), n_truths[name])
+        ap[name] = area_under(recall, precision, method) if n_truths[name] else float("nan")
 
     counted = [ap[name] for name in classes if n_truths[name]]
     mean = float(np.mean(counted)) if counted else float("nan")
@@ -136,8 +136,9 @@ def _join(
     for (det_boxes, det_labels, det_scores), (gt_boxes, gt_labels, gt_difficult) in read_images(
         detections, targets, n_classes
     ):
-        best = best_object(det_boxes, det_labels, gt_boxes, gt_labels, iou_threshold)
-        rows.append((det_labels, det_scores, np.where(best >= 0, best + n_objects, -1)))
+        iou = box_iou(det_boxes, gt_boxes).numpy()  # (k, n)
+        best, its_iou = nearest_object(iou, det_labels[:, None] == gt_labels)
+        rows.append((det_labels, det_scores, np.where(its_iou >= iou_threshold, best + n_objects, -1)))
         objects.append((gt_labels, gt_difficult))
         n_objects += len(gt_labels)
     labels, scores, found = map(np.concatenate, zip(*rows, strict=True))
@@ -145,42 +146,67 @@ def _join(
     return labels, scores, found, truth_labels, np.append(difficult, False)
 
 
-def best_object(
-    boxes: Tensor, labels: np.ndarray, gt_boxes: Tensor, gt_labels: np.ndarray, iou_threshold: float
-) -> np.ndarray:
-    """Finds for each detection in an image the object of the same class with the highest IoU.
+def nearest_object(iou: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds for each detection in an image the object with the highest IoU.
 
     Args:
-        boxes: (k, 4) xyxy of the detections, in the same unit and dtype as `gt_boxes`.
-        labels: (k,) of the detections.
-        gt_boxes: (n, 4) xyxy of the objects.
-        gt_labels: (n,) of the objects.
-        iou_threshold: smallest IoU of a match.
+        iou: (k, n) IoU of each detection with each object, in 0..1.
+        allowed: (k, n) bool, False for objects that the detection is not compared with.
 
     Returns:
-        (k,) rows of the objects; -1 without a match. Of equal IoUs the first object is taken.
+        Two arrays (k,): the rows of the objects, int64, and the IoUs. The row is -1 and the IoU is 0 if no allowed
+        object overlaps the detection. Of equal IoUs the first object is taken.
     """
-    if len(labels) == 0 or len(gt_labels) == 0:
-        return np.full(len(labels), -1)
-    iou = box_iou(boxes, gt_boxes).numpy()  # (k, n)
-    iou = np.where(labels[:, None] == gt_labels, iou, 0.0)
-    best: np.ndarray = iou.argmax(axis=1)
-    return np.where(iou.max(axis=1) >= iou_threshold, best, -1)
+    if iou.size == 0:
+        return np.full(len(iou), -1), np.zeros(len(iou))
+    iou = np.where(allowed, iou, 0.0)
+    best, highest = iou.argmax(axis=1), iou.max(axis=1)
+    return np.where(highest > 0, best, -1), highest
 
 
-def _curve(found: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision after each detection of one class, from the object (or -1) that each detection matched."""
+def first_of(found: np.ndarray) -> np.ndarray:
+    """Tells which detections are the first that matched their object.
+
+    Args:
+        found: (d,) integer, the object that each detection matched, or -1; by descending score.
+
+    Returns:
+        (d,) bool; False for detections that matched no object. A later detection of the same object is a false
+        positive.
+    """
+    objects, first = np.unique(found, return_index=True)
+    hits: np.ndarray = np.zeros(len(found), bool)
+    hits[first[objects >= 0]] = True
+    return hits
+
+
+def precision_over_recall(hits: np.ndarray, n_truths: int) -> tuple[np.ndarray, np.ndarray]:
+    """Computes recall and precision of one class after each detection.
+
+    Args:
+        hits: (d,) bool, whether each detection is a true positive; by descending score.
+        n_truths: number of objects, without difficult ones.
+
+    Returns:
+        Recall (d,) and precision (d,), float64 in 0..1; empty if there is no object.
+    """
     if n_truths == 0:
         return np.empty(0), np.empty(0)
-    objects, first = np.unique(found, return_index=True)
-    true_positive = np.zeros(len(found))
-    true_positive[first[objects >= 0]] = 1  # a later detection of the same object is a false positive
-    true_positives = true_positive.cumsum()
-    return true_positives / n_truths, true_positives / np.arange(1, len(found) + 1)
+    true_positives = hits.cumsum()
+    return true_positives / n_truths, true_positives / np.arange(1, len(hits) + 1)
 
 
-def _ap(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
-    """Average precision in 0..1 from a curve whose recall does not fall."""
+def area_under(recall: np.ndarray, precision: np.ndarray, method: str) -> float:
+    """Computes the average precision of one class.
+
+    Args:
+        recall: (d,) in 0..1, not decreasing.
+        precision: (d,) in 0..1.
+        method: see `average_precision`.
+
+    Returns:
+        The average precision in 0..1; 0 without a detection.
+    """
     # best[d]: highest precision at the recall of detection d or a higher one. The last entry is 0, the precision at
     # recalls that are not reached.
     best: np.ndarray = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # (d+1,)

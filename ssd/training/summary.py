@@ -1,9 +1,8 @@
 """The report at the end of a run: the test result, the weakest class, advice on more epochs, the worst pictures."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from ssd.data.reading import PictureFile
 from ssd.detection import Found
 from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
-from ssd.evaluation.voc import best_object
+from ssd.evaluation.mistakes import count_by_picture, match
 from ssd.inference.detector import SHOWN
 from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
@@ -30,14 +29,6 @@ LEARNT = 0.95  # with this mAP on training pictures, or a higher one, little is 
 MEMORISED = 0.1
 
 Detected = tuple[Sequence[Found], Sequence[Mapping[str, Tensor]]]  # detections and targets, see `detect_all`
-
-
-class Mistakes(NamedTuple):
-    """The mistakes in the detections of one picture."""
-
-    index: int  # type: ignore[assignment]  # index of the picture in the set; hides tuple.index
-    missed: int  # objects that were not found
-    wrong: int  # detections that match no object, or an object that a better detection matches
 
 
 def report(
@@ -74,8 +65,7 @@ def _describe(found: Mapping[str, Detected], sets: Sets, out: Path) -> tuple[str
     test, val = results.get("test"), results.get("held out")
     if sets.val is not None and val is not None:
         detections, truths = found["held out"]
-        mistakes = sorted(find_mistakes(detections, truths), key=lambda m: -(m.missed + m.wrong))
-        if drawn := _draw(sets.val, sets.classes, detections, truths, mistakes, out / SHEET):
+        if drawn := _draw(sets.val, sets.classes, detections, truths, out / SHEET):
             lines.append(f"{out / SHEET}: the {drawn} worst of {len(truths)} pictures held out, beside the truth")
         lines.append(advice(results["seen"].mAP, val.mAP))
     if test is not None:
@@ -102,46 +92,33 @@ def advice(seen: float, unseen: float) -> str:
     return facts + "more epochs would change little"
 
 
-def find_mistakes(detections: Sequence[Found], targets: Sequence[Mapping[str, Tensor]]) -> Iterator[Mistakes]:
-    """Counts missed objects and wrong detections in every picture, at an IoU of 0.5.
-
-    Only detections that are drawn count: those with a score of at least `SHOWN.min_score`. Difficult objects, and
-    detections that match them, do not count.
-
-    Args:
-        detections, targets: see `ssd.evaluation.evaluate.score`.
-    """
-    for index, ((boxes, labels, scores), truth) in enumerate(zip(detections, targets, strict=True)):
-        shown = (scores >= SHOWN.min_score) & (labels > 0)
-        objects = truth["boxes"], truth["labels"].numpy()
-        best = best_object(boxes[shown].double(), labels[shown].numpy(), objects[0].double(), objects[1], 0.5)
-        difficult = truth["difficult"].numpy()
-        counted = np.unique(best[best >= 0])
-        n_found = int((~difficult[counted]).sum())
-        n_ignored = int(difficult[best[best >= 0]].sum())
-        yield Mistakes(index, int((~difficult).sum()) - n_found, len(best) - n_ignored - n_found)
-
-
 def _draw(
     pictures: Pictures,
     classes: Sequence[str],
     detections: Sequence[Found],
     targets: Sequence[Mapping[str, Tensor]],
-    mistakes: Sequence[Mistakes],
     path: Path,
 ) -> int:
-    """Draws the worst pictures, detections beside truth, and returns their number."""
+    """Draws the pictures with the most mistakes, detections beside truth, and returns their number.
+
+    Only detections that are drawn count: those with a score above `SHOWN.min_score`.
+    """
     dataset, indices = whole_of(pictures)
+    missed, wrong = count_by_picture(match(detections, targets, len(classes) + 1), SHOWN.min_score)
     sheets = []
-    for index, missed, wrong in [m for m in mistakes[:WORST] if m.missed + m.wrong]:
+    for index in np.argsort(-(missed + wrong), kind="stable")[:WORST].tolist():
+        if not missed[index] + wrong[index]:
+            break
         file = dataset.pictures[indices[index]]
         picture = PictureFile(file, levels=dataset.levels)
         pixels, size = picture.pixels(), (picture.width, picture.height)
-        shown = detections[index].scores >= SHOWN.min_score
+        shown = detections[index].scores > SHOWN.min_score
         found = Found(*(column[shown] for column in detections[index])).in_pixels(*size)
         truth = targets[index]["boxes"] * torch.tensor(size * 2), targets[index]["labels"]
         left, right = (draw_detections(pixels, *columns, classes=classes) for columns in (found, truth))
-        sheets.append(side_by_side(left, right, (f"{file.name}: {missed} missed, {wrong} wrong", "truth")))
+        sheets.append(
+            side_by_side(left, right, (f"{file.name}: {missed[index]} missed, {wrong[index]} wrong", "truth"))
+        )
     if sheets:
         save_png(contact_sheet(sheets), path)
     return len(sheets)

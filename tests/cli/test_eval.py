@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,19 @@ def test_the_command(method: str, data: Path, tmp_path: Path, capsys: pytest.Cap
     }[method]
     for path in (listed, own):
         curves = tmp_path / f"{path.stem}.png"
+        report = tmp_path / f"{path.stem}_report.html"
         arguments = ["eval", str(data), "--detections", str(path), "--method", method, "--curves", str(curves)]
+        arguments += ["--report", str(report)]
         assert main(arguments) == 0
-        table = capsys.readouterr().out.split("\n\n")[0]
+        printed = capsys.readouterr()
+        assert f"{report}: the report\n" in printed.err
+        numbers = json.loads(report.with_suffix(".json").read_text())
+        assert f"{numbers['mAP']:.4f}" == mean
+        assert numbers["command"] == shlex.join(["ssd", *arguments])
+        assert (numbers["data"], numbers["source"], numbers["options"]) == ([str(data)], str(path), {})
+        assert [row["file"] for row in numbers["worst_pictures"]] == ["data/a.png"]
+        assert numbers["errors"][-1]["count"] == 1
+        table = printed.out.split("\n\n")[0]
         rows = {line.split()[0]: line.split()[-1] for line in table.splitlines()[1:] if "---" not in line}
         assert rows.pop("cow", "-") == "-"
         assert (rows.pop("cat"), rows.pop("dog"), *rows.values()) == ("1.0000", dogs, mean)
@@ -62,6 +73,9 @@ def test_mistakes_of_the_command_are_named(data: Path, tmp_path: Path, capsys: p
     assert "--iou cannot be used with --method coco" in error("--detections", listed, "--method", "coco", "--iou", 0.5)
     assert "iou_threshold must be in (0, 1], got 7" in error("--detections", listed, "--iou", 7)
     assert "no such folder" in error("--detections", listed, "--curves", tmp_path / "nowhere" / "c.png")
+    assert "no such folder, for --report" in error("--detections", listed, "--report", tmp_path / "nowhere" / "r.html")
+    assert "must end in .html" in error("--detections", tmp_path / "nowhere.json", "--report", tmp_path / "r.txt")
+    assert "r.json: would be replaced" in error("--detections", listed, "--report", tmp_path / "r.html")
     own = write_own(tmp_path / "found", [data / f"{name}.png" for name in "abc"])
     content = json.loads(own.read_text())
     content["categories"][0]["name"] = "bird"
@@ -87,11 +101,20 @@ def test_without_a_split_pictures_of_training_are_not_measured(tmp_path: Path, c
     narrow = ["--network", "ssd300", "--width", "0.01", "--epochs", "1"]
     assert main(["train", str(folder), "--out", str(run), *narrow, "--workers", "0"]) == 0
     capsys.readouterr()
-    for arguments, n, line in (
-        ([], 2, "measured on the split test, which was not used for training"),
-        (["--split", "train"], 6, None),
+    report = tmp_path / "report.html"
+    for arguments, n, line, part in (
+        ([], 2, "measured on the split test, which was not used for training", "measured on the split test, which was"),
+        (["--split", "train"], 6, None, "split train"),
     ):
+        arguments += ["--report", str(report), "--top-k", "7"]
         assert main(["eval", str(folder), "--weights", str(run / "best.pt"), "--workers", "0", *arguments]) == 0
         said = capsys.readouterr()
         assert said.err.splitlines()[0].startswith(f"{n} pictures in JPEGImages, with annotations in the format of Pa")
         assert (line in said.err) if line else ("measured" not in said.err)
+        numbers = json.loads(report.with_suffix(".json").read_text())
+        assert numbers["part"].startswith(part)
+        assert numbers["options"] == {"min_score": 0.01, "max_overlap": 0.45, "top_k": 7}
+        assert (numbers["n_pictures"], numbers["source"]) == (n, str(run / "best.pt"))
+        table = said.out.splitlines()
+        assert table[-1].split()[-1] == f"{numbers['mAP']:.4f}"
+        assert report.read_text("utf-8").startswith("<!DOCTYPE html>")

@@ -1,0 +1,324 @@
+"""Writes the report of an evaluation: one HTML file that needs no other file, and its numbers as JSON beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from io import BytesIO
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+import ssd_ext
+from ssd.data.dataset import BoxDataset
+from ssd.data.depth import Levels
+from ssd.data.members import AnyFile
+from ssd.data.reading import ImageReadError, PictureFile
+from ssd.evaluation import mistakes
+from ssd.evaluation.coco import CocoResult
+from ssd.evaluation.mistakes import KINDS, MISSED, Matches
+from ssd.evaluation.voc import METHODS, EvalResult, average_precision
+from ssd.runtime.files import replacing
+from ssd.runtime.text import printable
+
+__all__ = ["Origin", "check_report", "write_report"]
+
+MARK = '{"made_by": "ssd eval --report"'  # the beginning of our JSON files; only files with it are replaced
+SUFFIXES = (".html", ".htm")
+SHOWN_PICTURES = 40  # maximum number of pictures in the report
+SHOWN_BOXES = 100  # maximum number of detections that are drawn in a picture, those with the highest scores
+SIDE = 480  # the longer side of a picture in the report, in pixels
+QUALITY = 80  # of its JPEG data; a picture takes about 30 kB
+CURVE_POINTS = 200  # of a curve in the report
+MATRIX_CLASSES = 30  # with more classes, the report lists the most frequent confusions instead of the matrix
+CONFUSIONS = 20  # length of this list
+MEANINGS = (  # of KINDS
+    "The box is right, and an object of another class is there.",
+    "The class is right, and the box does not fit well enough.",
+    "The box overlaps an object of another class, and does not fit well enough.",
+    "The object already has a detection with a higher score.",
+    "There is no object.",
+    "No detection refers to the object.",
+)
+
+
+class Origin(NamedTuple):
+    """What the detections of a report are, and how to make them again."""
+
+    command: str  # the command that repeats the evaluation
+    data: Sequence[str]  # paths of the data
+    part: str  # the part of the data, such as "split test"
+    source: str  # the weights, or the file of detections
+    options: Mapping[str, float | str | bool | None]  # options of detection; empty for a file of detections
+
+
+def check_report(path: str | PathLike[str]) -> None:
+    """Checks that a report can be written, before the evaluation begins.
+
+    Raises:
+        ValueError: the name does not end in .html or .htm.
+        FileNotFoundError: the folder does not exist.
+        FileExistsError: there is a JSON file beside the report which is not the JSON file of a report.
+        IsADirectoryError: the path is a folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: the name of a report must end in .html")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder, for --report {path}")
+    numbers = path.with_suffix(".json")
+    for place in (path, numbers):
+        if place.is_dir():
+            raise IsADirectoryError(f"{place}: is a folder; choose another name for --report")
+    if numbers.exists():
+        with open(numbers, "rb") as file:
+            if file.read(len(MARK)) != MARK.encode():
+                raise FileExistsError(
+                    f"{numbers}: would be replaced, and is not from a report; choose another name for --report"
+                )
+
+
+def write_report(
+    path: str | PathLike[str],
+    result: EvalResult,
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]],
+    targets: Sequence[Mapping[str, Tensor]],
+    dataset: BoxDataset,
+    classes: Sequence[str],
+    origin: Origin,
+    *,
+    in_pixels: bool = False,
+) -> None:
+    """Writes the report of an evaluation. Each file appears, or replaces an older one, only when it is complete.
+
+    Args:
+        path: the HTML file to write, in an existing folder. A file with the suffix .json is written beside it.
+        result: the result of the evaluation. If it was measured by the rules of COCO, everything else in the report is
+            measured by the rules of Pascal VOC at an IoU of 0.5.
+        detections, targets: see `ssd.evaluation.voc.average_precision`.
+        dataset: the pictures; those with the most mistakes are read.
+        classes: the C-1 class names without background.
+        origin: where the detections come from.
+        in_pixels: whether boxes are in pixels; otherwise they are in fractions of the picture.
+
+    Raises:
+        ValueError, OSError: see `check_report`; also if the disk is full.
+    """
+    check_report(path)
+    path = Path(path)
+    voc = result if result.method in METHODS else average_precision(detections, targets, classes)
+    sizes = dataset.sizes if in_pixels else None
+    matches = mistakes.match(detections, targets, len(classes) + 1, voc.iou_threshold, sizes)
+    numbers = _numbers(result, voc, matches, classes, origin)
+    worst = _worst(matches, dataset, numbers["best"]["min_score"])
+    numbers["worst_pictures"] = [{"file": shown["file"], **shown["counts"]} for shown in worst]
+    page = _page(numbers, voc, worst, path.with_suffix(".json").name)
+    with replacing(path.with_suffix(".json")) as temporary:
+        lines = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in numbers.items())
+        temporary.write_text("{" + ",\n ".join(lines) + "}\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _numbers(
+    result: EvalResult, voc: EvalResult, matches: Matches, classes: Sequence[str], origin: Origin
+) -> dict[str, Any]:
+    """The content of the JSON file, see docs/evaluation.md; without "worst_pictures"."""
+    min_score, mean_f1 = mistakes.best_of_all(matches)
+    kept = None if math.isnan(min_score) else min_score
+    counts, costs = mistakes.count_errors(matches, kept), mistakes.error_costs(matches, voc.method)
+    calibration = mistakes.calibration(matches)
+    bins = zip(
+        calibration.edges[:-1],
+        calibration.edges[1:],
+        calibration.counts,
+        calibration.mean_scores,
+        calibration.hit_shares,
+        strict=True,
+    )
+    numbers = {
+        "made_by": "ssd eval --report",
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": origin.command,
+        "data": list(origin.data),
+        "part": origin.part,
+        "source": origin.source,
+        "options": dict(origin.options),
+        "versions": {name: ssd_ext.info().versions[name] for name in ("ssd-ext", "torch")},
+        "n_pictures": matches.n_pictures,
+        "n_objects": int(matches.n_truths.sum()),
+        "n_detections": len(matches.scores),
+        "method": result.method,
+        "metric": result.title,
+        "mAP": result.mAP,
+        "iou": voc.iou_threshold,
+        "coco": result.figures if isinstance(result, CocoResult) else None,
+        "best": {"min_score": min_score, "mean_f1": mean_f1},
+        "classes": [
+            {"name": name, "ap": result.ap[name], "n_objects": voc.n_truths[name], **best._asdict()}
+            for name, best in zip(classes, mistakes.best_of_classes(matches), strict=True)
+        ],
+        "errors": [{"kind": kind, "count": counts[kind], "mAP_cost": costs[kind]} for kind in KINDS],
+        "confusion": {"labels": ["background", *classes], "counts": mistakes.confusion(matches, kept).tolist()},
+        "sizes": [size._asdict() for size in mistakes.ap_by_size(matches, voc.method)],
+        "calibration": {
+            "expected_error": calibration.error,
+            "bins": [
+                dict(zip(("low", "high", "count", "mean_score", "hit_share"), each, strict=True)) for each in bins
+            ],
+        },
+    }
+    known: dict[str, Any] = _known(numbers)
+    return known
+
+
+def _known(value: Any) -> Any:
+    """Converts a value for JSON: numbers of numpy become those of Python, and NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> list[dict[str, Any]]:
+    """The pictures with the most mistakes at a threshold, with what the template draws."""
+    without_hit, wrong = mistakes.count_by_picture(matches, min_score)
+    total = without_hit + wrong
+    order = np.argsort(-total, kind="stable")[:SHOWN_PICTURES]
+    missed = mistakes.missed_objects(matches, min_score)
+    kept = np.ones(len(matches.scores), bool) if min_score is None else matches.scores > min_score
+    worst = []
+    for index in order[total[order] > 0].tolist():
+        file, (width, height) = dataset.pictures[index], dataset.sizes[index].tolist()
+        shrink = min(1.0, SIDE / max(width, height))
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        rows = np.flatnonzero(kept & (matches.pictures == index))
+        rows = rows[np.argsort(-matches.scores[rows], kind="stable")][:SHOWN_BOXES]
+        objects = np.flatnonzero(matches.truth_pictures == index)
+        found = [
+            {"label": label, "kind": kind, "score": score, "box": _drawn(box, size)}
+            for label, kind, score, box in zip(
+                matches.labels[rows].tolist(),
+                matches.outcomes[rows].tolist(),
+                matches.scores[rows].tolist(),
+                matches.boxes[rows],
+                strict=True,
+            )
+        ]
+        truths = [
+            {"label": label, "kind": MISSED if is_missed else mistakes.HIT, "difficult": hard, "box": _drawn(box, size)}
+            for label, is_missed, hard, box in zip(
+                matches.truth_labels[objects].tolist(),
+                missed[objects].tolist(),
+                matches.difficult[objects].tolist(),
+                matches.truth_boxes[objects],
+                strict=True,
+            )
+        ]
+        worst.append(
+            {
+                "file": printable("/".join(PurePath(str(file)).parts[-2:])),
+                "counts": {"without_hit": int(without_hit[index]), "wrong": int(wrong[index])},
+                "size": size,
+                "image": _thumbnail(file, dataset.levels, size),
+                "truths": truths,
+                "found": found,
+            }
+        )
+    return worst
+
+
+def _drawn(box: np.ndarray, size: tuple[int, int]) -> list[float]:
+    """Left, top, width and height of a box in pixels of the report's picture, cut at its edges; zeros for NaN."""
+    x0, y0, x1, y1 = np.nan_to_num(box, nan=0.0).clip(0, 1) * (size * 2)
+    return [round(float(value), 1) for value in (x0, y0, max(0.0, x1 - x0), max(0.0, y1 - y0))]
+
+
+def _thumbnail(file: AnyFile, levels: Levels | None, size: tuple[int, int]) -> str | None:
+    """A picture of this width and height as the URL of JPEG data; None if the file cannot be read any more."""
+    try:
+        picture = PictureFile(file, levels=levels)
+        pixels, _ = picture.part((0, 0, picture.width, picture.height), size[::-1])
+    except (ImageReadError, FileNotFoundError):
+        return None
+    data = BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(data, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _page(numbers: Mapping[str, Any], voc: EvalResult, worst: Sequence[Mapping[str, Any]], json_name: str) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    environment.filters |= {"number": _number, "printable": printable, "sha256": _sha256}
+    template = environment.from_string(files("ssd.evaluation").joinpath("report.html.jinja").read_text("utf-8"))
+    names = ["background", *(printable(row["name"]) for row in numbers["classes"])]
+    rows = numbers["confusion"]["counts"]
+    confusions = sorted(
+        ((n, names[t], names[f]) for t, row in enumerate(rows) for f, n in enumerate(row) if t and f and t != f and n),
+        reverse=True,
+    )
+    return template.render(
+        **numbers,
+        numbers=numbers,
+        title=", ".join(printable(PurePath(name).name or name) for name in numbers["data"]),
+        json_name=printable(json_name),
+        names=names,
+        curves={
+            row["name"]: _curve(*voc.curves[row["name"]], row["recall"], row["precision"]) for row in numbers["classes"]
+        },
+        kinds=KINDS,
+        meanings=MEANINGS,
+        confusions=confusions[:CONFUSIONS],
+        is_matrix=len(names) <= MATRIX_CLASSES + 1,
+        worst=worst,
+    )
+
+
+class _Curve(NamedTuple):
+    """A curve in a square of 100 x 100 whose y axis points down."""
+
+    line: str  # points of a polyline
+    area: str  # points of the polygon below it
+    best: tuple[float, float] | None  # the point with the highest F1
+
+
+def _curve(
+    recall: np.ndarray, precision: np.ndarray, best_recall: float | None, best_precision: float | None
+) -> _Curve:
+    """Draws the highest precision at each recall or a higher one; its area is the AP."""
+    if not len(recall):
+        return _Curve("", "", None)
+    highest = np.maximum.accumulate(precision[::-1])[::-1]
+    xs = np.linspace(0, recall[-1], CURVE_POINTS)
+    ys = highest[np.searchsorted(recall, xs).clip(max=len(recall) - 1)]
+    turns: np.ndarray = np.ones(len(xs), bool)
+    turns[1:-1] = (ys[1:-1] != ys[:-2]) | (ys[1:-1] != ys[2:])  # of equal neighbours only the ends
+    points = [f"{100 * x:.1f},{100 - 100 * y:.1f}" for x, y in zip(xs[turns], ys[turns], strict=True)]
+    line = " ".join(points)
+    best = None if best_recall is None or best_precision is None else (100 * best_recall, 100 - 100 * best_precision)
+    return _Curve(line, f"0,100 {line} {100 * recall[-1]:.1f},100", best)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """A number with some decimals; None, nothing to measure, becomes a dash."""
+    return "\u2013" if value is None else f"{value:.{digits}f}"
+
+
+def _sha256(text: str) -> str:
+    """The hash of a script as a Content-Security-Policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

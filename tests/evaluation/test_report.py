@@ -1,0 +1,319 @@
+"""The report: its numbers, its pictures, and that nothing in the data can run as a script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_inputs import NOTHING, needs_coco, random_images
+from PIL import Image
+
+from ssd.data import BoxDataset, open_dataset
+from ssd.evaluation import mistakes
+from ssd.evaluation.evaluate import score
+from ssd.evaluation.mistakes import KINDS, match
+from ssd.evaluation.report import Origin, check_report, write_report
+
+EVIL = "<script>alert(1)</script>"
+NAMES = (EVIL, "\"><img src=x onerror='alert(2)'>", "{{ 7 * 7 }}", "\u2028</style>&amp;\\")
+# The report shows the folder and the name, joined by a slash: this is a whole element.
+PICTURE = "\"'<script>alert(3)<", "script><b onclick=alert(4)>&.png"
+ORIGIN = Origin(f"ssd eval '{EVIL}' --report out.html", [EVIL], "split test", "best.pt", {"min_score": 0.01})
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = ("meta", "input", "br", "link", "img")
+RATIO = 2  # width of a picture divided by its height
+
+
+class Page(HTMLParser):
+    """The elements of a page: each with its attributes and the text directly in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.open: list[int] = []
+        self.feed(text)
+        assert not self.open, "elements that are not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), []))
+        if tag not in VOID:
+            self.open.append(len(self.elements) - 1)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), []))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.elements[self.open.pop()][0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.elements[self.open[-1]][2].append(data)
+
+    def all(self, tag: str, kind: str = "") -> list[tuple[dict[str, str | None], str]]:
+        """Attributes and text of the elements with a tag, and a class if one is given."""
+        return [
+            (attributes, "".join(text))
+            for name, attributes, text in self.elements
+            if name == tag and (not kind or kind in (attributes.get("class") or "").split())
+        ]
+
+
+def write_data(root: Path, n: int = 8) -> BoxDataset:
+    """Pictures whose folder, names and classes have characters that are special in HTML."""
+    (root / PICTURE[0]).mkdir(parents=True)
+    images = []
+    for i in range(n):
+        name = f"{PICTURE[0]}/{i}{PICTURE[1]}"
+        blocks = np.random.default_rng(i).integers(0, 255, (4, 4 * RATIO, 3), np.uint8)
+        Image.fromarray(blocks.repeat(100, 0).repeat(100, 1)).save(root / name)
+        images.append({"id": i, "file_name": name, "width": 400 * RATIO, "height": 400})
+    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES, 1)]
+    rows = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+    content = {"images": images, "categories": categories, "annotations": rows}
+    (root / "truth.json").write_text(json.dumps(content))
+    return open_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> BoxDataset:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def report(path: Path, dataset: BoxDataset, method: str = "area", seed: int = 0) -> tuple[Page, dict]:
+    """Writes a report on random detections, and reads both of its files."""
+    detections, targets = random_images(seed)
+    result = score(detections, targets, NAMES, method=method)
+    write_report(path, result, detections, targets, dataset, NAMES, ORIGIN)
+    return Page(path.read_text("utf-8")), json.loads(path.with_suffix(".json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def written(dataset: BoxDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "out.html"
+    report(path, dataset)
+    return path
+
+
+def test_numbers(written: Path) -> None:
+    numbers = json.loads(written.with_suffix(".json").read_text("utf-8"))
+    detections, targets = random_images(0)
+    result, matches = score(detections, targets, NAMES), match(detections, targets, 5)
+    assert list(numbers) == [
+        *("made_by", "date", "command", "data", "part", "source", "options", "versions", "n_pictures", "n_objects"),
+        *("n_detections", "method", "metric", "mAP", "iou", "coco", "best", "classes", "errors", "confusion", "sizes"),
+        *("calibration", "worst_pictures"),
+    ]
+    assert numbers["mAP"] == result.mAP
+    assert (numbers["method"], numbers["metric"], numbers["iou"]) == ("area", "mAP@0.5", 0.5)
+    assert [row["name"] for row in numbers["classes"]] == list(NAMES)
+    assert [row["ap"] for row in numbers["classes"]] == [*list(result.ap.values())[:3], None]  # NaN becomes null
+    assert [row["n_objects"] for row in numbers["classes"]] == list(result.n_truths.values())
+    assert numbers["n_objects"] == sum(result.n_truths.values())
+    assert (numbers["n_pictures"], numbers["n_detections"]) == (8, sum(result.n_detections.values()))
+    min_score, mean_f1 = mistakes.best_of_all(matches)
+    assert numbers["best"] == {"min_score": min_score, "mean_f1": mean_f1}
+    best = mistakes.best_of_classes(matches)[0]
+    assert [numbers["classes"][0][key] for key in ("min_score", "precision", "recall", "f1")] == list(best)
+    counts, costs = mistakes.count_errors(matches, min_score), mistakes.error_costs(matches)
+    assert numbers["errors"] == [{"kind": k, "count": counts[k], "mAP_cost": costs[k]} for k in KINDS]
+    assert numbers["confusion"]["labels"] == ["background", *NAMES]
+    assert numbers["confusion"]["counts"] == mistakes.confusion(matches, min_score).tolist()
+    assert [row["name"] for row in numbers["sizes"]] == ["small", "medium", "large"]
+    assert numbers["sizes"][2]["high"] is None  # there is no limit
+    assert sum(row["count"] for row in numbers["calibration"]["bins"]) > 50
+    assert numbers["command"] == ORIGIN.command
+
+
+def test_the_page_shows_the_numbers(written: Path) -> None:
+    page, numbers = Page(written.read_text("utf-8")), json.loads(written.with_suffix(".json").read_text("utf-8"))
+    assert page.all("div", "value")[0][1] == f"{numbers['mAP']:.3f}"
+    copied = [attributes["data-copy"] for attributes, _ in page.all("button", "copy")]
+    thresholds = [f"--min-score {row['min_score']}" for row in numbers["classes"][:3]]
+    assert copied == [f"--min-score {numbers['best']['min_score']}", numbers["command"], *thresholds]
+    assert [attributes["data-value"] for attributes, _ in page.all("th", "name")] == [
+        *NAMES[:3],
+        NAMES[3].replace("\u2028", "\\u2028"),  # no printable character
+    ]
+    assert len(page.all("polyline", "line")) == 3  # a curve of each class with objects
+    assert {text for _, text in page.all("th")} >= {*KINDS, "small", "medium", "large", "no object"}
+    cells = [text for attributes, text in page.all("td") if "--share" in (attributes.get("style") or "")]
+    counts = np.array(numbers["confusion"]["counts"])
+    assert [int(cell) for cell in cells] == np.roll(counts, -1, (0, 1)).ravel()[:-1].tolist()
+    assert len(page.all("rect", "column")) == sum(row["count"] > 0 for row in numbers["calibration"]["bins"])
+
+
+def test_the_worst_pictures(written: Path, dataset: BoxDataset) -> None:
+    page, numbers = Page(written.read_text("utf-8")), json.loads(written.with_suffix(".json").read_text("utf-8"))
+    detections, targets = random_images(0)
+    matches = match(detections, targets, 5)
+    without_hit, wrong = mistakes.count_by_picture(matches, numbers["best"]["min_score"])
+    order = sorted(range(8), key=lambda i: -(without_hit[i] + wrong[i]))
+    worst = [i for i in order if without_hit[i] + wrong[i]]
+    expected = [
+        {"file": f"{PICTURE[0]}/{i}{PICTURE[1]}", "without_hit": int(without_hit[i]), "wrong": int(wrong[i])}
+        for i in worst
+    ]
+    assert numbers["worst_pictures"] == expected
+    assert [text for _, text in page.all("span", "file")] == [row["file"] for row in expected]
+    images = page.all("image")
+    assert len(images) == len(worst) == len(page.all("svg", "picture"))
+    for (attributes, _), i in zip(images, worst, strict=True):
+        data = base64.b64decode((attributes["href"] or "").removeprefix("data:image/jpeg;base64,"))
+        with Image.open(BytesIO(data)) as picture, Image.open(dataset.pictures[i]) as original:
+            assert (picture.format, picture.size) == ("JPEG", (480, 480 // RATIO))
+            difference = np.asarray(picture, float) - np.asarray(original.resize(picture.size), float)
+            assert abs(difference).mean() < 5  # of 255: JPEG, and two ways to resize edges; another picture has 80
+    kept = (matches.scores > numbers["best"]["min_score"]) & np.isin(matches.pictures, worst)
+    boxes = [attributes for kind in ("hit", "error") for attributes, _ in page.all("g", kind)]
+    kinds = sorted(int(box["data-kind"] or 0) for box in boxes)
+    assert kinds == sorted(matches.outcomes[kept].tolist())
+    assert len(page.all("g", "truth")) == np.isin(matches.truth_pictures, worst).sum()
+    assert len(page.all("g", "missed")) == mistakes.missed_objects(matches, numbers["best"]["min_score"]).sum()
+
+
+def test_boxes_are_where_they_belong(dataset: BoxDataset, tmp_path: Path) -> None:
+    targets = [{"boxes": torch.tensor([[200.0, 100, 400, 300]]), "labels": torch.tensor([1])}] * 8
+    detections = [(torch.tensor([[-80.0, 0, 80, 40]]), torch.tensor([2]), torch.tensor([0.7]))] * 8
+    result = score(detections, targets, NAMES)
+    write_report(tmp_path / "out.html", result, detections, targets, dataset, NAMES, ORIGIN, in_pixels=True)
+    rectangles = Page((tmp_path / "out.html").read_text("utf-8")).all("rect", "halo")
+    drawn = [[float(r[key] or 0) for key in ("x", "y", "width", "height")] for r, _ in rectangles]
+    assert drawn == [[120, 60, 120, 120], [0, 0, 48, 24]] * 8  # the picture of 800 x 400 is drawn with 480 x 240
+
+
+def test_nothing_of_the_data_runs(written: Path) -> None:
+    text = written.read_text("utf-8")
+    page = Page(text)
+    scripts = page.all("script")
+    assert [attributes for attributes, _ in scripts] == [{"type": "application/json", "id": "metrics"}, {}]
+    for name in (EVIL, "<img", "<b ", "alert(3)<script", "</style>&"):
+        assert name not in text
+    assert not [key for _, attributes, _ in page.elements for key in attributes if key.startswith("on")]
+    assert {tag for tag, _, _ in page.elements}.isdisjoint({"img", "b", "iframe", "object", "embed", "link"})
+    assert "49" not in [text for _, text in page.all("th")]  # the braces of a class name are no expression
+    assert json.loads(scripts[0][1]) == json.loads(written.with_suffix(".json").read_text("utf-8"))
+    assert not re.search("[<>&]", scripts[0][1])
+    policy = next(a["content"] or "" for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy  # and no other script
+
+
+def test_the_page_needs_no_other_file(written: Path) -> None:
+    text = written.read_text("utf-8")
+    assert not re.search(r"https?:|url\(|@import|//[\w-]+\.\w", text)
+    for tag, attributes, _ in Page(text).elements:
+        for key in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:image/jpeg;base64,")), (tag, key)
+
+
+def test_the_size_is_bounded(dataset: BoxDataset, tmp_path: Path) -> None:
+    """Also with 80 classes, 60 pictures and many detections."""
+    names = [f"class {i}" for i in range(80)]
+    rng = np.random.default_rng(0)
+    many = dataset.part([i % 8 for i in range(60)])
+    detections, targets = [], []
+    for _ in range(60):
+        corner = torch.from_numpy(rng.uniform(0, 0.8, (200, 2))).float()
+        boxes = torch.cat([corner, corner + 0.1], 1)
+        labels = torch.from_numpy(rng.integers(1, 81, 200))
+        detections.append((boxes, labels, torch.from_numpy(rng.random(200)).float()))
+        targets.append({"boxes": boxes[:50], "labels": labels[:50]})
+    path = tmp_path / "out.html"
+    write_report(path, score(detections, targets, names), detections, targets, many, names, ORIGIN)
+    page = Page(path.read_text("utf-8"))
+    assert len(page.all("image")) == 40
+    assert len(page.all("g", "hit")) + len(page.all("g", "error")) <= 40 * 100
+    assert not page.all("table", "matrix")
+    assert path.stat().st_size < 8e6
+
+
+@needs_coco
+def test_metric_of_coco(dataset: BoxDataset, tmp_path: Path) -> None:
+    _, numbers = report(tmp_path / "out.html", dataset, "coco")
+    voc = score(*random_images(0), NAMES)
+    coco = score(*random_images(0), NAMES, method="coco")
+    assert (numbers["mAP"], numbers["metric"]) == (coco.mAP, "mAP@0.5:0.95")
+    assert numbers["coco"]["AP50"] == coco.figures["AP50"]
+    assert numbers["iou"] == 0.5
+    assert numbers["classes"][0]["ap"] == coco.ap[NAMES[0]] != voc.ap[NAMES[0]]
+    assert [row["mAP_cost"] for row in numbers["errors"]] == list(
+        mistakes.error_costs(match(*random_images(0), 5)).values()
+    )
+
+
+def test_nothing_found_and_no_objects(dataset: BoxDataset, tmp_path: Path) -> None:
+    for targets in (random_images(0)[1], [{"boxes": torch.empty(0, 4), "labels": torch.empty(0)}] * 8):
+        detections = [NOTHING] * 8
+        result = score(detections, targets, NAMES)
+        write_report(tmp_path / "out.html", result, detections, targets, dataset, NAMES, ORIGIN)
+        numbers = json.loads((tmp_path / "out.json").read_text())
+        assert numbers["best"] == {"min_score": None, "mean_f1": None}
+        assert numbers["mAP"] == (None if math.isnan(result.mAP) else 0)
+        text = re.sub('base64,[^"]*', "", (tmp_path / "out.html").read_text("utf-8").partition("<body")[2])
+        assert "nan" not in text.partition("<script")[0].lower()
+
+
+def test_a_picture_that_is_gone_has_boxes_only(tmp_path: Path) -> None:
+    dataset = write_data(tmp_path / "data")
+    worst = report(tmp_path / "out.html", dataset)[1]["worst_pictures"]
+    (tmp_path / "data" / worst[0]["file"]).unlink()
+    (tmp_path / "data" / worst[1]["file"]).write_bytes(b"no picture")
+    page, numbers = report(tmp_path / "out.html", dataset)
+    assert numbers["worst_pictures"] == worst
+    assert len(page.all("svg", "picture")) == len(worst) == len(page.all("image")) + 2
+
+
+def test_paths_are_checked(tmp_path: Path, dataset: BoxDataset) -> None:
+    with pytest.raises(ValueError, match=r"out\.txt: the name of a report must end in \.html"):
+        check_report(tmp_path / "out.txt")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder, for --report"):
+        check_report(tmp_path / "nowhere" / "out.html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.html: is a folder"):
+        check_report(tmp_path / "folder.html")
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(FileExistsError, match=r"results\.json: would be replaced, and is not from a report"):
+        report(tmp_path / "results.html", dataset)
+    assert (tmp_path / "results.json").read_text() == "[]"
+    for _ in range(2):  # an older report is replaced
+        report(tmp_path / "out.htm", dataset)
+
+
+def test_a_file_is_whole_or_not_replaced(dataset: BoxDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.html"
+    report(path, dataset)
+    whole = path.read_bytes()
+    write = Path.write_text
+
+    def half(self: Path, text: str, **how: str) -> None:
+        write(self, text[:1000] if ".html" in self.name else text, **how)
+        if ".html" in self.name:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match=f"{re.escape(str(path))}: disk full"):
+        report(path, dataset, seed=1)
+    assert path.read_bytes() == whole
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.html", "out.json"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+def test_the_script_works_in_a_browser(written: Path, tmp_path: Path) -> None:
+    options = "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"
+    done = subprocess.run([str(BROWSER), *options, written.as_uri()], capture_output=True, text=True, timeout=120)
+    page = Page(done.stdout.partition("<html")[1] + done.stdout.partition("<html")[2])
+    assert page.all("html")[0][0]["class"] == "scripted"
+    assert [text for _, text in page.all("option")] == ["all classes", *NAMES, "all kinds of errors", *KINDS]
+    assert len(page.all("script")) == 2
