@@ -331,7 +331,8 @@ def best_of_all(matches: Matches) -> tuple[float, float]:
     total = np.zeros(len(every))
     for n_truths, (scores, kept, hits) in steps:
         f1: np.ndarray = np.append(0.0, 2 * hits / (kept + n_truths))
-        total += f1[np.searchsorted(-scores, -every, side="right")]
+        starts = np.searchsorted(-every, -scores)  # from here on, the class has one more of its scores
+        total += f1.repeat(np.diff(starts, prepend=0, append=len(every)))
     best = int(total.argmax())
     return _between(*_gap(every, best)), float(total[best] / len(steps))
 
