@@ -28,12 +28,13 @@ from ssd.evaluation import mistakes
 from ssd.evaluation.coco import CocoResult
 from ssd.evaluation.mistakes import KINDS, MISSED, Matches
 from ssd.evaluation.voc import METHODS, EvalResult, average_precision
+from ssd.inference.selection import REPORT
 from ssd.runtime.files import replacing
 from ssd.runtime.text import printable
 
 __all__ = ["Origin", "check_report", "write_report"]
 
-MARK = '{"made_by": "ssd eval --report"'  # the beginning of our JSON files; only files with it are replaced
+MARK = f'{{"made_by": "{REPORT}"'  # the beginning of our JSON files; only files with it are replaced
 SUFFIXES = (".html", ".htm")
 SHOWN_PICTURES = 40  # maximum number of pictures in the report
 SHOWN_BOXES = 100  # maximum number of detections that are drawn in a picture, those with the highest scores
@@ -147,7 +148,7 @@ def _numbers(
         strict=True,
     )
     numbers = {
-        "made_by": "ssd eval --report",
+        "made_by": REPORT,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": origin.command,
         "data": list(origin.data),
