@@ -76,6 +76,11 @@ def test_sdist_has_all_sources(sdist):
         assert (sdist / path.relative_to(ROOT)).exists()
 
 
+def test_files_that_are_not_python_are_installed(pure):
+    for name in ("ssd/py.typed", "ssd_ext/py.typed", "ssd/evaluation/report.html.jinja"):
+        assert (pure / name).exists(), name
+
+
 def imported(site, cwd, **environment):
     """What IMPORT prints with the package installed in `site`: the lines of `ssd info`, and the warnings."""
     done = python("-c", IMPORT, cwd=cwd, PYTHONPATH=str(site), **environment)

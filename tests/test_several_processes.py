@@ -216,9 +216,12 @@ def test_archives_by_http_give_the_run_of_the_folder(shapes, training, together,
     assert states_equal(ends[0]["model"], ends[1]["model"])
 
 
-def test_evaluation_in_two_processes_prints_the_table_of_one(shapes, alone):
-    arguments = "eval", shapes, "--split", "test", "--weights", alone / "last.pt", "--workers", 0
-    assert ssd(2, *arguments) == ssd(1, *arguments)
+def test_evaluation_in_two_processes_prints_the_table_of_one(shapes, alone, tmp_path):
+    arguments = "eval", shapes, "--split", "test", "--weights", alone / "last.pt", "--workers", 0, "--report"
+    assert ssd(2, *arguments, tmp_path / "2.html") == ssd(1, *arguments, tmp_path / "1.html")
+    two, one = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (2, 1))
+    assert {**two, "date": "", "command": ""} == {**one, "date": "", "command": ""}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.html", "1.json", "2.html", "2.json"]
 
 
 def test_detection_in_two_processes_leaves_the_files_of_one(shapes, alone, tmp_path):

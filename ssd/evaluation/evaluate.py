@@ -24,7 +24,7 @@ from ssd.runtime.packed import Packed
 from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
 
-__all__ = ["METHODS", "EvalResult", "detect_all", "evaluate", "score"]
+__all__ = ["METHODS", "EvalResult", "check", "detect_all", "evaluate", "score", "score_found"]
 
 
 class Metric(NamedTuple):

@@ -45,6 +45,7 @@ def test_the_command(method: str, data: Path, tmp_path: Path, capsys: pytest.Cap
         assert (numbers["data"], numbers["source"], numbers["options"]) == ([str(data)], str(path), {})
         assert [row["file"] for row in numbers["worst_pictures"]] == ["data/a.png"]
         assert numbers["errors"][-1]["count"] == 1
+        assert 'x="0.0" y="0.0" width="20.0" height="20.0"' in report.read_text("utf-8")  # the dog of a, in pixels
         table = printed.out.split("\n\n")[0]
         rows = {line.split()[0]: line.split()[-1] for line in table.splitlines()[1:] if "---" not in line}
         assert rows.pop("cow", "-") == "-"
@@ -115,6 +116,7 @@ def test_without_a_split_pictures_of_training_are_not_measured(tmp_path: Path, c
         assert numbers["part"].startswith(part)
         assert numbers["options"] == {"min_score": 0.01, "max_overlap": 0.45, "top_k": 7}
         assert (numbers["n_pictures"], numbers["source"]) == (n, str(run / "best.pt"))
+        assert numbers["sizes"][2]["n_truths"] > n  # the shapes are large; in pixels their sides would be below 1/16
         table = said.out.splitlines()
         assert table[-1].split()[-1] == f"{numbers['mAP']:.4f}"
         assert report.read_text("utf-8").startswith("<!DOCTYPE html>")

@@ -241,7 +241,8 @@ def test_the_size_is_bounded(dataset: BoxDataset, tmp_path: Path) -> None:
 
 @needs_coco
 def test_metric_of_coco(dataset: BoxDataset, tmp_path: Path) -> None:
-    _, numbers = report(tmp_path / "out.html", dataset, "coco")
+    page, numbers = report(tmp_path / "out.html", dataset, "coco")
+    assert page.all("polyline") == report(tmp_path / "voc.html", dataset)[0].all("polyline")
     voc = score(*random_images(0), NAMES)
     coco = score(*random_images(0), NAMES, method="coco")
     assert (numbers["mAP"], numbers["metric"]) == (coco.mAP, "mAP@0.5:0.95")
