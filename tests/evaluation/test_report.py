@@ -24,6 +24,7 @@ from ssd.evaluation import mistakes
 from ssd.evaluation.evaluate import score
 from ssd.evaluation.mistakes import KINDS, match
 from ssd.evaluation.report import Origin, check_report, write_report
+from ssd.inference.selection import read_thresholds
 
 EVIL = "<script>alert(1)</script>"
 NAMES = (EVIL, "\"><img src=x onerror='alert(2)'>", "{{ 7 * 7 }}", "\u2028</style>&amp;\\")
@@ -151,6 +152,14 @@ def test_the_page_shows_the_numbers(written: Path) -> None:
     counts = np.array(numbers["confusion"]["counts"])
     assert [int(cell) for cell in cells] == np.roll(counts, -1, (0, 1)).ravel()[:-1].tolist()
     assert len(page.all("rect", "column")) == sum(row["count"] > 0 for row in numbers["calibration"]["bins"])
+
+
+def test_its_json_has_the_thresholds_of_ssd_detect(written: Path) -> None:
+    rows = json.loads(written.with_suffix(".json").read_text("utf-8"))["classes"]
+    best = {row["name"]: row["min_score"] for row in rows}
+    known = {name: score for name, score in best.items() if score is not None}
+    assert read_thresholds(written.with_suffix(".json")) == known
+    assert 0 < len(known) < len(best)
 
 
 def test_the_worst_pictures(written: Path, dataset: BoxDataset) -> None:
