@@ -18,6 +18,7 @@ from ssd.inference.detector import Detector
 from ssd.runtime.device import one_thread, pick_device
 from ssd.training.run import BEST, train
 from ssd.training.settings import Settings
+from ssd.training.summary import REPORT
 from ssd_ext import DetectionOptions
 
 N_TRAIN, N_TEST = 400, 100
@@ -71,7 +72,7 @@ def demo(
     minutes = (time.perf_counter() - started) / 60
     print(
         f"mAP {mean:.3f} after {minutes:.1f} minutes. Look at {drawings}/*.png (found beside truth) "
-        f"and {run / 'curve.png'}.\n"
+        f"and {run / REPORT}.\n"
         f"Detect objects in other pictures: "
         f"ssd detect {data / 'JPEGImages'} --weights {run / BEST} --out {folder / 'found'}"
     )

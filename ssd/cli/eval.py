@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ssd.cli.arguments import (
     DATA,
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ssd.data import BoxDataset
     from ssd.inference.detector import Detector
     from ssd.runtime.processes import Ranks
-
-REPORTED = ("min_score", "max_overlap", "top_k")  # options of detection that a report states
 
 
 def add_eval(commands: Commands) -> None:
@@ -85,7 +83,7 @@ class _Detected(NamedTuple):
     detections: Sequence[tuple[Tensor, Tensor, Tensor]]
     targets: Sequence[Mapping[str, Tensor]]
     part: str  # the part of the data, for the report
-    options: Mapping[str, Any]  # of detection; empty for detections in a file
+    options: DetectionOptions | None  # None for detections in a file
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -154,8 +152,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     detections, targets = detect_all(
         detector.predict, dataset, batch_size=arguments.batch_size, workers=arguments.workers, ranks=ranks
     )
-    options = {name: value for name, value in detector.options._asdict().items() if name in REPORTED}
-    return _Detected(dataset, detector.classes, detections, targets, line or _part(arguments), options)
+    return _Detected(dataset, detector.classes, detections, targets, line or _part(arguments), detector.options)
 
 
 def _of_file(arguments: argparse.Namespace) -> _Detected:
@@ -170,7 +167,7 @@ def _of_file(arguments: argparse.Namespace) -> _Detected:
     dataset = _open_data(arguments, arguments.detections, arguments.split, file.classes)
     found = file.detections(dataset)
     _tell(dataset, *file.notes)
-    return _Detected(dataset, dataset.classes, found, dataset.truths, _part(arguments), {})
+    return _Detected(dataset, dataset.classes, found, dataset.truths, _part(arguments), None)
 
 
 def _part(arguments: argparse.Namespace) -> str:

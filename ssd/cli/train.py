@@ -27,7 +27,8 @@ def add_train(commands: Commands) -> None:
         _train,
         _flags,
         "train a detector on folders of pictures",
-        """Train a detector on your pictures. Writes last.pt, best.pt, curve.png and worst.png into the folder --out.
+        """Train a detector on your pictures. Writes last.pt, best.pt, curve.png, worst.png and report.html
+into the folder --out.
 
 DATA is a folder in one of these layouts, as labelling tools export them:
 {layouts}

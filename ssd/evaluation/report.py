@@ -31,11 +31,13 @@ from ssd.evaluation.voc import METHODS, EvalResult, average_precision
 from ssd.inference.selection import REPORT
 from ssd.runtime.files import replacing
 from ssd.runtime.text import printable
+from ssd_ext import DetectionOptions
 
 __all__ = ["Origin", "check_report", "write_report"]
 
 MARK = f'{{"made_by": "{REPORT}"'  # the beginning of our JSON files; only files with it are replaced
 SUFFIXES = (".html", ".htm")
+STATED = ("min_score", "max_overlap", "top_k")  # options of detection that a report states
 SHOWN_PICTURES = 40  # maximum number of pictures in the report
 SHOWN_BOXES = 100  # maximum number of detections that are drawn in a picture, those with the highest scores
 SIDE = 480  # the longer side of a picture in the report, in pixels
@@ -60,7 +62,7 @@ class Origin(NamedTuple):
     data: Sequence[str]  # paths of the data
     part: str  # the part of the data, such as "split test"
     source: str  # the weights, or the file of detections
-    options: Mapping[str, float | str | bool | None]  # options of detection; empty for a file of detections
+    options: DetectionOptions | None  # None for a file of detections
 
 
 def check_report(path: str | PathLike[str]) -> None:
@@ -154,7 +156,7 @@ def _numbers(
         "data": list(origin.data),
         "part": origin.part,
         "source": origin.source,
-        "options": dict(origin.options),
+        "options": {name: getattr(origin.options, name) for name in STATED} if origin.options else {},
         "versions": {name: ssd_ext.info().versions[name] for name in ("ssd-ext", "torch")},
         "n_pictures": matches.n_pictures,
         "n_objects": int(matches.n_truths.sum()),

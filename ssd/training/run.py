@@ -21,6 +21,7 @@ from ssd.data.depth import Levels
 from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
+from ssd.evaluation.report import check_report
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
 from ssd.networks.priors import FITTED, PriorSpec
@@ -42,7 +43,7 @@ from ssd.training.sampling import repeats_of
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, objects_of, whole_of
 from ssd.training.step import train_step
-from ssd.training.summary import SHEET, report
+from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
 from ssd.weights.loading import Initial
 
@@ -62,7 +63,7 @@ def train(
     workers: int | None = None,
     quiet: bool = False,
 ) -> History:
-    """Trains a network, and writes `last.pt`, `best.pt`, `curve.png` and `worst.png` to a folder.
+    """Trains a network, and writes `last.pt`, `best.pt`, `curve.png`, `worst.png` and `report.html` to a folder.
 
     Ctrl-C or SIGTERM stops the run after the current step and saves it. A resumed run sees the same pictures and takes
     the same steps as a run that was never stopped. On the same CPU the results are bitwise equal; on a GPU,
@@ -114,8 +115,9 @@ def train(
     if resume is True and not last.exists():
         raise FileNotFoundError(f"{last}: no checkpoint to resume from")
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
-        for name in (LAST, BEST, CURVE, SHEET) if ranks.first else ():
+        for name in (LAST, BEST, CURVE, SHEET, REPORT, REPORT_NUMBERS) if ranks.first else ():
             discard_leftovers(Path(out) / name)
+        ranks.from_first(lambda: check_report(Path(out) / REPORT))
         # Only the first process is sure to see the file.
         resumes = ranks.from_first(last.exists) if resume == "auto" else bool(resume)
         run = _Run(settings, Path(out), resumes, given, save_every, on, workers, quiet or not ranks.first, ranks)
@@ -463,7 +465,7 @@ class _Run:
         """Measures the network in best.pt, and prints the report."""
         best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # only the first is sure to see the file
         model = place(build_model(best, self.best), self.device)
-        text, test = report(model, self.sets, self.settings, self.out, workers=self.workers, ranks=self.ranks)
+        text, test = report(model, self.sets, self.settings, self.best, workers=self.workers, ranks=self.ranks)
         self.say(text)
         if test is not None:
             self.history["test_mAP"] = [test.mAP]

@@ -1,6 +1,7 @@
 """The report at the end of a run: the test result, the weakest class, advice on more epochs, the worst pictures."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from ssd.detection import Found
 from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
 from ssd.evaluation.mistakes import count_by_picture, match
+from ssd.evaluation.report import Origin, write_report
 from ssd.inference.detector import SHOWN
 from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
 from ssd.training.settings import Settings
 from ssd.training.splits import Pictures, Sets, whole_of
+from ssd_ext import DetectionOptions
 
-SHEET = "worst.png"
+REPORT, REPORT_NUMBERS, SHEET = "report.html", "report.json", "worst.png"
 WORST = 6  # number of pictures on the sheet
 LEARNT = 0.95  # with this mAP on training pictures, or a higher one, little is left to learn
 # Difference between mAP on training pictures and mAP on pictures held out. If it is larger, the network has memorised
@@ -32,15 +35,18 @@ Detected = tuple[Sequence[Found], Sequence[Mapping[str, Tensor]]]  # detections 
 
 
 def report(
-    model: Network, sets: Sets, settings: Settings, out: Path, *, workers: int, ranks: Ranks = ALONE
+    model: Network, sets: Sets, settings: Settings, weights: Path, *, workers: int, ranks: Ranks = ALONE
 ) -> tuple[str, EvalResult | None]:
     """Measures a trained network, and draws the validation pictures with the most mistakes.
+
+    Writes into the folder of the weights: `report.html` and `report.json`, about the test set or, if there is none, the
+    pictures held out; and `worst.png`, if there are mistakes in the pictures held out.
 
     Args:
         model: the network.
         sets: the pictures of the run.
-        settings: the settings of the run; `bf16` is used.
-        out: folder in which `worst.png` is written, if there are mistakes.
+        settings: the settings of the run; `bf16` and `data` are used.
+        weights: the file with the network.
         workers: number of processes that read pictures.
         ranks: processes that share the pictures. The first one writes; all return the same.
 
@@ -55,13 +61,22 @@ def report(
         for name, pictures in measured.items()
         if pictures is not None
     }
-    return ranks.from_first(lambda: _describe(found, sets, out))
+    return ranks.from_first(lambda: _describe(found, sets, settings, weights))
 
 
-def _describe(found: Mapping[str, Detected], sets: Sets, out: Path) -> tuple[str, EvalResult | None]:
+def _describe(
+    found: Mapping[str, Detected], sets: Sets, settings: Settings, weights: Path
+) -> tuple[str, EvalResult | None]:
     """The lines of the report, from the detections in each set, "held out", "test" and "seen"."""
     results = {name: score(*pair, sets.classes) for name, pair in found.items()}
     lines: list[str] = []
+    out = weights.parent
+    if sets.test is not None:
+        data, split = settings.data, sets.names["test_split"]
+        lines.append(_write(results["test"], found["test"], sets.test, data, split, sets.classes, weights))
+    elif sets.val is not None:
+        data, split = settings.val_data or settings.data, sets.names["val_split"]
+        lines.append(_write(results["held out"], found["held out"], sets.val, data, split, sets.classes, weights))
     test, val = results.get("test"), results.get("held out")
     if sets.val is not None and val is not None:
         detections, truths = found["held out"]
@@ -90,6 +105,26 @@ def advice(seen: float, unseen: float) -> str:
     if seen < LEARNT:
         return facts + "the network has not learnt all training pictures yet; more epochs (--epochs) may help"
     return facts + "more epochs would change little"
+
+
+def _write(
+    result: EvalResult,
+    found: Detected,
+    pictures: Pictures,
+    data: Sequence[str],
+    split: str | None,
+    classes: Sequence[str],
+    weights: Path,
+) -> str:
+    """Writes the report about some pictures of the data, and returns a line that says where it is."""
+    path = weights.with_name(REPORT)
+    chosen = ["--split", split] if split else []  # without a split, `ssd eval` takes those that were held out
+    command = shlex.join(["ssd", "eval", *data, "--weights", str(weights), *chosen, "--report", str(path)])
+    whole, indices = whole_of(pictures)
+    part = f"split {split}" if split else f"the {len(indices)} pictures that were held out of training"
+    origin = Origin(command, data, part, str(weights), DetectionOptions())
+    write_report(path, result, *found, whole.part(indices), classes, origin)
+    return f"{path}: the report on {part}, for a browser"
 
 
 def _draw(

@@ -25,12 +25,13 @@ from ssd.evaluation.evaluate import score
 from ssd.evaluation.mistakes import KINDS, match
 from ssd.evaluation.report import Origin, check_report, write_report
 from ssd.inference.selection import read_thresholds
+from ssd_ext import DetectionOptions
 
 EVIL = "<script>alert(1)</script>"
 NAMES = (EVIL, "\"><img src=x onerror='alert(2)'>", "{{ 7 * 7 }}", "\u2028</style>&amp;\\")
 # The report shows the folder and the name, joined by a slash: this is a whole element.
 PICTURE = "\"'<script>alert(3)<", "script><b onclick=alert(4)>&.png"
-ORIGIN = Origin(f"ssd eval '{EVIL}' --report out.html", [EVIL], "split test", "best.pt", {"min_score": 0.01})
+ORIGIN = Origin(f"ssd eval '{EVIL}' --report out.html", [EVIL], "split test", "best.pt", DetectionOptions())
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = ("meta", "input", "br", "link", "img")
 RATIO = 2  # width of a picture divided by its height

@@ -1,9 +1,14 @@
 """What a run says at its end, and its sheet of the worst pictures."""
 
+import json
+import shlex
+
 import pytest
 import torch
 from PIL import Image
+from short_training import NARROW, run
 
+from ssd.cli import main
 from ssd.data.shapes import write_shapes
 from ssd.networks.ssd300 import SSD300
 from ssd.training.settings import Settings
@@ -30,8 +35,11 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
     model = SSD300(4, width=0.01)
     settings = Settings((str(tmp_path / "data"),), held_out=0.4, bf16=False)
     sets = open_sets(settings)
-    text, test = report(model, sets, settings, tmp_path, workers=0)
+    text, test = report(model, sets, settings, tmp_path / "best.pt", workers=0)
     assert text.startswith("result on the split test, which was not used before:\n")
+    assert f"{tmp_path / 'report.html'}: the report on split test, for a browser" in text
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert (numbers["mAP"], numbers["part"], numbers["n_pictures"]) == (test.mAP, "split test", 2)
     assert "mAP@0.5 (area)" in text
     assert "weakest class: " in text
     assert f"{tmp_path / 'worst.png'}: the 2 worst of 2 pictures held out" in text
@@ -41,3 +49,24 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
         assert sheet.width == 2 * 800
     assert sets.train.dataset.transform is not None
     assert type(sets.train.dataset.transform).__name__ == "TrainTransform"  # still augmented
+
+
+@pytest.mark.parametrize("part", ["test", "val", "held out"])
+def test_the_command_of_the_report_repeats_it(part, tmp_path):
+    data = tmp_path / "data"
+    write_shapes(data, 6, 2)
+    lists = data / "ImageSets" / "Main"
+    if part == "held out":
+        (lists / "test.txt").unlink()
+    elif part == "val":
+        (lists / "test.txt").rename(lists / "val.txt")
+    run(Settings((str(data),), held_out=0.4, epochs=1, **NARROW), tmp_path / "run")
+    written = tmp_path / "run" / "report.json"
+    first = json.loads(written.read_text())
+    assert first["n_pictures"] == 2
+    written.unlink()
+    assert main([*shlex.split(first["command"])[1:], "--device", "cpu", "--workers", "0"]) == 0
+    again = json.loads(written.read_text())
+    for name in ("data", "source", "options", "n_pictures", "n_objects", "n_detections", "metric"):
+        assert again[name] == first[name]
+    assert again["calibration"]["expected_error"] == pytest.approx(first["calibration"]["expected_error"], rel=1e-5)
