@@ -57,7 +57,8 @@ __device__ Box<T> bounds_of_warp(Box<T> box) {
 // the image, or, unless `first`, replaces it where it finds better ones. All lanes of the warp have to call it, with
 // neighbouring priors; a lane without a prior passes a box of zeros, which overlaps nothing.
 //
-// A lane tests one object against the bounds of the 32 priors, so only objects that are near cost more than that.
+// Each lane first tests one object against the bounds of the 32 priors. Only objects that overlap the bounds are
+// compared with the priors.
 template <typename T, typename scalar_t>
 __device__ int32_t match_warp(Box<T> prior, int64_t index,         // of the prior
                               const scalar_t* __restrict__ boxes,  // (G, 4) xyxy

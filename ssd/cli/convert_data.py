@@ -28,7 +28,8 @@ space; in archives of WebDataset they are copies.
 
 Boxes have fractions of pixels, and are clipped to the picture. Edges that are read back differ by less than 0.000001
 pixels. Boxes and sizes are those of the upright picture, as most programs show it. What a format cannot hold is
-reported: crowds in voc and yolo, the mark of difficult objects in coco and yolo, boxes of at most one pixel in voc.
+reported: crowds in voc and yolo, the mark of difficult objects in coco and yolo, and in voc boxes that are at most one
+pixel wide or high.
 
 examples:
   ssd convert-data my_pictures my_pictures_coco --format coco

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,9 @@ def add_detect(commands: Commands) -> None:
         """Find objects in pictures. Draws each picture with boxes, names and scores into --out, and writes
 detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
 pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
-skipped, and the exit code is then 1. Of the files in --out, only drawings and a detections.json that `ssd detect`
-wrote are replaced. When folders are searched for pictures, drawings, labels and crops of `ssd detect` are skipped.
+skipped, and the exit code is then 1. Of the files in --out, only drawings, crops and a detections.json that
+`ssd detect` wrote are replaced. When folders are searched for pictures, drawings, labels and crops of `ssd detect` are
+skipped.
 
 --save labels writes a data set to correct in a labelling tool, into a folder of --out with the name of the format:
   yolo   images/*, labels/*.txt, classes.txt, data.yaml      for LabelImg, Label Studio, Ultralytics
@@ -141,6 +143,17 @@ def _saved(arguments: argparse.Namespace) -> tuple[str, ...]:
     return saved
 
 
+def _check_apart(drawings: Iterable[Path], folders: Sequence[Path | None]) -> None:
+    """Raises ValueError if a drawing would be in one of these folders. Some file systems ignore case."""
+    for folder in filter(None, folders):
+        for drawing in drawings:
+            if str(folder).lower() in (str(parent).lower() for parent in drawing.parents):
+                raise ValueError(
+                    f"{folder}: the drawing {drawing} would be in this folder, which is for other files; save no "
+                    "drawings, or choose another --out"
+                )
+
+
 def _detect(arguments: argparse.Namespace) -> int:
     from ssd.runtime.processes import UNLIMITED, joined
 
@@ -154,6 +167,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.data.loader import worker_count
     from ssd.data.reading import ImageReadError
     from ssd.drawing import save_png
+    from ssd.inference.crops import FOLDER as CROPS
     from ssd.inference.crops import plan_crops, save_crops
     from ssd.inference.detector import SHOWN
     from ssd.inference.drawings import plan_drawings
@@ -183,6 +197,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     if arguments.thresholds is not None:
         arguments.thresholds = read_thresholds(arguments.thresholds)
     crops = plan_crops(drawings, out, resume=arguments.resume) if "crops" in saved else None
+    if drawn:
+        _check_apart(drawings.values(), [labels, out / CROPS if crops is not None else None])
     detector = open_detector(arguments, SHOWN)
     folders = file_names(detector.classes)
     info = made_by(arguments.weights, detector.options, arguments.only, arguments.thresholds)
@@ -214,10 +230,11 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                 target = drawings[found.picture.path]
                 try:
                     drawing = found.draw() if drawn else None
-                    if crops is not None:
-                        save_crops(found, out, crops[found.picture.path], folders)
+                    pieces = found.crops() if crops is not None else []
                 except (ImageReadError, FileNotFoundError) as error:  # the file was changed or removed after detection
                     return error
+                if crops is not None:
+                    save_crops(pieces, found.labels.tolist(), out, crops[found.picture.path], folders)
                 if drawing is not None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     save_png(drawing, target)

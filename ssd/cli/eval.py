@@ -68,7 +68,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "--iou", type=float, help="least IoU of a hit; cannot be used with --method coco (default: 0.5)"
     )
     parser.add_argument("--curves", metavar="FILE.png", help="draw the precision-recall curve of each class")
-    report = "write a report that a browser opens: thresholds, kinds of errors, the worst pictures; and FILE.json"
+    report = (
+        "write an HTML report with thresholds, kinds of errors and the worst pictures, and its numbers to FILE.json"
+    )
     parser.add_argument("--report", metavar="FILE.html", help=report)
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
     add_inference_options(parser, DetectionOptions())

@@ -1,4 +1,4 @@
-"""Sorts detections into hits and kinds of errors, and finds the scores from which on detections are worth keeping.
+"""Sorts detections into hits and kinds of errors, and finds the best thresholds of scores.
 
 `match` compares the detections with the objects once; the other functions take its result.
 """
@@ -78,7 +78,7 @@ class SizeResult(NamedTuple):
     low: float  # smallest side, as a fraction of the picture's side
     high: float  # sides are below this; infinite for large objects
     mAP: float  # mean over the classes with objects of this size, in 0..1; NaN if there is none
-    n_truths: int  # number of objects, without difficult ones
+    n_objects: int  # without difficult ones
 
 
 class Calibration(NamedTuple):
@@ -199,7 +199,7 @@ def missed_objects(matches: Matches, min_score: float | None = None) -> np.ndarr
         (G,) bool. False for difficult objects, for objects that a hit has matched, and for those to which a detection
         of a wrong class, or at a wrong place, refers.
     """
-    shown = _above(matches, min_score)
+    shown = above(matches, min_score)
     missed = ~matches.difficult
     for outcome, objects in ((HIT, matches.own), (WRONG_PLACE, matches.own), (WRONG_CLASS, matches.other)):
         missed[objects[shown & (matches.outcomes == outcome)]] = False
@@ -215,7 +215,7 @@ def count_errors(matches: Matches, min_score: float | None = None) -> dict[str, 
     Returns:
         Dict from each of KINDS to its number.
     """
-    outcomes = matches.outcomes[_above(matches, min_score)]
+    outcomes = matches.outcomes[above(matches, min_score)]
     counts = [int((outcomes == kind).sum()) for kind in range(MISSED)]
     return dict(zip(KINDS, [*counts, int(missed_objects(matches, min_score).sum())], strict=True))
 
@@ -230,7 +230,7 @@ def count_by_picture(matches: Matches, min_score: float | None = None) -> tuple[
         Two arrays (N,) int64: the number of objects without a hit, and the number of detections that are an error.
         Difficult objects do not count.
     """
-    shown, n = _above(matches, min_score), matches.n_pictures
+    shown, n = above(matches, min_score), matches.n_pictures
     objects = np.bincount(matches.truth_pictures[~matches.difficult], minlength=n)
     hits = np.bincount(matches.pictures[shown & (matches.outcomes == HIT)], minlength=n)
     return objects - hits, np.bincount(matches.pictures[shown & (matches.outcomes >= 0)], minlength=n)
@@ -353,7 +353,7 @@ def confusion(matches: Matches, min_score: float | None = None) -> np.ndarray:
 
     Ties: equal scores go by the order of the detections; of equal IoUs the first object is taken.
     """
-    shown = _above(matches, min_score)[matches.pairs[:, 0]]
+    shown = above(matches, min_score)[matches.pairs[:, 0]]
     detections, objects = matches.pairs[shown].T
     order = np.lexsort((objects, -matches.pair_ious[shown], detections, -matches.scores[detections]))
     difficult = matches.difficult.tolist()
@@ -368,7 +368,7 @@ def confusion(matches: Matches, min_score: float | None = None) -> np.ndarray:
             done.add(detection)
     found: np.ndarray = np.zeros(len(matches.truth_labels), np.int64)  # the label that was found for each object
     found[list(taken)] = matches.labels[list(taken.values())]
-    free = _above(matches, min_score)
+    free = above(matches, min_score)
     free[list(done | excused)] = False
     counts: np.ndarray = np.zeros((matches.n_classes, matches.n_classes), np.int64)
     np.add.at(counts, (matches.truth_labels[~matches.difficult], found[~matches.difficult]), 1)
@@ -427,8 +427,8 @@ def ap_by_size(matches: Matches, method: str = "area") -> list[SizeResult]:
     return results
 
 
-def _above(matches: Matches, min_score: float | None) -> np.ndarray:
-    """Tells which detections are kept, (D,) bool; NaN is above nothing."""
+def above(matches: Matches, min_score: float | None) -> np.ndarray:
+    """Tells which detections have a score above this, (D,) bool; None: all. NaN is above nothing."""
     return np.ones(len(matches.scores), bool) if min_score is None else matches.scores > min_score
 
 

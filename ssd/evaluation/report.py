@@ -202,7 +202,7 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
     total = without_hit + wrong
     order = np.argsort(-total, kind="stable")[:SHOWN_PICTURES]
     missed = mistakes.missed_objects(matches, min_score)
-    kept = np.ones(len(matches.scores), bool) if min_score is None else matches.scores > min_score
+    kept = mistakes.above(matches, min_score)
     worst = []
     for index in order[total[order] > 0].tolist():
         file, (width, height) = dataset.pictures[index], dataset.sizes[index].tolist()
@@ -255,7 +255,7 @@ def _thumbnail(file: AnyFile, levels: Levels | None, size: tuple[int, int]) -> s
     try:
         picture = PictureFile(file, levels=levels)
         pixels, _ = picture.part((0, 0, picture.width, picture.height), size[::-1])
-    except (ImageReadError, FileNotFoundError):
+    except (ImageReadError, OSError):
         return None
     data = BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(data, "JPEG", quality=QUALITY, optimize=True)

@@ -7,9 +7,10 @@ import re
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
+from PIL.Image import Image
+
 from ssd.data.writers import unique_name
 from ssd.drawing import is_drawing, save_png
-from ssd.inference.detector import Detections
 
 FOLDER = "crops"  # in the folder of the results
 # A crop, or what a killed process left of one; the first group that matches is the name of the picture.
@@ -37,20 +38,20 @@ def plan_crops(pictures: Iterable[Path], out: Path, *, resume: bool) -> dict[Pat
     return {picture: os.path.splitext(unique_name(picture, taken))[0] for picture in pictures}
 
 
-def save_crops(found: Detections, out: Path, name: str, folders: Sequence[str]) -> None:
+def save_crops(crops: Sequence[Image], labels: Sequence[int], out: Path, name: str, folders: Sequence[str]) -> None:
     """Writes the crops of a picture. The n-th crop is that of its n-th detection, counted from 1.
 
     Args:
-        found: the detections.
+        crops: see `Detections.crops`.
+        labels: the label of each.
         out: folder of the results.
         name: see `plan_crops`.
         folders: name of the folder of each class, without background, see `ssd.runtime.files.file_names`.
 
     Raises:
-        FileNotFoundError, ImageReadError: see `Detections.crops`.
         FileExistsError: a file that `ssd detect` did not write has the name of a crop.
     """
-    for n, (crop, label) in enumerate(zip(found.crops(), found.labels.tolist(), strict=True), start=1):
+    for n, (crop, label) in enumerate(zip(crops, labels, strict=True), start=1):
         target = out / FOLDER / folders[label - 1] / f"{name}_{n}.png"
         if os.path.lexists(target) and not is_drawing(target):
             raise FileExistsError(f"{target}: would be replaced, but `ssd detect` did not write it")

@@ -156,8 +156,9 @@ class Detections:
         """Converts the detections to the XML file of Pascal VOC, with pixels counted from 1.
 
         Returns:
-            The XML. Edges are rounded to 0.01 pixels. Boxes of at most one pixel are left out, because the format does
-            not tell them from points. Without a file, the names of the picture and of its folder are empty.
+            The XML. Edges are rounded to 0.01 pixels. Boxes that are at most one pixel wide or high are left out,
+            because the format does not tell them from points. Without a file, the names of the picture and of its
+            folder are empty.
         """
         path = self.picture.path
         folder = path.absolute().parent.name if isinstance(path, Path) else ""

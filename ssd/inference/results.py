@@ -28,7 +28,7 @@ from ssd_ext import DetectionOptions
 JSON_NAME = "detections.json"
 INFO = '{"info": '  # the beginning of detections.json and of its parts
 IMAGE = b'{"image": '  # the beginning of a line of a picture
-LONGEST_INFO = 1 << 16  # characters that are read to find "info"
+LONGEST_INFO = 1 << 24  # characters of the first line that are read to find "info"
 DECODER = json.JSONDecoder()
 
 InfoValue = str | float | bool | None
@@ -79,7 +79,7 @@ def info_of(path: Path) -> Info:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            head = file.read(LONGEST_INFO)
+            head = file.readline(LONGEST_INFO)
         info: Info
         info, _ = DECODER.raw_decode(head, len(INFO))
         return info if head.startswith(INFO) and info["description"] == MARK else {}

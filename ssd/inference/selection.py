@@ -26,16 +26,16 @@ def read_thresholds(path: str | PathLike[str]) -> dict[str, float]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not such an object, or a score is out of range. The message names the file.
     """
+    text = read_text(Path(path))
     try:
-        content = json.loads(read_text(Path(path)), object_pairs_hook=_without_duplicates)
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        if isinstance(content, dict) and content.get("made_by") == REPORT:
+            content = {each["name"]: each["min_score"] for each in content["classes"] if each["min_score"] is not None}
+        check_thresholds(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON ({error})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if isinstance(content, dict) and content.get("made_by") == REPORT:
-        content = {each["name"]: each["min_score"] for each in content["classes"] if each["min_score"] is not None}
-    try:
-        check_thresholds(content)
+    except (LookupError, TypeError):
+        raise ValueError(f"{path}: is not a complete report of `ssd eval`") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return dict(content)

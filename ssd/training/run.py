@@ -1,4 +1,4 @@
-"""Training: from folders of pictures to a checkpoint. A stopped run can be resumed with bitwise equal results."""
+"""Training: from folders of pictures to a checkpoint. A stopped run can be resumed."""
 
 from __future__ import annotations
 

@@ -210,8 +210,8 @@ class Settings:
     ] = False
     deterministic: Annotated[
         bool,
-        "use only algorithms of torch that give the same bits in every run, which may be slower on a GPU; on a CPU, "
-        "all are of this kind",
+        "use deterministic algorithms of torch on a GPU, which may be slower; operations that have none print a "
+        "warning; no effect on a CPU",
     ] = False
     seed: Annotated[int, "seed of the initial weights, of the order of the pictures and of their augmentation"] = 0
 

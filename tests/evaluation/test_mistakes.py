@@ -409,7 +409,7 @@ def test_sizes_agree_with_difficult_objects(seed: int, method: str) -> None:
         ]
         kept = [row for row in rows if row["own"][0] >= 0.5 or low <= side(row["box"]) < high]
         expected = average_precision(as_detections(kept, len(targets)), others, NAMES, method=method)
-        assert result.n_truths == sum(expected.n_truths.values()) > 0
+        assert result.n_objects == sum(expected.n_truths.values()) > 0
         assert result.mAP == pytest.approx(expected.mAP, abs=1e-12)
         assert (result.low, result.high) == (low, high)
 
@@ -423,7 +423,7 @@ def test_sizes_by_hand() -> None:
     assert results["medium"] == (pytest.approx(math.nan, nan_ok=True), 0)
     # The side is a fraction of the picture's side: in a picture of 1000 x 40 the small object has 5/200.
     wide = match([detections], [truth((small, CAT))], 3, sizes=torch.tensor([[1000, 40]]))
-    assert [result.n_truths for result in mistakes.ap_by_size(wide)] == [1, 0, 0]
+    assert [result.n_objects for result in mistakes.ap_by_size(wide)] == [1, 0, 0]
 
 
 def test_nothing_at_all() -> None:

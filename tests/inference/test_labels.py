@@ -181,3 +181,17 @@ def test_a_name_that_cannot_be_written_is_noticed_at_the_start(photos, weights, 
     assert detect(".", *saved("coco"), weights=weights, out="found") == 2
     assert "the name of the picture has characters that cannot be written; rename it" in capsys.readouterr().err
     assert not (photos / "found").exists()
+
+
+@pytest.mark.parametrize("save", ["drawings,labels", "drawings,crops"])
+def test_drawings_never_are_in_the_folder_of_other_results(photos, weights, capsys, save):
+    """A folder of the pictures may have the name of this folder, in capital letters too."""
+    name = "Coco" if "labels" in save else "Crops"
+    (photos / name).mkdir()
+    shutil.copy(next(photos.glob("*.png")), photos / name / "a.png")
+    how = [*HOW, "--save", save, *(["--format", "coco"] if "labels" in save else [])]
+    assert detect(".", *how, weights=weights, out="found") == 2
+    message = capsys.readouterr().err
+    assert f"found/{name.lower()}: the drawing found/{name}/a.png would be in this folder" in message
+    assert not (photos / "found").exists()
+    assert detect(name, *how, weights=weights, out="found") == 0  # the drawing is found/a.png

@@ -12,6 +12,7 @@ from ssd.data.shapes import write_shapes
 from ssd.inference import results
 from ssd.runtime.files import locked
 from ssd.weights.checkpoint import save_checkpoint
+from ssd_ext import DetectionOptions
 
 
 @pytest.fixture
@@ -183,3 +184,11 @@ def test_a_network_with_nan_writes_strict_json(photos, weights, tmp_path):
     assert len(json.loads(text, parse_constant=pytest.fail)["annotations"]) > 0
     with pytest.raises(ValueError, match="not JSON compliant"), results.coco_results(tmp_path, classes) as rows:
         rows.annotations.add(score=float("nan"))
+
+
+def test_options_of_thousands_of_classes_are_read_back(tmp_path):
+    names = [f"class number {i}" for i in range(20_000)]
+    info = results.made_by("w.pt", DetectionOptions(), names, dict.fromkeys(names, 0.25))
+    with results.coco_results(tmp_path, names, info):
+        pass
+    assert results.info_of(tmp_path / results.JSON_NAME) == {"description": results.MARK, **info}

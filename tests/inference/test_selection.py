@@ -110,6 +110,9 @@ def test_wrong_choices_are_named(spread, options, says):
         ('{"a": 0.5, "b": 1, "a": 0.6}', "'a' has two thresholds"),
         ('{"a": {"score": 1}}', "thresholds: the score of 'a' must be a number"),
         (b"\xff\xfe\xff", "is not utf-16 text"),
+        ('{"made_by": "ssd eval --report"}', "is not a complete report of `ssd eval`"),
+        ('{"made_by": "ssd eval --report", "classes": [1]}', "is not a complete report of `ssd eval`"),
+        ('{"made_by": "ssd eval --report", "classes": [{"name": "a", "min_score": -0.1}]}', "thresholds: the score"),
     ],
 )
 def test_wrong_files_of_thresholds_are_named(tmp_path, text, says):
