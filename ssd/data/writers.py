@@ -206,7 +206,7 @@ class VocWriter(Writer):
     IN_PARTS = False
     LACKS: ClassVar[Mapping[str, Callable[[Annotated], bool]]] = {
         "crowds, which Pascal VOC's format lacks": _is_crowd,
-        "boxes that are at most one pixel wide or high, which Pascal VOC's format does not tell from points": _is_thin,
+        "boxes at most one pixel wide or high, which Pascal VOC's format does not tell from points": _is_thin,
     }
 
     def __init__(self, folder: Path, classes: Sequence[str], splits: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ def test_marks_and_areas(tmp_path):
     assert list_splits(tmp_path / "again") == []
     assert convert_dataset([tmp_path / "coco"], tmp_path / "voc", "voc")[1:] == [
         "1 left out: crowds, which Pascal VOC's format lacks",
-        "1 left out: boxes of at most one pixel, which Pascal VOC's format does not tell from points",
+        "1 left out: boxes at most one pixel wide or high, which Pascal VOC's format does not tell from points",
     ]
     assert open_dataset(tmp_path / "voc").counts == {"z": 1}
     assert convert_dataset([tmp_path / "coco"], tmp_path / "yolo", "yolo")[1:] == [
