@@ -96,8 +96,7 @@ def cases() -> Iterator[tuple]:
     yield *inputs((3, 2), adv.N_PRIORS, 21, 1), *options[0]
     yield *inputs((2,), 9217, 2, 2), *options[1]  # one prior more than the CUDA kernel has keys in registers
     yield *inputs((3, 0, 9), adv.N_PRIORS, 2, 3, "tied"), *options[0]
-    for i in (0, 1):  # more priors than an image's blocks take in one go
-        yield *inputs((2,), 33_000, 2, 5), *options[i]
+    yield *inputs((2,), 33_000, 2, 5), *options[0]  # more priors than an image's blocks take in one go
     yield *inputs((1,) * 33, 9, 3, 4), *options[2]  # more images than lanes of a warp
 
     # Other corners than those of the priors: they alone are matched, the offsets are from the priors.
@@ -156,7 +155,7 @@ OPS = [
         "multibox_loss",
         cases,
         full_size,
-        golden="a528152c0b3f38e2044db56c6fdcea5368ea0ead09129e1a80f47c7e3cff6d4c",
+        golden="5eba01ab3fa7b113f9932dd0bb3db4352356190a5e7f7e0b26d574f0f3585ec7",
         sample=lambda: (*inputs((3, 2), 40, 4, 0), LossOptions()),
         oracle=oracle,
         differentiable=(0, 1),
@@ -166,7 +165,7 @@ OPS = [
         "multibox_loss_backward",
         backward_cases,
         backward_full_size,
-        golden="10f4e5fcb725347be3077cb74d405b57103e725b0b2e090e15bd5f82e112cfba",
+        golden="a45ba2326d0e1c9595fab6f1a31ffa16965c5ad6349cc000c7282e0aea5d8335",
         sample=None,
         has_exp_or_log=True,
     ),
