@@ -65,3 +65,12 @@ needs_coco = pytest.mark.skipif(
 all_methods = pytest.mark.parametrize(
     "method", [pytest.param(m, marks=needs_coco if m == "coco" else ()) for m in METHODS]
 )
+
+
+def slow_iou(a, b) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    overlap = width * height
+    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)

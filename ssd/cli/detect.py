@@ -145,8 +145,9 @@ def _saved(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _check_apart(drawings: Iterable[Path], folders: Sequence[Path | None]) -> None:
     """Raises ValueError if a drawing would be in one of these folders. Some file systems ignore case."""
+    one_of_each = {drawing.parent: drawing for drawing in drawings}
     for folder in filter(None, folders):
-        for drawing in drawings:
+        for drawing in one_of_each.values():
             if str(folder).lower() in (str(parent).lower() for parent in drawing.parents):
                 raise ValueError(
                     f"{folder}: the drawing {drawing} would be in this folder, which is for other files; save no "

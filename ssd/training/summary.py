@@ -71,12 +71,8 @@ def _describe(
     results = {name: score(*pair, sets.classes) for name, pair in found.items()}
     lines: list[str] = []
     out = weights.parent
-    if sets.test is not None:
-        data, split = settings.data, sets.names["test_split"]
-        lines.append(_write(results["test"], found["test"], sets.test, data, split, sets.classes, weights))
-    elif sets.val is not None:
-        data, split = settings.val_data or settings.data, sets.names["val_split"]
-        lines.append(_write(results["held out"], found["held out"], sets.val, data, split, sets.classes, weights))
+    if unseen := next((name for name in ("test", "held out") if name in results), None):
+        lines.append(_write(results[unseen], found[unseen], sets, settings, weights))
     test, val = results.get("test"), results.get("held out")
     if sets.val is not None and val is not None:
         detections, truths = found["held out"]
@@ -107,23 +103,20 @@ def advice(seen: float, unseen: float) -> str:
     return facts + "more epochs would change little"
 
 
-def _write(
-    result: EvalResult,
-    found: Detected,
-    pictures: Pictures,
-    data: Sequence[str],
-    split: str | None,
-    classes: Sequence[str],
-    weights: Path,
-) -> str:
-    """Writes the report about some pictures of the data, and returns a line that says where it is."""
-    path = weights.with_name(REPORT)
+def _write(result: EvalResult, found: Detected, sets: Sets, settings: Settings, weights: Path) -> str:
+    """Writes the report about the test set or else the pictures held out; returns a line that says where it is."""
+    path, pictures = weights.with_name(REPORT), sets.val if sets.test is None else sets.test
+    assert pictures is not None
+    if sets.test is not None:
+        data, split = settings.data, sets.names["test_split"]
+    else:
+        data, split = settings.val_data or settings.data, sets.names["val_split"]
     chosen = ["--split", split] if split else []  # without a split, `ssd eval` takes those that were held out
     command = shlex.join(["ssd", "eval", *data, "--weights", str(weights), *chosen, "--report", str(path)])
     whole, indices = whole_of(pictures)
     part = f"split {split}" if split else f"the {len(indices)} pictures that were held out of training"
     origin = Origin(command, data, part, str(weights), DetectionOptions())
-    write_report(path, result, *found, whole.part(indices), classes, origin)
+    write_report(path, result, *found, whole.part(indices), sets.classes, origin)
     return f"{path}: the report on {part}, for a browser"
 
 

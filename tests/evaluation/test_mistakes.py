@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluation_inputs import CAT, CLASSES, DOG, NOTHING, A, B, found, random_images, truth
+from evaluation_inputs import CAT, CLASSES, DOG, NOTHING, A, B, found, random_images, slow_iou, truth
 
 from ssd.evaluation import mistakes
 from ssd.evaluation.mistakes import (
@@ -54,15 +54,6 @@ def random_sizes(seed: int):
         detections[i] = (detections[i][0] * 0.2, *detections[i][1:])
         targets[i] = {**targets[i], "boxes": targets[i]["boxes"] * 0.2}
     return detections, targets
-
-
-def slow_iou(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    overlap = width * height
-    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
 
 
 def slow_rows(detections, targets, threshold=0.5):

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from evaluation_inputs import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, A, B, found, random_images, truth
+from evaluation_inputs import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, A, B, found, random_images, slow_iou, truth
 
 from ssd.evaluation.voc import average_precision
 
@@ -19,15 +19,6 @@ NOWHERE = [80, 80, 90, 90]
 def cat_ap(detections, target, **options) -> float:
     """AP of the cats in one image."""
     return average_precision([found(*detections)], [truth(*target)], CLASSES, **options).ap["cat"]
-
-
-def slow_iou(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    overlap = width * height
-    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
 
 
 def slow_class(detections, targets, label, threshold, method):
