@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ssd.data.reading import PictureFile
-from ssd.inference.detector import Detections
+from ssd.inference.detections import Detections
 from ssd.inference.results import as_line, coco_results
 
 IDS = {"a": 30, "b": 10, "c": 20}

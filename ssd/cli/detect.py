@@ -22,7 +22,7 @@ from ssd.options import one_to_32
 from ssd.runtime.text import printable
 
 if TYPE_CHECKING:
-    from ssd.inference.detector import Detections
+    from ssd.inference.detections import Detections
     from ssd.runtime.processes import Ranks
 
 

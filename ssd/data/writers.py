@@ -36,7 +36,7 @@ def annotated(rows: Iterable[Mapping[str, Any]], width: int, height: int) -> lis
     """Converts detections in COCO's format to objects to write; those without width or height are left out.
 
     Args:
-        rows: see `ssd.inference.detector.Detections.to_coco`. The category id is the label.
+        rows: see `ssd.inference.detections.Detections.to_coco`. The category id is the label.
         width, height: size of the picture in pixels, at whose edges the boxes are cut.
     """
     objects = []

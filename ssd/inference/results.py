@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 
 from ssd.drawing import MARK
 from ssd.inference.crops import discard_crops
-from ssd.inference.detector import Detections
+from ssd.inference.detections import Detections
 from ssd.runtime.files import discard_leftovers, locked, naming, replacing
 from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions

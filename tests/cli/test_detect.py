@@ -13,7 +13,7 @@ from detect_command import contents, detect, write_photos, write_untrained
 from PIL import Image
 
 from ssd.data.shapes import write_shapes
-from ssd.inference.detector import Detections
+from ssd.inference.detections import Detections
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ssd import Detector, load_weights
 from ssd.data.reading import Picture
 from ssd.drawing import is_drawing
 from ssd.inference import crops
-from ssd.inference.detector import Detections
+from ssd.inference.detections import Detections
 from ssd.inference.results import Results
 from ssd.weights.checkpoint import save_checkpoint
 

@@ -1,10 +1,7 @@
 """`ssd.Detector`: what it opens, what it takes for a picture, what it gives, in threads and in little memory."""
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,9 +13,9 @@ from ssd import load_weights
 from ssd.data import ImageReadError, PictureFile, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
-from ssd.data.reading import Picture
 from ssd.drawing import draw_detections
-from ssd.inference.detector import SHOWN, Detections, Detector
+from ssd.inference.detections import Detections
+from ssd.inference.detector import SHOWN, Detector
 from ssd.inference.results import JSON_NAME, as_line, coco_results
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
@@ -151,73 +148,6 @@ def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
     x0, y0, x1, y1 = (one := next(iter(every[0]))).box
     assert rows[0]["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=0.01)
     assert (rows[0]["category_id"], rows[0]["score"]) == (one.label, pytest.approx(one.score, abs=1e-5))
-
-
-def test_to_yolo_gives_fractions_and_to_voc_pixels_from_1(detector, files):
-    picture = Picture(torch.zeros(3, 40, 60, dtype=torch.uint8))
-    boxes = torch.tensor([[6, 4, 30.004, 24], [0, 0, 60, 40], [5, 5, 5, 9], [5, 5, 5.5, 9]])
-    found = Detections(picture, boxes, torch.tensor([3, 1, 1, 1]), torch.tensor([0.9, 0.5, 0.4, 0.3]), CLASSES)
-    lines = found.to_yolo().splitlines()
-    assert lines[:2] == ["2 0.3 0.35 0.4 0.5", "0 0.5 0.5 1 1"]
-    assert len(lines) == 3  # the box without a width is left out
-    root = ElementTree.fromstring(found.to_voc())
-    assert [node.findtext("name") for node in root.iter("object")] == ["triangle", "circle"]
-    assert [[edge.text for edge in box] for box in root.iter("bndbox")] == [
-        ["7", "5", "30", "24"],
-        ["1", "1", "60", "40"],
-    ]
-    assert [root.findtext(name) for name in ("folder", "filename", "size/width", "size/height")] == ["", "", "60", "40"]
-    of_file = ElementTree.fromstring(detector(files[0]).to_voc())
-    assert [of_file.findtext(name) for name in ("folder", "filename")] == [files[0].parent.name, files[0].name]
-    nothing = Detections(picture, boxes[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0), CLASSES)
-    assert nothing.to_yolo() == ""
-    assert ElementTree.fromstring(nothing.to_voc()).find("object") is None
-
-
-def three_and_none():
-    """Detections of three objects, and of none."""
-    picture = Picture(torch.zeros(3, 40, 60, dtype=torch.uint8))
-    boxes = torch.tensor([[6, 4, 30, 24], [0, 0, 60, 40], [5, 5, 5.5, 9]])
-    columns = boxes, torch.tensor([3, 1, 3]), torch.tensor([0.9, 0.5, 0.4])
-    return [Detections(picture, *(column[:n] for column in columns), CLASSES) for n in (3, 0)]
-
-
-def test_to_supervision_gives_its_class_the_columns(monkeypatch):
-    """A stand-in for the package, which takes keywords as its class does."""
-    taken = []
-    stand_in = SimpleNamespace(Detections=lambda **columns: taken.append(columns) or "converted")
-    monkeypatch.setitem(sys.modules, "supervision", stand_in)
-    found, nothing = three_and_none()
-    assert found.to_supervision() == nothing.to_supervision() == "converted"
-    three, none = taken
-    assert three.keys() == none.keys() == {"xyxy", "confidence", "class_id", "data"}
-    assert three["xyxy"].tolist() == found.boxes.tolist()
-    assert three["confidence"].tolist() == found.scores.tolist()
-    assert three["class_id"].tolist() == [2, 0, 2]
-    assert three["data"]["class_name"].tolist() == ["triangle", "circle", "triangle"]
-    assert none["xyxy"].shape == (0, 4)
-    assert none["data"]["class_name"].shape == none["class_id"].shape == none["confidence"].shape == (0,)
-    assert all(isinstance(column, np.ndarray) for column in (*list(three.values())[:3], three["data"]["class_name"]))
-
-
-def test_supervision_takes_detections():
-    supervision = pytest.importorskip("supervision", reason="the package supervision is not installed")
-    found, nothing = (each.to_supervision() for each in three_and_none())
-    assert isinstance(found, supervision.Detections)
-    assert len(found) == 3
-    assert len(nothing) == 0
-    triangles = found[found["class_name"] == "triangle"]
-    assert triangles.xyxy.tolist() == [[6, 4, 30, 24], [5, 5, 5.5, 9]]
-    assert triangles.confidence.tolist() == pytest.approx([0.9, 0.4])
-    assert [CLASSES[i] for i in triangles.class_id] == ["triangle"] * 2
-    supervision.BoxAnnotator().annotate(np.zeros((40, 60, 3), np.uint8), found)
-    assert len(supervision.Detections.merge([found, nothing])) == 3
-
-
-def test_without_supervision_the_error_names_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"needs supervision .*: pip install 'ssd-ext\[supervision\]'"):
-        three_and_none()[0].to_supervision()
 
 
 @pytest.mark.parametrize(
