@@ -234,9 +234,18 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
     Returns:
         The group that the flags are in.
     """
+    from ssd.inference.tiles import LARGEST_OVERLAP, OVERLAP
+
     group = parser.add_argument_group("detections")
-    pictures = "pictures per forward pass (default: %(default)s)"
+    pictures = "pictures, or tiles, per forward pass (default: %(default)s)"
     group.add_argument("--batch-size", type=checked(int, positive), default=8, help=pictures)
+    help = (
+        "also look at tiles of the picture, SIDE pixels wide and high (default without SIDE: the input size of the "
+        "network), and merge the detections; for pictures whose objects would be too small"
+    )
+    group.add_argument("--tiles", type=checked(int, not_negative), nargs="?", const=0, metavar="SIDE", help=help)
+    help = f"least overlap of neighbouring tiles, as a fraction of SIDE, at most {LARGEST_OVERLAP} (default: {OVERLAP})"
+    group.add_argument("--overlap", type=float, metavar="FRACTION", help=help)
     add_fields(group, defaults)
     return group
 
@@ -255,8 +264,11 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         FileNotFoundError, ValueError, OSError: see `ssd.Detector.load`.
     """
     from ssd.inference.detector import Detector
+    from ssd.inference.tiles import OVERLAP
     from ssd.runtime.memory import keep_freed_memory
 
+    if arguments.overlap is not None and arguments.tiles is None:
+        raise ValueError("--overlap is the overlap of tiles: add --tiles, or leave it out")
     keep_freed_memory()
     return Detector.load(
         arguments.weights,
@@ -266,6 +278,8 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         compile=getattr(arguments, "compile", False),
         only=getattr(arguments, "only", None),
         thresholds=getattr(arguments, "thresholds", None),
+        tiles=arguments.tiles,
+        overlap=OVERLAP if arguments.overlap is None else arguments.overlap,
         **fields_given(arguments, DetectionOptions),
     )
 

@@ -68,7 +68,8 @@ examples:
   ssd detect holiday/ --weights run/best.pt --out found --save labels --format yolo
   ssd detect holiday/ --weights run/best.pt --out found --save drawings,crops
   ssd detect holiday/ --weights run/best.pt --out found --only dog,cat
-  ssd detect holiday/ --weights run/best.pt --out found --thresholds thresholds.json""",
+  ssd detect holiday/ --weights run/best.pt --out found --thresholds thresholds.json
+  ssd detect aerial/ --weights run/best.pt --out found --tiles 640          small objects in large pictures""",
     )
 
 
@@ -202,7 +203,9 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         _check_apart(drawings.values(), [labels, out / CROPS if crops is not None else None])
     detector = open_detector(arguments, SHOWN)
     folders = file_names(detector.classes)
-    info = made_by(arguments.weights, detector.options, arguments.only, arguments.thresholds)
+    info = made_by(
+        *(arguments.weights, detector.options, arguments.only, arguments.thresholds, detector.tiles, detector.overlap)
+    )
     if arguments.bits is not None:
         info = {**info, "bits": arguments.bits}
         detector.levels = 0, 2**arguments.bits - 1

@@ -84,6 +84,7 @@ class _Detected(NamedTuple):
     classes: Sequence[str]
     detections: Sequence[tuple[Tensor, Tensor, Tensor]]
     targets: Sequence[Mapping[str, Tensor]]
+    in_pixels: bool  # whether the boxes of detections and targets are in pixels, not in fractions of the picture
     part: str  # the part of the data, for the report
     options: DetectionOptions | None  # None for detections in a file
 
@@ -114,25 +115,24 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
     from ssd.evaluation.evaluate import score, score_found
     from ssd.evaluation.report import Origin, write_report
 
-    dataset, classes, detections, targets, part, options = detected
+    dataset, classes, detections, targets, in_pixels, part, options = detected
     rules = arguments.iou, arguments.method
-    if arguments.weights:
-        result = score_found(detections, targets, dataset, classes, *rules)
-    else:
+    if in_pixels:
         result = score(detections, targets, classes, *rules)
+    else:
+        result = score_found(detections, targets, dataset, classes, *rules)
     print(result)
     if arguments.curves:
         plot_precision(result, arguments.curves)
     if arguments.report:
         source = arguments.weights or arguments.detections
         origin = Origin(arguments.command_line, arguments.data, part, source, options)
-        in_pixels = arguments.weights is None
         write_report(arguments.report, result, detections, targets, dataset, classes, origin, in_pixels=in_pixels)
         print(printable(f"{arguments.report}: the report"), file=sys.stderr)
 
 
 def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
-    from ssd.evaluation.evaluate import check, detect_all
+    from ssd.evaluation.evaluate import check, detect_all, detect_pictures
     from ssd.export import is_exported
     from ssd.training.unseen import open_unseen
     from ssd.weights.loading import open_weights
@@ -151,16 +151,23 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     if ranks.first:
         _tell(dataset, line)
     check(dataset, detector.classes, arguments.iou, arguments.method)
-    detections, targets = detect_all(
-        detector.predict, dataset, batch_size=arguments.batch_size, workers=arguments.workers, ranks=ranks
-    )
-    return _Detected(dataset, detector.classes, detections, targets, line or _part(arguments), detector.options)
+    machine = {"batch_size": arguments.batch_size, "workers": arguments.workers, "ranks": ranks}
+    detections: Sequence[tuple[Tensor, Tensor, Tensor]]
+    targets: Sequence[Mapping[str, Tensor]]
+    if in_pixels := detector.tiles is not None:
+        detections, targets = detect_pictures(detector, dataset, **machine), dataset.truths
+    else:
+        detections, targets = detect_all(detector.predict, dataset, **machine)
+    part = line or _part(arguments)
+    return _Detected(dataset, detector.classes, detections, targets, in_pixels, part, detector.options)
 
 
 def _of_file(arguments: argparse.Namespace) -> _Detected:
     from ssd.evaluation.detection_file import DetectionFile
 
-    if given := fields_given(arguments, DetectionOptions):
+    given = fields_given(arguments, DetectionOptions)
+    given |= {name: value for name in ("tiles", "overlap") if (value := getattr(arguments, name)) is not None}
+    if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
             f"{arguments.detections}: the options of detection do not apply to detections in a file; leave out {flags}"
@@ -169,7 +176,7 @@ def _of_file(arguments: argparse.Namespace) -> _Detected:
     dataset = _open_data(arguments, arguments.detections, arguments.split, file.classes)
     found = file.detections(dataset)
     _tell(dataset, *file.notes)
-    return _Detected(dataset, dataset.classes, found, dataset.truths, _part(arguments), None)
+    return _Detected(dataset, dataset.classes, found, dataset.truths, True, _part(arguments), None)
 
 
 def _part(arguments: argparse.Namespace) -> str:

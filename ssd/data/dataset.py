@@ -378,6 +378,10 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """Paths of the pictures that turned out to lack their last bytes, in any process that read them."""
         return [self.pictures[i] for i in self._cut.nonzero().flatten().tolist()]
 
+    def picture(self, index: int) -> PictureFile:
+        """Returns a picture, whose pixels are not yet decoded. No file is read."""
+        return PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
+
     def read_ahead(self, indices: Sequence[int]) -> None:
         """Reads pictures that are needed next from remote archives, all at the same time."""
         read_ahead([path.part for path in map(self.pictures.__getitem__, indices) if isinstance(path, Member)])
@@ -399,8 +403,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             IndexError: there is no such picture.
         """
         index = range(len(self))[index]
-        objects = self._objects[index]
-        picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
+        objects, picture = self._objects[index], self.picture(index)
         target = {name: objects[name].clone() for name in ("boxes", "labels", "difficult")}
         if isinstance(self.transform, PictureTransform):
             sample = self.transform(picture, target)

@@ -30,6 +30,7 @@ except ImportError:  # there is no wheel for this platform; Pillow reads JPEG to
     simplejpeg = None
 
 PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # keys of Pillow for what may hold the orientation
+TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_SIDES = (257, 256)  # TIFF 6.0, section 4: ImageLength, ImageWidth
 OTHER, TURBO, DEEP = 0, 1, 2  # how pictures are decoded: by Pillow, by simplejpeg, and those with more than 8 bits
 TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
@@ -205,6 +206,8 @@ def read_header(path: AnyFile) -> Header:
         raise
     except Exception as error:  # see header_of
         reason = UNREADABLE[path.suffix.lower()].format("it") if is_unreadable(path) else error
+        if isinstance(error, Image.DecompressionBombError) and path.suffix.lower() in TIFF_SUFFIXES:
+            reason = f"{error} Only tiles of it can be read: ssd detect --tiles, after pip install 'ssd-ext[large]'"
         raise ImageReadError(f"{path}: cannot read the picture ({reason})") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ from ssd.detection import Found, Padded, unpad
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
 from ssd.evaluation.voc import EvalResult
-from ssd.inference.detector import Predict, predictor
+from ssd.inference.detector import Detector, Predict, predictor
 from ssd.networks import Network
-from ssd.runtime.packed import Packed
+from ssd.runtime.packed import Packed, splits_of
 from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
 
-__all__ = ["METHODS", "EvalResult", "check", "detect_all", "evaluate", "score", "score_found"]
+__all__ = ["METHODS", "EvalResult", "check", "detect_all", "detect_pictures", "evaluate", "score", "score_found"]
 
 
 class Metric(NamedTuple):
@@ -53,6 +53,7 @@ METRICS: dict[str, Metric] = {
     "coco": Metric(coco_metrics.check_metric, coco_metrics.coco_average_precision, in_pixels=True, takes_iou=False),
 }
 METHODS = tuple(METRICS)
+Results = TypeVar("Results", bound=tuple[Packed[Any], ...])
 READ_EVERY = 32  # batches between two copies of detections to the host; each copy waits for the device
 
 
@@ -157,14 +158,65 @@ def detect_all(
                 read()
     read()
     own = (Packed.join(detections), Packed.join(targets)) if targets else None
+    return _gathered(own, len(dataset), ranks) or ((), ())
+
+
+def detect_pictures(
+    detector: Detector,
+    dataset: BoxDataset,
+    *,
+    batch_size: int = 8,
+    workers: int | None = None,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
+) -> Packed[Found] | tuple[()]:
+    """Calls a detector with each picture of a data set, so that its `tiles`, `only` and `thresholds` apply.
+
+    Args:
+        detector: the detector.
+        dataset: the data set.
+        batch_size, quiet, ranks: see `evaluate`.
+        workers: see `ssd.Detector.__call__`.
+
+    Returns:
+        The detections in each picture, in pixels. With several processes the first one gets those of all pictures, and
+        the others get an empty tuple.
+
+    Raises:
+        FileNotFoundError, ImageReadError: see `ssd.Detector.__call__`.
+    """
+    mine = list(ranks.every(range(len(dataset))))
+    every = detector(map(dataset.picture, mine), batch_size=batch_size, workers=workers)
+    silent = True if quiet or not ranks.first else None
+    found = [
+        Found(each.boxes, each.labels, each.scores)
+        for each in tqdm(every, total=len(mine), unit="picture", disable=silent)
+    ]
+    counts = torch.tensor([len(each.labels) for each in found])
+    own = (Packed(Found(*map(torch.cat, zip(*found, strict=True))), splits_of(counts)),) if found else None
+    gathered = _gathered(own, len(dataset), ranks)
+    return gathered[0] if gathered else ()
+
+
+def _gathered(own: Results | None, n: int, ranks: Ranks) -> Results | None:
+    """Gathers in the first process what each process has for its pictures, in the order of the pictures.
+
+    Args:
+        own: a tuple with the results of this process; process r has those of the pictures r, r + size, r + 2 size ...
+            None if it has no pictures.
+        n: number of pictures.
+        ranks: the processes.
+
+    Returns:
+        The results of all pictures; None in other processes than the first one, or without pictures.
+    """
     parts = [part for part in ranks.to_first(own) if part is not None]
     if len(parts) < 2:
-        return parts[0] if parts else ((), ())
-    place = torch.arange(len(dataset))  # process place % size has this picture at place // size
-    before = torch.tensor([0, *(len(found) for found, _ in parts)]).cumsum(0)
+        return parts[0] if parts else None
+    place = torch.arange(n)  # process place % size has this picture at place // size
+    before = torch.tensor([0, *(len(part[0]) for part in parts)]).cumsum(0)
     order = before[place % ranks.size] + place // ranks.size
-    found, truth = (Packed.join(each).take(order) for each in zip(*parts, strict=True))
-    return found, truth
+    return cast(Results, tuple(Packed.join(each).take(order) for each in zip(*parts, strict=True)))
 
 
 def score_found(

@@ -12,9 +12,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ssd.data.large_tiff import LARGE
 from ssd.data.reading import Picture, whole_pixels
 from ssd.data.writers import VocWriter, Written, YoloWriter, annotated
 from ssd.drawing import draw_detections
+
+LONGEST_SIDE = 4096  # of drawings of large pictures, in pixels
 
 
 class Detection(NamedTuple):
@@ -65,11 +68,22 @@ class Detections:
     def draw(self) -> Image.Image:
         """Draws boxes, names and scores into the picture, see `ssd.drawing.draw_detections`; reads a file again.
 
+        A picture with more than 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`) is reduced to 4096 pixels on its
+        longer side.
+
         Raises:
             FileNotFoundError: the file no longer exists.
             ImageReadError: the file is damaged.
         """
-        return draw_detections(self.picture.pixels(), self.boxes, self.labels, self.scores, classes=self.classes)
+        picture, boxes = self.picture, self.boxes
+        if picture.width * picture.height <= LARGE:
+            pixels = picture.pixels()
+        else:
+            factor = LONGEST_SIDE / max(picture.width, picture.height)
+            size = [max(1, round(factor * side)) for side in (picture.height, picture.width)]
+            pixels, _ = picture.part((0, 0, picture.width, picture.height), (size[0], size[1]))
+            boxes = boxes * factor
+        return draw_detections(pixels, boxes, self.labels, self.scores, classes=self.classes)
 
     def crops(self) -> list[Image.Image]:
         """Cuts each detected object out of the picture; reads a file again.

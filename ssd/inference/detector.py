@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from os import PathLike
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.depth import Levels
+from ssd.data.large_tiff import large_tiff
 from ssd.data.loader import worker_count
-from ssd.data.reading import AnyImage, Picture, as_picture
+from ssd.data.reading import AnyImage, Picture, PictureFile, as_picture
 from ssd.detection import Found, Padded, bounded, unpad
 from ssd.inference.detections import Detections
 from ssd.inference.selection import Selection
+from ssd.inference.tiles import OVERLAP, InView, View, check_tiles, in_view, merge, views
 from ssd.networks import Network
 from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import in_threads
@@ -44,6 +47,19 @@ class Program(Protocol):
         """Takes prepared images (B, 3, input_size, input_size) uint8, returns the same as `predict_padded`."""
 
 
+class _Part(NamedTuple):
+    """A part of a picture that the network sees."""
+
+    picture: Picture  # the picture whose objects are found
+    source: Picture  # the picture that the pixels come from: the same one, or its decoded pixels
+    view: View
+    first: bool = True  # whether it is the first part of the picture
+    last: bool = True
+
+
+_Sample = tuple[_Part | None, Tensor | Exception]  # pixels (3, input_size, input_size) uint8, or why there are none
+
+
 class Detector:
     """Finds objects in pictures with a trained network. Several threads may use one detector.
 
@@ -58,15 +74,19 @@ class Detector:
         thresholds: for some classes, a number in 0..1 that takes the place of `options.min_score`. The network runs
             with the smallest of all these numbers. Detections whose score is not above that of their class are removed
             after NMS and after `options.top_k`.
+        tiles: side in pixels of the tiles into which pictures are cut; 0: the side of the network's input. The network
+            sees the tiles and the whole picture, and their detections are merged (docs/semantics.md, "Tiles"); each
+            has up to `options.top_k` detections. None: the network sees only the whole picture.
+        overlap: least overlap of neighbouring tiles, as a fraction of their side, from 0 to 0.9.
 
     Attributes:
         prepare: function from a picture to the pixels that `predict` takes.
         predict: function from prepared pictures to padded detections, which `ssd.evaluation.evaluate.evaluate` takes as
-            its model. It does not apply `only` and `thresholds`.
+            its model. It does not apply `only`, `thresholds` and `tiles`.
 
     Raises:
-        ValueError: `only` or `thresholds` has an unknown class, `only` is empty, a threshold is out of range, or it is
-            lower than the `min_score` of a `Program`.
+        ValueError: `only` or `thresholds` has an unknown class, `only` is empty, a threshold, `tiles` or `overlap` is
+            out of range, or a threshold is lower than the `min_score` of a `Program`.
     """
 
     def __init__(
@@ -79,7 +99,10 @@ class Detector:
         levels: Levels | None = None,
         only: Sequence[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
     ) -> None:
+        check_tiles(tiles, overlap)
         self.model = model
         self.classes = tuple(classes)
         self.options = options
@@ -94,6 +117,8 @@ class Detector:
                     )
         self.predict = predictor(model, options._replace(min_score=self._selection.lowest), bf16=bf16)
         self.prepare = EvalTransform(model.input_size)
+        self.tiles = model.input_size if tiles == 0 else tiles
+        self.overlap = overlap
 
     @classmethod
     def load(
@@ -106,6 +131,8 @@ class Detector:
         compile: bool = False,
         only: Sequence[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        tiles: int | None = None,
+        overlap: float = OVERLAP,
         **options: Any,  # each value has the type of its field in DetectionOptions
     ) -> Detector:
         """Creates a detector from a file of weights or a file of `ssd export`.
@@ -119,7 +146,8 @@ class Detector:
             device: such as "cpu" or "cuda:0"; by default a GPU if there is one, or the device of the exported file.
             bf16: see `predictor`.
             compile: whether to compile the network, which takes a minute.
-            only, thresholds: see `Detector`; `ssd.inference.selection.read_thresholds` reads thresholds from a file.
+            only, thresholds, tiles, overlap: see `Detector`; `ssd.inference.selection.read_thresholds` reads thresholds
+                from a file.
             options: fields of `ssd_ext.DetectionOptions`.
 
         Raises:
@@ -127,26 +155,21 @@ class Detector:
             OSError: the weights cannot be downloaded.
             ImportError: a package that the file needs is not installed.
             ValueError: the file has another format, an exported file has another device or option than the one given,
-                or `only` or `thresholds` is wrong, see `Detector`.
+                or `only`, `thresholds`, `tiles` or `overlap` is wrong, see `Detector`.
             TypeError: an option is unknown.
         """
         from ssd.export import is_exported, load  # imported late: it imports much that weights do not need
 
         if unknown := options.keys() - set(DetectionOptions._fields):
             raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
+        chosen: dict[str, Any] = {"only": only, "thresholds": thresholds, "tiles": tiles, "overlap": overlap}
         if not is_exported(path):
             checkpoint = open_weights(path)
             model = place(build_model(checkpoint, path).fuse(), pick_device(device))
             if compile:
                 compile_network(model, dynamic=True)  # dynamic: the last batch may have fewer pictures
             used = defaults._replace(**options)
-            return cls(
-                *(model, checkpoint["classes"], used),
-                bf16=bf16,
-                levels=levels_of(checkpoint),
-                only=only,
-                thresholds=thresholds,
-            )
+            return cls(model, checkpoint["classes"], used, bf16=bf16, levels=levels_of(checkpoint), **chosen)
         exported = load(path)
         its = exported.metadata
         given = options | {"device": device and device.partition(":")[0], "bf16": bf16, "compile": compile}
@@ -154,7 +177,7 @@ class Detector:
         for name, value in given.items():
             if value != fixed[name] and (value is not None or name in options):
                 raise ValueError(f"{path}: has {name} {fixed[name]}, not {value}; leave it out, or export a new file")
-        return cls(exported, its.classes, its.options, levels=its.levels, only=only, thresholds=thresholds)
+        return cls(exported, its.classes, its.options, levels=its.levels, **chosen)
 
     @overload
     def __call__(
@@ -191,7 +214,7 @@ class Detector:
         Args:
             images: one picture of any size: a path, a Pillow picture, an array or a tensor (see
                 `ssd.data.reading.as_picture`); or a list, a tuple or another iterable of pictures.
-            batch_size: pictures per forward pass, at least 1.
+            batch_size: pictures, or tiles of pictures, per forward pass, at least 1.
             workers: number of threads, at least 1; by default one per core, at most 4, or 16 with a GPU.
             on_error: called with the error of each picture that cannot be read; the picture is left out. By default
                 the error is raised. Has no effect on a single picture.
@@ -199,7 +222,7 @@ class Detector:
         Returns:
             For one picture its `Detections`; for a list or a tuple a list of `Detections` in the same order; for
             another iterable an iterator, which reads at most two batches of pictures ahead of its results, and keeps
-            nothing else.
+            nothing else. With `tiles`, up to three decoded pictures are in memory.
 
         Raises:
             FileNotFoundError: a file does not exist.
@@ -210,51 +233,93 @@ class Detector:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not isinstance(images, Iterable) or isinstance(images, (str, bytes, np.ndarray, Tensor)):
-            (result,) = self._detect([self._read(images)])
+            (result,) = self._stream(
+                [images], batch_size, 1 if self.tiles is None else max(1, worker_count(workers)), None
+            )
             return result
         results = self._stream(images, batch_size, max(1, worker_count(workers)), on_error)
         return list(results) if isinstance(images, (list, tuple)) else results
 
     def _stream(
-        self,
-        images: Iterable[AnyImage],
-        batch_size: int,
-        workers: int,
-        on_error: OnError | None,
+        self, images: Iterable[AnyImage], batch_size: int, workers: int, on_error: OnError | None
     ) -> Iterator[Detections]:
-        def read(image: AnyImage) -> tuple[Picture, Tensor] | Exception:
-            try:
-                return self._read(image)
-            except (ValueError, OSError) as error:
-                return error
-
-        batch: list[tuple[Picture, Tensor]] = []
-        for result in in_threads(read, images, workers, ahead=batch_size):
-            if not isinstance(result, Exception):
-                batch.append(result)
-            elif on_error is None:
-                raise result
-            else:
-                on_error(result)
+        batch: list[tuple[_Part, Tensor]] = []
+        parts: list[InView] = []
+        failed = False  # whether a part of the current picture could not be read
+        for part, pixels in self._samples(images, workers, ahead=batch_size):
+            failed = failed and part is not None and not part.first
+            if part is not None and isinstance(pixels, Tensor):
+                batch += [(part, pixels)] * (not failed)
+            elif isinstance(pixels, Exception) and not failed:
+                failed = True
+                if on_error is None:
+                    raise pixels
+                on_error(pixels)
             if len(batch) == batch_size:
-                yield from self._detect(batch)
+                yield from self._detect(batch, parts)
                 batch = []
         if batch:
-            yield from self._detect(batch)
+            yield from self._detect(batch, parts)
 
-    def _read(self, image: AnyImage) -> tuple[Picture, Tensor]:
+    def _samples(self, images: Iterable[AnyImage], workers: int, ahead: int) -> Iterator[_Sample]:
+        """Reads all parts of the pictures, in threads."""
+        if self.tiles is None:
+            return in_threads(self._read, images, workers, ahead)
+        parts = in_threads(self._parts, images, workers, ahead=1)  # not more, because decoded pictures may be large
+        return in_threads(self._read_part, chain.from_iterable(parts), workers, ahead)
+
+    def _read(self, image: AnyImage) -> _Sample:
         """Reads a picture, and resizes its pixels to the input size of the network."""
-        picture = as_picture(image, self.levels)
-        return picture, self.prepare(picture)
+        try:
+            picture = as_picture(image, self.levels)
+            return _Part(picture, picture, (0, 0, picture.width, picture.height)), self.prepare(picture)
+        except (ValueError, OSError) as error:
+            return None, error
 
-    def _detect(self, batch: Sequence[tuple[Picture, Tensor]]) -> list[Detections]:
+    def _parts(self, image: AnyImage) -> Sequence[_Part | Exception]:
+        """Decodes a picture, and cuts it into tiles."""
+        assert self.tiles is not None
+        try:
+            picture = source = large_tiff(image) or as_picture(image, self.levels)
+            if isinstance(picture, PictureFile):
+                source = Picture(picture.pixels())
+        except (ValueError, OSError) as error:
+            return [error]
+        every = views(picture.width, picture.height, self.tiles, self.overlap)
+        return [_Part(picture, source, view, view == every[0], view == every[-1]) for view in every]
+
+    def _read_part(self, part: _Part | Exception) -> _Sample:
+        """Resizes a part of a picture to the input size of the network."""
+        if isinstance(part, Exception):
+            return None, part
+        try:
+            return part, part.source.part(part.view, (self.model.input_size, self.model.input_size))[0]
+        except (ValueError, OSError) as error:
+            return part, error
+
+    def _detect(self, batch: Sequence[tuple[_Part, Tensor]], parts: list[InView]) -> Iterator[Detections]:
+        """Detects objects in a batch.
+
+        Args:
+            batch: parts of pictures, and their pixels.
+            parts: the detections in the first parts of the picture with which the batch begins; they are replaced by
+                those of the picture with which it ends.
+
+        Yields:
+            The detections in each picture whose last part is in the batch.
+        """
         padded = self.predict(torch.stack([pixels for _, pixels in batch]))
-        results = []
-        for (picture, _), found in zip(batch, unpad(padded), strict=True):
+        for ((picture, _, view, first, last), _), found in zip(batch, unpad(padded), strict=True):
             kept = self._selection(found.labels, found.scores)
             chosen = Found(*(column[kept] for column in found))
-            results.append(Detections(picture, *chosen.in_pixels(picture.width, picture.height), self.classes))
-        return results
+            if first and last:
+                yield Detections(picture, *chosen.in_pixels(picture.width, picture.height), self.classes)
+                continue
+            if first:
+                parts.clear()
+            parts.append(in_view(chosen, view, picture.width, picture.height))
+            if last:
+                yield Detections(picture, *merge(parts, self.options.max_overlap), self.classes)
 
 
 def predictor(

@@ -148,16 +148,18 @@ def made_by(
     options: DetectionOptions,
     only: Collection[str] | None = None,
     thresholds: Mapping[str, float] | None = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> Info:
     """Describes the weights and the options that made detections, which are the same for a whole file.
 
     Args:
         weights: a file, or "coco". A file is described by its name and a hash of its content.
         options: see `ssd_ext.DetectionOptions`.
-        only, thresholds: see `ssd.Detector`.
+        only, thresholds, tiles, overlap: see `ssd.Detector`.
 
     Returns:
-        "weights", the fields of the options, and "only" and "thresholds" as JSON.
+        "weights", the fields of the options, "only" and "thresholds" as JSON, "tiles" and "overlap".
     """
     name, path = weights, Path(weights)
     if path.is_file():
@@ -170,6 +172,8 @@ def made_by(
     chosen = {
         "only": None if only is None else json.dumps(sorted(set(only))),
         "thresholds": None if thresholds is None else json.dumps(thresholds, sort_keys=True),
+        "tiles": tiles,
+        "overlap": None if tiles is None else overlap,
     }
     return {"weights": name, **options._asdict(), **chosen}
 
