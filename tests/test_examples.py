@@ -14,11 +14,15 @@ import torch
 from own_process import PATHS
 
 from ssd.cli import main
+from ssd.data import read_image
 from ssd.data.shapes import write_shapes
+from ssd.data.tiles import views
+from ssd.inference.detector import Detector
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 
-RAY_DETECT = Path(__file__).parents[1] / "examples" / "ray_detect.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RAY_DETECT = EXAMPLES / "ray_detect.py"
 
 
 @pytest.fixture
@@ -76,3 +80,32 @@ def test_ray_detect_on_a_cluster_of_two_workers(detected, tmp_path):
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_equal({name: column.to_numpy() for name, column in pandas.read_parquet(tmp_path / "found").items()}, rows)
+
+
+def test_sahi_finds_with_our_detector_what_the_detector_finds(detected):
+    pytest.importorskip("sahi", reason="the package sahi is not installed")
+    from sahi.predict import POSTPROCESS_NAME_TO_CLASS, get_sliced_prediction
+
+    spec = spec_from_file_location("sahi_detect", EXAMPLES / "sahi_detect.py")
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    POSTPROCESS_NAME_TO_CLASS["SSD_EXT"] = example.SsdNms
+    pictures, weights, _ = detected
+    image = read_image(sorted(pictures.iterdir())[0]).permute(1, 2, 0).contiguous().numpy()
+    detector = Detector.load(weights, device="cpu", bf16=False)
+    model = example.SsdModel(model=detector, confidence_threshold=0)
+
+    def run(**options):
+        options |= {"postprocess_type": "SSD_EXT", "force_postprocess_type": True, "verbose": 0, "batch_size": 4}
+        return get_sliced_prediction(image, model, **options)
+
+    one = run(slice_height=300, slice_width=300, postprocess_match_threshold=1.0, perform_standard_pred=False)
+    found = detector([image])[0]
+    assert [o.category.name for o in one.object_prediction_list] == [o.name for o in found]
+    boxes = [o.bbox.to_xyxy() for o in one.object_prediction_list]
+    np.testing.assert_allclose(boxes, found.boxes, atol=1)  # SAHI may round
+    parts = views(300, 300, 160, 0.2)
+    several = run(slice_height=160, slice_width=160, postprocess_match_threshold=1.0)
+    assert len(several.object_prediction_list) == sum(len(detector(image[y0:y1, x0:x1])) for x0, y0, x1, y1 in parts)
+    strict = run(slice_height=160, slice_width=160, postprocess_match_threshold=0.1)
+    assert 0 < len(strict.object_prediction_list) < len(several.object_prediction_list)

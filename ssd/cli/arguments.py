@@ -234,7 +234,7 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
     Returns:
         The group that the flags are in.
     """
-    from ssd.inference.tiles import LARGEST_OVERLAP, OVERLAP
+    from ssd.data.tiles import LARGEST_OVERLAP, OVERLAP
 
     group = parser.add_argument_group("detections")
     pictures = "pictures, or tiles, per forward pass (default: %(default)s)"
@@ -263,8 +263,8 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
     Raises:
         FileNotFoundError, ValueError, OSError: see `ssd.Detector.load`.
     """
+    from ssd.data.tiles import OVERLAP
     from ssd.inference.detector import Detector
-    from ssd.inference.tiles import OVERLAP
     from ssd.runtime.memory import keep_freed_memory
 
     if arguments.overlap is not None and arguments.tiles is None:

@@ -22,6 +22,7 @@ except ImportError:
 
 LARGE = Image.MAX_IMAGE_PIXELS or 1 << 26  # pixels; smaller pictures are decoded whole
 STRIP = 1 << 20  # bytes of a file without compression that are read at once
+BAND = 1 << 22  # pixels that are reduced at once
 KEPT = 256 << 20  # bytes of decoded strips or tiles that are kept
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF 6.0, PhotometricInterpretation
 
@@ -109,7 +110,7 @@ class LargeTiff(Picture):
         y0, y1 = whole_pixels(box[1], box[3], self.height)
         factor = max(1, int(min((y1 - y0) / size[0], (x1 - x0) / size[1]) / MARGIN))
         x1, y1 = x1 - (x1 - x0) % factor, y1 - (y1 - y0) % factor
-        rows = factor * max(1, self._side[0] // factor)  # that are in memory at the same time
+        rows = factor * max(1, BAND // (factor * (x1 - x0)))
         bands = []
         for top in range(y0, y1, rows):
             band = torch.from_numpy(self._pixels(x0, top, x1, min(top + rows, y1))).permute(2, 0, 1)

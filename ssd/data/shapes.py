@@ -66,10 +66,12 @@ def _contour(rng: np.random.Generator, name: str, box: Box) -> list[tuple[float,
     return [tuple(point) for point in points * (x1 - x0, y1 - y0) + (x0, y0)]
 
 
-def _place(rng: np.random.Generator, width: int, height: int, taken: list[Box]) -> Box | None:
+def _place(
+    rng: np.random.Generator, width: int, height: int, taken: list[Box], sides: tuple[float, float]
+) -> Box | None:
     """Draws a free place for one more object, in whole pixels. None if 30 attempts find no free place."""
     for _ in range(30):
-        side = min(width, height) * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
+        side = min(width, height) * math.exp(rng.uniform(*map(math.log, sides)))
         w, h = (round(side * rng.uniform(0.85, 1)) for _ in range(2))
         x0, y0 = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
         box = (x0, y0, x0 + w, y0 + h)
@@ -84,12 +86,14 @@ def _overlap(a: Box, b: Box) -> float:
     return common / min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
 
 
-def _picture(rng: np.random.Generator, width: int, height: int) -> tuple[Image.Image, list[tuple[str, Box]]]:
+def _picture(
+    rng: np.random.Generator, width: int, height: int, most: int, sides: tuple[float, float]
+) -> tuple[Image.Image, list[tuple[str, Box]]]:
     image = _background(rng, width, height)  # SCALE times as large
     draw = ImageDraw.Draw(image)
     objects: list[tuple[str, Box]] = []
-    for _ in range(0 if rng.random() < EMPTY_SHARE else rng.integers(1, 6)):
-        box = _place(rng, width, height, [box for _, box in objects])
+    for _ in range(0 if rng.random() < EMPTY_SHARE else rng.integers(1, most + 1)):
+        box = _place(rng, width, height, [box for _, box in objects], sides)
         if box is None:
             break
         name = SHAPE_CLASSES[rng.integers(len(SHAPE_CLASSES))]
@@ -120,12 +124,15 @@ def write_shapes(
     n_test: int = 100,
     size: tuple[int, int] = (300, 300),
     seed: int = 0,
+    *,
+    most: int = 5,
+    sides: tuple[float, float] = (SMALLEST, LARGEST),
 ) -> Path:
     """Writes pictures of coloured circles, squares and triangles on busy backgrounds, with their annotations.
 
-    A picture shows up to five shapes that hardly overlap; a few show none. The folder gets its name only when it is
+    A picture shows up to `most` shapes that hardly overlap; a few show none. The folder gets its name only when it is
     complete. The same arguments give the same pictures (with the same versions of NumPy and Pillow). A picture depends
-    only on its split, its number, `size` and `seed`.
+    only on its split, its number, `size`, `seed`, `most` and `sides`.
 
     Args:
         folder: created with its parents; it must be missing or empty.
@@ -133,6 +140,8 @@ def write_shapes(
         n_test: number of pictures in the split "test".
         size: width and height of the pictures in pixels, at least 64 each.
         seed: an integer, at least 0.
+        most: largest number of shapes in a picture, at least 1.
+        sides: smallest and largest side of a shape, in fractions of the shorter side of the picture.
 
     Returns:
         The folder, which `VOCDataset` reads; the classes are `SHAPE_CLASSES`.
@@ -145,6 +154,8 @@ def write_shapes(
     if min(n_train, n_test, seed) < 0 or min(width, height) < 64:
         got = {"n_train": n_train, "n_test": n_test, "seed": seed, "size": size}
         raise ValueError(f"counts and seed must be at least 0 and both sides at least 64, got {got}")
+    if most < 1 or not 0 < sides[0] <= sides[1] < 1:
+        raise ValueError(f"most must be at least 1, and sides two fractions in ascending order, got {most}, {sides}")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +166,7 @@ def write_shapes(
         for part, (split, n) in enumerate((("train", n_train), ("test", n_test))):
             names = [f"{split}_{number:05d}" for number in range(n)]
             for number, name in enumerate(names):
-                image, objects = _picture(np.random.default_rng([seed, part, number]), width, height)
+                image, objects = _picture(np.random.default_rng([seed, part, number]), width, height, most, sides)
                 image.save(root / "JPEGImages" / f"{name}.jpg", quality=90)
                 annotation = _annotation(f"{name}.jpg", width, height, objects)
                 (root / "Annotations" / f"{name}.xml").write_text(annotation)

@@ -18,10 +18,11 @@ from ssd.data.depth import Levels
 from ssd.data.large_tiff import large_tiff
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, PictureFile, as_picture
+from ssd.data.tiles import OVERLAP, View, check_tiles, views
 from ssd.detection import Found, Padded, bounded, unpad
 from ssd.inference.detections import Detections
 from ssd.inference.selection import Selection
-from ssd.inference.tiles import OVERLAP, InView, View, check_tiles, in_view, merge, views
+from ssd.inference.tiles import InView, in_view, merge
 from ssd.networks import Network
 from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import in_threads

@@ -1,7 +1,4 @@
-"""Large pictures: the parts that the network sees, and how their detections become those of the picture.
-
-docs/semantics.md, "Tiles", has the rules.
-"""
+"""Merges the detections in tiles of a picture; docs/semantics.md, "Tiles", has the rules."""
 
 from __future__ import annotations
 
@@ -11,49 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssd.data.tiles import View
 from ssd.detection import Found
 from ssd_ext import batched_nms
 
-LARGEST_OVERLAP = 0.9
-OVERLAP = 0.2  # of neighbouring tiles, as a fraction of their side
 EDGE = 0.02  # a side of a box is cut if it is nearer to the edge of its tile than this fraction of the tile's side
 INSIDE = 0.5  # fraction of a cut box that lies in a whole one if both show one object
 COMPARABLE = 0.5  # least ratio of the scores of two detections of one object
 FACING = 0.5  # least IoU of the sides that two parts of one object have in common
 CHUNK = 1 << 20  # pairs of boxes that are compared at once
-
-View = tuple[int, int, int, int]  # edges x0, y0, x1, y1 of a part of a picture, in pixels
-
-
-def check_tiles(tiles: int | None, overlap: float) -> None:
-    """Raises ValueError unless these can be `tiles` and `overlap` of `ssd.Detector`."""
-    if tiles is not None and tiles < 0:
-        raise ValueError(f"tiles must be a side in pixels, or 0 for the input size of the network, got {tiles}")
-    if not 0 <= overlap <= LARGEST_OVERLAP:
-        raise ValueError(f"overlap must be from 0 to {LARGEST_OVERLAP}, got {overlap}")
-
-
-def views(width: int, height: int, size: int, overlap: float = OVERLAP) -> list[View]:
-    """Returns the parts of a picture that the network sees: the tiles, row by row, and at last the whole picture.
-
-    Args:
-        width, height: size of the picture in pixels.
-        size: side of a tile in pixels, at least 1.
-        overlap: least overlap of neighbouring tiles, as a fraction of their side, in [0, 1).
-
-    Returns:
-        The tiles are `size` pixels wide and high, or as wide or high as the picture if that is less. If one tile covers
-        the picture, only the whole picture is returned.
-    """
-    across, down = (_starts(length, size, overlap) for length in (width, height))
-    tiles = [(x, y, min(x + size, width), min(y + size, height)) for y in down for x in across]
-    return [*(tiles if len(tiles) > 1 else ()), (0, 0, width, height)]
-
-
-def _starts(length: int, size: int, overlap: float) -> list[int]:
-    """The first pixels of tiles that cover a side of a picture, at equal distances."""
-    gaps = -(-max(0, length - size) // max(1, int(size * (1 - overlap))))  # rounded up
-    return [i * (length - size) // gaps for i in range(gaps + 1)] if gaps else [0]
 
 
 class InView(NamedTuple):
@@ -92,12 +55,23 @@ def merge(parts: Sequence[InView], max_overlap: float) -> Found:
     Returns:
         The detections in the picture, in pixels, by descending score.
     """
-    every = InView(*map(torch.cat, zip(*parts, strict=True)))
-    is_cut = every.cut.any(1)
-    whole, cut = (_without_duplicates(_take(every, rows), max_overlap) for rows in (~is_cut, is_cut))
-    cut = _join(_take(cut, ~_inside(cut, whole)))
-    merged = InView(*map(torch.cat, zip(whole, cut, strict=True)))
+    whole, cut = _split(_concatenated(parts))
+    sides = cut.cut.long() @ torch.tensor([1, 2, 4, 8])
+    cut = _take(cut, batched_nms(cut.boxes, cut.scores, cut.labels * 16 + sides, max_overlap))
+    whole, cut = _split(_concatenated([_without_duplicates(whole, max_overlap), _join(cut)]))
+    whole = _without_duplicates(whole, max_overlap)
+    merged = _concatenated([whole, _take(cut, ~_inside(cut, whole))])
     return Found(*_without_duplicates(merged, max_overlap)[:3])
+
+
+def _concatenated(parts: Sequence[InView]) -> InView:
+    return InView(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _split(found: InView) -> tuple[InView, InView]:
+    """Returns those that are not cut, and those that are cut."""
+    is_cut = found.cut.any(1)
+    return _take(found, ~is_cut), _take(found, is_cut)
 
 
 def _take(found: InView, rows: Tensor) -> InView:
@@ -128,7 +102,11 @@ def _chunk(n_others: int) -> int:
 
 
 def _join(cut: InView) -> InView:
-    """Joins the boxes that are parts of one object. Boxes are sorted by descending score."""
+    """Joins the boxes that are parts of one object; those that are joined count as not cut.
+
+    Args:
+        cut: k boxes by descending score.
+    """
     group = torch.arange(len(cut.boxes))  # the best part of the same object
     joined: set[tuple[int, int]] = set()  # boxes, and the index of their side that is joined
     pairs = ((*sorted(pair), axis, *pair) for axis in (0, 1) for pair in _facing(cut, axis))
@@ -141,7 +119,9 @@ def _join(cut: InView) -> InView:
     rows = group[:, None].expand(-1, 2)
     low_corners = cut.boxes[:, :2].scatter_reduce(0, rows, cut.boxes[:, :2], "amin")
     high_corners = cut.boxes[:, 2:].scatter_reduce(0, rows, cut.boxes[:, 2:], "amax")
-    return _take(cut._replace(boxes=torch.cat([low_corners, high_corners], 1)), group.unique())
+    best, counts = group.unique(return_counts=True)
+    found = _take(cut._replace(boxes=torch.cat([low_corners, high_corners], 1)), best)
+    return found._replace(cut=found.cut & (counts == 1)[:, None])
 
 
 def _facing(cut: InView, axis: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,39 @@
+"""Cuts large pictures into tiles, for detection and for training; docs/semantics.md, "Tiles", has the rules."""
+
+from __future__ import annotations
+
+LARGEST_OVERLAP = 0.9
+OVERLAP = 0.2  # of neighbouring tiles, as a fraction of their side
+
+View = tuple[int, int, int, int]  # edges x0, y0, x1, y1 of a part of a picture, in pixels
+
+
+def check_tiles(tiles: int | None, overlap: float) -> None:
+    """Raises ValueError unless these can be `tiles` and `overlap` of `ssd.Detector`."""
+    if tiles is not None and tiles < 0:
+        raise ValueError(f"tiles must be a side in pixels, or 0 for the input size of the network, got {tiles}")
+    if not 0 <= overlap <= LARGEST_OVERLAP:
+        raise ValueError(f"overlap must be from 0 to {LARGEST_OVERLAP}, got {overlap}")
+
+
+def views(width: int, height: int, size: int, overlap: float = OVERLAP) -> list[View]:
+    """Returns the parts of a picture that the network sees: the tiles, row by row, and at last the whole picture.
+
+    Args:
+        width, height: size of the picture in pixels.
+        size: side of a tile in pixels, at least 1.
+        overlap: least overlap of neighbouring tiles, as a fraction of their side, in [0, 1).
+
+    Returns:
+        The tiles are `size` pixels wide and high, or as wide or high as the picture if that is less. If one tile covers
+        the picture, only the whole picture is returned.
+    """
+    across, down = (_starts(length, size, overlap) for length in (width, height))
+    tiles = [(x, y, min(x + size, width), min(y + size, height)) for y in down for x in across]
+    return [*(tiles if len(tiles) > 1 else ()), (0, 0, width, height)]
+
+
+def _starts(length: int, size: int, overlap: float) -> list[int]:
+    """The first pixels of tiles that cover a side of a picture, at equal distances."""
+    gaps = -(-max(0, length - size) // max(1, int(size * (1 - overlap))))  # rounded up
+    return [i * (length - size) // gaps for i in range(gaps + 1)] if gaps else [0]
