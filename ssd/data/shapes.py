@@ -15,6 +15,7 @@ from PIL import Image, ImageChops, ImageDraw
 SHAPE_CLASSES = ("circle", "square", "triangle")
 CORNERS = {"square": 4, "triangle": 3}  # a circle is drawn with 72
 SMALLEST, LARGEST = 0.12, 0.6  # side of an object's box, relative to the shorter side of the picture
+MOST = 5  # shapes in a picture
 EMPTY_SHARE = 0.04  # fraction of pictures without objects
 SCALE = 2  # side of the drawing divided by the side of the picture; reducing it smooths the edges
 
@@ -87,7 +88,11 @@ def _overlap(a: Box, b: Box) -> float:
 
 
 def _picture(
-    rng: np.random.Generator, width: int, height: int, most: int, sides: tuple[float, float]
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    most: int = MOST,
+    sides: tuple[float, float] = (SMALLEST, LARGEST),
 ) -> tuple[Image.Image, list[tuple[str, Box]]]:
     image = _background(rng, width, height)  # SCALE times as large
     draw = ImageDraw.Draw(image)
@@ -125,7 +130,7 @@ def write_shapes(
     size: tuple[int, int] = (300, 300),
     seed: int = 0,
     *,
-    most: int = 5,
+    most: int = MOST,
     sides: tuple[float, float] = (SMALLEST, LARGEST),
 ) -> Path:
     """Writes pictures of coloured circles, squares and triangles on busy backgrounds, with their annotations.
