@@ -31,7 +31,8 @@ from ssd.data.picture_formats import describe_unreadable
 from ssd.data.picture_sizes import compare, stored, turn_upright, upright
 from ssd.data.pixels import find_levels
 from ssd.data.plausibility import check_unit, reaching_beyond
-from ssd.data.reading import Header, PictureFile
+from ssd.data.reading import Header, Picture, PictureFile, PicturePart
+from ssd.data.tiles import OVERLAP, in_views, views
 from ssd.options import ReadOptions
 from ssd.runtime.faults import Faults
 from ssd.runtime.packed import Packed
@@ -74,7 +75,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         classes: names of the classes; label i is classes[i - 1], and 0 is the background. None: the names
             that the files declare, or else those of the annotations. A test set needs the classes of its training set.
         transform: called as transform(image, target). A `PictureTransform` gets a `PictureFile` instead of an image,
-            and decodes only the part that it needs.
+            and decodes only the part that it needs. With `tiled`, it gets a `PicturePart`.
         keep_difficult: whether targets include objects marked as difficult.
         keep_crowds: whether targets include boxes around many objects, marked as difficult. Evaluation needs these
             boxes, because it ignores detections that match them.
@@ -105,6 +106,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     FORMAT: ClassVar[str]  # the name of the format
     LAYOUT: ClassVar[str]  # the files that it consists of
     IN_FRACTIONS: ClassVar[bool] = False  # whether its boxes are in fractions of the picture, and not in pixels
+    _views: Tensor | None = None  # (N, 4) int64 xyxy, the parts of `pictures` that are used; None: the whole pictures
     _declared: Any = None  # additional values that a subclass reads, such as class names; of types that JSON can hold
 
     def __init__(
@@ -259,7 +261,37 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         part._headers, part._image_ids = self._headers[chosen.numpy()], pack_ids([self._image_ids[i] for i in indices])
         part._all, part._objects = self._all.take(chosen), self._objects.take(chosen)
         part._cut = _marks(len(indices))
+        if self._views is not None:
+            part._views = self._views[chosen]
         return part
+
+    def tiled(self, size: int, overlap: float = OVERLAP) -> BoxDataset:
+        """Makes a dataset of the parts of the pictures that the network sees when it detects with tiles.
+
+        Each tile, and each whole picture, is a picture of its own. Of those without objects, at most as many are used
+        as there are with objects. An object is in a tile if its centre is, and its box is cut at the edges of the tile.
+        `notes` has one line about the tiles.
+
+        Args:
+            size: side of a tile in pixels, at least 1.
+            overlap: least overlap of neighbouring tiles, as a fraction of their side, in [0, 1).
+        """
+        parts = [views(width, height, size, overlap) for width, height in self.sizes.tolist()]
+        tiled = self.part([i for i, some in enumerate(parts) for _ in some])
+        tiled._views = torch.tensor([view for some in parts for view in some])
+        before = tiled._objects
+        tiled._all, tiled._objects = (in_views(packed, tiled._views) for packed in (tiled._all, before))
+        filled = tiled._objects.counts > 0
+        used, empty = (which.nonzero()[:, 0] for which in (filled, ~filled))
+        spread = torch.linspace(0, len(empty) - 1, min(len(empty), max(1, len(used)))).round().long()
+        tiled = tiled.part(torch.cat([used, empty[spread]]).sort().values.tolist())
+        boxes, sizes = tiled._objects.columns["boxes"], tiled.sizes.repeat_interleave(tiled._objects.counts, 0)
+        at_edge = ((boxes[:, :2] <= 0) | (boxes[:, 2:] >= sizes)).any(1).float().mean().item() if len(boxes) else 0.0
+        tiled.notes = [
+            f"{len(tiled)} tiles of {size} pixels and whole pictures, of {len(self)} pictures; "
+            f"{len(empty) - len(spread)} without objects are left out; {at_edge:.0%} of the objects touch an edge"
+        ]
+        return tiled
 
     def with_classes(self, classes: Sequence[str]) -> BoxDataset:
         """Makes a dataset with other classes that shares the pictures of this one.
@@ -361,6 +393,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     @property
     def sizes(self) -> Tensor:
         """Width and height of each picture in pixels, (N, 2) int64."""
+        if self._views is not None:
+            return self._views[:, 2:] - self._views[:, :2]
         return torch.from_numpy(upright(self._headers).astype(np.int64))
 
     @property
@@ -378,9 +412,13 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """Paths of the pictures that turned out to lack their last bytes, in any process that read them."""
         return [self.pictures[i] for i in self._cut.nonzero().flatten().tolist()]
 
-    def picture(self, index: int) -> PictureFile:
+    def picture(self, index: int) -> Picture:
         """Returns a picture, whose pixels are not yet decoded. No file is read."""
-        return PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
+        picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
+        if self._views is None:
+            return picture
+        x0, y0, x1, y1 = self._views[index].tolist()
+        return PicturePart(picture, (x0, y0, x1, y1))
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         """Reads pictures that are needed next from remote archives, all at the same time."""

@@ -83,7 +83,6 @@ class LargeTiff(Picture):
             self._offsets = range(self._offsets[0], self._offsets[0] + self.height * row, rows * row)
             self._counts = [min(rows, self.height - top) * row for top in range(0, self.height, rows)]
             self._decode_segment = self._reshape
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._lock = Lock()
         orientation = page.tags.valueof("Orientation", 1)
         if page.dtype != np.uint8 or page.planarconfig != 1 or orientation != 1:
@@ -99,6 +98,10 @@ class LargeTiff(Picture):
                 f"{self.path}: has strips of {self._side[1]} x {self._side[0]} pixels, which are too large to be "
                 "decoded; write it in tiles"
             )
+        # One block of memory: many small ones that live long would keep the memory between them from being used again.
+        n_kept = min(len(self._offsets), max(1, KEPT // (3 * self._side[0] * self._side[1])))
+        self._memory = np.empty((n_kept, *self._side, 3), np.uint8)
+        self._kept: OrderedDict[int, int] = OrderedDict()  # the place in this block of each strip or tile that is kept
 
     def part(self, box: Box, size: tuple[int, int]) -> tuple[Tensor, Box]:
         """Decodes and resizes a part of the picture, see `Picture.part`.
@@ -128,16 +131,15 @@ class LargeTiff(Picture):
         """Decodes a part of the picture, (y1 - y0, x1 - x0, 3) uint8."""
         height, width = self._side
         across = -(-self.width // width)
-        part: np.ndarray = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)
-        for row in range(y0 // height, -(-y1 // height)):
-            for column in range(x0 // width, -(-x1 // width)):
-                top, left = row * height, column * width
-                segment = self._segment(row * across + column)
-                low, high = max(top, y0), min(top + len(segment), y1)
-                first, last = max(left, x0), min(left + segment.shape[1], x1)
-                part[low - y0 : high - y0, first - x0 : last - x0] = segment[
-                    low - top : high - top, first - left : last - left
-                ]
+        part: np.ndarray = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        with self._lock:
+            for row in range(y0 // height, -(-y1 // height)):
+                for column in range(x0 // width, -(-x1 // width)):
+                    top, left = row * height, column * width
+                    low, high = max(top, y0), min(top + height, y1)
+                    first, last = max(left, x0), min(left + width, x1)
+                    segment = self._segment(row * across + column)[low - top : high - top, first - left : last - left]
+                    part[low - y0 : high - y0, first - x0 : last - x0] = segment
         return part
 
     def _reshape(self, data: bytes, index: int, **_: object) -> tuple[np.ndarray, None, tuple[int, ...]]:
@@ -146,11 +148,10 @@ class LargeTiff(Picture):
         return decoded, None, decoded.shape
 
     def _segment(self, index: int) -> np.ndarray:
-        """Decodes a strip or a tile, (h, w, 3) uint8."""
-        with self._lock:
-            if index in self._kept:
-                self._kept.move_to_end(index)
-                return self._kept[index]
+        """Decodes a strip or a tile, (h, w, 3) uint8. The last one is smaller than the array that it is in."""
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._memory[self._kept[index]]
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._offsets[index])
@@ -163,11 +164,11 @@ class LargeTiff(Picture):
         if decoded is None:  # a part that the file leaves out
             decoded = np.zeros(shape, np.uint8)
         array = decoded[0, : shape[1], : shape[2]]
-        array = array[..., :3] if array.shape[2] > 2 else np.broadcast_to(array[..., :1], (*array.shape[:2], 3))
-        if self._page.photometric == WHITE_IS_ZERO:
-            array = 255 - array
-        with self._lock:
-            self._kept[index] = array
-            while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > KEPT:
-                self._kept.popitem(last=False)
-        return array
+        array = array[..., :3] if array.shape[2] > 2 else array[..., :1]
+        slot = len(self._kept)
+        if slot == len(self._memory):
+            _, slot = self._kept.popitem(last=False)
+        self._kept[index] = slot
+        kept = self._memory[slot]
+        kept[: array.shape[0], : array.shape[1]] = 255 - array if self._page.photometric == WHITE_IS_ZERO else array
+        return kept

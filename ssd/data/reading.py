@@ -105,6 +105,30 @@ class Picture:
         return self._image
 
 
+class PicturePart(Picture):
+    """A part of a picture, as a picture of its own.
+
+    Args:
+        picture: the whole picture, which is decoded for each call.
+        view: edges x0, y0, x1, y1 of the part in whole pixels.
+    """
+
+    def __init__(self, picture: Picture, view: tuple[int, int, int, int]) -> None:
+        self._whole, self._corner = picture, view[:2] * 2
+        self.width, self.height = view[2] - view[0], view[3] - view[1]
+        self.path = picture.path
+
+    def part(self, box: Box, size: tuple[int, int]) -> tuple[Tensor, Box]:
+        """Resizes a part of the part, see `Picture.part`."""
+        pixels, rounded = self._whole.part([edge + low for edge, low in zip(box, self._corner, strict=True)], size)
+        self.cut = self._whole.cut
+        return pixels, [edge - low for edge, low in zip(rounded, self._corner, strict=True)]
+
+    def pixels(self) -> Tensor:
+        """Decodes the part, see `Picture.pixels`."""
+        return self.part((0, 0, self.width, self.height), (self.height, self.width))[0]
+
+
 AnyImage: TypeAlias = Picture | str | PathLike[str] | Image.Image | np.ndarray | Tensor  # see `as_picture`
 
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssd.runtime.packed import Packed
+
 LARGEST_OVERLAP = 0.9
 OVERLAP = 0.2  # of neighbouring tiles, as a fraction of their side
 
@@ -37,3 +44,24 @@ def _starts(length: int, size: int, overlap: float) -> list[int]:
     """The first pixels of tiles that cover a side of a picture, at equal distances."""
     gaps = -(-max(0, length - size) // max(1, int(size * (1 - overlap))))  # rounded up
     return [i * (length - size) // gaps for i in range(gaps + 1)] if gaps else [0]
+
+
+def in_views(objects: Packed[dict[str, Any]], parts: Tensor) -> Packed[dict[str, Any]]:
+    """Converts the objects of pictures to those of parts of them.
+
+    Args:
+        objects: for each of N pictures "boxes" (n, 4) float32 xyxy in pixels, "areas" (n,), and other columns.
+        parts: (N, 4) int64 xyxy, the part of each picture.
+
+    Returns:
+        The objects whose centre is in the part, with boxes cut at its edges, in pixels of the part, and with the areas
+        of what is left of them.
+    """
+    boxes = objects.columns["boxes"]
+    low, high = parts.to(boxes.dtype).repeat_interleave(objects.counts, 0).split(2, dim=1)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cut = torch.cat([torch.maximum(boxes[:, :2], low), torch.minimum(boxes[:, 2:], high)], 1)
+    left = (cut[:, 2:] - cut[:, :2]).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    columns = {**objects.columns, "boxes": cut - torch.cat([low, low], 1), "areas": objects.columns["areas"] * left}
+    inside = ((low <= centres) & (centres < high)).all(1)
+    return Packed(columns, objects.row_splits, objects.of_images).where(inside)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from ssd.data.tiles import OVERLAP
 from ssd.networks import DEFAULT, LIGHT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
@@ -98,6 +99,15 @@ class Settings:
         "set of defaults for other settings (default: finetune with --weights, otherwise scratch)",
     ] = None
     classes: Annotated[tuple[str, ...] | None, "names of the classes (default: those in the data, sorted)"] = None
+    tiles: Annotated[
+        int | None,
+        "train on tiles of the pictures, so many pixels wide and high, and on the whole pictures; for small objects in "
+        "large pictures, which ssd detect --tiles finds (docs/detecting.md)",
+        positive,
+    ] = None
+    overlap: Annotated[
+        float, "least overlap of neighbouring tiles, as a fraction of their side", not_negative, less_than_1
+    ] = OVERLAP
     flips: Annotated[bool, "also mirror pictures top to bottom, for pictures without a fixed orientation"] = False
     augment: Annotated[
         Literal["ssd", "mild", "v2"] | None,

@@ -101,7 +101,22 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
         held_out = held_out_pictures(len(whole), settings.held_out, settings.seed)
         trained = sorted(set(range(len(whole))).difference(held_out))
         sets = sets._replace(train=Subset(whole, trained), val=Subset(whole, held_out))
-    return prepared(sets, settings)
+    return prepared(_tiled(sets, settings) if settings.tiles else sets, settings)
+
+
+def _tiled(sets: Sets, settings: Settings) -> Sets:
+    """The same pictures in tiles."""
+    train = tiles_of(sets.train, settings)
+    val, test = (None if part is None else tiles_of(part, settings) for part in (sets.val, sets.test))
+    notes = [*sets.notes, *(line for part in (train, val, test) if part is not None for line in part.notes)]
+    return sets._replace(train=train, val=val, test=test, notes=notes)
+
+
+def tiles_of(pictures: Pictures, settings: Settings) -> BoxDataset:
+    """The pictures in the tiles of the settings; as they are if these have none."""
+    whole, indices = whole_of(pictures)
+    part = whole if indices == range(len(whole)) else whole.part(indices)
+    return part.tiled(settings.tiles, settings.overlap) if settings.tiles else part
 
 
 def prepared(sets: Sets, settings: Settings) -> Sets:

@@ -5,9 +5,10 @@ import json
 import pytest
 from PIL import Image
 
+from ssd.cli import main
 from ssd.data.shapes import write_shapes
 from ssd.training.settings import Settings
-from ssd.training.splits import open_sets
+from ssd.training.splits import open_sets, whole_of
 
 
 def test_splits_are_found_and_pictures_without_lists_held_out(shapes, tmp_path):
@@ -109,3 +110,47 @@ def test_classes_without_objects_are_left_out(tmp_path):
     sets = open_sets(Settings((str(tmp_path),), classes=("animals", "dog", "cat")))
     assert sets.classes == ("animals", "dog", "cat")
     assert sets.train.truths[0]["labels"].tolist() == [2]
+
+
+def test_a_run_on_tiles(shapes, tmp_path, capsys):
+    plain, tiled = (open_sets(Settings((shapes,), "train", held_out=0.3, tiles=tiles)) for tiles in (None, 160))
+    assert plain.train.indices == [i for i in range(7) if i not in plain.val.indices]
+    whole, _ = whole_of(plain.train)
+    for pictures, indices in ((tiled.train, plain.train.indices), (tiled.val, plain.val.indices)):
+        assert set(pictures.pictures) == {whole.pictures[i] for i in indices}
+        assert len(pictures) > 2 * len(indices)
+    assert [note for note in tiled.notes if "160" in note] == [
+        *(part.notes[0] for part in (tiled.train, tiled.val, tiled.test))
+    ]
+    assert (tiled.train.transform.size, tiled.train.transform.flips) == (300, False)
+
+    command = [
+        "train",
+        str(shapes),
+        "--split",
+        "train",
+        "--out",
+        str(tmp_path),
+        "--network",
+        "ssd300",
+        "--width",
+        "0.01",
+    ]
+    options = [
+        "--tiles",
+        "160",
+        "--overlap",
+        "0.3",
+        "--epochs",
+        "1",
+        "--batch-norm",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
+    assert main([*command, *options]) == 0
+    assert "tiles of 160 pixels" in capsys.readouterr().out
+    assert main([*command, *options, "--resume", "auto"]) == 0  # finished: it has the same data
+    evaluated = ["eval", str(shapes), "--weights", str(tmp_path / "best.pt"), "--split", "train", "--device", "cpu"]
+    assert main([*evaluated, "--tiles", "160"]) == 0

@@ -66,6 +66,7 @@ def test_the_test_split_else_that_of_validation_else_what_was_held_out(data, tmp
     assert line == "measured on the 2 pictures that were held out of training"
     assert len(names) == 2
     assert {name.split("_")[0] for name in names} == {"train"}
+    assert unseen(data, tmp_path / "tiles", held_out=0.2, tiles=160) == (names, line)
     checkpoint = load_checkpoint(tmp_path / "held_out" / "best.pt")
     add_split(data, "train", *(f"train_{i:05}" for i in range(9)))
     names, line = chosen_by(checkpoint, data)
