@@ -1,8 +1,11 @@
-"""The options of reading a data set."""
+"""The options of reading a data set, and the overlap of tiles. This module imports nothing slow."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
+
+LARGEST_OVERLAP = 0.9
+OVERLAP = 0.2  # of neighbouring tiles, as a fraction of their side
 
 
 def one_to_32(value: int) -> None:

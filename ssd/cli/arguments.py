@@ -10,7 +10,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from ssd.networks import DEFAULT
-from ssd.options import ReadOptions
+from ssd.options import LARGEST_OVERLAP, OVERLAP, ReadOptions
 from ssd.runtime.text import printable
 from ssd.training.recipes import RECIPES
 from ssd.training.settings import VARIANCES, Settings, not_negative, positive
@@ -234,8 +234,6 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
     Returns:
         The group that the flags are in.
     """
-    from ssd.data.tiles import LARGEST_OVERLAP, OVERLAP
-
     group = parser.add_argument_group("detections")
     pictures = "pictures, or tiles, per forward pass (default: %(default)s)"
     group.add_argument("--batch-size", type=checked(int, positive), default=8, help=pictures)
@@ -263,7 +261,6 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
     Raises:
         FileNotFoundError, ValueError, OSError: see `ssd.Detector.load`.
     """
-    from ssd.data.tiles import OVERLAP
     from ssd.inference.detector import Detector
     from ssd.runtime.memory import keep_freed_memory
 

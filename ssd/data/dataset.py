@@ -32,8 +32,8 @@ from ssd.data.picture_sizes import compare, stored, turn_upright, upright
 from ssd.data.pixels import find_levels
 from ssd.data.plausibility import check_unit, reaching_beyond
 from ssd.data.reading import Header, Picture, PictureFile, PicturePart
-from ssd.data.tiles import OVERLAP, in_views, views
-from ssd.options import ReadOptions
+from ssd.data.tiles import in_views, views
+from ssd.options import OVERLAP, ReadOptions
 from ssd.runtime.faults import Faults
 from ssd.runtime.packed import Packed
 from ssd.runtime.remote import read_ahead

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd.options import LARGEST_OVERLAP, OVERLAP
 from ssd.runtime.packed import Packed
-
-LARGEST_OVERLAP = 0.9
-OVERLAP = 0.2  # of neighbouring tiles, as a fraction of their side
 
 View = tuple[int, int, int, int]  # edges x0, y0, x1, y1 of a part of a picture, in pixels
 

@@ -18,12 +18,13 @@ from ssd.data.depth import Levels
 from ssd.data.large_tiff import large_tiff
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, PictureFile, as_picture
-from ssd.data.tiles import OVERLAP, View, check_tiles, views
+from ssd.data.tiles import View, check_tiles, views
 from ssd.detection import Found, Padded, bounded, unpad
 from ssd.inference.detections import Detections
 from ssd.inference.selection import Selection
 from ssd.inference.tiles import InView, in_view, merge
 from ssd.networks import Network
+from ssd.options import OVERLAP
 from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import in_threads
 from ssd.weights.checkpoint import build_model, levels_of

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ssd.data.tiles import OVERLAP
 from ssd.networks import DEFAULT, LIGHT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
-from ssd.options import ReadOptions
+from ssd.options import OVERLAP, ReadOptions
 from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
 
