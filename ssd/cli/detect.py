@@ -18,6 +18,7 @@ from ssd.cli.arguments import (
     command,
     open_detector,
 )
+from ssd.cli.detect_video import add_video_options, check_no_video_options, detect_videos
 from ssd.options import one_to_32
 from ssd.runtime.text import printable
 
@@ -35,13 +36,13 @@ def add_detect(commands: Commands) -> None:
         commands,
         _detect,
         _flags,
-        "find objects in pictures and draw them",
-        """Find objects in pictures. Draws each picture with boxes, names and scores into --out, and writes
-detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y, width, height] in
-pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is reported and
-skipped, and the exit code is then 1. Of the files in --out, only drawings, crops and a detections.json that
-`ssd detect` wrote are replaced. When folders are searched for pictures, drawings, labels and crops of `ssd detect` are
-skipped.
+        "find objects in pictures and videos, and draw them",
+        """Find objects in pictures, or in videos (see below). Draws each picture with boxes, names and scores into
+--out, and writes detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y,
+width, height] in pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is
+reported and skipped, and the exit code is then 1. Of the files in --out, only drawings, crops and a detections.json
+that `ssd detect` wrote are replaced. When folders are searched for pictures, drawings, labels and crops of `ssd detect`
+are skipped.
 
 --save labels writes a data set to correct in a labelling tool, into a folder of --out with the name of the format:
   yolo   images/*, labels/*.txt, classes.txt, data.yaml      for LabelImg, Label Studio, Ultralytics
@@ -59,6 +60,14 @@ During the run, each finished picture adds a line to detections.0.jsonl (with to
 after its rank). At the end these files become detections.json. After Ctrl-C, SIGTERM, a kill or a full disk, the same
 command with --resume continues, and writes the same detections.json as a run without interruption.
 
+Videos, cameras (0 is the first one) and URLs of streams need `pip install 'ssd-ext[video]'`. --out names an MP4 file,
+such as found.mp4, or a folder. The video with boxes is written there, without sound, and beside it a file such as
+found.jsonl: its first line has the weights, options and classes, and each frame adds a line {"frame": 0, "time": 0.0,
+"width": 640, "height": 480, "objects": [...]} at once. The time is in seconds since the first frame. Ctrl-C and SIGTERM
+end both files so that they can be used; after a stream or camera the exit code is then 0. If a source is faster than
+the network, frames of a camera or stream are skipped. A damaged or cut file is read as far as possible, and the exit
+code is then 1.
+
 examples:
   ssd detect photo.jpg --out found               the 80 classes of COCO; downloads 136 MB once
   ssd detect photo.jpg --out found --weights coco:ssdlite320         the same with a smaller network; downloads 14 MB
@@ -69,7 +78,11 @@ examples:
   ssd detect holiday/ --weights run/best.pt --out found --save drawings,crops
   ssd detect holiday/ --weights run/best.pt --out found --only dog,cat
   ssd detect holiday/ --weights run/best.pt --out found --thresholds thresholds.json
-  ssd detect aerial/ --weights run/best.pt --out found --tiles 640          small objects in large pictures""",
+  ssd detect aerial/ --weights run/best.pt --out found --tiles 640          small objects in large pictures
+  ssd detect clip.mp4 --weights run/best.pt --out found.mp4                   also writes found.jsonl
+  ssd detect a.mp4 b.mov --weights run/best.pt --out found --every 5          found/a.mp4, found/a.jsonl, ...
+  ssd detect 0 --weights run/best.pt --out camera.mp4 --max-frames 1000       a camera
+  ssd detect rtsp://192.168.0.5/yard --weights run/best.pt --out yard --no-drawings --retries 10 --timeout 5""",
     )
 
 
@@ -77,9 +90,19 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     from ssd.inference.detector import SHOWN
     from ssd.inference.labels import FORMATS
 
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, or folders to search for pictures")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="pictures, or folders to search for pictures; or videos, the number of a camera, or a URL",
+    )
     parser.add_argument("--weights", default="coco", metavar="FILE", help=f"{WEIGHTS} (default: %(default)s)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for drawings and detections.json")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for drawings and detections.json; for one video also a file such as found.mp4",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -119,6 +142,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help='JSON object {"class name": score}, or the JSON file of a report of ssd eval: for these classes, the '
         "scores take the place of --min-score. Detections are removed after NMS and after --top-k",
     )
+    add_video_options(parser)
     add_machine_options(parser, workers="threads that read and draw pictures")
 
 
@@ -157,6 +181,11 @@ def _check_apart(drawings: Iterable[Path], folders: Sequence[Path | None]) -> No
 
 
 def _detect(arguments: argparse.Namespace) -> int:
+    from ssd.data.video import is_video
+
+    if videos := list(filter(is_video, dict.fromkeys(arguments.paths))):
+        return detect_videos(arguments, videos)
+    check_no_video_options(arguments)
     from ssd.runtime.processes import UNLIMITED, joined
 
     with joined(UNLIMITED) as ranks:  # the pictures of one process may take hours longer than another's

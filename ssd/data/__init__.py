@@ -26,6 +26,7 @@ from ssd.data.labelme import LabelMeDataset
 from ssd.data.reading import ImageReadError, PictureFile, read_image
 from ssd.data.torchvision_recipe import v2_transform
 from ssd.data.via import VIADataset
+from ssd.data.video import Video, VideoReadError
 from ssd.data.voc import VOCDataset
 from ssd.data.webdataset import WebDataset
 from ssd.data.yolo import YOLODataset
@@ -48,6 +49,8 @@ __all__ = [
     "UnknownClassError",
     "VIADataset",
     "VOCDataset",
+    "Video",
+    "VideoReadError",
     "WebDataset",
     "XMLToCSVDataset",
     "YOLODataset",

@@ -137,8 +137,9 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
 
     Args:
         image: a `Picture`; a path; a picture of Pillow, in any mode; an array (H, W, 3) uint8 RGB or (H, W) uint8 grey;
-            or a tensor (3, H, W) uint8 RGB. The EXIF orientation is applied to files and to pictures of Pillow.
-            (`PIL.ImageOps.exif_transpose` removes it, so a picture is not turned twice.)
+            a tensor (3, H, W) uint8 RGB; or a VideoFrame of PyAV. The EXIF orientation is applied to files and to
+            pictures of Pillow, and the display matrix to frames. (`PIL.ImageOps.exif_transpose` removes it, so a
+            picture is not turned twice.)
         levels: see `PictureFile`; also for pictures of Pillow.
 
     Raises:
@@ -157,6 +158,10 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
             image = np.array(_turned(rgb, image.getexif().get(ORIENTATION_TAG, 1)))
         except Exception as error:  # see header_of
             raise ImageReadError(f"{image}: cannot decode the picture ({error})") from error
+    if type(image).__module__.startswith("av."):  # known by its name, since PyAV may be missing
+        from ssd.data.video import Frame  # imported late: it imports this module
+
+        return Frame(image, 0, 0.0)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
             raise ValueError(f"an array must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")

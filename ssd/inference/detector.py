@@ -26,7 +26,7 @@ from ssd.inference.tiles import InView, in_view, merge
 from ssd.networks import Network
 from ssd.options import OVERLAP
 from ssd.runtime.device import autocast, compile_network, pick_device, place
-from ssd.runtime.threads import in_threads
+from ssd.runtime.threads import ReadAhead, in_threads
 from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions, postprocess_detections
@@ -214,7 +214,7 @@ class Detector:
         """Finds objects in one picture or in several; threads read the next batch while the network runs.
 
         Args:
-            images: one picture of any size: a path, a Pillow picture, an array or a tensor (see
+            images: one picture of any size: a path, a Pillow picture, an array, a tensor or a VideoFrame of PyAV (see
                 `ssd.data.reading.as_picture`); or a list, a tuple or another iterable of pictures.
             batch_size: pictures, or tiles of pictures, per forward pass, at least 1.
             workers: number of threads, at least 1; by default one per core, at most 4, or 16 with a GPU.
@@ -241,6 +241,28 @@ class Detector:
             return result
         results = self._stream(images, batch_size, max(1, worker_count(workers)), on_error)
         return list(results) if isinstance(images, (list, tuple)) else results
+
+    def stream(self, frames: Iterable[AnyImage], *, newest: bool = False) -> Iterator[Detections]:
+        """Finds objects in the frames of a camera or video, one at a time, without delay.
+
+        A thread reads the next frame while the network runs. `Detector.__call__` runs the network on batches, which is
+        faster on a GPU, but it returns the result of a frame only after it has read the whole batch and more.
+
+        Args:
+            frames: an iterable of pictures, see `Detector.__call__`, such as `ssd.data.Video("0")`, frames of PyAV or
+                arrays (H, W, 3) uint8 RGB of any other reader. The thread iterates over it.
+            newest: whether to skip the frames that were read while the network ran, except for the last one. Use it
+                for a live source that is faster than the network, whose results would be late otherwise.
+
+        Yields:
+            The detections in each frame, in order. `Detections.picture` is the frame.
+
+        Raises:
+            What reading a frame raises, after the results of the frames before it; and see `Detector.__call__`.
+        """
+        with ReadAhead(frames, 1, newest=newest) as ahead:
+            for frame in ahead:
+                yield self(frame)
 
     def _stream(
         self, images: Iterable[AnyImage], batch_size: int, workers: int, on_error: OnError | None

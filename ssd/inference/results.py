@@ -68,6 +68,23 @@ def _head(classes: Sequence[str], info: Info) -> str:
     return f'{INFO}{json.dumps({"description": MARK, **info})},\n"categories": {json.dumps(categories)}'
 
 
+def first_line(classes: Sequence[str], info: Info) -> str:
+    """Returns the first line of a file of detections in JSON lines: the weights, options and classes.
+
+    Args:
+        classes, info: see `coco_results`.
+    """
+    return _head(classes, info).replace("\n", " ") + "}\n"
+
+
+def append_line(file: FileIO, line: Line) -> None:
+    """Writes a line of JSON into an unbuffered file. It is not lost if the process is killed after this call."""
+    text = json.dumps(line, allow_nan=False).encode() + b"\n"
+    with naming(file.name):
+        while text:  # if the disk is full, the first call writes less, and the next one raises
+            text = text[file.write(text) :]
+
+
 def info_of(path: Path) -> Info:
     """Reads from a detections.json, or a part of one, the weights and options of its detections.
 
@@ -137,10 +154,12 @@ def as_line(found: Detections, outputs: Outputs = NOTHING) -> Line:
     picture = found.picture
     image = {"file_name": str(picture.path), "width": picture.width, "height": picture.height}
     image |= {key: value for key, value in outputs._asdict().items() if value is not None}
-    objects = found.to_coco()
-    for row in objects:
-        del row["image_id"]
-    return {"image": image, "annotations": objects}
+    return {"image": image, "annotations": rows_of(found)}
+
+
+def rows_of(found: Detections) -> list[Line]:
+    """Converts detections to the rows of detections.json, without ids."""
+    return [{key: value for key, value in row.items() if key != "image_id"} for row in found.to_coco()]
 
 
 def made_by(
@@ -213,7 +232,7 @@ def open_results(
         ValueError: another run uses the folder. Without `resume`: a stopped run left results there. With `resume`: the
             results were made with other weights or options, or are of pictures that are not in `drawings`.
     """
-    part, head = _part(out, ranks.rank), _head(classes, info)
+    part, head = _part(out, ranks.rank), first_line(classes, info)
     folder = f"{out}{os.sep}"
     plan = {
         str(path): Outputs(str(target).removeprefix(folder) if draw else None, crops[path] if crops else None)
@@ -289,7 +308,7 @@ def _begin(
 
 def _write_part(part: Path, head: str, lines: Iterable[Line] = ()) -> None:
     with replacing(part) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(head.replace("\n", " ") + "}\n")
+        file.write(head)
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
@@ -392,10 +411,7 @@ class Results:
 
         They are not lost if the process is killed after this call.
         """
-        line = json.dumps(as_line(found, self._plan[str(found.picture.path)]), allow_nan=False).encode() + b"\n"
-        with naming(self._file.name):
-            while line:  # if the disk is full, the first call writes less, and the next one raises
-                line = line[self._file.write(line) :]
+        append_line(self._file, as_line(found, self._plan[str(found.picture.path)]))
 
     def close(self) -> None:
         """Closes the part of this process, so that all processes, on other machines too, see all of its lines."""

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 try:
     import fcntl
@@ -157,18 +158,32 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{folder}: another run is writing there; choose another folder") from None
-            except OSError:  # a file system without locks
-                pass
-            # A loader's workers live for seconds after their run was killed, and must not keep the lock.
-            os.register_at_fork(after_in_child=file.close)
+    with open(folder / ".lock", "a") as file, locked_file(file, folder, "folder"):
+        yield
+
+
+@contextmanager
+def locked_file(file: IO[Any], name: str | os.PathLike[str], kind: str = "file") -> Iterator[None]:
+    """Locks an open file until the block ends or the process dies.
+
+    Args:
+        file: the file, opened for writing. On Windows and on file systems without locks, nothing is locked.
+        name, kind: what the lock protects, for the error.
+
+    Raises:
+        ValueError: another run has locked the file.
+    """
+    if fcntl:
         try:
-            yield
-        finally:
-            if fcntl and not file.closed:  # close() alone would keep the lock if a forked process holds a copy
-                fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{name}: another run is writing there; choose another {kind}") from None
+        except OSError:  # a file system without locks
+            pass
+        # A loader's workers live for seconds after their run was killed, and must not keep the lock.
+        os.register_at_fork(after_in_child=file.close)
+    try:
+        yield
+    finally:
+        if fcntl and not file.closed:  # close() alone would keep the lock if a forked process holds a copy
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,6 +1,8 @@
 """`ssd.Detector`: what it opens, what it takes for a picture, what it gives, in threads and in little memory."""
 
+import itertools
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -107,6 +109,48 @@ def test_an_iterable_is_read_no_more_than_two_batches_ahead(detector, batch_size
         assert int(found.picture.pixels()[0, 0, 0]) == seen - 1
         assert len(taken) - seen <= 2 * batch_size - 1
     assert seen == len(taken) == 20
+
+
+def test_a_stream_gives_each_result_before_it_reads_the_frame_after_the_next(detector, files):
+    """So a camera is never far ahead; and the results are those of single frames."""
+    expected = [detector(path) for path in files]
+    taken, shown = [], threading.Event()
+
+    def camera():
+        for i, path in enumerate(files):
+            if i == 3:
+                assert shown.wait(30)  # until frame 0 was shown: 1 is with the network, and 2 waits
+            taken.append(i)
+            yield read_image(path).permute(1, 2, 0).numpy()
+
+    results = detector.stream(camera())
+    assert taken == []
+    assert_same(next(results), expected[0])
+    shown.set()
+    for found, one in zip(results, expected[1:], strict=True):
+        assert_same(found, one)
+        assert found.picture.width == one.picture.width
+    assert taken == list(range(6))
+
+
+def test_a_stream_skips_old_frames_if_only_the_newest_count(detector):
+    read_all = threading.Event()
+
+    def camera():
+        for i in range(8):
+            yield torch.full((3, 20, 30), i, dtype=torch.uint8)
+        read_all.set()
+
+    class Slow(Picture):
+        def part(self, box, size):
+            assert read_all.wait(30)
+            return super().part(box, size)
+
+    frames = itertools.chain([Slow(torch.full((3, 20, 30), 9, dtype=torch.uint8))], camera())
+    seen = [int(found.picture.pixels()[0, 0, 0]) for found in detector.stream(frames, newest=True)]
+    assert seen in ([9, 7], [7])  # the first frame may be dropped before the network asks for it
+    with pytest.raises(TypeError, match="got int"):
+        list(detector.stream([5]))
 
 
 def test_threads_share_a_detector(detector, files):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ssd.runtime.threads import in_threads
+from ssd.runtime.threads import ReadAhead, in_threads
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -54,3 +54,81 @@ def test_an_error_comes_in_place_of_its_result_and_ends_the_rest(leave):
     results.close()
     assert len(done) < 50
     assert threading.active_count() < 20
+
+
+def test_items_are_read_ahead_and_no_more_than_may_wait():
+    read, all_read = [], threading.Event()
+
+    def items():
+        for i in range(20):
+            read.append(i)
+            if i == 3:
+                all_read.set()
+            yield i
+
+    with ReadAhead(items(), 3) as ahead:
+        assert all_read.wait(10)  # three that wait, and one that finds no place
+        time.sleep(0.05)
+        assert read == [0, 1, 2, 3]
+        assert ahead.take(2) == [0, 1]
+        assert ahead.take(100) == list(range(2, 20))  # waits for those that are not read yet
+        assert ahead.take(1) == []
+    assert ahead.dropped == 0
+    with ReadAhead(range(5), 2) as ahead:
+        assert list(ahead) == [0, 1, 2, 3, 4]
+
+
+def test_only_the_newest_items_wait():
+    all_read, more = threading.Event(), threading.Event()
+
+    def items():
+        yield from range(10)
+        all_read.set()
+        more.wait(10)
+        yield 10
+
+    with ReadAhead(items(), 2, newest=True) as ahead:
+        assert all_read.wait(10)
+        assert ahead.take(5, full=False) == [8, 9]
+        assert ahead.dropped == 8
+        more.set()
+        assert ahead.take(5, full=False) == [10]
+        assert ahead.take(5, full=False) == []
+
+
+def test_what_reading_raises_comes_after_the_items_before_it():
+    def items():
+        yield from (0, 1)
+        raise ValueError("item 2")
+
+    with ReadAhead(items(), 5) as ahead:
+        assert ahead.take(1) == [0]
+        assert ahead.take(5) == [1]
+        for _ in range(2):
+            with pytest.raises(ValueError, match="item 2"):
+                ahead.take(1)
+
+
+def test_a_signal_ends_a_wait_for_items():
+    stalled, stopping = threading.Event(), []
+
+    def items():
+        yield 0
+        stalled.wait(30)
+
+    with ReadAhead(items(), 2) as ahead:
+        assert ahead.take(1) == [0]
+        threading.Timer(0.05, stopping.append, [1]).start()
+        assert ahead.take(3, stopping=stopping) == []
+        assert not stalled.is_set()
+        stalled.set()
+
+
+def test_closing_ends_the_thread():
+    read = []
+    with ReadAhead((read.append(i) for i in range(10**9)), 3) as ahead:
+        ahead.take(1)
+    time.sleep(0.05)
+    so_far = len(read)
+    time.sleep(0.05)
+    assert len(read) == so_far < 10
