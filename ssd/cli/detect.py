@@ -39,8 +39,8 @@ def add_detect(commands: Commands) -> None:
         "find objects in pictures and videos, and draw them",
         """Find objects in pictures, or in videos (see below). Draws each picture with boxes, names and scores into
 --out, and writes detections.json there, in COCO's format with "images", "categories" and "annotations" (bbox [x, y,
-width, height] in pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read is
-reported and skipped, and the exit code is then 1. Of the files in --out, only drawings, crops and a detections.json
+width, height] in pixels, and a score; COCO.loadRes takes the list under "annotations"). A picture that cannot be read
+is reported and skipped, and the exit code is then 1. Of the files in --out, only drawings, crops and a detections.json
 that `ssd detect` wrote are replaced. When folders are searched for pictures, drawings, labels and crops of `ssd detect`
 are skipped.
 

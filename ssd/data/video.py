@@ -334,9 +334,8 @@ class _Times:
         if frame.pts is not None:
             own = float(frame.pts * unit)
             if self._origin is None:
-                self._origin = own - max(
-                    now - self._began, self._last + self._interval if self._last is not None else 0.0
-                )
+                earliest = 0.0 if self._last is None else self._last + self._interval
+                self._origin = own - max(now - self._began, earliest)
             time = own - self._origin
             if time <= self._seen:
                 return None

@@ -165,7 +165,7 @@ def test_passwords_are_removed():
 
 @pytest.fixture
 def stream(tmp_path):
-    return write_clip(tmp_path / "a.ts", 40, codec="mpeg4").read_bytes()
+    return write_clip(tmp_path / "a.ts", 40).read_bytes()
 
 
 def collect(clip, frames):
@@ -174,13 +174,15 @@ def collect(clip, frames):
         frames.append(frame)
 
 
-def test_a_stream_that_stalls_is_named(stream):
+def test_a_stream_that_stalls_is_named(stream, tmp_path):
     with streaming((stream[: len(stream) // 2], "stall")) as url:
         live, frames = Video(url, timeout=0.5), []
         assert live.live
         with pytest.raises(VideoReadError, match=rf"{url}: no data for 0\.5 seconds"):
             collect(live, frames)
-    assert 10 < len(frames) < 25  # those before the stall, with those that the decoder held
+    (tmp_path / "half.ts").write_bytes(stream[: len(stream) // 2])
+    # All before the stall, also those that the decoder held; less the last one, whose end is not known.
+    assert len(frames) in (len(half := frames_of(tmp_path / "half.ts")[0]), len(half) - 1)
 
 
 def test_a_stream_that_stalls_or_ends_is_opened_again(stream, monkeypatch):
@@ -240,6 +242,7 @@ def test_a_file_at_a_url_goes_on_after_its_last_frame(tmp_path, monkeypatch):
 
 def test_closing_ends_a_pause(stream, monkeypatch):
     monkeypatch.setattr(video, "PAUSE", 1000.0)
+    monkeypatch.setattr(video, "LONGEST_PAUSE", 1000.0)
     paused = threading.Event()
     with streaming((stream, "end")) as url:
         live = Video(url, retries=1, on_retry=lambda _: paused.set())
