@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
     from ssd.data.video import Frame, Video
-    from ssd.inference.detector import Detections, Detector
+    from ssd.inference.detections import Detections
+    from ssd.inference.detector import Detector
     from ssd.inference.results import Info
     from ssd.inference.video import VideoOutputs
 
@@ -116,7 +117,9 @@ def detect_videos(arguments: argparse.Namespace, videos: Sequence[str]) -> int:
     if arguments.thresholds is not None:
         arguments.thresholds = read_thresholds(arguments.thresholds)
     detector = open_detector(arguments, SHOWN)
-    info = made_by(arguments.weights, detector.options, arguments.only, arguments.thresholds)
+    info = made_by(
+        *(arguments.weights, detector.options, arguments.only, arguments.thresholds, detector.tiles, detector.overlap)
+    )
     failed = 0
     for source, outputs in plan.items():
         try:

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from ssd.data.video import SUFFIXES, URL, Frame, is_device, load_av
 from ssd.drawing import MARK
-from ssd.inference.detector import Detections
+from ssd.inference.detections import Detections
 from ssd.inference.results import Info, Line, append_line, first_line, info_of, rows_of
 from ssd.runtime.files import file_names, locked_file, naming, replacing
 
@@ -34,10 +34,8 @@ BIT_RATE = 0.2  # bits per pixel, for the encoders that do not know a quality
 MUXER = {"movflags": "hybrid_fragmented", "flush_packets": "1"}
 KEY_FRAMES = 2.0  # seconds between two key frames; as much of the drawn video may be lost by a kill
 TICKS = 90_000  # per second, which all usual frame rates divide
-BT709, LIMITED = (
-    1,
-    1,
-)  # ITU-T H.273: colour primaries, transfer and matrix of HD video; limited range of AVCOL_RANGE_MPEG
+BT709 = 1  # ITU-T H.273: colour primaries, transfer and matrix of HD video
+LIMITED = 1  # the range of values, AVCOL_RANGE_MPEG
 
 
 class VideoOutputs(NamedTuple):

@@ -15,6 +15,7 @@ from ssd import load_weights
 from ssd.data import ImageReadError, PictureFile, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
+from ssd.data.reading import Picture
 from ssd.drawing import draw_detections
 from ssd.inference.detections import Detections
 from ssd.inference.detector import SHOWN, Detector
