@@ -77,7 +77,9 @@ def test_sdist_has_all_sources(sdist):
 
 
 def test_files_that_are_not_python_are_installed(pure):
-    for name in ("ssd/py.typed", "ssd_ext/py.typed", "ssd/evaluation/report.html.jinja"):
+    templates = [path.relative_to(ROOT) for path in (ROOT / "ssd").rglob("*.jinja")]
+    assert len(templates) == 4
+    for name in ("ssd/py.typed", "ssd_ext/py.typed", *templates):
         assert (pure / name).exists(), name
 
 

@@ -49,7 +49,7 @@ UNTESTED = {
     "export/openvino.py": "export/test_onnx_openvino.py",
     **{
         f"{room}/__init__.py": "only a docstring"
-        for room in ("evaluation", "inference", "runtime", "training", "weights")
+        for room in ("evaluation", "inference", "reports", "runtime", "training", "weights")
     },
 }
 

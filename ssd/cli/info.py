@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ssd.training.settings import Settings
 if TYPE_CHECKING:
     from ssd.data.dataset import BoxDataset
     from ssd.data.members import AnyFile
+    from ssd.data.prior_fit import Fit
     from ssd.training.choice import Choice
 
 
@@ -31,6 +33,7 @@ that ssd train would choose on this machine, which objects are left out, and wha
 examples:
   ssd info my_pictures
   ssd info my_pictures --network ssdlite --size 512       whether the priors of this network fit the objects
+  ssd info my_pictures --report data.html      the same with pictures, copies and odd boxes, and data.json beside it
   ssd info my_pictures --speed       how many pictures a core prepares per second, and how many cores a GPU needs""",
     )
 
@@ -41,13 +44,18 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speed", action="store_true", help=help)
     help = "decode all pictures, and list those that cannot be read (exit code 1) or lack their last bytes"
     parser.add_argument("--pixels", action="store_true", help=help)
+    help = (
+        "write an HTML file with drawn pictures, pictures that are there twice and odd annotations, and the numbers as "
+    )
+    help += "JSON beside it; decodes all pictures, and lists those that cannot be read"
+    parser.add_argument("--report", metavar="FILE.html", help=help)
     add_fields(parser, Settings, ["network", "size", "augment"])
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 
 
 def _info(arguments: argparse.Namespace) -> int:
     if not arguments.data:
-        for flag in ("speed", "pixels"):
+        for flag in ("speed", "pixels", "report"):
             if getattr(arguments, flag):
                 raise ValueError(f"--{flag} reads DATA: name at least one folder")
         import ssd_ext
@@ -56,30 +64,51 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    from ssd.data import AUGMENTATIONS, open_dataset
+    from ssd.data import AUGMENTATIONS
     from ssd.data.findings import in_two_splits, summary, warnings
-    from ssd.data.prior_fit import describe_fit
+    from ssd.data.prior_fit import describe_fit, measure_fit
     from ssd.data.speed import measure_speed
     from ssd.networks import build_network
 
+    if arguments.report:
+        from ssd.reports.data import check_data_report
+
+        check_data_report(arguments.report)
     given: dict[str, Any] = {n: v for n, v in fields_given(arguments, Settings).items() if n != "data"}
     options = ReadOptions(**fields_given(arguments, ReadOptions))
-    asked = Settings(tuple(arguments.data), **given, reading=options)
-    dataset = open_dataset(arguments.data, options=options)
+    dataset = _open(arguments, options)
+    asked = Settings(tuple(arguments.data), **given, reading=dataset.options)
     choice = _choice(asked, dataset)
     settings = choice.settings
     with torch.device("meta"):
         network = build_network(str(settings.network), 2, **settings.network_options())
+    fit = measure_fit(dataset, network)
+    splits, why_none = _splits(asked)
+    pictures = {name: part.pictures for name, part in splits.items()} if len(splits) > 1 else {}
     say(summary(dataset))
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
-    for line in (*choice.notes, *describe_fit(dataset, network), *dataset.notes, *dataset.dropped):
+    for line in (*choice.notes, *describe_fit(fit, dataset.classes), *dataset.notes, *dataset.dropped):
         say(line)
-    for warning in (*warnings(dataset), *in_two_splits(_pictures_of_splits(arguments.data, options))):
+    for warning in (*warnings(dataset), *in_two_splits(pictures)):
         say(f"warning: {warning}")
+    if arguments.report:
+        _write_report(arguments, dataset, splits, fit, choice, why_none)
     if arguments.speed:
         print("speed of one core, by CPU time:")
         print(measure_speed(dataset, AUGMENTATIONS[str(settings.augment)], network.input_size))
     return _check_pixels(dataset.pictures) if arguments.pixels else 0
+
+
+def _open(arguments: argparse.Namespace, options: ReadOptions) -> BoxDataset:
+    """Opens all pictures. A report lists pictures that cannot be read, so it opens the others without them."""
+    from ssd.data import ImageReadError, open_dataset
+
+    try:
+        return open_dataset(arguments.data, options=options)
+    except ImageReadError:
+        if not arguments.report or options.skip_unreadable:
+            raise
+        return open_dataset(arguments.data, options=options._replace(skip_unreadable=1.0))
 
 
 def _choice(settings: Settings, dataset: BoxDataset) -> Choice:
@@ -106,16 +135,36 @@ def _check_pixels(pictures: Sequence[AnyFile]) -> int:
     return int(len(unreadable) > 0)
 
 
-def _pictures_of_splits(data: Sequence[str], options: ReadOptions) -> dict[str, Sequence[AnyFile]]:
-    """The pictures of the splits for training, validation and test, as far as the data has them."""
+def _splits(settings: Settings) -> tuple[dict[str, BoxDataset], str]:
+    """The splits for training, validation and test, as far as the data has them, and why there are none."""
     from ssd.data import open_dataset
     from ssd.training.splits import choose_splits
 
     try:
-        names = choose_splits(Settings(tuple(data)))
-    except ValueError:  # there are several splits of a kind; training asks for one
-        return {}
-    chosen = list(dict.fromkeys(filter(None, names.values())))
-    if len(chosen) < 2:
-        return {}
-    return {name: open_dataset(data, name, options=options).pictures for name in chosen}
+        names = choose_splits(Settings(settings.data))
+    except ValueError as error:  # there are several splits of a kind; training asks for one
+        return {}, str(error)
+    chosen = dict.fromkeys(filter(None, names.values()))
+    return {name: open_dataset(settings.data, name, options=settings.reading) for name in chosen}, ""
+
+
+def _write_report(
+    arguments: argparse.Namespace,
+    dataset: BoxDataset,
+    splits: dict[str, BoxDataset],
+    fit: Fit,
+    choice: Choice,
+    why_none: str,
+) -> None:
+    """Writes the report, and says where it is."""
+    from ssd.networks import network_class
+    from ssd.reports.data import DataOrigin, write_data_report
+
+    settings = choice.settings
+    flags = [f"--{n}={v}" for n, v in fields_given(arguments, Settings).items() if n in ("network", "size")]
+    command = shlex.join(["ssd", "info", *arguments.data, *flags, "--report", arguments.report])
+    layout = settings.priors or network_class(str(settings.network)).layouts[0]
+    notes = [*choice.notes, *[f"no splits are compared: {why_none}"] * bool(why_none)]
+    origin = DataOrigin(command, arguments.data, str(settings.network), layout, notes)
+    write_data_report(arguments.report, dataset, splits, fit, origin)
+    say(f"{arguments.report}: the report, for a browser")

@@ -30,7 +30,7 @@ from ssd.data.notes import notes_of
 from ssd.data.picture_formats import describe_unreadable
 from ssd.data.picture_sizes import compare, stored, turn_upright, upright
 from ssd.data.pixels import find_levels
-from ssd.data.plausibility import check_unit, reaching_beyond
+from ssd.data.plausibility import check_unit, describe_beyond, reaching_beyond
 from ssd.data.reading import Header, Picture, PictureFile, PicturePart
 from ssd.data.tiles import in_views, views
 from ssd.options import OVERLAP, ReadOptions
@@ -92,6 +92,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         n_unlabelled: number of pictures without annotation, whether they are used or not.
         notes: list of lines for the user, on what was read in another way than may be expected.
         doubts: list of lines for the user, on numbers of boxes that may be mistakes.
+        unreadable: list with the path and the error of each picture that was left out because it cannot be read.
         levels: the levels that are used; None if no picture has more than 8 bits per sample and none are given.
         roots: tuple with the paths of the folders.
         options: the `ReadOptions`.
@@ -144,7 +145,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self.transform = transform
         self.dropped: list[Dropped] = []
         self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
-        self.files, self.n_unlabelled = read.files, read.n_unlabelled
+        self.files, self.n_unlabelled, self.unreadable = read.files, read.n_unlabelled, read.unreadable
         self.levels = levels or find_levels(read.pictures, read.headers, options.bits)
         self._cut = _marks(len(read.pictures))
         self._all = self._usable(read)
@@ -216,7 +217,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             for drop in self.dropped:
                 faults.add(ValueError(str(drop).replace(" left out:", " cannot be used:")))
             faults.check()
-        self.doubts = list(reaching_beyond(read, edges, height, width))
+        beyond = reaching_beyond(read, edges, height, width)
+        self.doubts = describe_beyond(read, beyond)
         factor = (actual / size)[picture_of]
         areas = np.where(np.isnan(read.areas), np.nan, read.areas * factor.prod(1))
         edges = np.clip(edges, 0, np.stack([width, height] * 2)) * np.tile(factor.T, (2, 1))
@@ -229,6 +231,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             "difficult": read.difficult | read.crowd,
             "areas": np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas),
             "crowd": read.crowd,
+            "beyond": np.isin(np.arange(len(labels)), beyond),
         }
         packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
         return packed.where(torch.from_numpy(finite & extended & inside))
@@ -238,7 +241,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         columns = self._all.columns
         kept = torch.where(columns["crowd"], keep_crowds, ~columns["difficult"] | self._keep_difficult)
         wanted = self._all.where(kept)
-        return Packed({name: c for name, c in wanted.columns.items() if name != "crowd"}, wanted.row_splits)
+        columns = {name: column for name, column in wanted.columns.items() if name not in ("crowd", "beyond")}
+        return Packed(columns, wanted.row_splits)
 
     def view(self, transform: Callable[..., Any] | None, keep_crowds: bool | None = None) -> BoxDataset:
         """Makes a dataset with another transform that shares the pictures and annotations of this one.
@@ -387,7 +391,10 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     @property
     def annotated(self) -> Packed[dict[str, Tensor]]:
-        """All usable objects of each picture, whatever targets include: as `truths`, and "crowd" (n,) bool."""
+        """All usable objects of each picture, whatever targets include: as `truths`, and two more columns.
+
+        They are "crowd" (n,) bool, and "beyond" (n,) bool: boxes that reached beyond their picture, and were cut.
+        """
         return self._all
 
     @property

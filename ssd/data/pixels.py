@@ -47,7 +47,7 @@ def measure_levels(pictures: Sequence[AnyFile], headers: np.ndarray) -> Levels |
             return ImageReadError(f"{path}: cannot decode the picture ({error})")
 
     faults, found = Faults(), []
-    for levels in _over(measure, np.flatnonzero(headers[:, 3] == DEEP).tolist(), "measuring"):
+    for levels in over_pictures(measure, np.flatnonzero(headers[:, 3] == DEEP).tolist(), "measuring"):
         if isinstance(levels, Exception):
             faults.add(levels)
         elif levels:
@@ -101,11 +101,11 @@ def check_pixels(pictures: Sequence[AnyFile]) -> Damage:
             return error
         return picture.path if picture.cut else None
 
-    found = list(_over(check, range(len(pictures)), "checking"))
+    found = list(over_pictures(check, range(len(pictures)), "checking"))
     return Damage([f for f in found if isinstance(f, Exception)], [f for f in found if isinstance(f, AnyFile)])
 
 
-def _over(function: Callable[[int], Result], indices: Sequence[int], name: str) -> Iterator[Result]:
+def over_pictures(function: Callable[[int], Result], indices: Sequence[int], name: str) -> Iterator[Result]:
     """Yields a function's result for each index, computed in threads; shows a progress bar if that takes long."""
     workers = worker_count(None)
     results = in_threads(function, indices, workers, ahead=2 * workers)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ssd.data.annotations import Annotations
@@ -36,8 +34,8 @@ def check_unit(read: Annotations, in_fractions: bool, format: str) -> None:
     )
 
 
-def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, width: np.ndarray) -> Iterator[str]:
-    """Says how many boxes reach beyond their pictures; yields nothing if there are none.
+def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Finds boxes that reach beyond their pictures.
 
     Such numbers are often the two corners in a format that has a corner and the size, or the corner and the size in one
     that has the centre and the size.
@@ -46,17 +44,30 @@ def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, wi
         read: the annotations.
         edges: (4, R) float64, left, top, right and bottom edges in pixels; those of unusable boxes may be anything.
         height, width: (R,) size of their pictures in pixels.
+
+    Returns:
+        The rows of these boxes, (n,) int64.
     """
     size = np.stack([width, height])
     apart = (edges[:2] >= size).any(0) | (edges[2:] <= 0).any(0)  # outside of the picture, and reported as that
     beyond = (np.maximum(-edges[:2], edges[2:] - size) > BEYOND * size + 2).any(0)
-    rows = np.flatnonzero(beyond & ~apart & np.isfinite(read.boxes).all(1))
-    if len(rows):
-        file, box = _first(read, rows)
-        yield (
-            f"boxes that reach beyond their picture, and are cut: {len(rows)} of {len(read.boxes)}, such as {box} in "
-            f"{file}; if they are many, check what the four numbers mean"
-        )
+    return np.flatnonzero(beyond & ~apart & np.isfinite(read.boxes).all(1))
+
+
+def describe_beyond(read: Annotations, rows: np.ndarray) -> list[str]:
+    """Says how many boxes reach beyond their pictures; nothing if there are none.
+
+    Args:
+        read: the annotations.
+        rows: the result of `reaching_beyond`.
+    """
+    if not len(rows):
+        return []
+    file, box = _first(read, rows)
+    return [
+        f"boxes that reach beyond their picture, and are cut: {len(rows)} of {len(read.boxes)}, such as {box} in "
+        f"{file}; if they are many, check what the four numbers mean"
+    ]
 
 
 def _first(read: Annotations, rows: np.ndarray) -> tuple[str, tuple[float, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,36 +153,71 @@ def _drawn(rows: Tensor, most: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
 
 
-def describe_fit(dataset: BoxDataset, network: Network) -> Iterator[str]:
+class Fit(NamedTuple):
+    """The sizes of n objects, all of a data set or a random sample, and whether priors fit them.
+
+    Attributes:
+        sides: (n,) float, square roots of the areas, in pixels of the network's input.
+        labels: (n,) int64.
+        alone: for each layout of priors, (n,) bool: whether no prior overlaps the object enough. The last one, with the
+            name `FITTED`, is the layout that fits these objects best.
+        input_size: side of the network's input in pixels.
+        n_objects: number of objects of the data set.
+    """
+
+    sides: Tensor
+    labels: Tensor
+    alone: dict[str, Tensor]
+    input_size: int
+    n_objects: int
+
+    def quantiles(self, its: Tensor) -> list[float]:
+        """The sides below which 10 %, 50 % and 90 % of the objects `its`, (n,) bool, are; at least one."""
+        found: list[float] = self.sides[its].quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+        return found
+
+
+def measure_fit(dataset: BoxDataset, network: Network) -> Fit:
+    """Measures the sizes of the objects of a data set, and which of them no prior of a network fits.
+
+    Args:
+        dataset: the data set; of more than `SAMPLE` objects, so many are drawn at random.
+        network: the network; all its layouts of priors are measured. It may be on the meta device.
+    """
+    boxes, labels = dataset.objects.columns.values()
+    drawn = _drawn(torch.arange(len(boxes)), SAMPLE) if len(boxes) > SAMPLE else slice(None)
+    n_objects, boxes, labels = len(boxes), boxes[drawn], labels[drawn]
+    layouts = network.all_layouts()
+    layouts = layouts | {FITTED: fit_priors(boxes, list(layouts.values()))}
+    alone = {name: without_prior(boxes, make_priors(layout)) for name, layout in layouts.items()}
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() * network.input_size
+    return Fit(sides, labels, alone, network.input_size, n_objects)
+
+
+def describe_fit(fit: Fit, classes: Sequence[str]) -> Iterator[str]:
     """Describes how the priors of a network fit the objects of a dataset.
 
     Args:
-        dataset: the data set.
-        network: the network; all its layouts of priors are described. It may be on the meta device.
+        fit: the result of `measure_fit`.
+        classes: names of the classes.
 
     Yields:
         Lines of text with the sizes of the objects of each class and, for each preset, the share of objects that no
         prior overlaps enough. A dataset without objects gives no lines.
     """
-    boxes, labels = dataset.objects.columns.values()
-    if not len(boxes):
+    if not len(fit.sides):
         return
-    if len(boxes) > SAMPLE:
-        yield f"of {SAMPLE} objects, drawn at random from {len(boxes)}:"
-        drawn = _drawn(torch.arange(len(boxes)), SAMPLE)
-        boxes, labels = boxes[drawn], labels[drawn]
-    size = network.input_size
-    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt() * size
-    classes = {name: labels == label for label, name in enumerate(dataset.classes, 1) if (labels == label).any()}
+    if fit.n_objects > len(fit.sides):
+        yield f"of {len(fit.sides)} objects, drawn at random from {fit.n_objects}:"
+    size = fit.input_size
+    by_class = {name: fit.labels == label for label, name in enumerate(classes, 1) if (fit.labels == label).any()}
     yield (
         f"size of the objects: square root of the area, in pixels of the {size} x {size} input; median, 10 % to 90 %"
     )
-    for name, its in classes.items():
-        low, median, high = sides[its].quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+    for name, its in by_class.items():
+        low, median, high = fit.quantiles(its)
         yield f"  {name}: {median:.0f}, {low:.0f} to {high:.0f}"
     yield f"share of objects that no prior overlaps by an IoU of {LossOptions().threshold:g}, by layout of priors:"
-    layouts = network.all_layouts()
-    for layout, spec in (layouts | {FITTED: fit_priors(boxes, list(layouts.values()))}).items():
-        alone = without_prior(boxes, make_priors(spec)).float()
-        each = ", ".join(f"{name} {alone[its].mean():.1%}" for name, its in classes.items())
-        yield f"  {layout}: {alone.mean():.1%} ({each})"
+    for layout, alone in fit.alone.items():
+        each = ", ".join(f"{name} {alone[its].float().mean():.1%}" for name, its in by_class.items())
+        yield f"  {layout}: {alone.float().mean():.1%} ({each})"

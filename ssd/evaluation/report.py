@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.resources import files
-from io import BytesIO
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-import ssd_ext
 from ssd.data.dataset import BoxDataset
-from ssd.data.depth import Levels
-from ssd.data.members import AnyFile
-from ssd.data.reading import ImageReadError, PictureFile
 from ssd.evaluation import mistakes
 from ssd.evaluation.coco import CocoResult
 from ssd.evaluation.mistakes import KINDS, MISSED, Matches
 from ssd.evaluation.voc import METHODS, EvalResult, average_precision
 from ssd.inference.selection import REPORT
-from ssd.runtime.files import replacing
+from ssd.reports import page
 from ssd.runtime.text import printable
 from ssd_ext import DetectionOptions
 
 __all__ = ["Origin", "check_report", "write_report"]
 
-MARK = f'{{"made_by": "{REPORT}"'  # the beginning of our JSON files; only files with it are replaced
-SUFFIXES = (".html", ".htm")
 STATED = ("min_score", "max_overlap", "top_k")  # options of detection that a report states
 SHOWN_PICTURES = 40  # maximum number of pictures in the report
 SHOWN_BOXES = 100  # maximum number of detections that are drawn in a picture, those with the highest scores
 SIDE = 480  # the longer side of a picture in the report, in pixels
-QUALITY = 80  # of its JPEG data; a picture takes about 30 kB
 CURVE_POINTS = 200  # of a curve in the report
 MATRIX_CLASSES = 30  # with more classes, the report lists the most frequent confusions instead of the matrix
 CONFUSIONS = 20  # length of this list
@@ -69,26 +54,9 @@ def check_report(path: str | PathLike[str]) -> None:
     """Checks that a report can be written, before the evaluation begins.
 
     Raises:
-        ValueError: the name does not end in .html or .htm.
-        FileNotFoundError: the folder does not exist.
-        FileExistsError: there is a JSON file beside the report which is not the JSON file of a report.
-        IsADirectoryError: the path is a folder.
+        ValueError, OSError: see `ssd.reports.page.check_paths`.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: the name of a report must end in .html")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder, for --report {path}")
-    numbers = path.with_suffix(".json")
-    for place in (path, numbers):
-        if place.is_dir():
-            raise IsADirectoryError(f"{place}: is a folder; choose another name for --report")
-    if numbers.exists():
-        with open(numbers, "rb") as file:
-            if file.read(len(MARK)) != MARK.encode():
-                raise FileExistsError(
-                    f"{numbers}: would be replaced, and is not from a report; choose another name for --report"
-                )
+    page.check_paths(path, REPORT)
 
 
 def write_report(
@@ -125,12 +93,7 @@ def write_report(
     numbers = _numbers(result, voc, matches, classes, origin)
     worst = _worst(matches, dataset, numbers["best"]["min_score"])
     numbers["worst_pictures"] = [{"file": shown["file"], **shown["counts"]} for shown in worst]
-    page = _page(numbers, voc, worst, path.with_suffix(".json").name)
-    with replacing(path.with_suffix(".json")) as temporary:
-        lines = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in numbers.items())
-        temporary.write_text("{" + ",\n ".join(lines) + "}\n", encoding="utf-8")
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    page.write(path, _page(numbers, voc, worst, path.with_suffix(".json").name), numbers)
 
 
 def _numbers(
@@ -150,14 +113,12 @@ def _numbers(
         strict=True,
     )
     numbers = {
-        "made_by": REPORT,
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": origin.command,
+        **page.head(REPORT, origin.command),
         "data": list(origin.data),
         "part": origin.part,
         "source": origin.source,
         "options": {name: getattr(origin.options, name) for name in STATED} if origin.options else {},
-        "versions": {name: ssd_ext.info().versions[name] for name in ("ssd-ext", "torch")},
+        "versions": page.versions(),
         "n_pictures": matches.n_pictures,
         "n_objects": int(matches.n_truths.sum()),
         "n_detections": len(matches.scores),
@@ -181,19 +142,8 @@ def _numbers(
             ],
         },
     }
-    known: dict[str, Any] = _known(numbers)
+    known: dict[str, Any] = page.known(numbers)
     return known
-
-
-def _known(value: Any) -> Any:
-    """Converts a value for JSON: numbers of numpy become those of Python, and NaN and infinity become None."""
-    if isinstance(value, Mapping):
-        return {key: _known(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_known(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> list[dict[str, Any]]:
@@ -206,13 +156,12 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
     worst = []
     for index in order[total[order] > 0].tolist():
         file, (width, height) = dataset.pictures[index], dataset.sizes[index].tolist()
-        shrink = min(1.0, SIDE / max(width, height))
-        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        size = page.within((width, height), SIDE)
         rows = np.flatnonzero(kept & (matches.pictures == index))
         rows = rows[np.argsort(-matches.scores[rows], kind="stable")][:SHOWN_BOXES]
         objects = np.flatnonzero(matches.truth_pictures == index)
         found = [
-            {"label": label, "kind": kind, "score": score, "box": _drawn(box, size)}
+            {"label": label, "kind": kind, "score": score, "box": page.drawn(box, size)}
             for label, kind, score, box in zip(
                 matches.labels[rows].tolist(),
                 matches.outcomes[rows].tolist(),
@@ -222,7 +171,12 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
             )
         ]
         truths = [
-            {"label": label, "kind": MISSED if is_missed else mistakes.HIT, "difficult": hard, "box": _drawn(box, size)}
+            {
+                "label": label,
+                "kind": MISSED if is_missed else mistakes.HIT,
+                "difficult": hard,
+                "box": page.drawn(box, size),
+            }
             for label, is_missed, hard, box in zip(
                 matches.truth_labels[objects].tolist(),
                 missed[objects].tolist(),
@@ -233,10 +187,10 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
         ]
         worst.append(
             {
-                "file": printable("/".join(PurePath(str(file)).parts[-2:])),
+                "file": page.short(file),
                 "counts": {"without_hit": int(without_hit[index]), "wrong": int(wrong[index])},
                 "size": size,
-                "image": _thumbnail(file, dataset.levels, size),
+                "image": page.thumbnail(file, dataset.levels, size),
                 "truths": truths,
                 "found": found,
             }
@@ -244,40 +198,17 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
     return worst
 
 
-def _drawn(box: np.ndarray, size: tuple[int, int]) -> list[float]:
-    """Left, top, width and height of a box in pixels of the report's picture, cut at its edges; zeros for NaN."""
-    x0, y0, x1, y1 = np.nan_to_num(box, nan=0.0).clip(0, 1) * (size * 2)
-    return [round(float(value), 1) for value in (x0, y0, max(0.0, x1 - x0), max(0.0, y1 - y0))]
-
-
-def _thumbnail(file: AnyFile, levels: Levels | None, size: tuple[int, int]) -> str | None:
-    """A picture of this width and height as the URL of JPEG data; None if the file cannot be read any more."""
-    try:
-        picture = PictureFile(file, levels=levels)
-        pixels, _ = picture.part((0, 0, picture.width, picture.height), size[::-1])
-    except (ImageReadError, OSError):
-        return None
-    data = BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(data, "JPEG", quality=QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
 def _page(numbers: Mapping[str, Any], voc: EvalResult, worst: Sequence[Mapping[str, Any]], json_name: str) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters |= {"number": _number, "printable": printable, "sha256": _sha256}
-    template = environment.from_string(files("ssd.evaluation").joinpath("report.html.jinja").read_text("utf-8"))
     names = ["background", *(printable(row["name"]) for row in numbers["classes"])]
     rows = numbers["confusion"]["counts"]
     confusions = sorted(
         ((n, names[t], names[f]) for t, row in enumerate(rows) for f, n in enumerate(row) if t and f and t != f and n),
         reverse=True,
     )
-    return template.render(
+    return page.render(
+        "evaluation/report.html.jinja",
         **numbers,
-        numbers=numbers,
+        embedded=numbers,
         title=", ".join(printable(PurePath(name).name or name) for name in numbers["data"]),
         json_name=printable(json_name),
         names=names,
@@ -315,13 +246,3 @@ def _curve(
     line = " ".join(points)
     best = None if best_recall is None or best_precision is None else (100 * best_recall, 100 - 100 * best_precision)
     return _Curve(line, f"0,100 {line} {100 * recall[-1]:.1f},100", best)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """A number with some decimals; None, nothing to measure, becomes a dash."""
-    return "\u2013" if value is None else f"{value:.{digits}f}"
-
-
-def _sha256(text: str) -> str:
-    """The hash of a script as a Content-Security-Policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

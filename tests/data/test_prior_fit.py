@@ -74,8 +74,12 @@ def test_priors_that_fit_already_stay_and_no_objects_give_the_first_layout():
     assert fit.fit_priors(torch.zeros(0, 4), [layout, PRESETS["tutorial"]]) == layout
 
 
+def described(dataset):
+    return fit.describe_fit(fit.measure_fit(dataset, SSD300(2, width=0.01)), dataset.classes)
+
+
 def test_the_fit_of_a_data_set(voc):
-    lines = list(fit.describe_fit(VOCDataset(voc, classes=(*NAMES, "bird")), SSD300(2, width=0.01)))
+    lines = list(described(VOCDataset(voc, classes=(*NAMES, "bird"))))
     side = 300 * (40 / 60 * 10 / 40) ** 0.5  # of the apple tree
     assert f"  apple tree: {side:.0f}, {side:.0f} to {side:.0f}" in lines
     assert [line.split(":")[0].strip() for line in lines[-5:]] == [*PRESETS, "auto"]
@@ -84,6 +88,4 @@ def test_the_fit_of_a_data_set(voc):
 
 def test_many_objects_are_a_sample(voc, monkeypatch):
     monkeypatch.setattr(fit, "SAMPLE", 3)
-    assert next(iter(fit.describe_fit(VOCDataset(voc), SSD300(2, width=0.01)))).startswith(
-        "of 3 objects, drawn at random from "
-    )
+    assert next(iter(described(VOCDataset(voc)))).startswith("of 3 objects, drawn at random from ")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
@@ -18,8 +14,20 @@ import pytest
 import torch
 from evaluation_inputs import NOTHING, needs_coco, random_images
 from PIL import Image
+from report_pages import (
+    EVIL,
+    NAMES,
+    PICTURE,
+    RATIO,
+    Page,
+    assert_needs_no_other_file,
+    assert_nothing_runs,
+    in_browser,
+    needs_browser,
+    write_data,
+)
 
-from ssd.data import BoxDataset, open_dataset
+from ssd.data import BoxDataset
 from ssd.evaluation import mistakes
 from ssd.evaluation.evaluate import score
 from ssd.evaluation.mistakes import KINDS, match
@@ -27,64 +35,7 @@ from ssd.evaluation.report import Origin, check_report, write_report
 from ssd.inference.selection import read_thresholds
 from ssd_ext import DetectionOptions
 
-EVIL = "<script>alert(1)</script>"
-NAMES = (EVIL, "\"><img src=x onerror='alert(2)'>", "{{ 7 * 7 }}", "\u2028</style>&amp;\\")
-# The report shows the folder and the name, joined by a slash: this is a whole element.
-PICTURE = "\"'<script>alert(3)<", "script><b onclick=alert(4)>&.png"
 ORIGIN = Origin(f"ssd eval '{EVIL}' --report out.html", [EVIL], "split test", "best.pt", DetectionOptions())
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-VOID = ("meta", "input", "br", "link", "img")
-RATIO = 2  # width of a picture divided by its height
-
-
-class Page(HTMLParser):
-    """The elements of a page: each with its attributes and the text directly in it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.open: list[int] = []
-        self.feed(text)
-        assert not self.open, "elements that are not closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
-        if tag not in VOID:
-            self.open.append(len(self.elements) - 1)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.elements[self.open.pop()][0] == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.elements[self.open[-1]][2].append(data)
-
-    def all(self, tag: str, kind: str = "") -> list[tuple[dict[str, str | None], str]]:
-        """Attributes and text of the elements with a tag, and a class if one is given."""
-        return [
-            (attributes, "".join(text))
-            for name, attributes, text in self.elements
-            if name == tag and (not kind or kind in (attributes.get("class") or "").split())
-        ]
-
-
-def write_data(root: Path, n: int = 8) -> BoxDataset:
-    """Pictures whose folder, names and classes have characters that are special in HTML."""
-    (root / PICTURE[0]).mkdir(parents=True)
-    images = []
-    for i in range(n):
-        name = f"{PICTURE[0]}/{i}{PICTURE[1]}"
-        blocks = np.random.default_rng(i).integers(0, 255, (4, 4 * RATIO, 3), np.uint8)
-        Image.fromarray(blocks.repeat(100, 0).repeat(100, 1)).save(root / name)
-        images.append({"id": i, "file_name": name, "width": 400 * RATIO, "height": 400})
-    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES, 1)]
-    rows = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9]}]
-    content = {"images": images, "categories": categories, "annotations": rows}
-    (root / "truth.json").write_text(json.dumps(content))
-    return open_dataset(root)
 
 
 @pytest.fixture(scope="module")
@@ -203,29 +154,13 @@ def test_boxes_are_where_they_belong(dataset: BoxDataset, tmp_path: Path) -> Non
 
 
 def test_nothing_of_the_data_runs(written: Path) -> None:
-    text = written.read_text("utf-8")
-    page = Page(text)
-    scripts = page.all("script")
-    assert [attributes for attributes, _ in scripts] == [{"type": "application/json", "id": "metrics"}, {}]
-    for name in (EVIL, "<img", "<b ", "alert(3)<script", "</style>&"):
-        assert name not in text
-    assert not [key for _, attributes, _ in page.elements for key in attributes if key.startswith("on")]
-    assert {tag for tag, _, _ in page.elements}.isdisjoint({"img", "b", "iframe", "object", "embed", "link"})
+    page = assert_nothing_runs(written.read_text("utf-8"))
     assert "49" not in [text for _, text in page.all("th")]  # the braces of a class name are no expression
-    assert json.loads(scripts[0][1]) == json.loads(written.with_suffix(".json").read_text("utf-8"))
-    assert not re.search("[<>&]", scripts[0][1])
-    policy = next(a["content"] or "" for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
-    assert "default-src 'none'" in policy
-    assert f"script-src 'sha256-{digest}'" in policy  # and no other script
+    assert json.loads(page.all("script")[0][1]) == json.loads(written.with_suffix(".json").read_text("utf-8"))
 
 
 def test_the_page_needs_no_other_file(written: Path) -> None:
-    text = written.read_text("utf-8")
-    assert not re.search(r"https?:|url\(|@import|//[\w-]+\.\w", text)
-    for tag, attributes, _ in Page(text).elements:
-        for key in ("src", "href", "xlink:href", "srcset", "data", "action"):
-            assert (attributes.get(key) or "#").startswith(("#", "data:image/jpeg;base64,")), (tag, key)
+    assert_needs_no_other_file(written.read_text("utf-8"))
 
 
 def test_the_size_is_bounded(dataset: BoxDataset, tmp_path: Path) -> None:
@@ -295,7 +230,7 @@ def test_paths_are_checked(tmp_path: Path, dataset: BoxDataset) -> None:
     with pytest.raises(IsADirectoryError, match=r"folder\.html: is a folder"):
         check_report(tmp_path / "folder.html")
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(FileExistsError, match=r"results\.json: would be replaced, and is not from a report"):
+    with pytest.raises(FileExistsError, match=r"results\.json: would be replaced, and is not from ssd eval --report"):
         report(tmp_path / "results.html", dataset)
     assert (tmp_path / "results.json").read_text() == "[]"
     for _ in range(2):  # an older report is replaced
@@ -320,11 +255,9 @@ def test_a_file_is_whole_or_not_replaced(dataset: BoxDataset, tmp_path: Path, mo
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.html", "out.json"]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+@needs_browser
 def test_the_script_works_in_a_browser(written: Path, tmp_path: Path) -> None:
-    options = "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"
-    done = subprocess.run([str(BROWSER), *options, written.as_uri()], capture_output=True, text=True, timeout=120)
-    page = Page(done.stdout.partition("<html")[1] + done.stdout.partition("<html")[2])
+    page = in_browser(written, tmp_path)
     assert page.all("html")[0][0]["class"] == "scripted"
     assert [text for _, text in page.all("option")] == ["all classes", *NAMES, "all kinds of errors", *KINDS]
     assert len(page.all("script")) == 2
