@@ -87,3 +87,16 @@ def test_every_pair_with_few_different_bits_is_found(monkeypatch, tmp_path, wind
     found = find_copies([tmp_path / str(i) for i in range(n)], Looks(hashes, grey, {}))
     assert [copies.pictures for copies in found] == expected
     assert len(expected) > 200
+
+
+def test_one_equal_part_of_the_hash_is_enough(tmp_path):
+    """Whichever it is: of two hashes, one bit of each other part differs."""
+    n = duplicates.BANDS
+    hashes = np.random.default_rng(1).integers(0, 1 << 16, (2 * n, n)).astype(np.uint16)
+    hashes[n:] = hashes[:n] ^ (1 - np.eye(n, dtype=np.uint16))
+    grey = np.tile(np.repeat(np.eye(n), duplicates.SMALL**2 // n, 1), (2, 1)).astype(np.float32)
+    grey = (grey - grey.mean(1, keepdims=True)) / grey.std(1, keepdims=True)
+    for i in range(2 * n):
+        (tmp_path / str(i)).write_bytes(b"%d" % i)
+    found = find_copies([tmp_path / str(i) for i in range(2 * n)], Looks(hashes, grey, {}))
+    assert found == [Copies([i, i + n], False) for i in range(n)]
