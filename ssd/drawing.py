@@ -228,7 +228,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | os.PathLike[
     loss_axes.plot(*_envelope(step, loss), color="tab:blue", alpha=0.25, linewidth=1)
     # If there are few points, each is marked by a dot, because a single point between two gaps has no line.
     every = slice(None, None, math.ceil(len(loss) / PLOTTED) or 1)
-    mean = _running_mean(loss)[every]
+    mean = running_mean(loss)[every]
     loss_axes.plot(step[every], mean, color="tab:blue", linewidth=2, marker="o" if len(loss) < 50 else "")
     loss_axes.set_ylabel("loss")
     if np.isfinite(loss).any():
@@ -348,7 +348,7 @@ def _pair(history: Mapping[str, Sequence[float]], x: str, y: str) -> tuple[np.nd
     return xs, ys
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean, at each point, of the finite values in a window of about 1/40 of the curve; NaN where the value is not
     finite."""
     if len(values) == 0:

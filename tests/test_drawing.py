@@ -525,7 +525,7 @@ def test_the_running_mean_is_that_of_a_convolution() -> None:
         count = np.convolve(finite, window, mode="same")
         total = np.convolve(np.where(finite, values, 0), window, mode="same")
         expected = np.where(finite, total / np.maximum(count, 1), NAN)
-        np.testing.assert_allclose(ssd.drawing._running_mean(values), expected, rtol=1e-13, err_msg=str(n))
+        np.testing.assert_allclose(ssd.drawing.running_mean(values), expected, rtol=1e-13, err_msg=str(n))
 
 
 def test_a_long_curve_is_drawn_by_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,7 +541,7 @@ def test_a_long_curve_is_drawn_by_few_points(tmp_path: Path, monkeypatch: pytest
     assert y == 1.1
     assert abs(x - 70_001) < 100
     np.testing.assert_array_equal(np.isnan(raw[:, 1]), raw[:, 0] + 49 < 10_000)
-    np.testing.assert_array_equal(mean[:, 1], ssd.drawing._running_mean(loss)[mean[:, 0].astype(int)])
+    np.testing.assert_array_equal(mean[:, 1], ssd.drawing.running_mean(loss)[mean[:, 0].astype(int)])
 
 
 @pytest.mark.parametrize(

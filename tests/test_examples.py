@@ -1,5 +1,6 @@
 """examples/ does what the commands do."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from own_process import PATHS
+from short_training import EPOCHS, NARROW, STEPS
 
 from ssd.cli import main
 from ssd.data import read_image
@@ -60,11 +62,16 @@ def assert_equal(columns, rows):
     np.testing.assert_allclose([row[2:] for row in found], [row[2:] for row in rows], rtol=0, atol=6e-3)  # 2 decimals
 
 
+def imported(path):
+    spec = spec_from_file_location(path.stem, path)
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
+
 def test_a_worker_of_ray_detect_finds_what_ssd_detect_finds(detected, monkeypatch):
     if "ray" not in sys.modules:
         monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
-    spec = spec_from_file_location("ray_detect", RAY_DETECT)
-    spec.loader.exec_module(module := module_from_spec(spec))
+    module = imported(RAY_DETECT)
     pictures, weights, rows = detected
     worker = module.Detect(str(weights))
     assert_equal(worker({"path": np.array([str(path) for path in sorted(pictures.iterdir())])}), rows)
@@ -86,9 +93,7 @@ def test_sahi_finds_with_our_detector_what_the_detector_finds(detected):
     pytest.importorskip("sahi", reason="the package sahi is not installed")
     from sahi.predict import POSTPROCESS_NAME_TO_CLASS, get_sliced_prediction
 
-    spec = spec_from_file_location("sahi_detect", EXAMPLES / "sahi_detect.py")
-    example = module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = imported(EXAMPLES / "sahi_detect.py")
     POSTPROCESS_NAME_TO_CLASS["SSD_EXT"] = example.SsdNms
     pictures, weights, _ = detected
     image = read_image(sorted(pictures.iterdir())[0]).permute(1, 2, 0).contiguous().numpy()
@@ -109,3 +114,88 @@ def test_sahi_finds_with_our_detector_what_the_detector_finds(detected):
     assert len(several.object_prediction_list) == sum(len(detector(image[y0:y1, x0:x1])) for x0, y0, x1, y1 in parts)
     strict = run(slice_height=160, slice_width=160, postprocess_match_threshold=0.1)
     assert 0 < len(strict.object_prediction_list) < len(several.object_prediction_list)
+
+
+TRAINED = {"network": "ssd300", "epochs": EPOCHS, "split": "train", "val_split": "test", "eval_every": 1, **NARROW}
+
+
+class Recorder(ModuleType):
+    """Stands for mlflow or wandb where it is not installed: keeps the calls of functions that the example uses."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.calls, self.config, self.summary = [], {}, {}
+
+    @contextlib.contextmanager
+    def start_run(self, **how):
+        yield self
+
+    init = start_run
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
+
+    def log_metrics(self, values, step):
+        self.calls.append({**values, "step": step})
+
+    def log(self, values):
+        self.calls.append(values)
+
+    def log_params(self, values):
+        self.config |= values
+
+    def log_artifacts(self, folder):
+        self.calls.append({"files": sorted(path.name for path in Path(folder).iterdir())})
+
+    def Html(self, path):
+        return Path(path).name
+
+
+@pytest.mark.parametrize("package", ["mlflow", "wandb"])
+def test_a_run_is_logged(package, tmp_path, monkeypatch):
+    """With a double of the package, whatever is installed."""
+    monkeypatch.setitem(sys.modules, package, recorder := Recorder(package))
+    data = write_shapes(tmp_path / "shapes", 7, 3)
+    imported(EXAMPLES / f"{package}_run.py").main(str(data), str(tmp_path / "run"), **TRAINED)
+    losses = [call for call in recorder.calls if "loss" in call]
+    assert [call["step"] for call in losses] == list(range(1, STEPS + 1))
+    maps = [call for call in recorder.calls if "mAP" in call]
+    assert [call["step"] for call in maps] == [3, 6, 9]
+    assert any(name.startswith("AP/") for name in maps[0])
+    assert (recorder.config["network"], recorder.config["epochs"]) == ("ssd300", EPOCHS)
+    last = recorder.calls[-1]
+    assert "report.html" in last.get("files", last.values())
+
+
+def main_of(example, tmp_path, **environment):
+    """Runs an example in its own process, with the package that is installed."""
+    data = write_shapes(tmp_path / "shapes", 7, 3)
+    code = f"import json, sys, {example}; {example}.main(*sys.argv[1:3], **json.loads(sys.argv[3]))"
+    command = [sys.executable, "-c", code, data, tmp_path / "run", json.dumps(TRAINED)]
+    paths = os.pathsep.join([str(EXAMPLES), PATHS, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_in_mlflow(tmp_path, monkeypatch):
+    """Where mlflow or mlflow-skinny is installed."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    place = (tmp_path / "mlruns").as_uri()
+    main_of("mlflow_run", tmp_path, MLFLOW_TRACKING_URI=place)
+    client = mlflow.MlflowClient(tracking_uri=place)
+    (run,) = client.search_runs(["0"])
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, STEPS + 1))
+    assert run.data.params["network"] == "ssd300"
+    assert {"report.html", "best.pt"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_run_in_wandb(tmp_path):
+    """Where wandb is installed; nothing is sent."""
+    pytest.importorskip("wandb")
+    main_of("wandb_run", tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert content.count(b"conf_loss") >= STEPS
+    assert b"report" in content

@@ -27,8 +27,8 @@ def add_train(commands: Commands) -> None:
         _train,
         _flags,
         "train a detector on folders of pictures",
-        """Train a detector on your pictures. Writes last.pt, best.pt, curve.png, worst.png and report.html
-into the folder --out.
+        """Train a detector on your pictures. Writes last.pt, best.pt, curve.png, curve.csv, metrics.json, worst.png and
+report.html into the folder --out.
 
 DATA is a folder in one of these layouts, as labelling tools export them:
 {layouts}
@@ -79,8 +79,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from ssd.training.records import CURVE_NUMBERS, METRICS
     from ssd.training.resuming import LAST
-    from ssd.training.run import BEST, train
+    from ssd.training.run import BEST, CURVE, train
 
     loss, reading = fields_given(arguments, LossOptions), fields_given(arguments, ReadOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}
@@ -103,5 +104,5 @@ def _train(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         workers=arguments.workers,
     )
-    print(f"wrote {Path(arguments.out) / BEST}, {LAST} and curve.png")
+    print(f"wrote {Path(arguments.out) / BEST}, {LAST}, {CURVE}, {CURVE_NUMBERS} and {METRICS}")
     return 0

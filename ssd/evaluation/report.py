@@ -18,6 +18,7 @@ from ssd.evaluation.mistakes import KINDS, MISSED, Matches
 from ssd.evaluation.voc import METHODS, EvalResult, average_precision
 from ssd.inference.selection import REPORT
 from ssd.reports import page
+from ssd.reports.lines import line_plot
 from ssd.runtime.text import printable
 from ssd_ext import DetectionOptions
 
@@ -28,6 +29,11 @@ SHOWN_PICTURES = 40  # maximum number of pictures in the report
 SHOWN_BOXES = 100  # maximum number of detections that are drawn in a picture, those with the highest scores
 SIDE = 480  # the longer side of a picture in the report, in pixels
 CURVE_POINTS = 200  # of a curve in the report
+TRAINING_CURVES = (  # of a history: the title of a plot, the list of its steps, and its lines
+    ("loss", "step", ("loss", "conf_loss", "loc_loss")),
+    ("mAP", "eval_step", ("mAP",)),
+    ("learning rate", "step", ("lr",)),
+)
 MATRIX_CLASSES = 30  # with more classes, the report lists the most frequent confusions instead of the matrix
 CONFUSIONS = 20  # length of this list
 MEANINGS = (  # of KINDS
@@ -69,6 +75,7 @@ def write_report(
     origin: Origin,
     *,
     in_pixels: bool = False,
+    history: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Writes the report of an evaluation. Each file appears, or replaces an older one, only when it is complete.
 
@@ -81,6 +88,7 @@ def write_report(
         classes: the C-1 class names without background.
         origin: where the detections come from.
         in_pixels: whether boxes are in pixels; otherwise they are in fractions of the picture.
+        history: the history of the run that trained the network, see `ssd.training.run.train`; its curves are shown.
 
     Raises:
         ValueError, OSError: see `check_report`; also if the disk is full.
@@ -93,7 +101,7 @@ def write_report(
     numbers = _numbers(result, voc, matches, classes, origin)
     worst = _worst(matches, dataset, numbers["best"]["min_score"])
     numbers["worst_pictures"] = [{"file": shown["file"], **shown["counts"]} for shown in worst]
-    page.write(path, _page(numbers, voc, worst, path.with_suffix(".json").name), numbers)
+    page.write(path, _page(numbers, voc, worst, path.with_suffix(".json").name, history or {}), numbers)
 
 
 def _numbers(
@@ -198,7 +206,13 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
     return worst
 
 
-def _page(numbers: Mapping[str, Any], voc: EvalResult, worst: Sequence[Mapping[str, Any]], json_name: str) -> str:
+def _page(
+    numbers: Mapping[str, Any],
+    voc: EvalResult,
+    worst: Sequence[Mapping[str, Any]],
+    json_name: str,
+    history: Mapping[str, Sequence[float]],
+) -> str:
     names = ["background", *(printable(row["name"]) for row in numbers["classes"])]
     rows = numbers["confusion"]["counts"]
     confusions = sorted(
@@ -220,6 +234,11 @@ def _page(numbers: Mapping[str, Any], voc: EvalResult, worst: Sequence[Mapping[s
         confusions=confusions[:CONFUSIONS],
         is_matrix=len(names) <= MATRIX_CLASSES + 1,
         worst=worst,
+        training=[
+            plot
+            for name, step, names in TRAINING_CURVES
+            if (plot := line_plot(name, history.get(step, ()), {each: history.get(each, ()) for each in names}))
+        ],
     )
 
 

@@ -62,11 +62,16 @@ def check_paths(path: str | PathLike[str], made_by: str) -> None:
                 )
 
 
+def now() -> str:
+    """The date and time in ISO 8601, with the time zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
 def head(made_by: str, command: str) -> dict[str, Any]:
     """The first values of every JSON file: the command that writes it, the date, and how to repeat it."""
     return {
         "made_by": made_by,
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "date": now(),
         "command": command,
     }
 

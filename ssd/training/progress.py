@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # Smallest useful scale of the loss: if gradients still overflow with a scale below this, no scale helps.
 MIN_SCALE = torch.finfo(torch.float16).tiny
-KEPT = 100_000  # maximum number of losses in a history; they take 1.4 MB of a checkpoint
+KEPT = 100_000  # maximum number of losses in a history; with the other columns they take 4.5 MB of a checkpoint
+LOSSES = ("loss", "conf_loss", "loc_loss")  # of a step: the whole loss, and its parts for classes and boxes
+COLUMNS = (*LOSSES, "lr")  # what a history has of each step
 History = dict[str, list[float]]
 
 
@@ -30,7 +32,7 @@ class Meter:
     """Collects losses on the device and reads them every few steps; measures speed, and the time spent on waiting.
 
     Args:
-        history: lists "step" and "loss", to which losses are appended.
+        history: lists "step" and those of `COLUMNS`, to which values are appended.
         bar: progress bar that shows loss and speed.
         writer: see `tensorboard_writer`.
         ranks: processes of the run; losses are means over the processes.
@@ -48,6 +50,7 @@ class Meter:
         """Starts the clock; must be called again after work other than training, such as validation."""
         self.steps: list[int] = []
         self.losses: list[Tensor] = []
+        self.rates: list[float] = []
         self.new_pictures, self.new_waited, self.since = 0, 0.0, time.perf_counter()
 
     @contextmanager
@@ -57,28 +60,34 @@ class Meter:
         yield
         self.new_waited += time.perf_counter() - asked
 
-    def add(self, step: int, loss: Tensor, pictures: int) -> None:
+    def add(self, step: int, losses: Tensor, rate: float, pictures: int) -> None:
         """Adds a step; does not wait for the device.
 
         Args:
             step: number of the step, from 1.
-            loss: 0-d, on the device.
+            losses: (3,), those of `LOSSES`, on the device.
+            rate: the learning rate.
             pictures: number of pictures of this process.
         """
         self.steps.append(step)
-        self.losses.append(loss)
+        self.losses.append(losses)
+        self.rates.append(rate)
         self.new_pictures += pictures * self.ranks.size
 
-    def flush(self) -> None:
+    def flush(self) -> list[tuple[int, dict[str, float]]]:
         """Reads the losses from the device, and shows them.
+
+        Returns:
+            The number of each step since the last call, and its values of `COLUMNS`.
 
         Raises:
             FloatingPointError: a loss is not finite. In float16 the condition is instead that gradients overflow even
                 with a scale below `MIN_SCALE`.
         """
         if not self.losses:
-            return
-        losses = self.ranks.mean(torch.stack(self.losses)).tolist()
+            return []
+        columns = dict(zip(LOSSES, self.ranks.mean(torch.stack(self.losses)).T.tolist(), strict=True))
+        losses = columns["loss"]
         wrong = next((pair for pair in zip(losses, self.steps, strict=True) if not math.isfinite(pair[0])), None)
         if self.scaler.is_enabled() and self.scaler.get_scale() >= MIN_SCALE:
             wrong = None
@@ -89,7 +98,10 @@ class Meter:
                 f"the loss became {wrong[0]} at step {wrong[1]}: try a lower learning rate, a longer warm-up "
                 f"or gradient clipping; last.pt, if it exists, is from before this step"
             )
-        remember(self.history, self.steps, losses)
+        columns["lr"] = self.rates
+        values = zip(*columns.values(), strict=True)
+        rows = [(step, dict(zip(columns, row, strict=True))) for step, row in zip(self.steps, values, strict=True)]
+        remember(self.history, self.steps, columns)
         seconds = time.perf_counter() - self.since
         rate = self.new_pictures / seconds
         self.bar.set_postfix_str(f"loss {sum(losses) / len(losses):.3f}, {rate:.1f} images/s", refresh=False)
@@ -103,6 +115,7 @@ class Meter:
         self.waited += self.new_waited
         self.pictures += self.new_pictures
         self.start()
+        return rows
 
     def summary(self) -> str:
         """Describes the whole run: number of pictures, speed, and share of time in which it waited for pictures."""
@@ -112,22 +125,31 @@ class Meter:
         )
 
 
-def remember(history: History, steps: Sequence[int], losses: Sequence[float]) -> None:
+def remember(history: History, steps: Sequence[int], columns: Mapping[str, Sequence[float]]) -> None:
     """Appends losses to a history. The result does not depend on how many losses are appended in one call.
 
     When a history has `KEPT` losses, it is reduced to half of this number or less: its losses are replaced by means
     over 2 steps, or 4, 8 and so on. So each loss in the history is the mean of all losses since the previous entry, up
-    to and including its own step.
+    to and including its own step. Learning rates are treated in the same way.
 
     Args:
-        history: the lists "step" and "loss"; they are changed.
-        steps, losses: one loss for each step. A mean is taken over its finite losses, if there are any.
+        history: the list "step" and one for each of the columns; they are changed.
+        steps: the steps.
+        columns: for names of `COLUMNS`, one value for each step. A mean is taken over its finite values, if there are
+            any.
     """
-    for step, loss in zip(steps, losses, strict=True):
-        if len(history["loss"]) >= KEPT:
+    for step, *values in zip(steps, *columns.values(), strict=True):
+        if len(history["step"]) >= KEPT:
             _thin(history)
         history["step"].append(step)
-        history["loss"].append(loss)
+        for name, value in zip(columns, values, strict=True):
+            history[name].append(value)
+
+
+def completed(history: History) -> History:
+    """The history of a run of this or an older version, with all `COLUMNS`; values that it does not have are NaN."""
+    unknown = {name: [math.nan] * len(history["step"]) for name in COLUMNS if name not in history}
+    return history | unknown
 
 
 def validations_without_rise(maps: Sequence[float]) -> int:
@@ -141,16 +163,19 @@ def validations_without_rise(maps: Sequence[float]) -> int:
 
 
 def _thin(history: History) -> None:
-    steps, losses = np.array(history["step"]), np.array(history["loss"])
+    steps = np.array(history["step"])
     width = 2
     while steps[-1] > width * KEPT // 2:
         width *= 2
     starts = np.flatnonzero(np.diff((steps - 1) // width, prepend=-1))
-    finite = np.isfinite(losses)
-    weights = np.where(finite, np.diff(steps, prepend=0), 0)
-    totals, counts = (np.add.reduceat(x, starts) for x in (weights * np.where(finite, losses, 0), weights))
+    for name in COLUMNS:
+        if name in history:
+            values = np.array(history[name])
+            finite = np.isfinite(values)
+            weights = np.where(finite, np.diff(steps, prepend=0), 0)
+            totals, counts = (np.add.reduceat(x, starts) for x in (weights * np.where(finite, values, 0), weights))
+            history[name][:] = np.where(counts, totals / np.maximum(counts, 1), values[starts]).tolist()
     history["step"][:] = steps[np.append(starts[1:], len(steps)) - 1].tolist()
-    history["loss"][:] = np.where(counts, totals / np.maximum(counts, 1), losses[starts]).tolist()
 
 
 def tensorboard_writer(folder: Path, say: Callable[[str], None]) -> SummaryWriter | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ssd.data.depth import Levels
 from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
-from ssd.evaluation.evaluate import evaluate
+from ssd.evaluation.evaluate import EvalResult, evaluate
 from ssd.evaluation.report import check_report
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
@@ -36,8 +36,19 @@ from ssd.training.choice import Choice, choose_network, open_chosen, priors_for
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.freezing import freeze, training_mode
 from ssd.training.optimizer import lr_factor, make_optimizer
-from ssd.training.progress import History, Meter, tensorboard_writer, validations_without_rise
+from ssd.training.progress import COLUMNS, History, Meter, completed, tensorboard_writer, validations_without_rise
 from ssd.training.recipes import epochs_for, eval_every_for, lr_for
+from ssd.training.records import (
+    AP,
+    CURVE_NUMBERS,
+    METRICS,
+    Step,
+    Validation,
+    add_validation,
+    epoch_of,
+    write_curve,
+    write_metrics,
+)
 from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
 from ssd.training.sampling import repeats_of
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
@@ -62,8 +73,13 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     quiet: bool = False,
+    on_step: Callable[[Step], object] | None = None,
+    on_eval: Callable[[Validation], object] | None = None,
 ) -> History:
-    """Trains a network, and writes `last.pt`, `best.pt`, `curve.png`, `worst.png` and `report.html` to a folder.
+    """Trains a network, and writes its weights, curves, numbers and report to a folder.
+
+    The files are `last.pt`, `best.pt`, `curve.png`, `curve.csv`, `metrics.json`, `worst.png`, `report.html` and
+    `report.json`.
 
     Ctrl-C or SIGTERM stops the run after the current step and saves it. A resumed run sees the same pictures and takes
     the same steps as a run that was never stopped. On the same CPU the results are bitwise equal; on a GPU,
@@ -89,11 +105,16 @@ def train(
         workers: number of processes that read pictures; by default one per core, at most 4, or 16 with a GPU. Does not
             change the results.
         quiet: whether to hide the progress bar and all text.
+        on_step: called in the first process with each step, in order, every `LOG_EVERY` steps and at the end of an
+            epoch. A resumed run begins with the step after its checkpoint.
+        on_eval: called in the first process after each validation. If this or `on_step` raises an exception, the run
+            is saved and stopped, and the exception is raised; the run can be resumed.
 
     Returns:
-        The history of the run: "step" and "loss" with one number per step; "eval_step" and "mAP" with one number per
-        validation; and "test_mAP" with one number, if there is a test split. After more than 100,000 steps, "loss" has
-        means over several steps, see `ssd.training.progress.remember`.
+        The history of the run: "step", "loss", its parts "conf_loss" and "loc_loss", and "lr" with one number per step;
+        "eval_step", "mAP" and for each class "AP/" and its name with one number per validation; and "test_mAP" with one
+        number, if there is a test split. After more than 100,000 steps, losses and rates are means over several steps,
+        see `ssd.training.progress.remember`.
 
     Raises:
         ValueError: the settings or the data are not valid, the data or the settings of a resumed run have changed, or
@@ -115,12 +136,15 @@ def train(
     if resume is True and not last.exists():
         raise FileNotFoundError(f"{last}: no checkpoint to resume from")
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
-        for name in (LAST, BEST, CURVE, SHEET, REPORT, REPORT_NUMBERS) if ranks.first else ():
+        files = (LAST, BEST, CURVE, CURVE_NUMBERS, METRICS, SHEET, REPORT, REPORT_NUMBERS)
+        for name in files if ranks.first else ():
             discard_leftovers(Path(out) / name)
         ranks.from_first(lambda: check_report(Path(out) / REPORT))
         # Only the first process is sure to see the file.
         resumes = ranks.from_first(last.exists) if resume == "auto" else bool(resume)
         run = _Run(settings, Path(out), resumes, given, save_every, on, workers, quiet or not ranks.first, ranks)
+        if ranks.first:
+            run.on_step, run.on_eval = on_step, on_eval
         with run.writer or nullcontext(), same_bits(run.settings.deterministic), stop_signals() as stopping:
             run.to_the_end(stopping)
     return run.history
@@ -142,6 +166,8 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         self.out, self.last, self.best = out, out / LAST, out / BEST
+        self.on_step: Callable[[Step], object] | None = None
+        self.on_eval: Callable[[Validation], object] | None = None
         if asked is not None and asked.epochs and asked.minutes:
             raise ValueError(f"give epochs {asked.epochs} or minutes {asked.minutes:g}, but not both")
         state: dict[str, Any] | None = None  # a checkpoint has values of many types
@@ -222,14 +248,18 @@ class _Run:
         if settings.compile:
             compile_network(self.model)
         self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
-        self.criterion = MultiBoxLoss(self.model.priors_cxcy, **settings.loss_options._asdict(), normalize="global")
+        self.criterion = MultiBoxLoss(
+            self.model.priors_cxcy, **settings.loss_options._asdict(), normalize="global", parts=True
+        )
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = GradScaler(device.type, enabled=settings.fp16)
         self.step = 0
-        self.history: History = {"step": [], "loss": [], "eval_step": [], "mAP": []}
+        self.history: History = {name: [] for name in ("step", *COLUMNS, "eval_step", "mAP")}
+        self.seconds = 0.0  # that all steps took, also before the run was resumed
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.history = state["step"], state["history"]
+            self.step, self.history = state["step"], completed(state["history"])
+            self.seconds = state.get("seconds", 0.0)
             if settings.fp16:
                 self.scaler.load_state_dict(state["scaler"])
 
@@ -317,13 +347,15 @@ class _Run:
             meter = Meter(self.history, bar, self.writer, self.ranks, self.scaler)
             while True:
                 if self.step and self.step % self.steps_per_epoch == 0:
-                    self.end_of_epoch()
+                    self.end_of_epoch(stopping)
                     self.save_last()
-                if self.step == self.total or self.out_of_patience():
+                failed = self.ranks.any([error for error in stopping if isinstance(error, Exception)])
+                if not failed and (self.step == self.total or self.out_of_patience()):
                     break
-                if self.epoch(batches, meter, stopping):
+                if failed or self.epoch(batches, meter, stopping):
                     if self.step:
                         self.save_last()
+                        self.record()
                         self.say(
                             f"stopped at step {self.step} of {self.total or 'an unknown number'}; saved {self.last}. "
                             f"To continue: ssd train --out {self.out} --resume"
@@ -362,7 +394,7 @@ class _Run:
                 break
             factor = lr_factor(self.step, self.total or ENDLESS, self.schedule, self.warmup)
             try:
-                loss = train_step(
+                losses = train_step(
                     self.network, self.criterion, self.optimizer, batch, self.settings, factor, self.device, self.scaler
                 )
             except torch.OutOfMemoryError as error:
@@ -370,23 +402,37 @@ class _Run:
             self.step += 1
             if self.average:
                 self.average.update(self.model, self.step)
-            meter.add(self.step, loss, len(batch.images))
+            meter.add(self.step, losses, resolved(self.settings.lr) * factor, len(batch.images))
             if self.step % LOG_EVERY == 0:
-                meter.flush()
+                self.flush(meter, stopping)
                 if self.budget:
                     self.measure(self.budget, meter)
                 if 0 < self.save_every <= time.monotonic() - self.saved:
                     self.save_last()
                     meter.start()
-        meter.flush()
+        self.flush(meter, stopping)
         return stopped
+
+    def flush(self, meter: Meter, stopping: list[int | Exception]) -> None:
+        """Reads the losses from the device, and calls the hook with each step. Its error is appended to `stopping`."""
+        before = meter.seconds
+        rows = meter.flush()
+        self.seconds += meter.seconds - before
+        if self.on_step is None:
+            return
+        try:
+            for step, losses in rows:
+                self.on_step(Step(step, epoch_of(step, self.steps_per_epoch), **losses))
+        except Exception as error:
+            stopping.append(error)
+        meter.start()  # the time of the hook is not that of training
 
     def measure(self, budget: Budget, meter: Meter) -> None:
         """Chooses the number of epochs, in the first process, once the speed of the run is known."""
         if not self.ranks.from_first(lambda: budget.measure(meter.taken, meter.seconds)):
             return
         with budget.checkpoint():
-            self.plot()
+            self.record()
             self.save_last()
         held_out, test = (len(part) if part else 0 for part in (self.val_set, self.sets.test))
         work = Work(
@@ -403,8 +449,8 @@ class _Run:
         self.save_last()
         meter.start()
 
-    def end_of_epoch(self) -> None:
-        """Validates the network if this is due and not done yet, and draws the curve."""
+    def end_of_epoch(self, stopping: list[int | Exception]) -> None:
+        """Validates the network if this is due and not done yet, and writes curves and numbers."""
         epoch = self.step // self.steps_per_epoch
         if self.epochs is None:  # too early to know which validations are due
             due = False
@@ -415,11 +461,11 @@ class _Run:
             if not self.last.exists():
                 self.save_last()  # without it, a run killed after its first best.pt cannot be resumed
             try:
-                self.validate(epoch)
+                self.validate(epoch, stopping)
             except Exception:
                 self.save_last()  # a run that is resumed from here validates first
                 raise
-        self.plot()
+        self.record()
 
     def out_of_patience(self) -> bool:
         """Whether the run ends early because the mAP does not rise any more; says so."""
@@ -432,13 +478,33 @@ class _Run:
         )
         return True
 
-    def plot(self) -> None:
-        """Draws the curve, in the first process."""
-        if self.ranks.first:
-            plot_curves(self.history, self.out / CURVE)
+    def record(self, test: EvalResult | None = None, finished: bool = False) -> None:
+        """Draws the curve, and writes curve.csv and metrics.json, in the first process.
 
-    def validate(self, epoch: int) -> None:
-        """Measures the mAP, and saves the network as best.pt unless an earlier one was better."""
+        Args:
+            test: the result on the test split.
+            finished: whether the run is at its end.
+        """
+        if not self.ranks.first:
+            return
+        plot_curves(self.history, self.out / CURVE)
+        write_curve(self.history, self.steps_per_epoch, self.out / CURVE_NUMBERS)
+        parts = {"train": self.train_set, "val": self.val_set, "test": self.sets.test}
+        write_metrics(
+            self.out / METRICS,
+            self.history,
+            self.settings,
+            steps_per_epoch=self.steps_per_epoch,
+            epoch_length=self.per_epoch,
+            step=self.step,
+            seconds=self.seconds,
+            pictures={name: len(part) if part is not None else 0 for name, part in parts.items()},
+            test=test,
+            finished=finished,
+        )
+
+    def validate(self, epoch: int, stopping: list[int | Exception]) -> None:
+        """Measures the mAP, saves the network as best.pt unless an earlier one was better, and calls the hook."""
         self.ranks.synchronise(self.output)
         result = evaluate(
             self.output,
@@ -452,30 +518,38 @@ class _Run:
         self.say(f"epoch {epoch} of {self.epochs}: {result.summary()}")
         if math.isnan(result.mAP) and not self.history["mAP"]:
             self.say(f"the pictures held out have no objects, so there is no mAP: {self.best} will be the last network")
-        if not (self.best.exists() and result.mAP < max(filter(math.isfinite, self.history["mAP"]), default=0)):
+        better = not (self.best.exists() and result.mAP < max(filter(math.isfinite, self.history["mAP"]), default=0))
+        if better:
             self.save(self.best, mAP=result.mAP)
-        self.history["eval_step"].append(self.step)
-        self.history["mAP"].append(result.mAP)
+        add_validation(self.history, self.step, result)
         if self.writer:
             self.writer.add_scalar("mAP", result.mAP, self.step)
             for name, ap in result.ap.items():
-                self.writer.add_scalar(f"AP/{name}", ap, self.step)
+                self.writer.add_scalar(AP + name, ap, self.step)
+        try:
+            if self.on_eval:
+                self.on_eval(Validation(self.step, epoch, result.mAP, dict(result.ap), better))
+        except Exception as error:
+            stopping.append(error)
 
     def close(self) -> None:
         """Measures the network in best.pt, and prints the report."""
         best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # only the first is sure to see the file
         model = place(build_model(best, self.best), self.device)
-        text, test = report(model, self.sets, self.settings, self.best, workers=self.workers, ranks=self.ranks)
+        text, test = report(
+            model, self.sets, self.settings, self.best, workers=self.workers, ranks=self.ranks, history=self.history
+        )
         self.say(text)
         if test is not None:
             self.history["test_mAP"] = [test.mAP]
+        self.record(test, finished=True)
 
     def save_last(self) -> None:
         """Saves last.pt, with everything that a resumed run needs."""
         states = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         if self.average:
             states[TRAINED] = self.model.state_dict()
-        self.save(self.last, **states, history=self.history)
+        self.save(self.last, **states, history=self.history, seconds=self.seconds)
         self.saved = time.monotonic()
 
     def save(self, path: Path, **extra: Any) -> None:  # values of many types, see `save_checkpoint`

@@ -33,7 +33,7 @@ def train_step(
 
     Args:
         model: the network on its device, or this network in DistributedDataParallel.
-        criterion: the loss, on the same device.
+        criterion: the loss, on the same device; with or without `parts`.
         optimizer: the result of `make_optimizer`; its learning rates are set here.
         batch: the batch of this process, on the CPU; its images are uint8, or floating-point and normalised.
         settings: `lr`, `accumulate`, `bf16`, `fp16` and `clip_grad` are used; `lr` must not be None.
@@ -42,7 +42,8 @@ def train_step(
         scaler: scaler of the loss in float16.
 
     Returns:
-        The loss before the step, 0-d on the device. In bfloat16 and float32 the host does not wait for the device.
+        The loss before the step, 0-d on the device; of a criterion with `parts`, (3,): the loss, and both parts without
+        their weights. In bfloat16 and float32 the host does not wait for the device.
     """
     for group in optimizer.param_groups:
         group["lr"] = resolved(settings.lr) * group["lr_scale"] * factor
@@ -59,12 +60,13 @@ def train_step(
         with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with autocast(device, settings.bf16, settings.fp16):
                 offsets, logits = model(images)
-            loss = criterion(offsets, logits, part.boxes, part.labels, part.row_splits, divisor)
+            found = criterion(offsets, logits, part.boxes, part.labels, part.row_splits, divisor)
+            loss = found if isinstance(found, Tensor) else found[0].add(found[1], alpha=criterion.alpha)
             scaler.scale(loss).backward()
-        losses.append(loss.detach())
+        losses.append((loss if isinstance(found, Tensor) else torch.stack([loss, *found])).detach())
     if settings.clip_grad:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
     scaler.step(optimizer)
     scaler.update()
-    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+    return torch.stack(losses).sum(0) if len(losses) > 1 else losses[0]

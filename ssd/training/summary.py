@@ -20,6 +20,7 @@ from ssd.evaluation.report import Origin, write_report
 from ssd.inference.detector import SHOWN
 from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
+from ssd.training.progress import History
 from ssd.training.settings import Settings
 from ssd.training.splits import Pictures, Sets, whole_of
 from ssd_ext import DetectionOptions
@@ -35,7 +36,14 @@ Detected = tuple[Sequence[Found], Sequence[Mapping[str, Tensor]]]  # detections 
 
 
 def report(
-    model: Network, sets: Sets, settings: Settings, weights: Path, *, workers: int, ranks: Ranks = ALONE
+    model: Network,
+    sets: Sets,
+    settings: Settings,
+    weights: Path,
+    *,
+    workers: int,
+    ranks: Ranks = ALONE,
+    history: History | None = None,
 ) -> tuple[str, EvalResult | None]:
     """Measures a trained network, and draws the validation pictures with the most mistakes.
 
@@ -49,6 +57,7 @@ def report(
         weights: the file with the network.
         workers: number of processes that read pictures.
         ranks: processes that share the pictures. The first one writes; all return the same.
+        history: the history of the run, whose curves `report.html` shows.
 
     Returns:
         The lines of the report, and the result on the test set, or None if there is no test set.
@@ -61,18 +70,18 @@ def report(
         for name, pictures in measured.items()
         if pictures is not None
     }
-    return ranks.from_first(lambda: _describe(found, sets, settings, weights))
+    return ranks.from_first(lambda: _describe(found, sets, settings, weights, history))
 
 
 def _describe(
-    found: Mapping[str, Detected], sets: Sets, settings: Settings, weights: Path
+    found: Mapping[str, Detected], sets: Sets, settings: Settings, weights: Path, history: History | None
 ) -> tuple[str, EvalResult | None]:
     """The lines of the report, from the detections in each set, "held out", "test" and "seen"."""
     results = {name: score(*pair, sets.classes) for name, pair in found.items()}
     lines: list[str] = []
     out = weights.parent
     if unseen := next((name for name in ("test", "held out") if name in results), None):
-        lines.append(_write(results[unseen], found[unseen], sets, settings, weights))
+        lines.append(_write(results[unseen], found[unseen], sets, settings, weights, history))
     test, val = results.get("test"), results.get("held out")
     if sets.val is not None and val is not None:
         detections, truths = found["held out"]
@@ -103,7 +112,9 @@ def advice(seen: float, unseen: float) -> str:
     return facts + "more epochs would change little"
 
 
-def _write(result: EvalResult, found: Detected, sets: Sets, settings: Settings, weights: Path) -> str:
+def _write(
+    result: EvalResult, found: Detected, sets: Sets, settings: Settings, weights: Path, history: History | None
+) -> str:
     """Writes the report about the test set or else the pictures held out; returns a line that says where it is."""
     path, pictures = weights.with_name(REPORT), sets.val if sets.test is None else sets.test
     assert pictures is not None
@@ -116,7 +127,7 @@ def _write(result: EvalResult, found: Detected, sets: Sets, settings: Settings, 
     whole, indices = whole_of(pictures)
     part = f"split {split}" if split else f"the {len(indices)} pictures that were held out of training"
     origin = Origin(command, data, part, str(weights), DetectionOptions())
-    write_report(path, result, *found, whole.part(indices), sets.classes, origin)
+    write_report(path, result, *found, whole.part(indices), sets.classes, origin, history=history)
     return f"{path}: the report on {part}, for a browser"
 
 
