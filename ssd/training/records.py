@@ -41,12 +41,13 @@ class Validation(NamedTuple):
 
 
 def add_validation(history: History, step: int, result: EvalResult) -> None:
-    """Appends the mAP and the AP of each class to a history."""
+    """Appends the mAP and the AP of each class to a history; classes without objects have no AP in any validation."""
     before = len(history["eval_step"])
     history["eval_step"].append(step)
     history["mAP"].append(result.mAP)
     for name, ap in result.ap.items():
-        history.setdefault(AP + name, [math.nan] * before).append(ap)  # older versions did not keep it
+        if not math.isnan(ap):  # NaN would make equal histories differ
+            history.setdefault(AP + name, [math.nan] * before).append(ap)  # older versions did not keep it
 
 
 def write_curve(history: History, steps_per_epoch: int, path: Path) -> None:

@@ -112,9 +112,9 @@ def train(
 
     Returns:
         The history of the run: "step", "loss", its parts "conf_loss" and "loc_loss", and "lr" with one number per step;
-        "eval_step", "mAP" and for each class "AP/" and its name with one number per validation; and "test_mAP" with one
-        number, if there is a test split. After more than 100,000 steps, losses and rates are means over several steps,
-        see `ssd.training.progress.remember`.
+        "eval_step", "mAP" and for each class with objects held out "AP/" and its name with one number per validation;
+        and "test_mAP" with one number, if there is a test split. After more than 100,000 steps, losses and rates are
+        means over several steps, see `ssd.training.progress.remember`.
 
     Raises:
         ValueError: the settings or the data are not valid, the data or the settings of a resumed run have changed, or

@@ -3,13 +3,14 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from short_training import EPOCHS, NARROW, STEPS, run, settings_for
 
 import ssd.training.run as training
 from ssd.data.shapes import write_shapes
-from ssd.training.records import Step, Validation, write_curve
+from ssd.training.records import Step, Validation, add_validation, write_curve
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint
 
@@ -115,6 +116,13 @@ def test_an_error_of_a_hook_stops_the_run_which_can_be_resumed(whole, shapes, tm
         assert each.pop("seconds") > 0
         assert each.pop("date")
     assert numbers[0] == numbers[1]
+
+
+def test_a_class_without_objects_is_in_no_history():
+    history = {"eval_step": [], "mAP": []}
+    for step in (3, 6):
+        add_validation(history, step, SimpleNamespace(mAP=0.5, ap={"dog": step / 10, "cat": math.nan}))
+    assert history == {"eval_step": [3, 6], "mAP": [0.5, 0.5], "AP/dog": [0.3, 0.6]}
 
 
 def test_a_validation_behind_a_joined_step_has_its_own_row(tmp_path):
