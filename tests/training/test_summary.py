@@ -69,4 +69,5 @@ def test_the_command_of_the_report_repeats_it(part, tmp_path):
     again = json.loads(written.read_text())
     for name in ("data", "source", "options", "n_pictures", "n_objects", "n_detections", "metric"):
         assert again[name] == first[name]
-    assert again["calibration"]["expected_error"] == pytest.approx(first["calibration"]["expected_error"], rel=1e-5)
+    # The command fuses batch norm into the layers before it. On a CPU with bfloat16, this rounds the weights anew.
+    assert again["calibration"]["expected_error"] == pytest.approx(first["calibration"]["expected_error"], rel=1e-3)
