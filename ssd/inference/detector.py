@@ -234,12 +234,13 @@ class Detector:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        workers = max(1, worker_count(workers))
         if not isinstance(images, Iterable) or isinstance(images, (str, bytes, np.ndarray, Tensor)):
-            (result,) = self._stream(
-                [images], batch_size, 1 if self.tiles is None else max(1, worker_count(workers)), None
-            )
+            # Without tiles there is nothing to read ahead, and a thread would only cost time.
+            samples = map(self._read, [images]) if self.tiles is None else self._samples([images], workers, batch_size)
+            (result,) = self._stream(samples, batch_size, None)
             return result
-        results = self._stream(images, batch_size, max(1, worker_count(workers)), on_error)
+        results = self._stream(self._samples(images, workers, batch_size), batch_size, on_error)
         return list(results) if isinstance(images, (list, tuple)) else results
 
     def stream(self, frames: Iterable[AnyImage], *, newest: bool = False) -> Iterator[Detections]:
@@ -264,13 +265,12 @@ class Detector:
             for frame in ahead:
                 yield self(frame)
 
-    def _stream(
-        self, images: Iterable[AnyImage], batch_size: int, workers: int, on_error: OnError | None
-    ) -> Iterator[Detections]:
+    def _stream(self, samples: Iterable[_Sample], batch_size: int, on_error: OnError | None) -> Iterator[Detections]:
+        """Detects objects in the pictures whose parts these are."""
         batch: list[tuple[_Part, Tensor]] = []
         parts: list[InView] = []
         failed = False  # whether a part of the current picture could not be read
-        for part, pixels in self._samples(images, workers, ahead=batch_size):
+        for part, pixels in samples:
             failed = failed and part is not None and not part.first
             if part is not None and isinstance(pixels, Tensor):
                 batch += [(part, pixels)] * (not failed)
