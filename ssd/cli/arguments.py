@@ -27,6 +27,8 @@ WEIGHTS = (  # the help of --weights
     "coco (torchvision's SSD300) or coco:ssdlite320 (torchvision's SSDlite)"
 )
 
+MERGING = ("tiles", "overlap", "class_agnostic")  # flags that change what a detector does after `Detector.predict`
+
 
 class Command(argparse.ArgumentParser):
     """A parser that adds its flags when it is first used.
@@ -183,6 +185,19 @@ def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]
     return {name: value for name, value in vars(arguments).items() if name in get_type_hints(options)}
 
 
+def merging_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that change what a detector does after `Detector.predict`, and were given on the command line.
+
+    Args:
+        arguments: parsed flags that `add_inference_options` added.
+
+    Returns:
+        Dict from the name of each option of `ssd.Detector` that was given to its value.
+    """
+    given = {name: getattr(arguments, name) for name in MERGING}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
 def class_names(text: str) -> tuple[str, ...]:
     """Parses the value of `--classes`: names separated by commas, or the path of a file with one name per line.
 
@@ -244,6 +259,11 @@ def add_inference_options(parser: argparse.ArgumentParser, defaults: DetectionOp
     group.add_argument("--tiles", type=checked(int, not_negative), nargs="?", const=0, metavar="SIDE", help=help)
     help = f"least overlap of neighbouring tiles, as a fraction of SIDE, at most {LARGEST_OVERLAP} (default: {OVERLAP})"
     group.add_argument("--overlap", type=float, metavar="FRACTION", help=help)
+    help = (
+        "detections of different classes suppress each other too: at the end, NMS with --max-overlap runs among all "
+        "detections of a picture"
+    )
+    group.add_argument("--class-agnostic", action="store_true", help=help)
     add_fields(group, defaults)
     return group
 
@@ -275,8 +295,7 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         compile=getattr(arguments, "compile", False),
         only=getattr(arguments, "only", None),
         thresholds=getattr(arguments, "thresholds", None),
-        tiles=arguments.tiles,
-        overlap=OVERLAP if arguments.overlap is None else arguments.overlap,
+        **merging_given(arguments),
         **fields_given(arguments, DetectionOptions),
     )
 

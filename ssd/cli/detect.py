@@ -79,6 +79,7 @@ examples:
   ssd detect holiday/ --weights run/best.pt --out found --only dog,cat
   ssd detect holiday/ --weights run/best.pt --out found --thresholds thresholds.json
   ssd detect aerial/ --weights run/best.pt --out found --tiles 640          small objects in large pictures
+  ssd detect holiday/ --weights run/best.pt --out found --class-agnostic    one detection at each place
   ssd detect clip.mp4 --weights run/best.pt --out found.mp4                   also writes found.jsonl
   ssd detect a.mp4 b.mov --weights run/best.pt --out found --every 5          found/a.mp4, found/a.jsonl, ...
   ssd detect 0 --weights run/best.pt --out camera.mp4 --max-frames 1000       a camera
@@ -233,7 +234,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     detector = open_detector(arguments, SHOWN)
     folders = file_names(detector.classes)
     info = made_by(
-        *(arguments.weights, detector.options, arguments.only, arguments.thresholds, detector.tiles, detector.overlap)
+        *(arguments.weights, detector.options, arguments.only, arguments.thresholds, detector.tiles, detector.overlap),
+        class_agnostic=detector.class_agnostic,
     )
     if arguments.bits is not None:
         info = {**info, "bits": arguments.bits}

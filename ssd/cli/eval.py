@@ -17,6 +17,7 @@ from ssd.cli.arguments import (
     add_machine_options,
     command,
     fields_given,
+    merging_given,
     open_detector,
 )
 from ssd.options import ReadOptions
@@ -154,7 +155,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     machine = {"batch_size": arguments.batch_size, "workers": arguments.workers, "ranks": ranks}
     detections: Sequence[tuple[Tensor, Tensor, Tensor]]
     targets: Sequence[Mapping[str, Tensor]]
-    if in_pixels := detector.tiles is not None:
+    if in_pixels := len(merging_given(arguments)) > 0:
         detections, targets = detect_pictures(detector, dataset, **machine), dataset.truths
     else:
         detections, targets = detect_all(detector.predict, dataset, **machine)
@@ -165,9 +166,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
 def _of_file(arguments: argparse.Namespace) -> _Detected:
     from ssd.evaluation.detection_file import DetectionFile
 
-    given = fields_given(arguments, DetectionOptions)
-    given |= {name: value for name in ("tiles", "overlap") if (value := getattr(arguments, name)) is not None}
-    if given:
+    if given := fields_given(arguments, DetectionOptions) | merging_given(arguments):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
             f"{arguments.detections}: the options of detection do not apply to detections in a file; leave out {flags}"

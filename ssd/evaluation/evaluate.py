@@ -170,7 +170,7 @@ def detect_pictures(
     quiet: bool = False,
     ranks: Ranks = ALONE,
 ) -> Packed[Found] | tuple[()]:
-    """Calls a detector with each picture of a data set, so that its `tiles`, `only` and `thresholds` apply.
+    """Calls a detector with each picture of a data set, so that all its options apply.
 
     Args:
         detector: the detector.

@@ -29,7 +29,7 @@ from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import ReadAhead, in_threads
 from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.loading import open_weights
-from ssd_ext import DetectionOptions, postprocess_detections
+from ssd_ext import DetectionOptions, nms, postprocess_detections
 
 SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
 
@@ -80,11 +80,13 @@ class Detector:
             sees the tiles and the whole picture, and their detections are merged (docs/semantics.md, "Tiles"); each
             has up to `options.top_k` detections. None: the network sees only the whole picture.
         overlap: least overlap of neighbouring tiles, as a fraction of their side, from 0 to 0.9.
+        class_agnostic: whether NMS with `options.max_overlap` also runs among detections of different classes, at the
+            end (docs/semantics.md, "Class-agnostic NMS").
 
     Attributes:
         prepare: function from a picture to the pixels that `predict` takes.
         predict: function from prepared pictures to padded detections, which `ssd.evaluation.evaluate.evaluate` takes as
-            its model. It does not apply `only`, `thresholds` and `tiles`.
+            its model. It does not apply `only`, `thresholds`, `tiles` and `class_agnostic`.
 
     Raises:
         ValueError: `only` or `thresholds` has an unknown class, `only` is empty, a threshold, `tiles` or `overlap` is
@@ -103,6 +105,7 @@ class Detector:
         thresholds: Mapping[str, float] | None = None,
         tiles: int | None = None,
         overlap: float = OVERLAP,
+        class_agnostic: bool = False,
     ) -> None:
         check_tiles(tiles, overlap)
         self.model = model
@@ -121,6 +124,7 @@ class Detector:
         self.prepare = EvalTransform(model.input_size)
         self.tiles = model.input_size if tiles == 0 else tiles
         self.overlap = overlap
+        self.class_agnostic = class_agnostic
 
     @classmethod
     def load(
@@ -135,6 +139,7 @@ class Detector:
         thresholds: Mapping[str, float] | None = None,
         tiles: int | None = None,
         overlap: float = OVERLAP,
+        class_agnostic: bool = False,
         **options: Any,  # each value has the type of its field in DetectionOptions
     ) -> Detector:
         """Creates a detector from a file of weights or a file of `ssd export`.
@@ -148,8 +153,8 @@ class Detector:
             device: such as "cpu" or "cuda:0"; by default a GPU if there is one, or the device of the exported file.
             bf16: see `predictor`.
             compile: whether to compile the network, which takes a minute.
-            only, thresholds, tiles, overlap: see `Detector`; `ssd.inference.selection.read_thresholds` reads thresholds
-                from a file.
+            only, thresholds, tiles, overlap, class_agnostic: see `Detector`; `ssd.inference.selection.read_thresholds`
+                reads thresholds from a file.
             options: fields of `ssd_ext.DetectionOptions`.
 
         Raises:
@@ -165,6 +170,7 @@ class Detector:
         if unknown := options.keys() - set(DetectionOptions._fields):
             raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
         chosen: dict[str, Any] = {"only": only, "thresholds": thresholds, "tiles": tiles, "overlap": overlap}
+        chosen["class_agnostic"] = class_agnostic
         if not is_exported(path):
             checkpoint = open_weights(path)
             model = place(build_model(checkpoint, path).fuse(), pick_device(device))
@@ -337,13 +343,20 @@ class Detector:
             kept = self._selection(found.labels, found.scores)
             chosen = Found(*(column[kept] for column in found))
             if first and last:
-                yield Detections(picture, *chosen.in_pixels(picture.width, picture.height), self.classes)
+                yield self._result(picture, chosen.in_pixels(picture.width, picture.height))
                 continue
             if first:
                 parts.clear()
             parts.append(in_view(chosen, view, picture.width, picture.height))
             if last:
-                yield Detections(picture, *merge(parts, self.options.max_overlap), self.classes)
+                yield self._result(picture, merge(parts, self.options.max_overlap))
+
+    def _result(self, picture: Picture, found: Found) -> Detections:
+        """Makes the result of a picture from all its detections, in pixels."""
+        if self.class_agnostic:
+            kept = nms(found.boxes, found.scores, self.options.max_overlap)
+            found = Found(*(column[kept] for column in found))
+        return Detections(picture, *found, self.classes)
 
 
 def predictor(

@@ -8,15 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from detect_command import detect
+from evaluation_inputs import slow_iou
 from PIL import Image
 
 import ssd
 from ssd import load_weights
-from ssd.data import ImageReadError, PictureFile, read_image
+from ssd.cli import main
+from ssd.data import ImageReadError, PictureFile, open_dataset, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.reading import Picture
 from ssd.drawing import draw_detections
+from ssd.evaluation.evaluate import detect_pictures, score
 from ssd.inference.detections import Detections
 from ssd.inference.detector import SHOWN, Detector
 from ssd.inference.results import JSON_NAME, as_line, coco_results
@@ -285,3 +289,75 @@ def test_detector_leaves_out_what_cannot_be_read(shapes, weights, tmp_path):
     assert [type(error) for error in errors] == [ImageReadError, FileNotFoundError]
     with pytest.raises(ImageReadError, match=r"text\.png"):
         detector(paths)
+
+
+# ------------------------------------------------------------------------------------- class-agnostic NMS
+
+
+def slow_nms(rows, max_overlap):
+    """NMS in loops over rows (score, label, box), whatever their labels."""
+    kept = []
+    for row in sorted(rows, key=lambda row: -row[0]):
+        if all(slow_iou(other[2], row[2]) <= max_overlap for other in kept):
+            kept.append(row)
+    return kept
+
+
+def rows(found):
+    return [(each.score, each.label, each.box) for each in found]
+
+
+class Scattered:
+    """A program that finds 30 objects in a picture: the same ones whenever it sees the same pixels."""
+
+    input_size = 64
+
+    def __call__(self, images):
+        columns = []
+        for image in images:
+            rng = np.random.default_rng(list(image.numpy().tobytes()[:2000]))
+            corners = rng.uniform(-0.1, 0.7, (30, 2))
+            boxes = np.concatenate([corners, corners + rng.uniform(0.2, 0.5, (30, 2))], 1)
+            scores = -np.sort(-rng.permutation(1000)[:30] / 1000)
+            columns.append((torch.tensor(boxes).float(), torch.tensor(rng.integers(1, 4, 30)), torch.tensor(scores)))
+        boxes, labels, scores = map(torch.stack, zip(*columns, strict=True))
+        return boxes, labels, scores.float(), torch.full((len(images),), 30)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"only": ["circle", "square"]}, {"thresholds": {"triangle": 0.8, "square": 0.5}}, {"tiles": 120}],
+    ids=str,
+)
+def test_detections_of_all_classes_suppress_each_other(files, options):
+    """After everything else: a detection that `only` or a threshold removes suppresses nothing."""
+    pictures = [np.array(Image.open(path)) for path in files]
+    for max_overlap in (0.1, 0.45):
+        arguments = Scattered(), CLASSES, DetectionOptions(min_score=0.05, max_overlap=max_overlap)
+        within_classes = Detector(*arguments, **options)(pictures, batch_size=4)
+        found = Detector(*arguments, class_agnostic=True, **options)(pictures, batch_size=4)
+        for ours, theirs in zip(found, within_classes, strict=True):
+            assert rows(ours) == slow_nms(rows(theirs), max_overlap)
+        assert 0 < sum(map(len, found)) < sum(map(len, within_classes))
+
+
+def test_class_agnostic_nms_on_the_command_line(weights, shapes, tmp_path, capsys):
+    pictures = shapes / "JPEGImages"
+    given = ["--class-agnostic", "--no-drawings", "--min-score", "0.3"]
+    assert detect(pictures, *given, weights=weights, out=tmp_path) == 0
+    written = json.loads((tmp_path / JSON_NAME).read_text())["annotations"]
+    detector = ssd.Detector.load(weights, device="cpu", min_score=0.3, class_agnostic=True)
+    found = detector(sorted(pictures.iterdir()))
+    assert [row["category_id"] for row in written] == [each.label for its in found for each in its]
+    assert detect(pictures, *given, "--resume", weights=weights, out=tmp_path) == 0
+    assert detect(pictures, *given[1:], "--resume", weights=weights, out=tmp_path) == 2
+    assert "was made with class_agnostic True, and this run has None" in capsys.readouterr().err
+
+    data = open_dataset(shapes, "train", CLASSES)
+    detector = ssd.Detector.load(weights, device="cpu", min_score=0.01, class_agnostic=True)
+    expected = score(detect_pictures(detector, data, batch_size=3, quiet=True), data.truths, CLASSES)
+    evaluated = ["eval", str(shapes), "--split", "train", "--class-agnostic"]
+    assert main([*evaluated, "--weights", str(weights), "--device", "cpu", "--batch-size", "3"]) == 0
+    assert str(expected) in capsys.readouterr().out
+    assert main([*evaluated, "--detections", str(tmp_path / JSON_NAME)]) == 2
+    assert "leave out --class-agnostic" in capsys.readouterr().err
