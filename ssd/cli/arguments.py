@@ -146,6 +146,8 @@ def add_fields(
                 "type": class_names,
                 "help": f"{text}: a list separated by commas, or a file with one name per line",
             }
+        elif name == "size_limits":
+            settings |= {"type": checked(_numbers, *checks), "metavar": "SMALL,LARGE"}
         elif get_origin(kind) is tuple:
             settings |= {"nargs": "+", "metavar": "DATA"}
         else:
@@ -169,7 +171,17 @@ def _default_text(default: Any, name: str) -> str:
             for value, names in recipes.items()
             if value is not None
         )
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
     return "" if default is None or default is False else str(default)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Parses numbers separated by commas."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers separated by commas, got {text!r}") from None
 
 
 def fields_given(arguments: argparse.Namespace, options: type) -> dict[str, Any]:

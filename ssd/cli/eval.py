@@ -51,11 +51,13 @@ examples:
   ssd eval my_pictures --weights run/best.pt --report report.html           what goes wrong, and which score to choose
   ssd eval coco --weights coco --split val2017 --method coco --curves curves.png
   ssd eval coco --detections results.json --split val2017 --method coco     results of any program, in COCO's format
+  ssd eval cells --weights run/best.pt --method coco --max-dets 500 --top-k 1000     many objects in each picture
   ssd eval my_pictures --detections found/detections.json                   written by ssd detect""",
     )
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
+    from ssd.evaluation.coco import CocoOptions
     from ssd.evaluation.evaluate import METHODS
 
     parser.add_argument("data", nargs="+", metavar="DATA", help=DATA)
@@ -68,6 +70,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iou", type=float, help="least IoU of a hit; cannot be used with --method coco (default: 0.5)"
     )
+    add_fields(parser, CocoOptions())
     parser.add_argument("--curves", metavar="FILE.png", help="draw the precision-recall curve of each class")
     report = (
         "write an HTML report with thresholds, kinds of errors and the worst pictures, and its numbers to FILE.json"
@@ -91,12 +94,17 @@ class _Detected(NamedTuple):
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from ssd.evaluation.coco import CocoOptions
     from ssd.evaluation.evaluate import METRICS
     from ssd.evaluation.report import check_report
     from ssd.runtime.processes import UNLIMITED, joined
 
     if arguments.iou is not None and not METRICS[arguments.method].takes_iou:
         raise ValueError(f"--iou cannot be used with --method {arguments.method}; leave it out")
+    if (given := fields_given(arguments, CocoOptions)) and not METRICS[arguments.method].takes_options:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{flags}: can only be used with --method coco; add it, or leave out {flags}")
+    arguments.coco = CocoOptions(**given) if given else None
     if arguments.curves and not Path(arguments.curves).parent.is_dir():
         raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
     if arguments.report:
@@ -117,7 +125,7 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
     from ssd.evaluation.report import Origin, write_report
 
     dataset, classes, detections, targets, in_pixels, part, options = detected
-    rules = arguments.iou, arguments.method
+    rules = arguments.iou, arguments.method, arguments.coco
     if in_pixels:
         result = score(detections, targets, classes, *rules)
     else:
@@ -151,7 +159,10 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     dataset, line = ranks.from_first(chosen)
     if ranks.first:
         _tell(dataset, line)
-    check(dataset, detector.classes, arguments.iou, arguments.method)
+    check(dataset, detector.classes, arguments.iou, arguments.method, arguments.coco)
+    if ranks.first and arguments.coco and detector.options.top_k < arguments.coco.max_dets:
+        limits = f"--top-k {detector.options.top_k} and --max-dets {arguments.coco.max_dets}"
+        print(f"{limits}: no picture has more detections than --top-k; raise it to measure more", file=sys.stderr)
     machine = {"batch_size": arguments.batch_size, "workers": arguments.workers, "ranks": ranks}
     detections: Sequence[tuple[Tensor, Tensor, Tensor]]
     targets: Sequence[Mapping[str, Tensor]]

@@ -1,4 +1,4 @@
-"""The twelve metrics of COCO, computed by faster-coco-eval (the extra `coco`)."""
+"""The twelve metrics of COCO, computed by faster-coco-eval (the extra `coco`); docs/semantics.md has the rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -20,15 +20,62 @@ from ssd.evaluation.voc import EvalResult, check_classes, show
 if TYPE_CHECKING:
     from faster_coco_eval import COCOeval_faster
 
-__all__ = ["FIGURES", "CocoResult", "coco_average_precision"]
+__all__ = ["FIGURES", "CocoOptions", "CocoResult", "coco_average_precision"]
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+LARGEST_SIDE = 1e5  # of objects in pixels, in pycocotools
 BLOCK = 300_000  # rows of detections and objects that are measured at once; each needs 2 kB of memory meanwhile
+
+
+def at_least_11(value: int) -> None:
+    """Raises ValueError unless the value can be `CocoOptions.max_dets`."""
+    if not isinstance(value, int) or not 11 <= value <= 10**6:  # AR1 and AR10 are figures of their own
+        raise ValueError(f"must be a whole number from 11 to 1000000, got {value}")
+
+
+def two_sides(value: tuple[float, float]) -> None:
+    """Raises ValueError unless the value can be `CocoOptions.size_limits`."""
+    if len(value) != 2 or not 0 < value[0] < value[1] < LARGEST_SIDE:
+        raise ValueError(f"must be two sides in pixels, the smaller one first, such as 32,96, got {_listed(value)}")
+
+
+class CocoOptions(NamedTuple):
+    """The rules of COCO's metric that can be changed (docs/semantics.md, "COCO's figures").
+
+    The annotation of each field has its type, its meaning and its check.
+    """
+
+    max_dets: Annotated[
+        int,
+        "with --method coco: number of detections of a class that count in a picture, those with the highest scores; "
+        "--top-k limits the detections of all classes",
+        at_least_11,
+    ] = 100
+    size_limits: Annotated[
+        tuple[float, float],
+        "with --method coco: sides in pixels of the squares up to whose area objects are small, and from whose area on "
+        "they are large",
+        two_sides,
+    ] = (32, 96)
+
+    def __str__(self) -> str:
+        small, large = (f"{side:g} * {side:g}" for side in self.size_limits)
+        return (
+            f"at most {self.max_dets} detections of a class in a picture; small: up to {small} pixels, "
+            f"large: from {large} pixels"
+        )
+
+
+COCO = CocoOptions()  # the rules of COCO
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True)
 class CocoResult(EvalResult):
-    """The result of `coco_average_precision`; `print` shows it as a table, followed by the twelve metrics.
+    """The result of `coco_average_precision`; `print` shows it as a table, the twelve metrics and the options.
 
     Attributes:
         mAP: "AP" of the twelve metrics, in 0..1; NaN if there is no object.
@@ -43,10 +90,13 @@ class CocoResult(EvalResult):
         figures: the twelve metrics by name, in 0..1; NaN if there is no such object. AP is the mean over ten IoUs; AP50
             and AP75 are at one IoU; APs, APm and APl are those of small (up to 32 * 32 pixels), medium and large (from
             96 * 96 pixels) objects. AR1, AR10 and AR100 are the recalls with at most 1, 10 and 100 detections of a
-            class in an image; ARs, ARm and ARl are the recalls of small, medium and large objects.
+            class in an image; ARs, ARm and ARl are the recalls of small, medium and large objects. With another
+            `max_dets`, AR100 has the name of this number, such as AR500.
+        options: the number of detections that count, and the limits of the sizes.
     """
 
     figures: dict[str, float]
+    options: CocoOptions
 
     @property
     def title(self) -> str:
@@ -56,13 +106,14 @@ class CocoResult(EvalResult):
     def __str__(self) -> str:
         cells = [f"{name:<5} {show(value):>6}" for name, value in self.figures.items()]
         rows = [cells[:3], cells[3:6], cells[6:9], cells[9:]]
-        return "\n".join([super().__str__(), "", *map("   ".join, rows)])
+        return "\n".join([super().__str__(), "", *map("   ".join, rows), "", str(self.options)])
 
 
 def coco_average_precision(
     detections: Sequence[tuple[Tensor, Tensor, Tensor]],
     targets: Sequence[Mapping[str, Tensor]],
     classes: Sequence[str],
+    options: CocoOptions = COCO,
 ) -> CocoResult:
     """Computes COCO's average precision and recall over a set of images.
 
@@ -71,18 +122,20 @@ def coco_average_precision(
 
     Args:
         detections: for each image (boxes (k, 4) xyxy in pixels, labels (k,) integer in 0..C-1, scores (k,)), k >= 0.
-            Label 0 is left out. In each image and class, the 100 detections with the highest scores count.
+            Label 0 is left out. In each image and class, the `options.max_dets` detections with the highest scores
+            count.
         targets: for each image a mapping, as from `BoxDataset.truths`: "boxes" (n, 4) xyxy in pixels and "labels" (n,)
             integer in 1..C-1; optionally "difficult" (n,) bool, True also for crowds, "areas" (n,) in square pixels, by
             default the areas of the boxes, and "image_id".
         classes: the C-1 different class names without background; label i is `classes[i - 1]`.
+        options: the number of detections that count, and the limits of the sizes.
 
     Returns:
         A `CocoResult`.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: the numbers of images or rows differ; a label or name is not allowed.
+        ValueError: the numbers of images or rows differ; a label, a name or an option is not allowed.
 
     Ties: detections with equal scores are ordered by "image_id", or by the position of the image if there is none, then
     by row; NaN scores come last. A box that is not finite matches nothing.
@@ -90,20 +143,23 @@ def coco_average_precision(
     Source: Lin et al., Microsoft COCO: Common Objects in Context, 2014; cocodataset.org/#detection-eval.
     """
     classes = tuple(classes)
-    check_metric(classes)
+    check_metric(classes, options)
     found, truths = _columns(detections, targets, len(classes) + 1)
     parts: dict[str, list[np.ndarray]] = {"precision": [], "recall": []}
     with _no_collection():
         for labels in _blocks(found, truths, len(classes)):
-            evaluation = _evaluate(found, truths, labels)  # large, so only its "precision" and "recall" are kept
+            evaluation = _evaluate(
+                found, truths, labels, options
+            )  # large, so only its "precision" and "recall" are kept
             for name, part in parts.items():
                 part.append(evaluation.eval[name])
     precision, recall = (np.concatenate(part, -3) for part in parts.values())
     evaluation.eval = {"precision": precision, "recall": recall}
     evaluation.summarize()
-    figures = {name: _known(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    names = (name.replace("100", str(options.max_dets)) for name in FIGURES)
+    figures = {name: _known(value) for name, value in zip(names, evaluation.stats, strict=True)}
 
-    # (10 IoUs, 101 recalls, classes), of all sizes and with 100 detections; -1 for a class without ground truth
+    # (10 IoUs, 101 recalls, classes), of all sizes and with max_dets detections; -1 for a class without ground truth
     precision = precision[..., 0, -1]
     ap = {name: _known(precision[..., k].mean()) for k, name in enumerate(classes)}
     recall = np.asarray(evaluation.params.recThrs)
@@ -117,6 +173,7 @@ def coco_average_precision(
         method="coco",
         curves={name: none if np.isnan(ap[name]) else (recall, precision[0, :, k]) for k, name in enumerate(classes)},
         figures=figures,
+        options=options,
     )
 
 
@@ -189,7 +246,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _evaluate(found: _Columns, truths: _Columns, labels: range) -> COCOeval_faster:
+def _evaluate(found: _Columns, truths: _Columns, labels: range, options: CocoOptions) -> COCOeval_faster:
     """Evaluates some of the classes; the results of a class do not depend on other classes."""
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -200,6 +257,9 @@ def _evaluate(found: _Columns, truths: _Columns, labels: range) -> COCOeval_fast
     images = [{"id": i} for i in np.union1d(found.images, truths.images).tolist()]
     head = {"images": images, "categories": [{"id": label} for label in labels]}
     evaluation = COCOeval_faster(*(COCO(head | {"annotations": _rows(rows)}) for rows in (truths, found)), "bbox")
+    small, large = (side**2 for side in options.size_limits)
+    evaluation.params.maxDets = [1, 10, options.max_dets]
+    evaluation.params.areaRng = [[0, LARGEST_SIDE**2], [0, small], [small, large], [large, LARGEST_SIDE**2]]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
@@ -225,13 +285,19 @@ def _count(classes: Sequence[str], labels: np.ndarray) -> dict[str, int]:
     return dict(zip(classes, np.bincount(labels, minlength=len(classes) + 1)[1:].tolist(), strict=True))
 
 
-def check_metric(classes: Sequence[str]) -> None:
+def check_metric(classes: Sequence[str], options: CocoOptions = COCO) -> None:
     """Checks everything that can be checked before there are detections.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: a name is in `classes` twice.
+        ValueError: a name is in `classes` twice, or an option is not allowed.
     """
     check_classes(classes)
+    for name, hint in get_type_hints(CocoOptions, include_extras=True).items():
+        for check in get_args(hint)[2:]:
+            try:
+                check(getattr(options, name))
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
     if find_spec("faster_coco_eval") is None:
         raise ImportError("method 'coco' needs faster-coco-eval: pip install 'ssd-ext[coco]'")

@@ -17,6 +17,7 @@ from ssd.data.loader import Sample, Samples, eval_loader
 from ssd.detection import Found, Padded, unpad
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
+from ssd.evaluation.coco import CocoOptions
 from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Detector, Predict, predictor
 from ssd.networks import Network
@@ -31,16 +32,19 @@ class Metric(NamedTuple):
     """The functions of a method of measuring detections.
 
     Attributes:
-        check: takes the classes, and `iou_threshold` if `takes_iou`; raises an error if these cannot be measured.
+        check: takes the classes, and `iou_threshold` or `options` if the method has them; raises an error if these
+            cannot be measured.
         measure: takes detections, targets and the same arguments as `check`; returns the result.
         in_pixels: whether boxes must be in pixels, not in fractions of the picture.
         takes_iou: whether the smallest IoU of a true positive can be chosen.
+        takes_options: whether it takes `options`, a `CocoOptions`.
     """
 
     check: Callable[..., None]
     measure: Callable[..., EvalResult]
     in_pixels: bool = False
     takes_iou: bool = True
+    takes_options: bool = False
 
 
 METRICS: dict[str, Metric] = {
@@ -50,7 +54,12 @@ METRICS: dict[str, Metric] = {
         )
         for method in voc_metrics.METHODS
     },
-    "coco": Metric(coco_metrics.check_metric, coco_metrics.coco_average_precision, in_pixels=True, takes_iou=False),
+    "coco": Metric(
+        *(coco_metrics.check_metric, coco_metrics.coco_average_precision),
+        in_pixels=True,
+        takes_iou=False,
+        takes_options=True,
+    ),
 }
 METHODS = tuple(METRICS)
 Results = TypeVar("Results", bound=tuple[Packed[Any], ...])
@@ -65,6 +74,7 @@ def evaluate(
     *,
     iou_threshold: float | None = None,
     method: str = "area",
+    coco: CocoOptions | None = None,
     batch_size: int = 8,
     bf16: bool | None = None,
     workers: int | None = None,
@@ -82,6 +92,7 @@ def evaluate(
         iou_threshold: see `score`.
         method: see `score`. "coco" cuts detections at the picture's edges, as `ssd detect` does, and needs a
             `BoxDataset`, which knows the sizes of its pictures in pixels.
+        coco: see `score`.
         batch_size: pictures per forward pass, at least 1.
         bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
         workers: number of processes that read pictures; by default see `ssd.data.loader.worker_count`.
@@ -96,22 +107,26 @@ def evaluate(
         ImportError: see `score`.
     """
     classes = tuple(classes)
-    check(dataset, classes, iou_threshold, method)
+    check(dataset, classes, iou_threshold, method, coco)
     found = detect_all(
         model, dataset, options, batch_size=batch_size, bf16=bf16, workers=workers, quiet=quiet, ranks=ranks
     )
-    return ranks.from_first(lambda: score_found(*found, dataset, classes, iou_threshold, method))
+    return ranks.from_first(lambda: score_found(*found, dataset, classes, iou_threshold, method, coco))
 
 
 def check(
-    dataset: Samples[int], classes: Sequence[str], iou_threshold: float | None = None, method: str = "area"
+    dataset: Samples[int],
+    classes: Sequence[str],
+    iou_threshold: float | None = None,
+    method: str = "area",
+    coco: CocoOptions | None = None,
 ) -> None:
     """Checks everything that can be checked before the network runs, see `evaluate`.
 
     Raises:
         ValueError, ImportError: see `evaluate`.
     """
-    metric, _ = _checked(method, classes, iou_threshold)
+    metric, _ = _checked(method, classes, iou_threshold, coco)
     if metric.in_pixels and not isinstance(dataset, BoxDataset):
         raise ValueError(f"method {method!r} measures in pixels: it needs a BoxDataset, got {type(dataset).__name__}")
 
@@ -226,13 +241,14 @@ def score_found(
     classes: Sequence[str],
     iou_threshold: float | None = None,
     method: str = "area",
+    coco: CocoOptions | None = None,
 ) -> EvalResult:
     """Measures the average precision of the detections of a network.
 
     Args:
         detections, targets: the result of `detect_all`.
         dataset: the data set; if the method measures in pixels, a `BoxDataset`.
-        classes, iou_threshold, method: see `score`.
+        classes, iou_threshold, method, coco: see `score`.
 
     Returns:
         See `score`.
@@ -240,8 +256,8 @@ def score_found(
     if METRICS[method].in_pixels and isinstance(dataset, BoxDataset) and isinstance(detections, Packed):
         width, height = dataset.sizes.repeat_interleave(detections.counts, 0).T
         found = Packed(detections.columns.in_pixels(width, height), detections.row_splits)
-        return score(found, dataset.truths, classes, iou_threshold, method)
-    return score(detections, targets, classes, iou_threshold, method)
+        return score(found, dataset.truths, classes, iou_threshold, method, coco)
+    return score(detections, targets, classes, iou_threshold, method, coco)
 
 
 def score(
@@ -250,6 +266,7 @@ def score(
     classes: Sequence[str],
     iou_threshold: float | None = None,
     method: str = "area",
+    coco: CocoOptions | None = None,
 ) -> EvalResult:
     """Measures the average precision of detections, by one of `METHODS`.
 
@@ -259,29 +276,38 @@ def score(
         iou_threshold: smallest IoU of a true positive, in (0, 1]; by default 0.5. Cannot be chosen for "coco", which
             averages over ten IoUs.
         method: "area" or "11point" for the rules of Pascal VOC, or "coco".
+        coco: for "coco", the number of detections that count and the limits of the sizes, if not COCO's own.
 
     Returns:
         An `EvalResult`; with "coco" a `CocoResult`.
 
     Raises:
-        ValueError: the method is unknown; the IoU is not allowed; see also the function of the method.
+        ValueError: the method is unknown; the IoU or an option is not allowed; see also the function of the method.
         ImportError: "coco" needs faster-coco-eval, which is not installed.
     """
-    metric, chosen = _checked(method, classes, iou_threshold)
+    metric, chosen = _checked(method, classes, iou_threshold, coco)
     return metric.measure(detections, targets, classes, **chosen)
 
 
-def _checked(method: str, classes: Sequence[str], iou_threshold: float | None) -> tuple[Metric, dict[str, float]]:
-    """Returns the metric of a method, and the arguments for it: `iou_threshold`, or nothing if it takes none.
+def _checked(
+    method: str, classes: Sequence[str], iou_threshold: float | None, coco: CocoOptions | None
+) -> tuple[Metric, dict[str, Any]]:
+    """Returns the metric of a method, and the arguments for it: those of `iou_threshold` and `options` that it takes.
 
     Raises:
-        ValueError: the method is unknown, or cannot measure these classes or take this IoU.
+        ValueError: the method is unknown, or cannot measure these classes or take this IoU or these options.
     """
     if method not in METRICS:
         raise ValueError(f"method must be one of {', '.join(METRICS)}, got {method!r}")
     metric = METRICS[method]
     if iou_threshold is not None and not metric.takes_iou:
         raise ValueError(f"iou_threshold cannot be chosen for the method {method!r}, got {iou_threshold}: leave it out")
-    chosen = {"iou_threshold": 0.5 if iou_threshold is None else iou_threshold} if metric.takes_iou else {}
+    if coco is not None and not metric.takes_options:
+        raise ValueError(f"coco has options of the method 'coco', and the method is {method!r}: leave it out")
+    chosen: dict[str, Any] = {}
+    if metric.takes_iou:
+        chosen["iou_threshold"] = 0.5 if iou_threshold is None else iou_threshold
+    if metric.takes_options:
+        chosen["options"] = coco or CocoOptions()
     metric.check(tuple(classes), **chosen)
     return metric, chosen

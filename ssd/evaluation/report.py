@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssd.data.dataset import BoxDataset
 from ssd.evaluation import mistakes
-from ssd.evaluation.coco import CocoResult
+from ssd.evaluation.coco import CocoOptions, CocoResult
 from ssd.evaluation.mistakes import KINDS, MISSED, Matches
 from ssd.evaluation.voc import METHODS, EvalResult, average_precision
 from ssd.inference.selection import REPORT
@@ -135,6 +135,7 @@ def _numbers(
         "mAP": result.mAP,
         "iou": voc.iou_threshold,
         "coco": result.figures if isinstance(result, CocoResult) else None,
+        "coco_options": result.options._asdict() if isinstance(result, CocoResult) else None,
         "best": {"min_score": min_score, "mean_f1": mean_f1},
         "classes": [
             {"name": name, "ap": result.ap[name], "n_objects": voc.n_truths[name], **best._asdict()}
@@ -232,6 +233,7 @@ def _page(
         kinds=KINDS,
         meanings=MEANINGS,
         confusions=confusions[:CONFUSIONS],
+        coco_rules=str(CocoOptions(**numbers["coco_options"])) if numbers["coco_options"] else "",
         is_matrix=len(names) <= MATRIX_CLASSES + 1,
         worst=worst,
         training=[

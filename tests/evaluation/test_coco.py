@@ -15,7 +15,8 @@ from evaluation_inputs import CAT, CLASSES, DOG, GOOD, GOOD_TARGET, NOTHING, fou
 from PIL import Image
 
 from ssd.cli import main
-from ssd.evaluation.coco import FIGURES, coco_average_precision
+from ssd.evaluation.coco import FIGURES, CocoOptions, coco_average_precision
+from ssd.evaluation.evaluate import evaluate, score
 
 COCO = pytest.importorskip("pycocotools.coco", reason="no pycocotools: pip install 'ssd-ext[dev]'").COCO
 COCOeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
@@ -35,6 +36,30 @@ def pycocotools(content: dict, results: list) -> dict[str, float]:
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(FIGURES, evaluation.stats.tolist(), strict=True))
+
+
+def pycocotools_with(content: dict, results: list, max_dets: int, sides: tuple[float, float]) -> dict[str, float]:
+    """The same with other limits. `summarize` of the reference assumes 100 detections, so its means are made here."""
+    small, large = (side * side for side in sides)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truths = COCO()
+        truths.dataset = content
+        truths.createIndex()
+        evaluation = COCOeval(truths, truths.loadRes(results), "bbox")
+        evaluation.params.maxDets = [1, 10, max_dets]
+        evaluation.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]  # IoU, recall, class, size, maxDets
+
+    def mean(values: np.ndarray) -> float:
+        return float(values[values > -1].mean())
+
+    averages = [mean(precision[..., 0, 2]), mean(precision[0, ..., 0, 2]), mean(precision[5, ..., 0, 2])]
+    averages += [mean(precision[..., size, 2]) for size in (1, 2, 3)]
+    recalls = [mean(recall[..., 0, n]) for n in range(3)] + [mean(recall[..., size, 2]) for size in (1, 2, 3)]
+    names = [name.replace("100", str(max_dets)) for name in FIGURES]
+    return dict(zip(names, averages + recalls, strict=True))
 
 
 def random_content(seed: int, n_images: int = 12):
@@ -70,9 +95,7 @@ def column(rows: list, key: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor([row[key] for row in rows], dtype=dtype)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_equal_to_pycocotools(seed: int) -> None:
-    content, results = random_content(seed)
+def columns_of(content: dict, results: list):
     detections, targets = [], []
     for image in content["images"]:
         rows = [row for row in results if row["image_id"] == image["id"]]
@@ -88,7 +111,13 @@ def test_equal_to_pycocotools(seed: int) -> None:
                 "image_id": image["id"],
             }
         )
-    result = coco_average_precision(detections, targets, ["1", "2", "3", "4"])
+    return detections, targets
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_to_pycocotools(seed: int) -> None:
+    content, results = random_content(seed)
+    result = coco_average_precision(*columns_of(content, results), ["1", "2", "3", "4"])
 
     assert result.figures == pytest.approx(pycocotools(content, results), abs=1e-12)
     assert all(0 < value < 1 for value in result.figures.values())  # the data decide something
@@ -100,6 +129,97 @@ def test_equal_to_pycocotools(seed: int) -> None:
     assert recall.tolist() == pytest.approx([i / 100 for i in range(101)])
     assert (np.diff(precision) <= 0).all()
     assert [len(values) for values in result.curves["4"]] == [0, 0]
+
+
+@pytest.mark.parametrize(("max_dets", "sides"), [(100, (32, 96)), (11, (32, 96)), (100, (20.5, 60)), (13, (40, 60))])
+def test_other_limits_are_those_of_pycocotools(max_dets: int, sides: tuple[float, float]) -> None:
+    content, results = random_content(1, n_images=8)
+    content["categories"] = content["categories"][:1]  # so that a picture has more than 11 detections of a class
+    for row in [*content["annotations"], *results]:
+        row["category_id"] = 1
+    options = CocoOptions(max_dets, sides)
+    result = score(*columns_of(content, results), ["1"], method="coco", coco=options)
+    assert result.figures == pytest.approx(pycocotools_with(content, results, max_dets, sides), abs=1e-12)
+    assert list(result.figures)[8] == f"AR{max_dets}"
+    plain = coco_average_precision(*columns_of(content, results), ["1"])
+    assert (result.figures == plain.figures) == (options == CocoOptions())
+    assert result.options == options
+
+
+def test_more_than_100_objects_in_a_picture() -> None:
+    boxes = [[20 * (i % 15), 20 * (i // 15), 20 * (i % 15) + 15, 20 * (i // 15) + 15] for i in range(150)]
+    all_found = found(*((box, CAT, 0.9 - i / 1000) for i, box in enumerate(boxes)))
+    target = truth(*((box, CAT) for box in boxes))
+    assert coco([all_found], [target]).mAP == pytest.approx(67 / 101)  # of 101 recalls, those up to 100 / 150
+    result = coco_average_precision([all_found], [target], CLASSES, CocoOptions(max_dets=500, size_limits=(8, 16)))
+    assert result.mAP == pytest.approx(1)
+    assert (result.figures["AR500"], result.figures["APm"]) == pytest.approx((1, 1))
+    assert math.isnan(result.figures["APs"])
+    last = "at most 500 detections of a class in a picture; small: up to 8 * 8 pixels, large: from 16 * 16 pixels"
+    assert str(result).splitlines()[-1] == last
+    plain = str(coco([all_found], [target])).splitlines()[-1]
+    assert plain.endswith(
+        "100 detections of a class in a picture; small: up to 32 * 32 pixels, large: from 96 * 96 pixels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (CocoOptions(10), "max_dets must be a whole number from 11 to 1000000, got 10"),
+        (CocoOptions(500.0), r"max_dets must be a whole number from 11 to 1000000, got 500\.0"),
+        (
+            CocoOptions(size_limits=(96, 32)),
+            "size_limits must be two sides in pixels, the smaller one first.* got 96,32",
+        ),
+        (CocoOptions(size_limits=(32,)), "size_limits must be two sides in pixels, .* got 32"),
+        (CocoOptions(size_limits=(0, 32)), "size_limits must be two sides .* got 0,32"),
+        (CocoOptions(size_limits=(32, math.nan)), "size_limits must be two sides .* got 32,nan"),
+    ],
+)
+def test_impossible_options_are_named(options: CocoOptions, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        coco_average_precision([GOOD], [GOOD_TARGET], CLASSES, options)
+
+
+def test_options_of_coco_are_for_its_method() -> None:
+    for measure in (
+        lambda **more: score([GOOD], [GOOD_TARGET], CLASSES, **more),
+        lambda **more: evaluate(None, [], CLASSES, **more),
+    ):
+        with pytest.raises(
+            ValueError, match="coco has options of the method 'coco', and the method is 'area': leave it out"
+        ):
+            measure(coco=CocoOptions())
+
+
+def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, results = random_content(5)
+    for image in content["images"]:
+        Image.new("RGB", (300, 300)).save(tmp_path / image["file_name"])
+    data, detections = tmp_path / "truth.json", tmp_path / "results.json"
+    data.write_text(json.dumps(content))
+    detections.write_text(json.dumps(results))
+    command = ["eval", str(data), "--detections", str(detections)]
+    limits = ["--max-dets", "12", "--size-limits", "25,70.5"]
+    assert main([*command, "--method", "coco", *limits, "--report", str(tmp_path / "r.html")]) == 0
+    words = capsys.readouterr().out.split("\n\n")[1].split()
+    expected = pycocotools_with(content, results, 12, (25, 70.5))
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {name: f"{value:.4f}" for name, value in expected.items()}
+    numbers = json.loads((tmp_path / "r.json").read_text())
+    assert numbers["coco_options"] == {"max_dets": 12, "size_limits": [25, 70.5]}
+    assert numbers["coco"] == pytest.approx(expected)
+    assert "at most 12 detections of a class in a picture" in (tmp_path / "r.html").read_text()
+    assert main([*command, *limits]) == 2
+    assert "--max-dets, --size-limits: can only be used with --method coco" in capsys.readouterr().err
+    for wrong, says in (
+        (["--max-dets", "10"], "argument --max-dets: must be a whole number from 11 to 1000000, got 10"),
+        (["--size-limits", "64"], "argument --size-limits: must be two sides in pixels, the smaller one first"),
+        (["--size-limits", "a,b"], "argument --size-limits: must be numbers separated by commas, got 'a,b'"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, "--method", "coco", *wrong])
+        assert says in capsys.readouterr().err
 
 
 def test_the_command_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,5 +323,6 @@ def test_as_text() -> None:
     assert lines[4].split() == ["mAP@0.5:0.95", "(coco)", "2", "2", "0.5050"]
     assert lines[6].split() == ["AP", "0.5050", "AP50", "0.5050", "AP75", "0.5050"]
     assert lines[7].split() == ["APs", "1.0000", "APm", "-", "APl", "0.0000"]
-    assert [line.split()[::2] for line in lines[8:]] == [["AR1", "AR10", "AR100"], ["ARs", "ARm", "ARl"]]
+    assert [line.split()[::2] for line in lines[8:10]] == [["AR1", "AR10", "AR100"], ["ARs", "ARm", "ARl"]]
+    assert lines[10:] == ["", str(CocoOptions())]
     assert result.summary() == "mAP@0.5:0.95 0.5050 (cat 0.5050, dog -)"

@@ -64,7 +64,20 @@ def test_numbers(written: Path) -> None:
     result, matches = score(detections, targets, NAMES), match(detections, targets, 5)
     assert list(numbers) == [
         *("made_by", "date", "command", "data", "part", "source", "options", "versions", "n_pictures", "n_objects"),
-        *("n_detections", "method", "metric", "mAP", "iou", "coco", "best", "classes", "errors", "confusion", "sizes"),
+        *(
+            "n_detections",
+            "method",
+            "metric",
+            "mAP",
+            "iou",
+            "coco",
+            "coco_options",
+            "best",
+            "classes",
+            "errors",
+            "confusion",
+            "sizes",
+        ),
         *("calibration", "worst_pictures"),
     ]
     assert numbers["mAP"] == result.mAP
