@@ -18,6 +18,7 @@ from ssd_ext import DetectionOptions, LossOptions
 
 if TYPE_CHECKING:  # so that `ssd --help` does not import the detector
     from ssd.inference.detector import Detector
+    from ssd.inference.results import Info
 
 Value = TypeVar("Value")
 
@@ -310,6 +311,14 @@ def open_detector(arguments: argparse.Namespace, defaults: DetectionOptions) -> 
         **merging_given(arguments),
         **fields_given(arguments, DetectionOptions),
     )
+
+
+def made_with(arguments: argparse.Namespace, detector: Detector) -> Info:
+    """Describes what `ssd detect` detects with, see `ssd.inference.results.made_by`."""
+    from ssd.inference.results import made_by
+
+    chosen = arguments.weights, detector.options, arguments.only, arguments.thresholds
+    return made_by(*chosen, detector.tiles, detector.overlap, class_agnostic=detector.class_agnostic)
 
 
 def say(text: object) -> None:

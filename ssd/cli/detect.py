@@ -16,6 +16,7 @@ from ssd.cli.arguments import (
     checked,
     class_names,
     command,
+    made_with,
     open_detector,
 )
 from ssd.cli.detect_video import add_video_options, check_no_video_options, detect_videos
@@ -204,7 +205,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from ssd.inference.detector import SHOWN
     from ssd.inference.drawings import plan_drawings
     from ssd.inference.labels import plan_labels, write_labels
-    from ssd.inference.results import JSON_NAME, made_by, open_results
+    from ssd.inference.results import JSON_NAME, open_results
     from ssd.inference.selection import read_thresholds
     from ssd.runtime.files import file_names
     from ssd.runtime.signals import stop_signals
@@ -233,10 +234,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         _check_apart(drawings.values(), [labels, out / CROPS if crops is not None else None])
     detector = open_detector(arguments, SHOWN)
     folders = file_names(detector.classes)
-    info = made_by(
-        *(arguments.weights, detector.options, arguments.only, arguments.thresholds, detector.tiles, detector.overlap),
-        class_agnostic=detector.class_agnostic,
-    )
+    info = made_with(arguments, detector)
     if arguments.bits is not None:
         info = {**info, "bits": arguments.bits}
         detector.levels = 0, 2**arguments.bits - 1

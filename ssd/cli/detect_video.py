@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd.cli.arguments import checked, open_detector
+from ssd.cli.arguments import checked, made_with, open_detector
 from ssd.runtime.text import printable
 from ssd.training.settings import not_negative, positive
 
@@ -106,7 +106,6 @@ def detect_videos(arguments: argparse.Namespace, videos: Sequence[str]) -> int:
     """
     from ssd.data.video import Video, VideoReadError, load_av
     from ssd.inference.detector import SHOWN
-    from ssd.inference.results import made_by
     from ssd.inference.selection import read_thresholds
     from ssd.inference.video import plan_outputs
     from ssd.runtime.signals import stop_signals
@@ -117,9 +116,7 @@ def detect_videos(arguments: argparse.Namespace, videos: Sequence[str]) -> int:
     if arguments.thresholds is not None:
         arguments.thresholds = read_thresholds(arguments.thresholds)
     detector = open_detector(arguments, SHOWN)
-    info = made_by(
-        *(arguments.weights, detector.options, arguments.only, arguments.thresholds, detector.tiles, detector.overlap)
-    )
+    info = made_with(arguments, detector)
     failed = 0
     for source, outputs in plan.items():
         try:
