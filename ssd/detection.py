@@ -33,6 +33,11 @@ class Found(NamedTuple):
         size = torch.stack([torch.as_tensor(side).to(self.boxes) for side in (width, height) * 2], dim=-1)
         return self._replace(boxes=self.boxes.clamp(0, 1) * size)
 
+    def mirrored(self) -> Found:
+        """Converts boxes in fractions of an image to boxes in its mirror image, left and right exchanged."""
+        x0, y0, x1, y1 = self.boxes.unbind(1)
+        return self._replace(boxes=torch.stack([1 - x1, y0, 1 - x0, y1], dim=1))
+
 
 def bounded(options: DetectionOptions, n_priors: int, n_classes: int) -> DetectionOptions:
     """Limits top_k to the number of candidates, so that a large top_k allocates no rows that stay empty.

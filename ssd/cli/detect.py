@@ -80,6 +80,7 @@ examples:
   ssd detect holiday/ --weights run/best.pt --out found --only dog,cat
   ssd detect holiday/ --weights run/best.pt --out found --thresholds thresholds.json
   ssd detect aerial/ --weights run/best.pt --out found --tiles 640          small objects in large pictures
+  ssd detect holiday/ --weights run/best.pt --out found --flip              boxes fit better; over twice the time
   ssd detect holiday/ --weights run/best.pt --out found --class-agnostic    one detection at each place
   ssd detect clip.mp4 --weights run/best.pt --out found.mp4                   also writes found.jsonl
   ssd detect a.mp4 b.mov --weights run/best.pt --out found --every 5          found/a.mp4, found/a.jsonl, ...

@@ -169,6 +169,7 @@ def made_by(
     thresholds: Mapping[str, float] | None = None,
     tiles: int | None = None,
     overlap: float | None = None,
+    flip: bool = False,
     class_agnostic: bool = False,
 ) -> Info:
     """Describes the weights and the options that made detections, which are the same for a whole file.
@@ -176,11 +177,11 @@ def made_by(
     Args:
         weights: a file, or "coco". A file is described by its name and a hash of its content.
         options: see `ssd_ext.DetectionOptions`.
-        only, thresholds, tiles, overlap, class_agnostic: see `ssd.Detector`.
+        only, thresholds, tiles, overlap, flip, class_agnostic: see `ssd.Detector`.
 
     Returns:
         "weights", the fields of the options, "only" and "thresholds" as JSON, "tiles" and "overlap", and
-        "class_agnostic": True, or None as in files of earlier versions, which do not have this key.
+        "flip" and "class_agnostic": True, or None as in files of earlier versions, which do not have these keys.
     """
     name, path = weights, Path(weights)
     if path.is_file():
@@ -195,6 +196,7 @@ def made_by(
         "thresholds": None if thresholds is None else json.dumps(thresholds, sort_keys=True),
         "tiles": tiles,
         "overlap": None if tiles is None else overlap,
+        "flip": flip or None,
         "class_agnostic": class_agnostic or None,
     }
     return {"weights": name, **options._asdict(), **chosen}

@@ -11,6 +11,7 @@ import torch
 from detect_command import detect
 from evaluation_inputs import slow_iou
 from PIL import Image
+from slow_fusion import slow_fusion
 
 import ssd
 from ssd import load_weights
@@ -19,11 +20,14 @@ from ssd.data import ImageReadError, PictureFile, open_dataset, read_image
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.reading import Picture
+from ssd.data.tiles import views
+from ssd.detection import Found
 from ssd.drawing import draw_detections
 from ssd.evaluation.evaluate import detect_pictures, score
 from ssd.inference.detections import Detections
 from ssd.inference.detector import SHOWN, Detector
 from ssd.inference.results import JSON_NAME, as_line, coco_results
+from ssd.inference.tiles import in_view, merge
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
@@ -361,3 +365,74 @@ def test_class_agnostic_nms_on_the_command_line(weights, shapes, tmp_path, capsy
     assert str(expected) in capsys.readouterr().out
     assert main([*evaluated, "--detections", str(tmp_path / JSON_NAME)]) == 2
     assert "leave out --class-agnostic" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- flips
+
+
+def mirrored_back(found, width):
+    return [
+        ((width - each.box[2], each.box[1], width - each.box[0], each.box[3]), each.label, each.score) for each in found
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"only": ["square"]}, {"thresholds": {"square": 0.45, "circle": 0.35}}], ids=str
+)
+def test_detections_in_mirrored_pictures_are_joined(options):
+    noise = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    chosen = DetectionOptions(min_score=0.3, top_k=20)
+    found = Detector(Scattered(), CLASSES, chosen, flip=True, **options)(list(noise), batch_size=2)
+    plain = Detector(Scattered(), CLASSES, DetectionOptions(min_score=0))
+    least = {name: options.get("thresholds", {}).get(name, 0.3) for name in options.get("only", CLASSES)}
+    n_joined = 0
+    for picture, ours in zip(noise, found, strict=True):
+        seen = [(each.box, each.label, each.score) for each in plain(picture)]
+        seen = [seen, mirrored_back(plain(picture[:, ::-1].copy()), 64)]
+        every = slow_fusion(seen, [1, 1], 0.55)
+        n_joined += 60 - len(every)
+        expected = [row for row in every[:20] if row[2] > least.get(CLASSES[row[1] - 1], 2)]
+        assert [(each.label, each.score) for each in ours] == [(row[1], pytest.approx(row[2])) for row in expected]
+        np.testing.assert_allclose(
+            np.array([each.box for each in ours]), np.array([row[0] for row in expected]), atol=1e-4
+        )
+    assert n_joined > 10
+    assert sum(map(len, found)) > 5
+
+
+def test_a_network_looks_for_half_of_the_score(weights):
+    """The score of an object is the mean of its scores in both pictures."""
+    detector = ssd.Detector.load(weights, device="cpu", min_score=0.5, flip=True, thresholds={"circle": 0.3})
+    assert detector.predict.keywords["options"].min_score == 0.15
+    assert detector.options.min_score == 0.5
+
+
+def test_tiles_are_flipped_one_by_one(files):
+    """And merged afterwards."""
+    arguments = Scattered(), CLASSES, DetectionOptions(min_score=0.3)
+    every = Detector(*arguments, flip=True, tiles=120)(files, batch_size=3)
+    for path, found in zip(files, every, strict=True):
+        with Image.open(path) as picture:
+            plan = views(*picture.size, 120)
+            crops = [np.array(picture.crop(view)) for view in plan]
+            size = picture.size
+        parts = []
+        for view, its in zip(plan, Detector(*arguments, flip=True)(crops), strict=True):
+            sides = torch.tensor([view[2] - view[0], view[3] - view[1]] * 2)
+            parts.append(in_view(Found(its.boxes / sides, its.labels, its.scores), view, *size))
+        assert len(parts) > 4
+        expected = merge(parts, 0.45)
+        assert torch.equal(found.scores, expected.scores)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-3)  # divided, then multiplied
+
+
+def test_flips_on_the_command_line(weights, shapes, tmp_path, capsys):
+    pictures = shapes / "JPEGImages"
+    given = ["--flip", "--no-drawings", "--min-score", "0.3"]
+    assert detect(pictures, *given, weights=weights, out=tmp_path) == 0
+    written = json.loads((tmp_path / JSON_NAME).read_text())
+    found = ssd.Detector.load(weights, device="cpu", min_score=0.3, flip=True)(sorted(pictures.iterdir()))
+    assert [row["category_id"] for row in written["annotations"]] == [each.label for its in found for each in its]
+    assert written["info"]["min_score"] == 0.3
+    assert detect(pictures, *given[1:], "--resume", weights=weights, out=tmp_path) == 2
+    assert "was made with flip True, and this run has None" in capsys.readouterr().err
