@@ -328,8 +328,9 @@ def made_with(arguments: argparse.Namespace, detector: Detector) -> Info:
     from ssd.inference.results import made_by
 
     chosen = arguments.weights, detector.options, arguments.only, arguments.thresholds
-    merging = {"flip": detector.flip, "class_agnostic": detector.class_agnostic}
-    return made_by(*chosen, detector.tiles, detector.overlap, **merging)
+    return made_by(
+        *(*chosen, detector.tiles, detector.overlap), flip=detector.flip, class_agnostic=detector.class_agnostic
+    )
 
 
 def say(text: object) -> None:
