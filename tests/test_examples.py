@@ -1,10 +1,17 @@
 """examples/ does what the commands do."""
 
 import contextlib
+import http.client
+import io
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
+import zlib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from own_process import PATHS
+from PIL import Image
 from short_training import EPOCHS, NARROW, STEPS
 
 from ssd.cli import main
@@ -28,15 +36,21 @@ RAY_DETECT = EXAMPLES / "ray_detect.py"
 
 
 @pytest.fixture
-def detected(tmp_path):
-    """A folder of pictures, weights, and the rows that `ssd detect` finds."""
-    pictures = write_shapes(tmp_path / "shapes", 9, 0) / "JPEGImages"
+def trained(tmp_path):
+    """A folder of pictures, and weights."""
     torch.manual_seed(0)
     save_checkpoint(tmp_path / "w.pt", SSD300(4, width=0.01), ["circle", "square", "triangle"])
+    return write_shapes(tmp_path / "shapes", 9, 0) / "JPEGImages", tmp_path / "w.pt"
+
+
+@pytest.fixture
+def detected(trained, tmp_path):
+    """A folder of pictures, weights, and the rows that `ssd detect` finds."""
+    pictures, weights = trained
     arguments = [
         pictures,
         "--weights",
-        tmp_path / "w.pt",
+        weights,
         "--out",
         tmp_path / "out",
         "--no-drawings",
@@ -51,7 +65,7 @@ def detected(tmp_path):
         (Path(paths[a["image_id"]]).name, names[a["category_id"]], a["score"], *a["bbox"]) for a in found["annotations"]
     ]
     assert len(rows) > 20
-    return pictures, tmp_path / "w.pt", rows
+    return pictures, weights, rows
 
 
 def assert_equal(columns, rows):
@@ -199,3 +213,165 @@ def test_a_run_in_wandb(tmp_path):
     content = log.read_bytes()
     assert content.count(b"conf_loss") >= STEPS
     assert b"report" in content
+
+
+JPEG = b"\xff\xd8\xff"  # the first bytes of a file
+
+
+class Gate:
+    """A detector that waits for `open` before each batch, and keeps the sizes of its batches.
+
+    The network gets one picture at a time, because rounding depends on the size of the batch.
+    """
+
+    def __init__(self, detector):
+        self.detector, self.classes = detector, detector.classes
+        self.sizes, self.open, self.error = [], threading.Event(), None
+        self.open.set()
+
+    def __call__(self, pictures, **options):
+        self.sizes.append(len(pictures))
+        assert self.open.wait(60)
+        if self.error:
+            raise self.error
+        return self.detector(pictures, **options | {"batch_size": 1})
+
+
+@pytest.fixture
+def served(trained):
+    """Where fastapi and uvicorn are installed: the server of the example in a thread, its port, detector and module."""
+    pytest.importorskip("fastapi")
+    uvicorn = pytest.importorskip("uvicorn")
+    example = imported(EXAMPLES / "serve.py")
+    gate = Gate(Detector.load(trained[1], device="cpu", bf16=False))
+    server = uvicorn.Server(uvicorn.Config(example.make_app(gate), port=0, log_level="error", **example.LIMITS))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    server.thread, server.port = thread, server.servers[0].sockets[0].getsockname()[1]
+    yield server, gate, example
+    gate.open.set()
+    server.should_exit = True
+    thread.join(60)
+
+
+def sent(server, body, method="POST", path="/detect"):
+    """A connection over which a request was sent."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request(method, path, body)
+    return connection
+
+
+def answer(connection):
+    with contextlib.closing(connection), connection.getresponse() as response:
+        return response.status, json.loads(response.read())
+
+
+def files_of(trained):
+    return [path.read_bytes() for path in sorted(trained[0].iterdir())]
+
+
+def rows_of(detector, path):
+    found = detector(path)
+    rows = [row | {"name": o.name} for row, o in zip(found.to_coco(), found, strict=True)]
+    return {"width": found.picture.width, "height": found.picture.height, "detections": rows}
+
+
+def test_serve_answers_what_the_detector_finds(served, trained, tmp_path):
+    server, gate, _ = served
+    Image.open(sorted(trained[0].iterdir())[0]).resize((1500, 900)).save(tmp_path / "large.png")
+    for path in (*sorted(trained[0].iterdir())[:2], tmp_path / "large.png"):
+        status, found = answer(sent(server, path.read_bytes()))
+        assert (status, found) == (200, rows_of(gate.detector, path))
+        assert found["detections"]
+    assert answer(sent(server, None, "GET", "/health")) == (200, {"status": "ok", "classes": list(gate.classes)})
+
+
+def test_serve_runs_the_network_on_pictures_that_wait(served, trained):
+    server, gate, example = served
+    expected = [(200, rows_of(gate.detector, path)) for path in sorted(trained[0].iterdir())]
+    gate.open.clear()
+    connections = []
+    files = files_of(trained)
+    for i in range(20):
+        connections.append(sent(server, files[i % 9] if i != 10 else files[1][:1000]))
+        while not gate.sizes:
+            time.sleep(0.01)
+    assert answer(sent(server, None, "GET", "/health"))[0] == 200  # so the requests before it have been read
+    gate.open.set()
+    answers = [answer(connection) for connection in connections]
+    assert gate.sizes == [1, example.MAX_BATCH, 3]
+    status, error = answers.pop(10)
+    assert status == 400
+    assert error["detail"].startswith("the body: cannot decode the picture (")
+    assert answers == [expected[i % 9] for i in range(20) if i != 10]
+
+
+def png(width, height):
+    """The beginning of a PNG file."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT"
+
+
+def in_parts(body):
+    yield from (body[i : i + 1000] for i in range(0, len(body), 1000))  # http.client sends no length with it
+
+
+def as_gif():
+    Image.new("RGB", (9, 9)).save(file := io.BytesIO(), "gif")
+    return file.getvalue()
+
+
+def test_serve_tells_what_is_wrong_with_a_body(served):
+    server, gate, example = served
+    example.MAX_BYTES = 5000
+    for body, status, message in (
+        (b"", 415, "the body, 0 bytes, is not a JPEG or PNG file"),
+        (b"garbage", 415, "the body, 7 bytes, is not a JPEG or PNG file"),
+        (b"--x\r\nContent-Disposition: form-data\r\n\r\n", 415, "JPEG or PNG file; send the file and no form"),
+        (as_gif(), 415, "is not a JPEG or PNG file"),
+        (JPEG + b"garbage", 400, "the body: cannot read the picture (cannot identify"),
+        (png(9, 9), 400, "the body: cannot decode the picture ("),
+        (png(8000, 7000), 413, "8000 x 7000 pixels are more than 50000000"),
+        (png(60000, 60000), 400, "the body: cannot read the picture (Image size (3600000000 pixels)"),
+        (JPEG + bytes(5000), 413, "the body has more than 5000 bytes"),
+        (in_parts(JPEG + bytes(5000)), 413, "the body has more than 5000 bytes"),
+    ):
+        gate.sizes.clear()
+        found = answer(sent(server, body))
+        assert found[0] == status, found
+        assert message in found[1]["detail"]
+        assert len(gate.sizes) == ("cannot decode" in message)  # the others were refused before
+
+
+def test_serve_refuses_other_requests_and_survives_them(served, trained):
+    server, gate, _ = served
+    (file, *_) = files_of(trained)
+    assert answer(sent(server, None, "GET"))[0] == 405
+    assert answer(sent(server, file, path="/other"))[0] == 404
+    with socket.create_connection(("127.0.0.1", server.port)) as unfinished:
+        unfinished.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + JPEG)
+    gate.error = MemoryError("too little memory")
+    connection = sent(server, file)
+    with contextlib.closing(connection), connection.getresponse() as response:
+        assert response.status == 500
+    gate.error = None
+    assert answer(sent(server, file))[0] == 200
+
+
+def test_serve_answers_before_it_ends(served, trained):
+    server, gate, _ = served
+    gate.open.clear()
+    connection = sent(server, files_of(trained)[0])
+    while not gate.sizes:
+        time.sleep(0.01)
+    server.should_exit = True  # as a signal does
+    while server.servers[0].sockets:  # until it accepts no more
+        time.sleep(0.01)
+    gate.open.set()
+    assert answer(connection)[0] == 200
+    server.thread.join(60)
+    assert not server.thread.is_alive()
