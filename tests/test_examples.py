@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 import zlib
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -19,16 +21,18 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from own_process import PATHS
+from own_process import PATHS, printed_by
 from PIL import Image
 from short_training import EPOCHS, NARROW, STEPS
 
+from ssd import load_weights
 from ssd.cli import main
 from ssd.data import read_image
 from ssd.data.shapes import write_shapes
 from ssd.data.tiles import views
 from ssd.inference.detector import Detector
 from ssd.networks.ssd300 import SSD300
+from ssd.training.records import METRICS
 from ssd.weights.checkpoint import save_checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -375,3 +379,69 @@ def test_serve_answers_before_it_ends(served, trained):
     assert answer(connection)[0] == 200
     server.thread.join(60)
     assert not server.thread.is_alive()
+
+
+class Uploads(BaseHTTPRequestHandler):
+    """Takes a commit as the Hugging Face Hub does; `server.calls` has the paths and bodies of all requests."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.calls.append((self.path, body))
+        url = f"http://127.0.0.1:{self.server.server_port}/me/net"
+        answers = {"url": url, "name": "me/net", "commitOid": "1" * 40, "commitUrl": f"{url}/commit/1"}
+        if "/preupload/" in self.path:
+            answers["files"] = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(json.dumps(answers))))
+        self.end_headers()
+        self.wfile.write(json.dumps(answers).encode())
+
+    def do_GET(self):
+        self.send_error(404)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_weights_are_uploaded_with_a_card(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    torch.manual_seed(0)
+    (run := tmp_path / "run").mkdir()
+    save_checkpoint(run / "best.pt", SSD300(3, width=0.01), ["circle", "square"])
+    rows = [{"name": "circle", "test_ap": 0.91234, "best_ap": 0.5}, {"name": "square", "test_ap": None, "best_ap": 0.5}]
+    numbers = {"network": "ssd300", "size": 300, "epochs": 7, "metric": "mAP@0.5", "test_mAP": 0.9, "best_mAP": 0.5}
+    (run / METRICS).write_text(json.dumps({**numbers, "classes": rows, "data": {"data": ["/home/me/secret"]}}))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Uploads) as server:
+        server.calls = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path)}
+        printed_by(
+            f"import sys; sys.path.append({str(EXAMPLES)!r}); import push_to_hub; push_to_hub.main(*sys.argv[1:])",
+            run,
+            "me/net",
+            **hub,
+        )
+        server.shutdown()
+    (created,) = (json.loads(body) for path, body in server.calls if path == "/api/repos/create")
+    assert created["name"] == "net"
+    assert "private" in json.dumps(created)
+    (commit,) = (body for path, body in server.calls if "/commit/" in path)
+    lines = [json.loads(line) for line in commit.splitlines()]
+    files = {line["value"]["path"]: b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+    assert files.keys() == {"README.md", "best.safetensors"}
+    (tmp_path / "got.safetensors").write_bytes(files["best.safetensors"])
+    assert load_weights(tmp_path / "got.safetensors", device="cpu")[1] == ("circle", "square")
+    card = files["README.md"].decode()
+    for text in (
+        "pipeline_tag: object-detection",
+        "value: 0.9",
+        "mAP@0.5 (test): 0.9",
+        "| circle | 0.9123 |",
+        "| square |  |",
+        "--weights hf://me/net ",
+    ):
+        assert text in card
+    assert "secret" not in card

@@ -25,7 +25,8 @@ Value = TypeVar("Value")
 DATA = "folders, or tar archives, of annotated pictures; see ssd train --help for their layouts"
 WEIGHTS = (  # the help of --weights
     "a checkpoint such as run/best.pt, a file written by ssd export, weights of another project (see ssd convert), "
-    "coco (torchvision's SSD300) or coco:ssdlite320 (torchvision's SSDlite)"
+    "coco (torchvision's SSD300), coco:ssdlite320 (torchvision's SSDlite), or a file of the Hugging Face Hub "
+    "(hf://owner/name or hf://owner/name/file)"
 )
 
 MERGING = (

@@ -144,6 +144,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     from ssd.evaluation.evaluate import check, detect_all, detect_pictures
     from ssd.export import is_exported
     from ssd.training.unseen import open_unseen
+    from ssd.weights.hub import local_file
     from ssd.weights.loading import open_weights
 
     detector = open_detector(arguments, DetectionOptions())
@@ -152,7 +153,7 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
         return _open_data(arguments, arguments.weights, split, detector.classes, detector, reading)
 
     def chosen() -> tuple[BoxDataset, str]:
-        if arguments.split is not None or is_exported(arguments.weights):
+        if arguments.split is not None or is_exported(local_file(arguments.weights)):
             return opened(arguments.split), ""
         return open_unseen(open_weights(arguments.weights), arguments.data, opened)
 

@@ -34,7 +34,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
     formats = paragraphs({name: format.summary for name, format in FORMATS.items()})
     parser.description = (parser.description or "").format(formats=formats)
-    help = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), coco or coco:ssdlite320"
+    help = "a checkpoint such as run/best.pt, weights of another project (see ssd convert), coco, coco:ssdlite320 or hf://owner/name"
     parser.add_argument("source", metavar="WEIGHTS", help=help)
     parser.add_argument("--format", choices=FORMATS, default="pt2", help="format of the file (default: %(default)s)")
     parser.add_argument(
@@ -59,8 +59,12 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from ssd.export import FORMATS, export
     from ssd.inference.detector import SHOWN
+    from ssd.weights.hub import HUB
 
-    out = arguments.out or str(Path(arguments.source).with_suffix(FORMATS[arguments.format].suffix))
+    named = Path(arguments.source)
+    if arguments.source.startswith(HUB):
+        named = Path(named.name)  # in the current folder
+    out = arguments.out or str(named.with_suffix(FORMATS[arguments.format].suffix))
     metadata = export(
         arguments.source,
         out,

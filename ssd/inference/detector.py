@@ -29,6 +29,7 @@ from ssd.options import OVERLAP
 from ssd.runtime.device import autocast, compile_network, pick_device, place
 from ssd.runtime.threads import ReadAhead, in_threads
 from ssd.weights.checkpoint import build_model, levels_of
+from ssd.weights.hub import local_file
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions, nms, postprocess_detections
 
@@ -156,7 +157,8 @@ class Detector:
         changed for detection, see `Network.fuse`.
 
         Args:
-            path: anything that `ssd.load_weights` takes, such as "coco", or an exported file.
+            path: anything that `ssd.load_weights` takes, such as "coco" or "hf://owner/name", or an exported file,
+                also one on the Hugging Face Hub, such as "hf://owner/name/best.onnx".
             defaults: options that apply if `options` does not have them. An exported file has its own options.
             device: such as "cpu" or "cuda:0"; by default a GPU if there is one, or the device of the exported file.
             bf16: see `predictor`.
@@ -179,6 +181,7 @@ class Detector:
             raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
         chosen: dict[str, Any] = {"only": only, "thresholds": thresholds, "tiles": tiles, "overlap": overlap}
         chosen |= {"flip": flip, "class_agnostic": class_agnostic}
+        path = local_file(path)
         if not is_exported(path):
             checkpoint = open_weights(path)
             model = place(build_model(checkpoint, path).fuse(), pick_device(device))

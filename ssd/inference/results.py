@@ -23,6 +23,7 @@ from ssd.inference.crops import discard_crops
 from ssd.inference.detections import Detections
 from ssd.runtime.files import discard_leftovers, locked, naming, replacing
 from ssd.runtime.processes import ALONE, Ranks
+from ssd.weights.hub import local_file
 from ssd_ext import DetectionOptions
 
 JSON_NAME = "detections.json"
@@ -175,7 +176,8 @@ def made_by(
     """Describes the weights and the options that made detections, which are the same for a whole file.
 
     Args:
-        weights: a file, or "coco". A file is described by its name and a hash of its content.
+        weights: a file, also of the Hugging Face Hub, or "coco". A file is described by its name and a hash of its
+            content.
         options: see `ssd_ext.DetectionOptions`.
         only, thresholds, tiles, overlap, flip, class_agnostic: see `ssd.Detector`.
 
@@ -183,7 +185,7 @@ def made_by(
         "weights", the fields of the options, "only" and "thresholds" as JSON, "tiles" and "overlap", and
         "flip" and "class_agnostic": True, or None as in files of earlier versions, which do not have these keys.
     """
-    name, path = weights, Path(weights)
+    name, path = weights, Path(local_file(weights))
     if path.is_file():
         digest = hashlib.blake2b(digest_size=8)
         for file in filter(Path.is_file, (path, path.with_suffix(".bin"))):  # OpenVINO's weights are beside the .xml

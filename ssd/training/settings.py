@@ -128,9 +128,9 @@ class Settings:
     weights: Annotated[
         str | None,
         "weights to start from: imagenet (the network's backbone) or coco (torchvision's ssd300 and ssdlite320), which "
-        "are downloaded, or a file: weights of the backbone, or a checkpoint that ssd convert can read; a detector "
-        "keeps its layers, priors and input normalisation, and its class heads if the number of classes is the same "
-        "(default: random weights)",
+        "are downloaded, or a file, also of the Hugging Face Hub (hf://owner/name or hf://owner/name/file): weights of "
+        "the backbone, or a checkpoint that ssd convert can read; a detector keeps its layers, priors and input "
+        "normalisation, and its class heads if the number of classes is the same (default: random weights)",
     ] = None
     priors: Annotated[
         Literal["tutorial", "caffe_voc", "caffe_coco", "torchvision", "auto"] | None,

@@ -14,6 +14,7 @@ from ssd.runtime.device import pick_device, place
 from ssd.weights.backbone import fill_backbone, load_backbone
 from ssd.weights.checkpoint import build_model, current, read
 from ssd.weights.downloads import download
+from ssd.weights.hub import local_file
 from ssd.weights.peers import as_checkpoint
 
 
@@ -31,7 +32,8 @@ def load_weights(
 
     Args:
         source: a file; or "coco" for torchvision's SSD300, trained on COCO, which the first call downloads (136 MB)
-            into torch's hub folder; or "coco:ssdlite320" for torchvision's SSDlite (14 MB).
+            into torch's hub folder; or "coco:ssdlite320" for torchvision's SSDlite (14 MB); or a file of the Hugging
+            Face Hub, such as "hf://owner/name" (see `ssd.weights.hub.local_file`).
         classes: names to use instead of those of the file, one for each of the C-1 classes, without background.
         bgr: the network was trained on BGR input, like ssd.pytorch's conversion of the Caffe weights. The channels of
             its first layer are reversed, so that it takes RGB like every network here.
@@ -45,6 +47,7 @@ def load_weights(
         ValueError: the file holds no detector that can be loaded, the number of names differs from the number of
             classes, or the device cannot be used.
         OSError: the download failed.
+        ImportError: a package that the file needs is not installed.
     """
     checkpoint = open_weights(source)
     names = tuple(checkpoint["classes"])
@@ -179,7 +182,7 @@ def _open(source: str | PathLike[str]) -> dict[str, Any]:
             there = " and ".join(name for name, kind in NETWORKS.items() if kind.coco() is not None)
             raise ValueError(f"{source}: there are no weights trained on COCO for the network {name}, only for {there}")
         return download(weights)
-    found = read(source)
+    found = read(local_file(source))
     if not isinstance(found, dict):
         raise ValueError(f"{source}: contains no weights, but a {type(found).__name__}")
     return found
