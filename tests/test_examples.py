@@ -16,7 +16,7 @@ from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -445,3 +445,67 @@ def test_weights_are_uploaded_with_a_card(tmp_path):
     ):
         assert text in card
     assert "secret" not in card
+
+
+def test_detections_in_fiftyone(trained, monkeypatch):
+    """With a double of the package, which has what fiftyone 1.22 documents; the package needs MongoDB."""
+    fiftyone = ModuleType("fiftyone")
+    fiftyone.Detection = fiftyone.Detections = lambda **fields: SimpleNamespace(**fields)
+    fiftyone.Dataset = object
+    monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    example = imported(EXAMPLES / "fiftyone_detect.py")
+    detector = Detector.load(trained[1], device="cpu", bf16=False)
+
+    class Sample(dict):
+        def __init__(self, path):
+            super().__init__()
+            self.filepath = str(path)
+
+    paths = sorted(trained[0].iterdir())[:2]
+    samples = [Sample(path) for path in paths]
+    example.add_detections(
+        SimpleNamespace(iter_samples=lambda progress, autosave: samples if autosave else []), detector
+    )
+    for sample, path in zip(samples, paths, strict=True):
+        found, detections = detector(path), sample["ssd"].detections
+        assert [(d.label, d.confidence) for d in detections] == [(o.name, o.score) for o in found]
+        x, y, width, height = np.array([d.bounding_box for d in detections]).T
+        np.testing.assert_allclose(np.stack((x, y, x + width, y + height), 1) * 300, found.boxes, atol=1e-3)
+
+
+def test_predictions_for_label_studio(trained, monkeypatch, tmp_path):
+    """With a double of the base class, which has the methods of label-studio-ml 2 that the example calls."""
+
+    class Base:
+        def get_first_tag_occurence(self, control, kind):
+            assert (control, kind) == ("RectangleLabels", "Image")
+            return "label", "image", "photo"
+
+        def build_label_map(self, tag, names):
+            assert (tag, names) == ("label", ["circle", "square", "triangle"])
+            return {"circle": "Circle", "square": "square"}  # the project has no triangle
+
+        def get_local_path(self, url, task_id):
+            return str(tmp_path / url)
+
+    for name, content in (("", {}), (".api", {"init_app": None}), (".model", {"LabelStudioMLBase": Base})):
+        module = ModuleType(f"label_studio_ml{name}")
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("SSD_WEIGHTS", str(trained[1]))
+    Image.open(sorted(trained[0].iterdir())[0]).resize((600, 400)).save(tmp_path / "a.png")
+    Image.new("RGB", (90, 90)).save(tmp_path / "b.png")
+    backend = imported(EXAMPLES / "label_studio_backend.py").SsdBackend()
+    first, _ = backend.predict([{"id": 1, "data": {"photo": "a.png"}}, {"data": {"photo": "b.png"}}])
+    found = [o for o in Detector.load(trained[1])(tmp_path / "a.png") if o.name != "triangle"]
+    names = [row["value"]["rectanglelabels"] for row in first["result"]]
+    assert names == [["Circle" if o.name == "circle" else "square"] for o in found]
+    assert len({*map(str, names)}) == 2
+    for row, o in zip(first["result"], found, strict=True):
+        value = row["value"]
+        box = (value["x"] * 6, value["y"] * 4, (value["x"] + value["width"]) * 6, (value["y"] + value["height"]) * 4)
+        np.testing.assert_allclose(box, o.box, atol=1e-3)
+        assert (row["from_name"], row["to_name"], row["type"]) == ("label", "image", "rectanglelabels")
+        assert (row["original_width"], row["original_height"], row["score"]) == (600, 400, o.score)
+    assert first["score"] == found[-1].score
+    json.dumps(first)
