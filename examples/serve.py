@@ -86,7 +86,7 @@ def make_app(detector: Detector) -> FastAPI:
             path = Path(folder, "picture")
             path.write_bytes(await read_body(request))
             try:
-                picture = PictureFile(path)  # reads the header
+                picture = PictureFile(path, levels=detector.levels)  # reads the header
                 if picture.width * picture.height > MAX_PIXELS:
                     raise HTTPException(413, f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS}")
                 waiting.put_nowait((picture, future := asyncio.get_running_loop().create_future()))

@@ -32,7 +32,8 @@ def main(data: str, out: str, **settings: object) -> None:
         results = json.loads((Path(out) / METRICS).read_text())
         run.config.update({name: results[name] for name in ("network", "size", "epochs", "settings")})
         run.summary.update({name: results[name] for name in ("best_mAP", "test_mAP")})
-        run.log({"report": wandb.Html(str(Path(out) / "report.html"))})
+        if (report := Path(out) / "report.html").exists():  # not if nothing was held out
+            run.log({"report": wandb.Html(str(report))})
 
 
 if __name__ == "__main__":

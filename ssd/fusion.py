@@ -1,6 +1,7 @@
 """Other ways than NMS to merge detections of one object: Soft-NMS and weighted box fusion, in plain PyTorch.
 
-docs/semantics.md has the rules. They are functions for your own programs; `ssd.Detector` and the commands use NMS.
+docs/semantics.md has the rules. They are functions for your own programs; `ssd.Detector` uses NMS, and weighted box
+fusion with `flip`.
 """
 
 from __future__ import annotations

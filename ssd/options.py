@@ -14,6 +14,12 @@ def one_to_32(value: int) -> None:
         raise ValueError(f"must be from 1 to 32, got {value}")
 
 
+def an_overlap(value: float) -> None:
+    """Raises ValueError unless the value can be the overlap of tiles."""
+    if not 0 <= value <= LARGEST_OVERLAP:
+        raise ValueError(f"must be from 0 to {LARGEST_OVERLAP}, got {value}")
+
+
 def share(value: float) -> None:
     """Raises ValueError unless the value is from 0 to 1."""
     if not 0 <= value <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,13 +156,17 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     def chosen() -> tuple[BoxDataset, str]:
         if arguments.split is not None or is_exported(local_file(arguments.weights)):
             return opened(arguments.split), ""
-        return open_unseen(open_weights(arguments.weights), arguments.data, opened)
+        checkpoint = open_weights(arguments.weights)
+        if arguments.tiles is None and (tiles := checkpoint.get("settings", {}).get("tiles")):
+            print(f"the network was trained on tiles; to measure it with tiles, add --tiles {tiles}", file=sys.stderr)
+        return open_unseen(checkpoint, arguments.data, opened)
 
     dataset, line = ranks.from_first(chosen)
     if ranks.first:
         _tell(dataset, line)
     check(dataset, detector.classes, arguments.iou, arguments.method, arguments.coco)
-    if ranks.first and arguments.coco and detector.options.top_k < arguments.coco.max_dets:
+    most = detector.options.top_k if detector.tiles is None else math.inf  # it limits each tile
+    if ranks.first and arguments.coco and most < arguments.coco.max_dets:
         limits = f"--top-k {detector.options.top_k} and --max-dets {arguments.coco.max_dets}"
         print(f"{limits}: no picture has more detections than --top-k; raise it to measure more", file=sys.stderr)
     machine = {"batch_size": arguments.batch_size, "workers": arguments.workers, "ranks": ranks}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +45,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pixels", action="store_true", help=help)
     help = (
         "write an HTML file with drawn pictures, pictures that are there twice and odd annotations, and the numbers as "
+        "JSON beside it; decodes all pictures, and lists those that cannot be read (exit code 0)"
     )
-    help += "JSON beside it; decodes all pictures, and lists those that cannot be read"
     parser.add_argument("--report", metavar="FILE.html", help=help)
     add_fields(parser, Settings, ["network", "size", "augment"])
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
@@ -161,10 +160,8 @@ def _write_report(
     from ssd.reports.data import DataOrigin, write_data_report
 
     settings = choice.settings
-    flags = [f"--{n}={v}" for n, v in fields_given(arguments, Settings).items() if n in ("network", "size")]
-    command = shlex.join(["ssd", "info", *arguments.data, *flags, "--report", arguments.report])
     layout = settings.priors or network_class(str(settings.network)).layouts[0]
     notes = [*choice.notes, *[f"no splits are compared: {why_none}"] * bool(why_none)]
-    origin = DataOrigin(command, arguments.data, str(settings.network), layout, notes)
+    origin = DataOrigin(arguments.command_line, arguments.data, str(settings.network), layout, notes)
     write_data_report(arguments.report, dataset, splits, fit, origin)
     say(f"{arguments.report}: the report, for a browser")

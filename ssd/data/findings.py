@@ -181,6 +181,8 @@ def in_two_splits(splits: Mapping[str, Iterable[AnyFile]]) -> Iterator[str]:
     Args:
         splits: the pictures of each split.
     """
+    if len(splits) < 2:
+        return
     places = [(name, picture) for name, pictures in splits.items() for picture in pictures]
     groups = equal_files([picture for _, picture in places])
     for a, b in combinations(splits, 2):

@@ -25,13 +25,15 @@ STRIP = 1 << 20  # bytes of a file without compression that are read at once
 BAND = 1 << 22  # pixels that are reduced at once
 KEPT = 256 << 20  # bytes of decoded strips or tiles that are kept
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6  # TIFF 6.0, PhotometricInterpretation
+JPEG = (6, 7)  # TIFF 6.0, Compression
 
 
 def large_tiff(image: AnyImage) -> LargeTiff | None:
     """Opens an image as `LargeTiff` if it is the path of a TIFF file with more than `LARGE` pixels.
 
     Returns:
-        The picture; None for all other images, and if the package tifffile is not installed.
+        The picture; None for all other images, if the package tifffile is not installed, and for a file that only
+        Pillow can read.
 
     Raises:
         ImageReadError: see `LargeTiff`.
@@ -41,10 +43,17 @@ def large_tiff(image: AnyImage) -> LargeTiff | None:
     try:
         with tifffile.TiffFile(image) as file:
             page = file.pages[0]
-            is_large = page.imagewidth * page.imagelength > LARGE
+            n_pixels = page.imagewidth * page.imagelength
     except Exception:  # Pillow gives the error, or reads the file
         return None
-    return LargeTiff(image) if is_large else None
+    if n_pixels <= LARGE:
+        return None
+    try:
+        return LargeTiff(image)
+    except ImageReadError:
+        if n_pixels > 2 * LARGE:  # Pillow does not read it either
+            raise
+        return None
 
 
 class LargeTiff(Picture):
@@ -85,13 +94,14 @@ class LargeTiff(Picture):
             self._decode_segment = self._reshape
         self._lock = Lock()
         orientation = page.tags.valueof("Orientation", 1)
-        if page.dtype != np.uint8 or page.planarconfig != 1 or orientation != 1:
+        if page.dtype != np.uint8 or page.bitspersample != 8 or page.planarconfig != 1 or orientation != 1:
             raise ImageReadError(
                 f"{self.path}: such a large picture must have 8 bits per sample, its colours side by side and the "
-                f"orientation 1; it has {page.dtype}, planar configuration {page.planarconfig}, orientation "
-                f"{orientation}; convert it"
+                f"orientation 1; it has {page.bitspersample} bits of {page.dtype}, planar configuration "
+                f"{page.planarconfig}, orientation {orientation}; convert it"
             )
-        if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR):
+        converted = (YCBCR,) if page.compression in JPEG else ()  # tifffile converts it to RGB
+        if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, *converted):
             raise ImageReadError(f"{self.path}: such a large picture must be grey or RGB; convert it")
         if self._side[0] * self._side[1] > LARGE:
             raise ImageReadError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd.options import LARGEST_OVERLAP, OVERLAP
+from ssd.options import OVERLAP, an_overlap
 from ssd.runtime.packed import Packed
 
 View = tuple[int, int, int, int]  # edges x0, y0, x1, y1 of a part of a picture, in pixels
@@ -17,8 +17,10 @@ def check_tiles(tiles: int | None, overlap: float) -> None:
     """Raises ValueError unless these can be `tiles` and `overlap` of `ssd.Detector`."""
     if tiles is not None and tiles < 0:
         raise ValueError(f"tiles must be a side in pixels, or 0 for the input size of the network, got {tiles}")
-    if not 0 <= overlap <= LARGEST_OVERLAP:
-        raise ValueError(f"overlap must be from 0 to {LARGEST_OVERLAP}, got {overlap}")
+    try:
+        an_overlap(overlap)
+    except ValueError as error:
+        raise ValueError(f"overlap {error}") from None
 
 
 def views(width: int, height: int, size: int, overlap: float = OVERLAP) -> list[View]:

@@ -36,10 +36,8 @@ SUFFIXES = (
 URL = re.compile(r"(rtsps?|rtmps?|https?|udp|rtp|srt|tcp)://", re.IGNORECASE)
 CAMERA = re.compile(r"\d+|/dev/video\d+", re.ASCII)
 RATE = 30  # frames per second of sources that do not tell it
-PAUSE, LONGEST_PAUSE = (
-    1.0,
-    30.0,
-)  # seconds before the first attempt to open a source again, doubled for each further one
+PAUSE = 1.0  # seconds before the first attempt to open a source again, doubled for each further one
+LONGEST_PAUSE = 30.0
 TOLERANCE = 1.0  # seconds by which a file may be shorter than its header says: not all frames have a duration
 # For each matrix [[a, b], [c, d]] of a video, which maps (x, y) to (a x + c y, b x + d y), the EXIF orientation that
 # says the same. ISO/IEC 14496-12, section 8.3.2.
@@ -93,7 +91,7 @@ def is_device(source: str) -> bool:
 
 def without_password(source: str) -> str:
     """Removes the name of a user and the password from a URL, so that they are not printed or stored."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source) if URL.match(source) else source
+    return re.sub(r"(?<=://)[^/]*@", "", source) if URL.match(source) else source
 
 
 def upright_rgb(frame: VideoFrame) -> np.ndarray:

@@ -148,9 +148,8 @@ def coco_average_precision(
     parts: dict[str, list[np.ndarray]] = {"precision": [], "recall": []}
     with _no_collection():
         for labels in _blocks(found, truths, len(classes)):
-            evaluation = _evaluate(
-                found, truths, labels, options
-            )  # large, so only its "precision" and "recall" are kept
+            # It is large, so only its "precision" and "recall" are kept.
+            evaluation = _evaluate(found, truths, labels, options)
             for name, part in parts.items():
                 part.append(evaluation.eval[name])
     precision, recall = (np.concatenate(part, -3) for part in parts.values())

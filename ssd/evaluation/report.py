@@ -199,7 +199,7 @@ def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> li
                 "file": page.short(file),
                 "counts": {"without_hit": int(without_hit[index]), "wrong": int(wrong[index])},
                 "size": size,
-                "image": page.thumbnail(file, dataset.levels, size),
+                "image": page.thumbnail(dataset.picture(index), size),
                 "truths": truths,
                 "found": found,
             }

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ssd.data.large_tiff import LARGE
+from ssd.data.large_tiff import LARGE, LargeTiff
 from ssd.data.reading import Picture, whole_pixels
 from ssd.data.writers import VocWriter, Written, YoloWriter, annotated
 from ssd.drawing import draw_detections
@@ -95,12 +95,17 @@ class Detections:
         Raises:
             FileNotFoundError, ImageReadError: see `draw`.
         """
-        pixels = self.picture.pixels().permute(1, 2, 0).numpy()
+        large = isinstance(self.picture, LargeTiff)
+        pixels = None if large else self.picture.pixels()
         crops = []
         for x0, y0, x1, y1 in self.boxes.tolist():
             left, right = whole_pixels(x0, x1, self.picture.width)
             top, bottom = whole_pixels(y0, y1, self.picture.height)
-            crops.append(Image.fromarray(pixels[top:bottom, left:right]))
+            if pixels is None:
+                crop, _ = self.picture.part((left, top, right, bottom), (bottom - top, right - left))
+            else:
+                crop = pixels[:, top:bottom, left:right]
+            crops.append(Image.fromarray(crop.permute(1, 2, 0).numpy()))
         return crops
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, int | float | list[float]]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssd.data.augmentation import EvalTransform
 from ssd.data.colour import to_input
 from ssd.data.depth import Levels
-from ssd.data.large_tiff import large_tiff
+from ssd.data.large_tiff import LargeTiff, large_tiff
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, PictureFile, as_picture
 from ssd.data.tiles import View, check_tiles, views
@@ -84,7 +84,7 @@ class Detector:
         overlap: least overlap of neighbouring tiles, as a fraction of their side, from 0 to 0.9.
         flip: whether the network also sees each picture, and each tile, mirrored left to right. The detections in both
             are joined by weighted box fusion (docs/semantics.md, "Flips"). Boxes fit better, and detection takes more
-            than twice the time. The network runs with half of the `min_score`.
+            than twice the time. The network runs with half of the `min_score`, but a `Program` with its own.
         class_agnostic: whether NMS with `options.max_overlap` also runs among detections of different classes, at the
             end (docs/semantics.md, "Class-agnostic NMS").
 
@@ -322,7 +322,9 @@ class Detector:
         assert self.tiles is not None
         try:
             picture = source = large_tiff(image) or as_picture(image, self.levels)
-            if isinstance(picture, PictureFile):
+            if isinstance(picture, LargeTiff):  # the result keeps the picture, but not the pixels that were read
+                source = LargeTiff(picture.path)
+            elif isinstance(picture, PictureFile):
                 source = Picture(picture.pixels())
         except (ValueError, OSError) as error:
             return [error]

@@ -247,7 +247,7 @@ def _drawing(index: int, dataset: BoxDataset, side: int, boxes: Iterable[dict[st
         "file": page.short(file),
         "size": size,
         "pixels": (width, height),
-        "image": page.thumbnail(file, dataset.levels, size),
+        "image": page.thumbnail(dataset.picture(index), size),
         "boxes": [{**box, "box": page.drawn(box["box"], size)} for box in boxes],
     }
 

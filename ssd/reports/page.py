@@ -19,9 +19,7 @@ import numpy as np
 from PIL import Image
 
 import ssd_ext
-from ssd.data.depth import Levels
-from ssd.data.members import AnyFile
-from ssd.data.reading import ImageReadError, PictureFile
+from ssd.data.reading import ImageReadError, Picture
 from ssd.runtime.files import replacing
 from ssd.runtime.text import printable
 
@@ -151,10 +149,9 @@ def drawn(box: np.ndarray, size: Size) -> list[float]:
     return [round(float(value), 1) for value in (x0, y0, max(0.0, x1 - x0), max(0.0, y1 - y0))]
 
 
-def thumbnail(file: AnyFile, levels: Levels | None, size: Size) -> str | None:
+def thumbnail(picture: Picture, size: Size) -> str | None:
     """A picture of this width and height as the URL of JPEG data; None if the file cannot be read."""
     try:
-        picture = PictureFile(file, levels=levels)
         pixels, _ = picture.part((0, 0, picture.width, picture.height), size[::-1])
     except (ImageReadError, OSError):
         return None

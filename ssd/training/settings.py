@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from ssd.networks import DEFAULT, LIGHT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
-from ssd.options import OVERLAP, ReadOptions
+from ssd.options import OVERLAP, ReadOptions, an_overlap
 from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
 
@@ -104,9 +104,7 @@ class Settings:
         "large pictures, which ssd detect --tiles finds (docs/detecting.md)",
         positive,
     ] = None
-    overlap: Annotated[
-        float, "least overlap of neighbouring tiles, as a fraction of their side", not_negative, less_than_1
-    ] = OVERLAP
+    overlap: Annotated[float, "least overlap of neighbouring tiles, as a fraction of their side", an_overlap] = OVERLAP
     flips: Annotated[bool, "also mirror pictures top to bottom, for pictures without a fixed orientation"] = False
     augment: Annotated[
         Literal["ssd", "mild", "v2"] | None,
@@ -240,6 +238,8 @@ class Settings:
                     check(value)
                 except ValueError as error:
                     raise ValueError(f"{name} {error}") from None
+        if self.tiles is None and self.overlap != OVERLAP:
+            raise ValueError(f"overlap {self.overlap} is the overlap of tiles; give tiles too, or leave it out")
         if self.fp16 and self.bf16:
             raise ValueError("choose one of bf16 and fp16")
         self._check_network()

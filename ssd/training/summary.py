@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ssd.data.augmentation import EvalTransform
-from ssd.data.reading import PictureFile
 from ssd.detection import Found
 from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
@@ -123,9 +122,13 @@ def _write(
     else:
         data, split = settings.val_data or settings.data, sets.names["val_split"]
     chosen = ["--split", split] if split else []  # without a split, `ssd eval` takes those that were held out
+    if settings.tiles:  # it measures the merged detections of whole pictures, and not those of each tile
+        chosen += ["--tiles", str(settings.tiles), "--overlap", str(settings.overlap)]
     command = shlex.join(["ssd", "eval", *data, "--weights", str(weights), *chosen, "--report", str(path)])
     whole, indices = whole_of(pictures)
-    part = f"split {split}" if split else f"the {len(indices)} pictures that were held out of training"
+    what = "tiles" if settings.tiles else "pictures"
+    part = f"split {split}" if split else f"the {len(indices)} {what} that were held out of training"
+    part += f", in tiles of {settings.tiles} pixels" if settings.tiles else ""
     origin = Origin(command, data, part, str(weights), DetectionOptions())
     write_report(path, result, *found, whole.part(indices), sets.classes, origin, history=history)
     return f"{path}: the report on {part}, for a browser"
@@ -149,7 +152,7 @@ def _draw(
         if not missed[index] + wrong[index]:
             break
         file = dataset.pictures[indices[index]]
-        picture = PictureFile(file, levels=dataset.levels)
+        picture = dataset.picture(indices[index])
         pixels, size = picture.pixels(), (picture.width, picture.height)
         shown = detections[index].scores > SHOWN.min_score
         found = Found(*(column[shown] for column in detections[index])).in_pixels(*size)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from os import PathLike
 
 HUB = "hf://"  # begins the names of weights on the Hub
-BEST = "best.pt"  # the file of a repository that is used if none is named
+BEST = "best.pt", "best.safetensors"  # the files of a repository of which the first is used if none is named
 SUFFIXES = (".pt", ".pth", ".tar", ".safetensors")  # of weights
 NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.*[^/]))?/?")
 
@@ -17,7 +17,7 @@ def local_file(source: str | PathLike[str]) -> str | PathLike[str]:
     """Downloads a file of the Hugging Face Hub, unless its cache folder has the newest version.
 
     Args:
-        source: hf://owner/name for `best.pt` of a repository, or else its only file of weights; hf://owner/name/file
+        source: hf://owner/name for `best.pt` or `best.safetensors` of a repository, or else its only file of weights; hf://owner/name/file
             for another file; hf://owner/name@revision for a branch, a tag or a commit. Without internet, the file in
             the cache is used. Anything else is returned as it is.
 
@@ -38,19 +38,26 @@ def local_file(source: str | PathLike[str]) -> str | PathLike[str]:
         import huggingface_hub as hub
     except ImportError as error:
         raise ImportError(f"{source}: needs huggingface_hub ({error}): pip install 'ssd-ext[hub]'") from None
-    repo, revision, file = parts["repo"], parts["revision"], parts["file"] or BEST
+    repo, revision, names = parts["repo"], parts["revision"], (parts["file"],) if parts["file"] else BEST
 
     def download(file: str) -> str:
         path: str = hub.hf_hub_download(repo, file, revision=revision)
         return path
 
     with _explained(str(source)):
-        try:
-            if file.endswith(".xml"):  # of OpenVINO, whose weights are in a file beside it
-                download(file.removesuffix(".xml") + ".bin")
-            return download(file)
-        except hub.errors.RemoteEntryNotFoundError:
-            files = sorted(hub.list_repo_files(repo, revision=revision))
+        offline = None
+        for name in names:
+            try:
+                if name.endswith(".xml"):  # of OpenVINO, whose weights are in a file beside it
+                    download(name.removesuffix(".xml") + ".bin")
+                return download(name)
+            except hub.errors.RemoteEntryNotFoundError:
+                pass
+            except hub.errors.LocalEntryNotFoundError as error:  # the next one may be in the cache
+                offline = error
+        if offline is not None:
+            raise offline
+        files = sorted(hub.list_repo_files(repo, revision=revision))
     if parts["file"]:
         raise FileNotFoundError(f"{source}: no such file in the repository, which has {', '.join(files)}")
     weights = [name for name in files if name.endswith(SUFFIXES)]

@@ -96,6 +96,11 @@ def test_other_images_are_left_to_pillow(array, tmp_path, monkeypatch):
     assert large_tiff(path) is None
     monkeypatch.setattr(module, "LARGE", HEIGHT * WIDTH - 1)
     assert large_tiff(str(path)) is not None
+    deep = written(tmp_path / "deep.tif", array.astype(np.uint16), tile=(64, 64))
+    assert large_tiff(deep) is None  # Pillow reads it, up to twice as many pixels
+    monkeypatch.setattr(module, "LARGE", HEIGHT * WIDTH // 2 - 1)
+    with pytest.raises(ImageReadError, match=r"deep\.tif"):
+        large_tiff(deep)
     monkeypatch.setattr(module, "tifffile", None)
     assert large_tiff(path) is None
 
@@ -116,7 +121,7 @@ def test_layouts_that_cannot_be_read_are_named(options, message, array, tmp_path
 
 
 def test_16_bits_and_palettes_are_named(array, tmp_path):
-    with pytest.raises(ImageReadError, match="it has uint16"):
+    with pytest.raises(ImageReadError, match="it has 16 bits of uint16"):
         LargeTiff(written(tmp_path / "a.tif", array.astype(np.uint16), tile=(64, 64)))
     Image.fromarray(array).quantize(16).save(tmp_path / "p.tif")
     with pytest.raises(ImageReadError, match="must be grey or RGB"):

@@ -42,7 +42,11 @@ def test_objects_of_a_part_have_their_centre_in_it():
     two = Packed(columns, torch.tensor([0, 3, 4]))
     found = in_views(two, torch.tensor([[20, 0, 50, 25], [50, 40, 80, 90]]))
     assert found.row_splits.tolist() == [0, 2, 3]
-    assert found.columns["labels"].tolist() == [1, 2, 4]  # 20 and 45 are inside, 50 is not; but it begins the second part
+    assert found.columns["labels"].tolist() == [
+        1,
+        2,
+        4,
+    ]  # 20 and 45 are inside, 50 is in the second part
     assert found.columns["boxes"].tolist() == [[0, 10, 10, 25], [15, 5, 30, 25], [0, 0, 30, 50]]
     assert found.columns["areas"].tolist() == pytest.approx([100 * 150 / 400, 300 * 300 / 400, 8000 * 1500 / 10000])
 

@@ -239,6 +239,11 @@ def test_a_large_tiff_is_read_in_parts(weights, large, tmp_path, monkeypatch):
     monkeypatch.setattr("ssd.inference.detections.LARGE", 20_000)
     monkeypatch.setattr("ssd.inference.detections.LONGEST_SIDE", 300)
     assert found[0].draw().size == (300, 233)
+    whole = Image.fromarray(pixels)
+    for crop, (x0, y0, x1, y1) in zip(found[0].crops(), found[0].boxes.round().int().tolist(), strict=True):
+        assert crop.size == (max(1, x1 - x0), max(1, y1 - y0))
+        if min(crop.size) > 1:
+            assert crop.tobytes() == whole.crop((x0, y0, x1, y1)).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Which pictures a run trains on, validates and tests on."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -154,3 +155,16 @@ def test_a_run_on_tiles(shapes, tmp_path, capsys):
     assert main([*command, *options, "--resume", "auto"]) == 0  # finished: it has the same data
     evaluated = ["eval", str(shapes), "--weights", str(tmp_path / "best.pt"), "--split", "train", "--device", "cpu"]
     assert main([*evaluated, "--tiles", "160"]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(shapes), "--weights", str(tmp_path / "best.pt"), "--device", "cpu"]) == 0
+    assert "add --tiles 160" in capsys.readouterr().err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "--tiles 160 --overlap 0.3" in report["command"]
+    assert main([*shlex.split(report["command"])[1:], "--device", "cpu", "--workers", "0"]) == 0
+
+
+def test_an_overlap_needs_tiles():
+    with pytest.raises(ValueError, match=r"overlap 0\.5 is the overlap of tiles; give tiles too"):
+        Settings(("a",), overlap=0.5)
+    with pytest.raises(ValueError, match=r"overlap must be from 0 to 0\.9, got 0\.95"):
+        Settings(("a",), tiles=100, overlap=0.95)

@@ -95,6 +95,7 @@ def test_files_and_errors(tmp_path):
     for name, files in {
         "best": ("best.pt", "last.pt", "deep/other.pth"),
         "one": ("README.md", "net.onnx", "w.safetensors"),
+        "pushed": ("README.md", "best.safetensors", "other.pt"),
         "several": ("a.pt", "b.pth"),
         "exported": ("net.onnx", "net.xml", "net.bin"),
     }.items():
@@ -106,6 +107,7 @@ def test_files_and_errors(tmp_path):
         "hf://me/best/": "hf://me/best/ best.pt 1",
         "hf://me/best/last.pt": "hf://me/best/last.pt last.pt 2",
         "hf://me/best@v1/deep/other.pth": "hf://me/best@v1/deep/other.pth other.pth 3",
+        "hf://me/pushed": "hf://me/pushed best.safetensors 2",
         "hf://me/one": "hf://me/one w.safetensors 3",
         "hf://me/exported/net.xml": "hf://me/exported/net.xml net.xml 2",
         "hf://me/several": "ValueError hf://me/several: has several files of weights; name one of them: a.pt, b.pth",
@@ -127,10 +129,10 @@ def test_files_and_errors(tmp_path):
     assert list((tmp_path / "cache").rglob("snapshots/*/net.bin"))  # beside the .xml
     again = {**expected, "hf://me/several": "OSError hf://me/several: cannot be downloaded: "}
     for offline in ({}, {"HF_HUB_OFFLINE": "1"}):  # the server is gone
-        some = [*list(again)[:4], "hf://me/several"]
+        some = [*list(again)[:5], "hf://me/several"]
         lines = printed_by(LOADED, *some, HF_ENDPOINT=url, **settings, **offline).splitlines()
-        assert lines[:4] == [again[source] for source in some[:4]]
-        assert lines[4].startswith(again["hf://me/several"])
+        assert lines[:5] == [again[source] for source in some[:5]]
+        assert lines[5].startswith(again["hf://me/several"])
 
 
 DETECTED = """
