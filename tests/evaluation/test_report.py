@@ -27,11 +27,12 @@ from report_pages import (
     write_data,
 )
 
-from ssd.data import BoxDataset
+from ssd.data import BoxDataset, open_dataset
+from ssd.data.shapes import write_shapes
 from ssd.evaluation import mistakes
 from ssd.evaluation.evaluate import score
 from ssd.evaluation.mistakes import KINDS, match
-from ssd.evaluation.report import Origin, check_report, write_report
+from ssd.evaluation.report import SHOWN_PICTURES, Origin, check_report, write_report
 from ssd.inference.selection import read_thresholds
 from ssd_ext import DetectionOptions
 
@@ -232,6 +233,24 @@ def test_a_picture_that_is_gone_has_boxes_only(tmp_path: Path) -> None:
     page, numbers = report(tmp_path / "out.html", dataset)
     assert numbers["worst_pictures"] == worst
     assert len(page.all("svg", "picture")) == len(worst) == len(page.all("image")) + 2
+
+
+def test_pictures_of_a_set_of_tiles_are_tiles(tmp_path: Path) -> None:
+    data = open_dataset(write_shapes(tmp_path / "shapes", 2, 0, (480, 320)), "train").tiled(200)
+    targets = [dict(truth) for truth in data.truths]
+    nothing = [(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(0))] * len(data)
+    result = score(nothing, targets, data.classes)
+    write_report(tmp_path / "out.html", result, nothing, targets, data, data.classes, ORIGIN, in_pixels=True)
+    images = Page((tmp_path / "out.html").read_text("utf-8")).all("image")
+    filled = [i for i in range(len(data)) if len(targets[i]["boxes"])]
+    assert len(images) == min(len(filled), SHOWN_PICTURES) > 2
+    order = sorted(filled, key=lambda i: -len(targets[i]["boxes"]))
+    for (attributes, _), i in zip(images, order, strict=False):
+        shown = base64.b64decode((attributes["href"] or "").removeprefix("data:image/jpeg;base64,"))
+        with Image.open(BytesIO(shown)) as picture:
+            tile = data.picture(i).pixels().permute(1, 2, 0).numpy()
+            assert picture.size == tile.shape[1::-1]
+            assert np.abs(np.asarray(picture, float) - tile).mean() < 8  # JPEG of grainy pictures
 
 
 def test_paths_are_checked(tmp_path: Path, dataset: BoxDataset) -> None:
