@@ -124,13 +124,14 @@ class LargeTiff(Picture):
         factor = max(1, int(min((y1 - y0) / size[0], (x1 - x0) / size[1]) / MARGIN))
         x1, y1 = x1 - (x1 - x0) % factor, y1 - (y1 - y0) % factor
         rows = factor * max(1, BAND // (factor * (x1 - x0)))
-        bands = []
+        # One tensor for the result: small ones that live long would keep the memory of the bands from being used again.
+        reduced = torch.empty(3, (y1 - y0) // factor, (x1 - x0) // factor, dtype=torch.uint8)
         for top in range(y0, y1, rows):
             band = torch.from_numpy(self._pixels(x0, top, x1, min(top + rows, y1))).permute(2, 0, 1)
             if factor > 1:
                 band = F.avg_pool2d(band.float(), factor).round().byte()
-            bands.append(band)
-        pixels = F.interpolate(torch.cat(bands, dim=1)[None], size, mode="bilinear", antialias=True)[0]
+            reduced[:, (top - y0) // factor :][:, : band.shape[1]] = band
+        pixels = F.interpolate(reduced[None], size, mode="bilinear", antialias=True)[0]
         return pixels, (x0, y0, x1, y1)
 
     def pixels(self) -> Tensor:
