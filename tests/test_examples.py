@@ -229,7 +229,7 @@ class Gate:
     """
 
     def __init__(self, detector):
-        self.detector, self.classes = detector, detector.classes
+        self.detector, self.classes, self.levels = detector, detector.classes, detector.levels
         self.sizes, self.open, self.error = [], threading.Event(), None
         self.open.set()
 
