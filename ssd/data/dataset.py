@@ -283,8 +283,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         parts = [views(width, height, size, overlap) for width, height in self.sizes.tolist()]
         tiled = self.part([i for i, some in enumerate(parts) for _ in some])
         tiled._views = torch.tensor([view for some in parts for view in some])
-        before = tiled._objects
-        tiled._all, tiled._objects = (in_views(packed, tiled._views) for packed in (tiled._all, before))
+        tiled._all, tiled._objects = (in_views(packed, tiled._views) for packed in (tiled._all, tiled._objects))
         filled = tiled._objects.counts > 0
         used, empty = (which.nonzero()[:, 0] for which in (filled, ~filled))
         spread = torch.linspace(0, len(empty) - 1, min(len(empty), max(1, len(used)))).round().long()

@@ -193,14 +193,18 @@ def test_options_of_coco_are_for_its_method() -> None:
             measure(coco=CocoOptions())
 
 
+def command_on_files(folder: Path, content: dict, results: list) -> list[str]:
+    """Writes a data set with its pictures, and detections, and returns the command that measures them."""
+    for image in content["images"]:
+        Image.new("RGB", (300, 300)).save(folder / image["file_name"])
+    (folder / "truth.json").write_text(json.dumps(content))
+    (folder / "results.json").write_text(json.dumps(results))
+    return ["eval", str(folder / "truth.json"), "--detections", str(folder / "results.json")]
+
+
 def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content, results = random_content(5)
-    for image in content["images"]:
-        Image.new("RGB", (300, 300)).save(tmp_path / image["file_name"])
-    data, detections = tmp_path / "truth.json", tmp_path / "results.json"
-    data.write_text(json.dumps(content))
-    detections.write_text(json.dumps(results))
-    command = ["eval", str(data), "--detections", str(detections)]
+    command = command_on_files(tmp_path, content, results)
     limits = ["--max-dets", "12", "--size-limits", "25,70.5"]
     assert main([*command, "--method", "coco", *limits, "--report", str(tmp_path / "r.html")]) == 0
     words = capsys.readouterr().out.split("\n\n")[1].split()
@@ -224,12 +228,7 @@ def test_limits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_the_command_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content, results = random_content(5)
-    for image in content["images"]:
-        Image.new("RGB", (300, 300)).save(tmp_path / image["file_name"])
-    data, detections = tmp_path / "truth.json", tmp_path / "results.json"
-    data.write_text(json.dumps(content))
-    detections.write_text(json.dumps(results))
-    assert main(["eval", str(data), "--detections", str(detections), "--method", "coco"]) == 0
+    assert main([*command_on_files(tmp_path, content, results), "--method", "coco"]) == 0
     words = capsys.readouterr().out.split("\n\n")[1].split()
     expected = pycocotools(content, results)
     assert dict(zip(words[::2], words[1::2], strict=True)) == {name: f"{value:.4f}" for name, value in expected.items()}
