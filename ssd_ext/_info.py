@@ -22,6 +22,14 @@ class Info:
         gpus: names of the GPUs that torch sees.
         kernels: op name -> the devices ("cpu", "cuda") that have a compiled kernel for it.
         missing: device -> why its library is not in use; None where it is loaded.
+
+    Examples:
+        >>> from ssd_ext import info
+        >>> installed = info()
+        >>> list(installed.versions)
+        ['ssd-ext', 'torch', 'torchvision', 'python']
+        >>> "nms" in installed.kernels, list(installed.missing)
+        (True, ['cpu', 'cuda'])
     """
 
     versions: dict[str, str]
@@ -52,7 +60,21 @@ def _version(package: str) -> str:
 
 
 def info() -> Info:
-    """Versions, the kernels of each device, and why a library is missing; `print(ssd_ext.info())` shows a table."""
+    """Describes this installation: versions, the kernels of each device, and why a library is missing.
+
+    Returns:
+        An `Info`, which `print` shows as a table.
+
+    Examples:
+        >>> import ssd_ext
+        >>> print(ssd_ext.info())  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        ssd-ext ...
+        torch ...
+        torchvision ...
+        python ...
+        backend ... (SSD_EXT_BACKEND)
+        ...
+    """
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return Info(
         versions={

@@ -47,6 +47,13 @@ def encode_boxes(
 
     Source:
         Liu et al., SSD (2016), equation 2.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import encode_boxes
+        >>> prior = torch.tensor([[50, 50, 20, 20]])  # cxcywh
+        >>> encode_boxes(torch.tensor([[32, 40, 72, 60]]), prior)  # 2 to the right of the prior, and twice as wide
+        tensor([[1.0000, 0.0000, 3.4657, 0.0000]])
     """
     _check_per_prior("boxes", boxes, priors_cxcywh)
     boxes, priors_cxcywh = promote(boxes, priors_cxcywh)
@@ -80,6 +87,13 @@ def decode_boxes(
 
     Source:
         Liu et al., SSD (2016), equation 2, solved for the box.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import decode_boxes
+        >>> prior = torch.tensor([[50, 50, 20, 20]])  # cxcywh
+        >>> decode_boxes(torch.tensor([[1, 0, 0, 0]]), prior)  # the prior, moved by a tenth of its width
+        tensor([[42., 40., 62., 60.]])
     """
     _check_per_prior("pred_offsets", pred_offsets, priors_cxcywh)
     pred_offsets, priors_cxcywh = promote(pred_offsets, priors_cxcywh)

@@ -32,6 +32,18 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     Raises:
         ValueError: a shape is not (..., n, 4), a dtype is neither floating nor integer, leading dimensions do not
             broadcast, fmt is unknown, or the devices differ.
+
+    Source:
+        Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2 (the overlap of two
+        boxes). docs/semantics.md, "IoU", has the rule.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import box_iou
+        >>> boxes = torch.tensor([[0, 0, 2, 2], [1, 0, 3, 2]])
+        >>> box_iou(boxes, torch.tensor([[0, 0, 2, 2], [5, 5, 6, 6]]))
+        tensor([[1.0000, 0.0000],
+                [0.3333, 0.0000]])
     """
     check_choice("fmt", fmt, FORMS)
     both = {"boxes1": boxes1, "boxes2": boxes2}

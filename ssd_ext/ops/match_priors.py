@@ -48,6 +48,16 @@ def match_priors(
 
     Source:
         Liu et al., SSD (2016), section 2.2 "Matching strategy"; `bipartite` is the rule of its Caffe implementation.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import match_priors
+        >>> boxes = torch.tensor([[0, 0, 4, 4], [8, 8, 12, 12]])
+        >>> row_splits = torch.tensor([0, 2, 2], dtype=torch.int32)  # both are in the first image of two
+        >>> priors = torch.tensor([[0, 0, 4, 4], [0, 0, 4, 3], [2, 0, 6, 4], [8, 8, 9, 9]])
+        >>> match_priors(boxes, row_splits, priors)  # the second box forces the last prior, with an IoU of 1/16
+        tensor([[ 0,  0, -1,  1],
+                [-1, -1, -1, -1]], dtype=torch.int32)
     """
     check_boxes("boxes", boxes)
     check_boxes("priors_xyxy", priors_xyxy)

@@ -28,7 +28,16 @@ __all__ = ["LossOptions", "multibox_loss"]
 
 
 class LossOptions(NamedTuple):
-    """The options of `multibox_loss`: matching, hard negatives, form of the loss, variances."""
+    """The options of `multibox_loss`: matching, hard negatives, form of the loss, variances.
+
+    The annotation of each field has its type and its meaning. `multibox_loss` checks the values.
+
+    Examples:
+        >>> from ssd_ext import LossOptions
+        >>> paper = LossOptions(loc_loss="smooth_l1", matching="bipartite")
+        >>> paper.threshold, paper.neg_pos_ratio
+        (0.5, 3.0)
+    """
 
     threshold: Annotated[float, "lowest IoU of a positive prior"] = 0.5
     neg_pos_ratio: Annotated[float, "hard negatives per positive"] = 3.0
@@ -61,8 +70,8 @@ def multibox_loss(
     """The SSD training loss of a batch: matching, encoding, cross entropy with hard negatives, localisation.
 
     conf_loss = (cross entropy of the positives + of the selected hard negatives) / n_pos. The hard negatives are the
-    negatives with the largest cross entropy against background. loc_loss `l1` is the mean of |difference| over all
-    4 * n_pos numbers; `smooth_l1` is the sum of smooth L1 (beta 1) / n_pos, as in the paper. Without positives both
+    negatives with the largest cross entropy against background. loc_loss `l1` is the mean absolute difference of
+    all 4 * n_pos numbers; `smooth_l1` is the sum of smooth L1 (beta 1) / n_pos, as in the paper. Without positives both
     losses are 0 and have zero gradients; with `min_negatives` the selected negatives still count, divided by 1.
     Differentiable once, in the predictions. Sums are exact to rounding: backends agree to a relative 1e-5.
 
@@ -89,6 +98,15 @@ def multibox_loss(
 
     Source:
         Liu et al., SSD (2016), section 2.2, equations 1 to 3.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import multibox_loss
+        >>> priors = torch.tensor([[2, 2, 4, 4], [8, 8, 4, 4]])  # cxcywh; the object below is exactly the first one
+        >>> objects = torch.tensor([[0, 0, 4, 4]]), torch.tensor([1]), torch.tensor([0, 1], dtype=torch.int32)
+        >>> conf_loss, loc_loss, n_pos = multibox_loss(torch.zeros(1, 2, 4), torch.zeros(1, 2, 2), *objects, priors)
+        >>> round(conf_loss.item(), 4), loc_loss.item(), n_pos.item()  # log 2 for the positive and for the negative
+        (1.3863, 0.0, 1)
     """
     check_predictions(pred_offsets, pred_logits, priors_cxcywh)
     check_boxes("boxes", boxes)

@@ -34,6 +34,16 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.
+
+    Source:
+        Liu et al., SSD (2016), section 3 "Inference time". docs/semantics.md, "NMS", has the rule.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import nms
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
+        >>> nms(boxes, torch.tensor([0.8, 0.9, 0.7]), iou_threshold=0.5)  # the IoU of the first two is 0.68
+        tensor([1, 2])
     """
     _check_scored_boxes(boxes, scores)
     return call("nms", floating(boxes), scores, iou_threshold)
@@ -56,6 +66,14 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Raises:
         ValueError: shapes or dtypes do not fit, or the devices differ.
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import batched_nms
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [0, 0, 10, 10]])
+        >>> scores, classes = torch.tensor([0.8, 0.9, 0.7]), torch.tensor([1, 1, 2])
+        >>> batched_nms(boxes, scores, classes, iou_threshold=0.5)
+        tensor([1, 2])
     """
     if (boxes.dim() != 2 or scores is None) and boxes.numel() == 0:  # as torchvision's own test calls it
         return torch.empty(0, dtype=torch.int64, device=boxes.device)

@@ -23,7 +23,16 @@ SCORES_BYTES = 16 << 20
 
 
 class DetectionOptions(NamedTuple):
-    """The options of `postprocess_detections`; the defaults are those of the paper (section 3.1)."""
+    """The options of `postprocess_detections`; the defaults are those of the paper (section 3.1).
+
+    The annotation of each field has its type and its meaning. `postprocess_detections` checks the values.
+
+    Examples:
+        >>> from ssd_ext import DetectionOptions
+        >>> sure = DetectionOptions(min_score=0.5)
+        >>> sure.max_overlap, sure.top_k
+        (0.45, 200)
+    """
 
     min_score: Annotated[float, "keep only detections with a score above this"] = 0.01
     max_overlap: Annotated[float, "highest IoU of two detections of one class"] = 0.45
@@ -76,6 +85,16 @@ def postprocess_detections(
 
     Source:
         Liu et al., SSD (2016), section 2.2 "Training objective" (decoding) and section 3 "Inference time".
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import DetectionOptions, postprocess_detections
+        >>> priors = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
+        >>> logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])  # of background and one class: only the first is above 0.5
+        >>> options = DetectionOptions(min_score=0.5, top_k=2)
+        >>> boxes, labels, scores, counts = postprocess_detections(torch.zeros(1, 2, 4), logits, priors, options)
+        >>> boxes[0].tolist(), labels.tolist(), counts.tolist()
+        ([[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 0.0, 0.0]], [[1, 0]], [1])
     """
     check_predictions(pred_offsets, pred_logits, priors_cxcywh)
     check_devices(pred_offsets=pred_offsets, pred_logits=pred_logits, priors_cxcywh=priors_cxcywh)

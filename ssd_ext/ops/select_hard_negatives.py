@@ -32,6 +32,13 @@ def select_hard_negatives(loss: Tensor, positive: Tensor, ratio: float = 3, min_
 
     Source:
         Liu et al., SSD (2016), section 2.2 "Hard negative mining".
+
+    Examples:
+        >>> import torch
+        >>> from ssd_ext import select_hard_negatives
+        >>> loss = torch.tensor([[0.9, 0.1, 0.5, 0.4]])
+        >>> select_hard_negatives(loss, positive=torch.tensor([[True, False, False, False]]), ratio=2)
+        tensor([[False, False,  True,  True]])
     """
     if loss.dim() != 2 or not is_floating(loss):
         raise ValueError(f"loss must be (B, P) floating, got {describe(loss)}")
