@@ -28,13 +28,39 @@ __all__ = [
 
 
 def xy_to_cxcy(xy: Tensor) -> Tensor:
-    """Converts corners (..., 4) xyxy to centres and sizes (..., 4) cxcywh."""
+    """Converts corners to centres and sizes.
+
+    Args:
+        xy: (..., 4) xyxy, floating.
+
+    Returns:
+        (..., 4) cxcywh, of the same dtype.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import xy_to_cxcy
+        >>> xy_to_cxcy(torch.tensor([[0.0, 0.0, 0.5, 0.25]]))
+        tensor([[0.2500, 0.1250, 0.5000, 0.2500]])
+    """
     low, high = xy.split(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def cxcy_to_xy(cxcy: Tensor) -> Tensor:
-    """Converts centres and sizes (..., 4) cxcywh to corners (..., 4) xyxy."""
+    """Converts centres and sizes to corners.
+
+    Args:
+        cxcy: (..., 4) cxcywh, floating.
+
+    Returns:
+        (..., 4) xyxy, of the same dtype.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import cxcy_to_xy
+        >>> cxcy_to_xy(torch.tensor([[0.25, 0.125, 0.5, 0.25]]))
+        tensor([[0.0000, 0.0000, 0.5000, 0.2500]])
+    """
     return cxcywh_to_xyxy(cxcy)
 
 
@@ -47,6 +73,13 @@ def cxcy_to_gcxgcy(cxcy: Tensor, priors_cxcy: Tensor) -> Tensor:
 
     Returns:
         (..., P, 4) offsets.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import cxcy_to_gcxgcy
+        >>> prior = torch.tensor([[0.5, 0.5, 0.25, 0.25]])
+        >>> cxcy_to_gcxgcy(torch.tensor([[0.75, 0.5, 0.5, 0.25]]), prior)  # one width to the right, and twice as wide
+        tensor([[10.0000,  0.0000,  3.4657,  0.0000]])
     """
     centre, size = cxcy.split(2, dim=-1)
     prior_centre, prior_size = priors_cxcy.split(2, dim=-1)
@@ -62,6 +95,12 @@ def gcxgcy_to_cxcy(gcxgcy: Tensor, priors_cxcy: Tensor) -> Tensor:
 
     Returns:
         (..., P, 4) cxcywh.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import gcxgcy_to_cxcy
+        >>> gcxgcy_to_cxcy(torch.tensor([[10.0, 0.0, 0.0, 0.0]]), torch.tensor([[0.5, 0.5, 0.25, 0.25]]))
+        tensor([[0.7500, 0.5000, 0.2500, 0.2500]])
     """
     centre, size = gcxgcy.split(2, dim=-1)
     prior_centre, prior_size = priors_cxcy.split(2, dim=-1)
@@ -69,16 +108,49 @@ def gcxgcy_to_cxcy(gcxgcy: Tensor, priors_cxcy: Tensor) -> Tensor:
 
 
 def find_intersection(set_1: Tensor, set_2: Tensor) -> Tensor:
-    """Returns the areas (N, M) of the intersections of boxes (N, 4) and (M, 4), both xyxy; 0 without overlap."""
+    """Computes the area of the intersection of each pair of boxes.
+
+    Args:
+        set_1: (N, 4) xyxy.
+        set_2: (M, 4) xyxy, in the same unit.
+
+    Returns:
+        (N, M), in the unit squared; 0 without overlap.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import find_intersection
+        >>> boxes = torch.tensor([[0, 0, 2, 2], [1, 0, 3, 2]])
+        >>> find_intersection(boxes, boxes)
+        tensor([[4, 2],
+                [2, 4]])
+    """
     low = torch.maximum(set_1[:, None, :2], set_2[None, :, :2])  # (N, M, 2)
     high = torch.minimum(set_1[:, None, 2:], set_2[None, :, 2:])  # (N, M, 2)
     return (high - low).clamp(min=0).prod(dim=2)  # (N, M)
 
 
 def find_jaccard_overlap(set_1: Tensor, set_2: Tensor) -> Tensor:
-    """Returns the IoU (N, M), in 0..1, of boxes (N, 4) and (M, 4), both xyxy, by `ssd_ext.box_iou`.
+    """Computes the IoU of each pair of boxes, by `ssd_ext.box_iou`.
 
-    It is 0 for a box without area; the tutorial's function returns NaN there.
+    Args:
+        set_1: (N, 4) xyxy.
+        set_2: (M, 4) xyxy, in the same unit.
+
+    Returns:
+        (N, M), in 0..1. It is 0 for a box without area; the tutorial's function returns NaN there.
+
+    Raises:
+        ValueError: a shape is not (n, 4), or the devices differ.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import find_jaccard_overlap
+        >>> boxes = torch.tensor([[0, 0, 2, 2], [1, 0, 3, 2], [1, 1, 1, 1]])
+        >>> find_jaccard_overlap(boxes, boxes)
+        tensor([[1.0000, 0.3333, 0.0000],
+                [0.3333, 1.0000, 0.0000],
+                [0.0000, 0.0000, 0.0000]])
     """
     return box_iou(set_1, set_2)
 
@@ -97,6 +169,13 @@ def decimate(tensor: Tensor, m: Sequence[int | None]) -> Tensor:
         ValueError: the length of m is not the number of dimensions, or a step is less than 1.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 3.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import decimate
+        >>> decimate(torch.arange(20).view(2, 10), m=[None, 4])
+        tensor([[ 0,  4,  8],
+                [10, 14, 18]])
     """
     if len(m) != tensor.ndim or any(step is not None and step < 1 for step in m):
         raise ValueError(f"m must hold one step >= 1 (or None) for each of {tensor.ndim} dimensions, got {m}")
@@ -117,6 +196,15 @@ def read_boxes(boxes: Tensor, labels: Tensor, allowed: range, of: str = "") -> t
 
     Raises:
         ValueError: a shape does not fit, or a label is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import read_boxes
+        >>> read_boxes(torch.tensor([[0, 0, 10, 20]]), torch.tensor([2]), allowed=range(1, 3))
+        (tensor([[ 0.,  0., 10., 20.]], dtype=torch.float64), array([2]))
+        >>> read_boxes(torch.tensor([[0, 0, 10, 20]]), torch.tensor([3]), allowed=range(1, 3), of="targets[0]: ")
+        Traceback (most recent call last):
+        ValueError: targets[0]: labels must be in 1..2, got 3
     """
     boxes = torch.as_tensor(boxes).detach().cpu().double()
     if boxes.numel() == 0:
@@ -142,6 +230,13 @@ def read_column(values: Tensor, name: str, n_boxes: int) -> Tensor:
 
     Raises:
         ValueError: there are more or fewer values.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.boxes import read_column
+        >>> read_column(torch.tensor([0.5, 0.25]), "scores", n_boxes=3)
+        Traceback (most recent call last):
+        ValueError: scores must have shape (3,), one for each box, got (2,)
     """
     values = torch.as_tensor(values).detach().cpu()
     if values.shape != (n_boxes,):

@@ -15,11 +15,26 @@ Padded = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, labels, scores, counts,
 
 
 class Found(NamedTuple):
-    """The k detections of one image, or of several images one after the other."""
+    """The k detections of one image, or of several images one after the other.
 
-    boxes: Tensor  # (k, 4) xyxy, in fractions of the image or in pixels
-    labels: Tensor  # (k,) int64, 0 for the background
-    scores: Tensor  # (k,) in 0..1
+    Attributes:
+        boxes: (k, 4) xyxy, in fractions of the image or in pixels.
+        labels: (k,) int64, 0 for the background.
+        scores: (k,) in 0..1.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.detection import Found
+        >>> found = Found(torch.tensor([[0.5, 0.25, 1.125, 0.75]]), torch.tensor([1]), torch.tensor([0.9]))
+        >>> found.in_pixels(width=80, height=40).boxes
+        tensor([[40., 10., 80., 30.]])
+        >>> found.mirrored().boxes
+        tensor([[-0.1250,  0.2500,  0.5000,  0.7500]])
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
 
     def in_pixels(self, width: Tensor | float, height: Tensor | float) -> Found:
         """Converts boxes from fractions of the image to pixels, and cuts them at the edges of the image.
@@ -80,6 +95,15 @@ def detect(
     Raises:
         ValueError: a shape, dtype, device or number is not allowed.
         TypeError: an option is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import detect
+        >>> priors = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
+        >>> logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])  # of background and one class: only the first is above 0.5
+        >>> boxes, labels, scores = detect(torch.zeros(1, 2, 4), logits, priors, min_score=0.5)
+        >>> boxes[0].tolist(), labels[0].tolist(), round(scores[0].item(), 2)
+        ([[0.25, 0.25, 0.75, 0.75]], [1], 0.95)
     """
     chosen = bounded(DetectionOptions(min_score, max_overlap, top_k, **options), *predicted_scores.shape[-2:])
     boxes, labels, scores, counts = postprocess_detections(predicted_locs, predicted_scores, priors_cxcy, chosen)

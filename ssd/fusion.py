@@ -53,6 +53,14 @@ def soft_nms(
         ValueError: a shape, dtype or number is not allowed, or the devices differ.
 
     Source: Bodla et al., Soft-NMS: Improving Object Detection With One Line of Code, 2017.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import soft_nms
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
+        >>> keep, scores = soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), method="linear")
+        >>> keep.tolist(), [round(score, 3) for score in scores.tolist()]  # the second has an IoU of 0.68 with the first
+        ([0, 2, 1], [0.9, 0.7, 0.255])
     """
     if method not in get_args(Decay):
         raise ValueError(f"method must be one of {', '.join(get_args(Decay))}, got {method!r}")
@@ -107,6 +115,15 @@ def weighted_box_fusion(
         ValueError: there is no detector; a shape or number is not allowed.
 
     Source: Solovyev et al., Weighted boxes fusion: Ensembling boxes from different object detection models, 2021.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import weighted_box_fusion
+        >>> first = torch.tensor([[0, 0, 10, 10], [40, 40, 50, 50]]), torch.tensor([1, 1]), torch.tensor([0.5, 0.5])
+        >>> second = torch.tensor([[0, 0, 12, 10]]), torch.tensor([1]), torch.tensor([0.5])
+        >>> found = weighted_box_fusion([first, second])
+        >>> found.boxes.tolist(), found.scores.tolist()  # only one detector has found the second object
+        ([[0.0, 0.0, 11.0, 10.0], [40.0, 40.0, 50.0, 50.0]], [0.5, 0.25])
     """
     if not detections:
         raise ValueError("detections must have those of at least one detector")

@@ -34,6 +34,18 @@ class MultiBoxLoss(nn.Module):
 
     Source:
         Liu et al., SSD (2016), section 2.2, equations 1 to 3.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import MultiBoxLoss
+        >>> criterion = MultiBoxLoss(torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]]))
+        >>> locs, scores = torch.zeros(1, 2, 4), torch.zeros(1, 2, 2, requires_grad=True)
+        >>> loss = criterion(locs, scores, [torch.tensor([[0.0, 0.0, 0.5, 0.5]])], [torch.tensor([1])])
+        >>> round(loss.item(), 4)  # log 2 for the prior on the object, and log 2 for the other one
+        1.3863
+        >>> loss.backward()
+        >>> scores.grad[0].tolist()
+        [[0.5, -0.5], [-0.5, 0.5]]
     """
 
     priors_cxcy: Tensor

@@ -46,10 +46,21 @@ def build_network(name: str, n_classes: int, **config: Any) -> Network:  # plain
         n_classes: number of classes, background included, at least 2.
         config: the other arguments of the network, such as those in its attribute `config`.
 
+    Returns:
+        The network, in training mode.
+
     Raises:
         ValueError: there is no such network, or an argument is out of range.
         TypeError: the network does not take an argument.
         ImportError: a package that the network needs is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import build_network
+        >>> network = build_network("ssdlite", n_classes=3, size=224, width=0.1).eval()
+        >>> offsets, logits = network(torch.zeros(1, 3, 224, 224))
+        >>> offsets.shape, logits.shape, network.priors_cxcy.shape
+        (torch.Size([1, 1602, 4]), torch.Size([1, 1602, 3]), torch.Size([1602, 4]))
     """
     _, _, backbone = name.partition(":")
     return network_class(name)(n_classes, **config | ({"backbone": backbone} if backbone else {}))

@@ -95,6 +95,15 @@ class Network(nn.Module):
 
     Raises:
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> from ssd import build_network
+        >>> network = build_network("ssdlite", n_classes=3, size=224, width=0.1)
+        >>> network.input_size, network.prior_spec.maps
+        (224, (14, 7, 4, 2, 1, 1))
+        >>> again = build_network(network.name, **network.config)
+        >>> again.load_state_dict(network.state_dict())
+        <All keys matched successfully>
     """
 
     name: str  # an attribute of the class, except for timm

@@ -19,6 +19,14 @@ class SSD300(VGGNetwork):
     parameters are random; `ssd.weights.backbone.load_backbone` loads trained ones into the base.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.1, figure 2 and section 3.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import SSD300
+        >>> model = SSD300(n_classes=21, width=0.1).eval()
+        >>> predicted_locs, predicted_scores = model(torch.zeros(1, 3, 300, 300))
+        >>> predicted_locs.shape, predicted_scores.shape
+        (torch.Size([1, 8732, 4]), torch.Size([1, 8732, 21]))
     """
 
     name = "ssd300"

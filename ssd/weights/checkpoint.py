@@ -39,6 +39,14 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, for example because the disk is full.
         ImportError: the file ends in .safetensors, and the package safetensors is not installed.
+
+    Examples:
+        >>> from ssd import build_network
+        >>> from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
+        >>> save_checkpoint("small.pt", build_network("ssdlite", 3, size=224, width=0.1), ["cat", "dog"], epoch=5)
+        >>> checkpoint = load_checkpoint("small.pt")
+        >>> checkpoint["network"], checkpoint["classes"], checkpoint["epoch"]
+        ('ssdlite', ['cat', 'dog'], 5)
     """
     entries = {"format": FORMAT, "network": model.name, "config": model.config, "classes": list(classes), **extra}
     state = model.state_dict()

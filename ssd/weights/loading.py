@@ -48,6 +48,14 @@ def load_weights(
             classes, or the device cannot be used.
         OSError: the download failed.
         ImportError: a package that the file needs is not installed.
+
+    Examples:
+        >>> from ssd import build_network, load_weights
+        >>> from ssd.weights.checkpoint import save_checkpoint
+        >>> save_checkpoint("small.pt", build_network("ssdlite", 3, size=224, width=0.1), ["cat", "dog"])
+        >>> model, classes = load_weights("small.pt", device="cpu")
+        >>> model.name, model.input_size, model.training, classes
+        ('ssdlite', 224, False, ('cat', 'dog'))
     """
     checkpoint = open_weights(source)
     names = tuple(checkpoint["classes"])
