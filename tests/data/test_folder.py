@@ -1,10 +1,12 @@
 """The files of a folder."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from ssd.data.folder import Folder, is_split, split_of
+from ssd.data.members import text_of
 
 
 @pytest.fixture
@@ -22,6 +24,11 @@ def test_what_is_listed(folder):
     assert listed.pictures == ["a.jpg", "train/b.PNG", "x/y/b.jpg"]
     assert listed.files(".xml") == ["train/c.xml"]
     assert Folder(folder / "train" / "c.xml").files(".xml", ".txt") == ["c.xml"]
+
+
+@pytest.mark.parametrize("root", [".", "x", "x/..", "/"])
+def test_the_text_of_a_file_is_that_of_its_path(root):
+    assert Folder(Path(root)).text("y/b.jpg") == text_of(Folder(Path(root)).root / "y/b.jpg")
 
 
 @pytest.mark.parametrize(
