@@ -30,6 +30,16 @@ class ReadOptions(NamedTuple):
     """How the annotations and pictures of a data set are read. These are also flags of `ssd info`, `train` and `eval`.
 
     The annotation of each field has its type and its meaning.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import ReadOptions, open_dataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> Image.new("RGB", (80, 40)).save("empty.png")
+        >>> _ = Path("boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax\\na.png,cat,10,5,30,25")
+        >>> len(open_dataset(".")), len(open_dataset(".", options=ReadOptions(unlabelled="background")))
+        (1, 2)
     """
 
     unlabelled: Annotated[

@@ -59,7 +59,9 @@ __all__ = [
     "read_image",
 ]
 
-AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {  # the choices of `ssd train --augment`
+#: The choices of `ssd train --augment` by name: functions of the size of the network's input in pixels, and of `flips`,
+#: that make a transform for `BoxDataset`.
+AUGMENTATIONS: dict[str, Callable[..., Callable[..., Any]]] = {
     "ssd": TrainTransform,
     "mild": partial(TrainTransform, largest_zoom=2.0, least_area=0.3),
     "v2": v2_transform,
@@ -102,6 +104,15 @@ def open_dataset(
     Raises:
         FileNotFoundError: a folder, a split, an annotation or a picture is missing, or the folder has no known layout.
         ImageReadError, ValueError: see `BoxDataset`.
+
+    Examples:
+        >>> from ssd.data import open_dataset
+        >>> from ssd.data.shapes import write_shapes
+        >>> folder = write_shapes("shapes", n_train=2, n_test=1, size=(96, 64))
+        >>> train = open_dataset(folder, "train")
+        >>> train.FORMAT, len(train), train.classes
+        ('Pascal VOC', 2, ('circle', 'square', 'triangle'))
+        >>> test = open_dataset(folder, "test", classes=train.classes)  # labels mean the same in both
     """
     folders = folders_of(roots)
     kind = _format_of(folders[0])
@@ -115,11 +126,23 @@ def open_dataset(
 
 
 def list_splits(root: Root) -> list[str]:
-    """Lists the names of a folder's splits, sorted; empty if it has none.
+    """Lists the splits of a folder.
+
+    Args:
+        root: the folder or tar archive, see `BoxDataset`.
+
+    Returns:
+        Their names, sorted; empty if there are none.
 
     Raises:
         FileNotFoundError: the folder is missing or has no known layout.
         ValueError: the folder has two layouts.
+
+    Examples:
+        >>> from ssd.data import list_splits
+        >>> from ssd.data.shapes import write_shapes
+        >>> list_splits(write_shapes("shapes", n_train=2, n_test=1, size=(96, 64)))
+        ['test', 'train']
     """
     (folder,) = folders_of(root)
     return _format_of(folder).splits(folder)

@@ -56,12 +56,30 @@ class Entry(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """An annotated object that the reader left out, because its box cannot be used."""
+    """An annotated object that the reader left out, because its box cannot be used.
 
-    path: AnyFile  # the file of the annotation
-    index: int  # type: ignore[assignment]  # position among the objects of the file, from 0; hides tuple.index
+    Attributes:
+        path: the file of the annotation.
+        index: position among the objects of the file, from 0.
+        name: name of its class.
+        box: the four numbers as written in the file; NaN if it has none.
+        reason: why the box cannot be used.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import open_dataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> rows = "filename,class,xmin,ymin,xmax,ymax", "a.png,cat,10,5,30,25", "a.png,dog,80,5,100,25"
+        >>> _ = Path("boxes.csv").write_text("\\n".join(rows))
+        >>> print(open_dataset(".").dropped[0])
+        boxes.csv: object 1 (dog, (80.0, 5.0, 100.0, 25.0)) left out: outside the picture of 80 x 40
+    """
+
+    path: AnyFile
+    index: int  # type: ignore[assignment]  # hides tuple.index
     name: str
-    box: tuple[float, ...]  # as written in the file
+    box: tuple[float, ...]
     reason: str
 
     def __str__(self) -> str:
@@ -70,7 +88,18 @@ class Dropped(NamedTuple):
 
 
 class UnknownClassError(ValueError):
-    """An annotation has a class that is not among those given."""
+    """An annotation has a class that is not among those given.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import open_dataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> _ = Path("boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax\\na.png,cat,10,5,30,25")
+        >>> open_dataset(".", classes=["dog"])
+        Traceback (most recent call last):
+        ssd.data.annotations.UnknownClassError: boxes.csv: unknown class 'cat'; the classes are ('dog',)
+    """
 
 
 class Annotations(NamedTuple):

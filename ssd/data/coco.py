@@ -274,6 +274,20 @@ class COCODataset(BoxDataset):
     Its layout is `annotations/instances_<split>.json` with pictures in `<split>/` or `images/<split>/`, or
     `<split>/_annotations.coco.json` beside its pictures, or a single JSON file, given by its path or by its folder.
     Labels follow the order of the category ids. Boxes of crowds ("iscrowd") are left out unless `keep_crowds`.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import COCODataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> annotation = {"image_id": 1, "category_id": 17, "bbox": [10, 5, 20, 20]}
+        >>> images, categories = [{"id": 1, "file_name": "a.png"}], [{"id": 17, "name": "cat"}]
+        >>> content = {"images": images, "annotations": [annotation], "categories": categories}
+        >>> _ = Path("cats.json").write_text(json.dumps(content))
+        >>> image, target = COCODataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "COCO"

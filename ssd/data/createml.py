@@ -27,7 +27,21 @@ def _objects(rows: list[Any], begin: int, where: str) -> list[Object]:
 
 
 class CreateMLDataset(ListingDataset):
-    """A dataset of CreateML; arguments and attributes are those of `BoxDataset`."""
+    """A dataset of CreateML; arguments and attributes are those of `BoxDataset`.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import CreateMLDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> box = {"x": 20, "y": 15, "width": 20, "height": 20}  # x and y are those of the centre
+        >>> rows = [{"image": "a.png", "annotations": [{"label": "cat", "coordinates": box}]}]
+        >>> _ = Path("_annotations.createml.json").write_text(json.dumps(rows))
+        >>> image, target = CreateMLDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
+    """
 
     FORMAT = "CreateML"
     LAYOUT = "JSON files such as _annotations.createml.json; splits as for CSV"

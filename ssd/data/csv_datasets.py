@@ -83,6 +83,16 @@ class CSVDataset(_Table):
 
     A row with empty edges, or with zeros, is a picture without objects. A file such as classes.csv with a name and a
     number in each row gives the order of the classes.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import CSVDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> _ = Path("boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax\\na.png,cat,10,5,30,25")
+        >>> image, target = CSVDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "CSV"
@@ -103,7 +113,19 @@ class CSVDataset(_Table):
 
 
 class XMLToCSVDataset(CSVDataset):
-    """A dataset of CSV files with the numbers of Pascal VOC's XML; see `CSVDataset`."""
+    """A dataset of CSV files with the numbers of Pascal VOC's XML; see `CSVDataset`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import XMLToCSVDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> rows = "filename,width,height,class,xmin,ymin,xmax,ymax", "a.png,80,40,cat,11,6,30,25"
+        >>> _ = Path("boxes.csv").write_text("\\n".join(rows))
+        >>> image, target = XMLToCSVDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
+    """
 
     FORMAT = "CSV made from XML"
     LAYOUT = "the same with the width and height of the picture, as by TensorFlow's xml_to_csv"
@@ -122,6 +144,18 @@ class OpenImagesDataset(_Table):
 
     Boxes around groups ("IsGroupOf") are crowds. A file such as class-descriptions-boxable.csv gives the names of the
     classes; without it, they have their codes as names.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import OpenImagesDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> rows = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf", "a,/m/01yrx,0.125,0.375,0.125,0.625,0"
+        >>> _ = Path("annotations-bbox.csv").write_text("\\n".join(rows))
+        >>> _ = Path("class-descriptions.csv").write_text("/m/01yrx,Cat")
+        >>> image, target = OpenImagesDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "Open Images"

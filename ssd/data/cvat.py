@@ -76,6 +76,18 @@ class CVATDataset(ListingDataset):
     """A dataset in the format "CVAT for images"; arguments and attributes are those of `BoxDataset`.
 
     A shape is replaced by the box around it. Points, lines, skeletons and cuboids are left out.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import CVATDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> box = '<box label="cat" xtl="10" ytl="5" xbr="30" ybr="25"/>'
+        >>> image = f'<image id="0" name="a.png" width="80" height="40">{box}</image>'
+        >>> _ = Path("annotations.xml").write_text(f"<annotations>{image}</annotations>")
+        >>> image, target = CVATDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "CVAT for images"

@@ -102,6 +102,16 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         ImageReadError: the header of a picture is unreadable; or the pictures that cannot be read are more than
             `options.skip_unreadable` allows.
         ValueError: an annotation is broken or has a class that is not in `classes`, or there are no annotations.
+
+    Examples:
+        >>> from ssd.data import open_dataset
+        >>> from ssd.data.shapes import write_shapes
+        >>> dataset = open_dataset(write_shapes("shapes", n_train=2, n_test=1, size=(96, 64)), "train")
+        >>> image, target = dataset[0]
+        >>> image.shape, list(target)
+        (torch.Size([3, 64, 96]), ['boxes', 'labels', 'difficult'])
+        >>> len(dataset.part([1])), dataset.sizes.tolist()
+        (1, [[96, 64], [96, 64]])
     """
 
     FORMAT: ClassVar[str]  # the name of the format
@@ -250,6 +260,9 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         Args:
             transform: see `BoxDataset`.
             keep_crowds: see `BoxDataset`. None: as in this dataset.
+
+        Returns:
+            The dataset; this one is not changed.
         """
         view = copy.copy(self)
         view.transform = transform
@@ -258,7 +271,17 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         return view
 
     def part(self, indices: Sequence[int]) -> BoxDataset:
-        """Makes a dataset of some of the pictures, in this order."""
+        """Makes a dataset of some of the pictures, in this order.
+
+        Args:
+            indices: numbers of pictures, each in 0..N-1; they may repeat.
+
+        Returns:
+            The dataset; this one is not changed.
+
+        Raises:
+            IndexError: there is no such picture.
+        """
         part = copy.copy(self)
         chosen = torch.tensor(indices, dtype=torch.int64)
         part.pictures, part.files = self.pictures.take(indices), self.files.take(indices)
@@ -279,6 +302,9 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         Args:
             size: side of a tile in pixels, at least 1.
             overlap: least overlap of neighbouring tiles, as a fraction of their side, in [0, 1).
+
+        Returns:
+            The dataset; this one is not changed.
         """
         parts = [views(width, height, size, overlap) for width, height in self.sizes.tolist()]
         tiled = self.part([i for i, some in enumerate(parts) for _ in some])
@@ -301,6 +327,9 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
         Args:
             classes: see `BoxDataset`; all classes that have objects must be among them.
+
+        Returns:
+            The dataset; this one is not changed.
         """
         number = torch.tensor([0, *(classes.index(name) + 1 if name in classes else 0 for name in self.classes)])
         view = copy.copy(self)
@@ -419,7 +448,14 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         return [self.pictures[i] for i in self._cut.nonzero().flatten().tolist()]
 
     def picture(self, index: int) -> Picture:
-        """Returns a picture, whose pixels are not yet decoded. No file is read."""
+        """Returns a picture, whose pixels are not yet decoded. No file is read.
+
+        Args:
+            index: its number, in 0..N-1.
+
+        Returns:
+            A `PictureFile`; of a dataset of tiles a `PicturePart`.
+        """
         picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
         if self._views is None:
             return picture

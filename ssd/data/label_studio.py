@@ -151,6 +151,21 @@ class LabelStudioDataset(ListingDataset):
 
     A region is replaced by the box around it. Brushes and key points have no box and are left out. Of several
     annotations of a picture, the last one that was not cancelled counts. Tasks without one are left out.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import LabelStudioDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> box = {"x": 12.5, "y": 12.5, "width": 25, "height": 50, "rotation": 0}  # in percent of the picture
+        >>> region = {"type": "rectanglelabels", "value": box | {"rectanglelabels": ["cat"]}}
+        >>> region |= {"original_width": 80, "original_height": 40}
+        >>> task = {"data": {"image": "a.png"}, "annotations": [{"result": [region]}]}
+        >>> _ = Path("export.json").write_text(json.dumps([task]))
+        >>> image, target = LabelStudioDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "Label Studio"

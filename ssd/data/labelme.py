@@ -71,6 +71,19 @@ class LabelMeDataset(BoxDataset):
     """A dataset of LabelMe's files; arguments and attributes are those of `BoxDataset`.
 
     A shape is replaced by the box around it. Points and lines have no box and are left out.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import LabelMeDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> shape = {"label": "cat", "shape_type": "rectangle", "points": [[10, 5], [30, 25]]}
+        >>> content = {"imagePath": "a.png", "imageWidth": 80, "imageHeight": 40, "shapes": [shape]}
+        >>> _ = Path("a.json").write_text(json.dumps(content))
+        >>> image, target = LabelMeDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "LabelMe"

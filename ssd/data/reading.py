@@ -44,7 +44,16 @@ Box = Sequence[float]  # edges x0, y0, x1, y1 in pixels
 
 
 class ImageReadError(ValueError):
-    """A picture file is damaged, truncated or of an unknown format."""
+    """A picture file is damaged, truncated or of an unknown format.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from ssd.data import read_image
+        >>> _ = Path("a.png").write_bytes(b"no picture")
+        >>> read_image("a.png")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ssd.data.reading.ImageReadError: a.png: cannot read the picture (...)
+    """
 
 
 class Picture:
@@ -57,6 +66,14 @@ class Picture:
         height, width: size of the whole picture in pixels.
         path: its file; None if it has none.
         cut: whether the file lacks its last bytes; known after pixels were decoded.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.data.reading import Picture
+        >>> picture = Picture(torch.zeros(3, 40, 60, dtype=torch.uint8))
+        >>> pixels, box = picture.part((0, 0, 30.2, 40), size=(20, 15))
+        >>> pixels.shape, box
+        (torch.Size([3, 20, 15]), (0.0, 0.0, 30.0, 40.0))
     """
 
     path: AnyFile | None = None
@@ -274,6 +291,16 @@ class PictureFile(Picture):
 
     Raises:
         FileNotFoundError, ImageReadError: see `read_header`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from ssd.data import PictureFile
+        >>> Image.new("RGB", (60, 40), "red").save("a.png")
+        >>> picture = PictureFile("a.png")
+        >>> picture.width, picture.height
+        (60, 40)
+        >>> picture.pixels()[:, 0, 0].tolist()
+        [255, 0, 0]
     """
 
     path: AnyFile
@@ -352,10 +379,24 @@ def _to_rgb(picture: Image.Image, levels: Levels | None, file: IO[bytes] | None 
 
 
 def read_image(path: str | PathLike[str]) -> Tensor:
-    """Reads a picture file upright as RGB, (3, H, W) uint8, see `PictureFile`.
+    """Reads a picture file upright as RGB, see `PictureFile`.
+
+    Args:
+        path: the file, in any format that Pillow reads.
+
+    Returns:
+        (3, H, W) uint8.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageReadError: the file is damaged, truncated or not a picture; the message names it.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from ssd.data import read_image
+        >>> Image.new("RGB", (60, 40), "red").save("a.png")
+        >>> image = read_image("a.png")
+        >>> image.shape, image.dtype, image[:, 0, 0].tolist()
+        (torch.Size([3, 40, 60]), torch.uint8, [255, 0, 0])
     """
     return PictureFile(path).pixels()

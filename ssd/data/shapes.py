@@ -154,6 +154,12 @@ def write_shapes(
     Raises:
         FileExistsError: the folder is not empty.
         ValueError: a number is out of range.
+
+    Examples:
+        >>> from ssd.data.shapes import write_shapes
+        >>> folder = write_shapes("shapes", n_train=2, n_test=1, size=(96, 64))
+        >>> sorted(path.name for path in (folder / "JPEGImages").iterdir())
+        ['test_00000.jpg', 'train_00000.jpg', 'train_00001.jpg']
     """
     folder, (width, height) = Path(folder), size
     if min(n_train, n_test, seed) < 0 or min(width, height) < 64:

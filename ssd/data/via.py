@@ -89,6 +89,20 @@ class VIADataset(ListingDataset):
     A region is replaced by the box around it. Points and lines have no box and are left out. The class is the only
     attribute of the regions, or the one named class, label, category, name or type. Regions without attributes are of
     one class, "object".
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import VIADataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> shape = {"name": "rect", "x": 10, "y": 5, "width": 20, "height": 20}
+        >>> region = {"shape_attributes": shape, "region_attributes": {"class": "cat"}}
+        >>> content = {"a.png1000": {"filename": "a.png", "size": 1000, "regions": [region]}}
+        >>> _ = Path("via_region_data.json").write_text(json.dumps(content))
+        >>> image, target = VIADataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "VGG Image Annotator"

@@ -54,7 +54,16 @@ ORIENTATIONS = {
 
 
 class VideoReadError(ValueError):
-    """A video, camera or stream cannot be opened, or no longer gives frames."""
+    """A video, camera or stream cannot be opened, or no longer gives frames.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from ssd.data import Video
+        >>> _ = Path("clip.mp4").write_bytes(b"no video")
+        >>> Video("clip.mp4")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ssd.data.video.VideoReadError: clip.mp4: ...
+    """
 
 
 def load_av() -> ModuleType:
@@ -165,6 +174,17 @@ class Video:
         FileNotFoundError: there is no such file.
         VideoReadError: the source cannot be opened, or has no video. Iterating raises it if the source breaks, or if it
             has no frames.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from ssd.data import Video
+        >>> first, *others = (Image.new("RGB", (60, 40), colour) for colour in ("red", "green", "blue"))
+        >>> first.save("clip.gif", save_all=True, append_images=others, duration=100)
+        >>> video = Video("clip.gif")
+        >>> video.total, video.rate, video.live
+        (3, 10.0, False)
+        >>> [(frame.number, round(frame.time, 1), frame.width, frame.height) for frame in video]
+        [(0, 0.0, 60, 40), (1, 0.1, 60, 40), (2, 0.2, 60, 40)]
     """
 
     def __init__(

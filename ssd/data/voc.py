@@ -95,6 +95,18 @@ class VOCDataset(BoxDataset):
 
     The XML files may be in a folder of their own or beside the pictures. ImageSets/Main, or files such as train.txt at
     the top, have the names of each split. If there are no such lists, folders such as train/ and test/ are the splits.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import VOCDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> box = "<xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>25</ymax>"  # pixels are counted from 1
+        >>> cat = f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
+        >>> _ = Path("a.xml").write_text(f"<annotation><filename>a.png</filename>{cat}</annotation>")
+        >>> image, target = VOCDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "Pascal VOC"

@@ -25,6 +25,18 @@ class WebDataset(BoxDataset):
     The JSON file of a picture has its name. Its key "annotations" has a list of objects with a "bbox", which is
     [left, top, width, height] in pixels, and the class in one of the keys `NAMES`: a name or a number. If objects have
     both, the classes are in the order of the numbers.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import WebDataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> annotation = {"bbox": [10, 5, 20, 20], "category_name": "cat"}
+        >>> _ = Path("a.json").write_text(json.dumps({"annotations": [annotation]}))
+        >>> image, target = WebDataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "WebDataset"

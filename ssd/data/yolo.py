@@ -315,6 +315,17 @@ class YOLODataset(BoxDataset):
     A YAML file names the folders or lists of the pictures of each split, or the folders are named like splits. The text
     file of a picture is in the same place with `labels` instead of `images`, or beside the picture; a picture without a
     text file has no objects. The YAML file, classes.txt or obj.names has the names of the classes.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from ssd.data import YOLODataset
+        >>> Image.new("RGB", (80, 40)).save("a.png")
+        >>> _ = Path("a.txt").write_text("0 0.25 0.375 0.25 0.5")  # class, centre and size in fractions
+        >>> _ = Path("classes.txt").write_text("cat")
+        >>> image, target = YOLODataset(".")[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist()
+        ([[10.0, 5.0, 30.0, 25.0]], [1])
     """
 
     FORMAT = "YOLO"
