@@ -92,7 +92,7 @@ class Picture:
             size: height and width of the result in pixels.
 
         Returns:
-            pixels: (3, *size) uint8 RGB.
+            pixels: (3, height, width) uint8 RGB.
             box: edges of the part after rounding, in pixels of the picture.
 
         Raises:

@@ -43,6 +43,11 @@ class CocoOptions(NamedTuple):
     """The rules of COCO's metric that can be changed (docs/semantics.md, "COCO's figures").
 
     The annotation of each field has its type, its meaning and its check.
+
+    Examples:
+        >>> from ssd.evaluation.coco import CocoOptions
+        >>> print(CocoOptions(max_dets=500))
+        at most 500 detections of a class in a picture; small: up to 32 * 32 pixels, large: from 96 * 96 pixels
     """
 
     max_dets: Annotated[
@@ -93,6 +98,16 @@ class CocoResult(EvalResult):
             class in an image; ARs, ARm and ARl are the recalls of small, medium and large objects. With another
             `max_dets`, AR100 has the name of this number, such as AR500.
         options: the number of detections that count, and the limits of the sizes.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.coco import coco_average_precision
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> result = coco_average_precision(detections, targets, ["cat"])
+        >>> [(name, round(result.figures[name], 3)) for name in ("AP50", "APs", "APl", "AR100")]
+        [('AP50', 0.505), ('APs', 0.505), ('APl', nan), ('AR100', 0.5)]
     """
 
     figures: dict[str, float]
@@ -141,6 +156,16 @@ def coco_average_precision(
     by row; NaN scores come last. A box that is not finite matches nothing.
 
     Source: Lin et al., Microsoft COCO: Common Objects in Context, 2014; cocodataset.org/#detection-eval.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.coco import coco_average_precision
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> result = coco_average_precision(detections, targets, ["cat"])  # finds one of two cats
+        >>> round(result.mAP, 3), result.title  # the precision is 1 at 51 of the 101 recalls
+        (0.505, 'mAP@0.5:0.95')
     """
     classes = tuple(classes)
     check_metric(classes, options)

@@ -105,6 +105,19 @@ def evaluate(
     Raises:
         ValueError: see `score`; or "coco" is used with another data set than a `BoxDataset`.
         ImportError: see `score`.
+
+    Examples:
+        >>> from ssd import build_network
+        >>> from ssd.data import open_dataset
+        >>> from ssd.data.augmentation import EvalTransform
+        >>> from ssd.data.shapes import write_shapes
+        >>> from ssd.evaluation.evaluate import evaluate
+        >>> folder = write_shapes("shapes", n_train=4, n_test=4, size=(96, 64))
+        >>> dataset = open_dataset(folder, "test", transform=EvalTransform(224))
+        >>> network = build_network("ssdlite", len(dataset.classes) + 1, size=224, width=0.1)  # with random weights
+        >>> result = evaluate(network, dataset, dataset.classes, workers=0, quiet=True)
+        >>> result.title, result.mAP < 0.1
+        ('mAP@0.5', True)
     """
     classes = tuple(classes)
     check(dataset, classes, iou_threshold, method, coco)
@@ -284,6 +297,15 @@ def score(
     Raises:
         ValueError: the method is unknown; the IoU or an option is not allowed; see also the function of the method.
         ImportError: "coco" needs faster-coco-eval, which is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.evaluate import score
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> score(detections, targets, ["cat"]).summary()  # finds one of two cats
+        'mAP@0.5 0.5000 (cat 0.5000)'
     """
     metric, chosen = _checked(method, classes, iou_threshold, coco)
     return metric.measure(detections, targets, classes, **chosen)

@@ -37,24 +37,52 @@ class Matches(NamedTuple):
     """The D detections of all N pictures, the G objects, and which of them belong together.
 
     Detections and objects are in the order of their pictures. The background (label 0) is left out.
+
+    Attributes:
+        pictures: (D,) int64 in 0..N-1: the picture of each detection.
+        labels: (D,) int64 in 1..C-1.
+        scores: (D,) float64.
+        boxes: (D, 4) float64 xyxy in fractions of the picture.
+        outcomes: (D,) int64: HIT, IGNORED or the number of a kind of errors.
+        own: (D,) int64: the object of the same class with the highest IoU; -1 if none overlaps.
+        other: (D,) int64: the object of another class with the highest IoU; -1 if none overlaps.
+        truth_pictures: (G,) int64 in 0..N-1.
+        truth_labels: (G,) int64 in 1..C-1.
+        truth_boxes: (G, 4) float64 xyxy in fractions of the picture.
+        difficult: (G,) bool.
+        pairs: (P, 2) int64: a detection and an object of any class whose IoU is at least the threshold.
+        pair_ious: (P,) float64.
+        n_pictures: N.
+        n_classes: C, background included.
+        iou_threshold: smallest IoU of a hit.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.mistakes import match
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> matches = match(detections, targets, n_classes=2)
+        >>> matches.own.tolist(), matches.pair_ious.tolist()  # the first detection and object belong together
+        ([0, -1], [1.0])
     """
 
-    pictures: np.ndarray  # (D,) int64 in 0..N-1: the picture of each detection
-    labels: np.ndarray  # (D,) int64 in 1..C-1
-    scores: np.ndarray  # (D,) float64
-    boxes: np.ndarray  # (D, 4) float64 xyxy in fractions of the picture
-    outcomes: np.ndarray  # (D,) int64: HIT, IGNORED or the number of a kind of errors
-    own: np.ndarray  # (D,) int64: the object of the same class with the highest IoU; -1 if none overlaps
-    other: np.ndarray  # (D,) int64: the object of another class with the highest IoU; -1 if none overlaps
-    truth_pictures: np.ndarray  # (G,) int64 in 0..N-1
-    truth_labels: np.ndarray  # (G,) int64 in 1..C-1
-    truth_boxes: np.ndarray  # (G, 4) float64 xyxy in fractions of the picture
-    difficult: np.ndarray  # (G,) bool
-    pairs: np.ndarray  # (P, 2) int64: a detection and an object of any class whose IoU is at least the threshold
-    pair_ious: np.ndarray  # (P,) float64
-    n_pictures: int  # N
-    n_classes: int  # C, background included
-    iou_threshold: float  # smallest IoU of a hit
+    pictures: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    outcomes: np.ndarray
+    own: np.ndarray
+    other: np.ndarray
+    truth_pictures: np.ndarray
+    truth_labels: np.ndarray
+    truth_boxes: np.ndarray
+    difficult: np.ndarray
+    pairs: np.ndarray
+    pair_ious: np.ndarray
+    n_pictures: int
+    n_classes: int
+    iou_threshold: float
 
     @property
     def n_truths(self) -> np.ndarray:
@@ -124,6 +152,16 @@ def match(
 
     Source: Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, ECCV 2020, section 2.2. The
     paper does not say which kind counts if several apply; this is the order in the authors' program.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.mistakes import count_errors, match
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> errors = count_errors(match(detections, targets, n_classes=2))
+        >>> {kind: count for kind, count in errors.items() if count}
+        {'background': 1, 'missed': 1}
     """
     sides = torch.ones(len(targets), 2) if sizes is None else sizes
     scale = sides.double().repeat(1, 2).numpy()

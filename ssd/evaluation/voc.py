@@ -31,6 +31,18 @@ class EvalResult:
         method: "area" or "11point".
         curves: by class name (recall (d,), precision (d,)) float64, after each of the d detections that count, by
             descending score; empty for a class without ground truth.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.voc import average_precision
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> print(average_precision(detections, targets, ["cat"]))
+        class             truths  detections      AP
+        cat                    2           2  0.5000
+        --------------------------------------------
+        mAP@0.5 (area)         2           2  0.5000
     """
 
     mAP: float
@@ -99,6 +111,16 @@ def average_precision(
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010, section 4.2; VOC2012
     development kit, VOCevaldet.m.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.evaluation.voc import average_precision
+        >>> boxes = torch.tensor([[0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> detections = [(boxes, torch.tensor([1, 1]), torch.tensor([0.9, 0.8]))]  # of one picture
+        >>> targets = [{"boxes": torch.tensor([[0, 0, 10, 10], [20, 20, 30, 30]]), "labels": torch.tensor([1, 1])}]
+        >>> result = average_precision(detections, targets, ["cat"])  # finds one of two cats
+        >>> result.mAP, result.n_truths
+        (0.5, {'cat': 2})
     """
     classes = tuple(classes)
     check_metric(classes, iou_threshold, method)

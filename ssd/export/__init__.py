@@ -47,6 +47,13 @@ class Format(NamedTuple):
         modules: packages that the format needs; `pip install 'ssd-ext[<format>]'` installs them.
         quantize: converts a file to int8, and gives it new metadata. The ranges of values are measured on pictures (n,
             3, size, size). None if the format has no int8.
+
+    Examples:
+        >>> from ssd.export import FORMATS
+        >>> FORMATS["onnx"].suffix, FORMATS["onnx"].modules
+        ('.onnx', ('onnx', 'onnxscript', 'onnxruntime'))
+        >>> [name for name, format in FORMATS.items() if format.quantize]
+        ['openvino']
     """
 
     summary: str
@@ -57,6 +64,7 @@ class Format(NamedTuple):
     quantize: Callable[[Path, Tensor, Metadata], None] | None = None
 
 
+#: The formats by the names that `export` and `ssd export --format` take.
 FORMATS: dict[str, Format] = {
     "pt2": Format(
         "a graph that torch loads (torch.export)",
@@ -97,6 +105,17 @@ class Exported:
 
     Attributes:
         input_size: side of the images in pixels.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import build_network
+        >>> from ssd.export import DetectionProgram, Exported, Metadata
+        >>> network = build_network("ssdlite", n_classes=3, size=224, width=0.1)
+        >>> program = DetectionProgram(network)  # `load` takes it from a file
+        >>> exported = Exported(program, Metadata("pt2", ("cat", "dog"), program.options, network.input_size))
+        >>> boxes, labels, scores, counts = exported(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+        >>> boxes.shape, exported.metadata.classes
+        (torch.Size([1, 200, 4]), ('cat', 'dog'))
     """
 
     def __init__(self, program: Callable[[Tensor], Sequence[Tensor]], metadata: Metadata) -> None:
@@ -112,17 +131,47 @@ class Exported:
 
 
 def is_exported(path: str | os.PathLike[str]) -> bool:
-    """Tells from the suffix whether a file is an exported detector."""
+    """Tells from the suffix whether a file is an exported detector.
+
+    Args:
+        path: the file, which need not exist.
+
+    Returns:
+        Whether it ends like the files of one of `FORMATS`, in small or capital letters.
+
+    Examples:
+        >>> from ssd.export import is_exported
+        >>> is_exported("run/best.onnx"), is_exported("run/best.pt")
+        (True, False)
+    """
     return _suffix(path) in {_suffix(format.suffix) for format in FORMATS.values()}
 
 
 def load(path: str | os.PathLike[str]) -> Exported:
     """Loads an exported file. It is a program: load only files from people whom you trust.
 
+    Args:
+        path: the file; its suffix says in which of `FORMATS` it is.
+
+    Returns:
+        A function from pictures to detections, with the metadata of the file.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file was not written by `export`, or cannot run here.
         ImportError: a package that the format needs is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import build_network
+        >>> from ssd.export import export, load
+        >>> from ssd.weights.checkpoint import save_checkpoint
+        >>> save_checkpoint("small.pt", build_network("ssd300", n_classes=3, width=0.01), ["cat", "dog"])
+        >>> _ = export("small.pt", "small.pt2", check=[])
+        >>> detector = load("small.pt2")
+        >>> boxes, labels, scores, counts = detector(torch.zeros(2, 3, 300, 300, dtype=torch.uint8))
+        >>> boxes.shape, detector.metadata.classes
+        (torch.Size([2, 200, 4]), ('cat', 'dog'))
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -173,6 +222,15 @@ def export(
         OSError: the file cannot be written, or the weights cannot be downloaded.
         ValueError: the format, the suffix or the weights are not allowed, or the detections differ.
         ImportError: a package that the format needs is not installed.
+
+    Examples:
+        >>> from ssd import build_network
+        >>> from ssd.export import export
+        >>> from ssd.weights.checkpoint import save_checkpoint
+        >>> save_checkpoint("small.pt", build_network("ssd300", n_classes=3, width=0.01), ["cat", "dog"])
+        >>> metadata = export("small.pt", "small.pt2")  # compares the detections in pictures of drawn shapes
+        >>> metadata.format, metadata.input_size, metadata.classes
+        ('pt2', 300, ('cat', 'dog'))
     """
     path = Path(path)
     if format not in FORMATS:

@@ -43,6 +43,15 @@ class Metadata:
         version: version of this package.
         levels: the values that become 0 and 255 when pictures with more than 8 bits per sample are converted to the
             images; None if the network was trained on pictures with 8 bits.
+
+    Examples:
+        >>> from ssd.export import Metadata
+        >>> from ssd_ext import DetectionOptions
+        >>> metadata = Metadata("onnx", ("cat", "dog"), DetectionOptions(min_score=0.5), input_size=320)
+        >>> metadata.input_dtype, metadata.precision
+        ('uint8', 'float32')
+        >>> Metadata.from_json(metadata.to_json()) == metadata
+        True
     """
 
     format: str
@@ -81,6 +90,17 @@ class DetectionProgram(nn.Module):
     Args:
         model: the network; it is put into evaluation mode.
         options: see `ssd_ext.DetectionOptions`.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import build_network
+        >>> from ssd.export import DetectionProgram
+        >>> from ssd_ext import DetectionOptions
+        >>> network = build_network("ssdlite", n_classes=3, size=224, width=0.1)
+        >>> program = DetectionProgram(network, DetectionOptions(top_k=10))
+        >>> boxes, labels, scores, counts = program(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+        >>> boxes.shape, labels.shape, scores.shape, counts.shape
+        (torch.Size([1, 10, 4]), torch.Size([1, 10]), torch.Size([1, 10]), torch.Size([1]))
     """
 
     mean: Tensor

@@ -21,12 +21,26 @@ LONGEST_SIDE = 4096  # of drawings of large pictures, in pixels
 
 
 class Detection(NamedTuple):
-    """One detected object."""
+    """One detected object.
 
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-    label: int  # in 1..C-1
-    name: str  # name of its class
-    score: float  # in 0..1
+    Attributes:
+        box: x0, y0, x1, y1 in pixels.
+        label: in 1..C-1.
+        name: name of its class.
+        score: in 0..1.
+
+    Examples:
+        >>> from ssd.inference.detections import Detection
+        >>> detection = Detection(box=(10.0, 5.0, 30.0, 25.0), label=1, name="cat", score=0.75)
+        >>> x0, y0, x1, y1 = detection.box
+        >>> f"{detection.name} {detection.score:.0%}: {x1 - x0:.0f} x {y1 - y0:.0f} pixels"
+        'cat 75%: 20 x 20 pixels'
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    name: str
+    score: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +54,18 @@ class Detections:
         labels: (k,) int64 in 1..C-1.
         scores: (k,) float32 in 0..1.
         classes: the C-1 class names without background; label i is `classes[i - 1]`.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.data.reading import Picture
+        >>> from ssd.inference.detections import Detections
+        >>> picture = Picture(torch.zeros(3, 40, 80, dtype=torch.uint8))
+        >>> boxes, labels, scores = torch.tensor([[10.0, 5.0, 30.0, 25.0]]), torch.tensor([2]), torch.tensor([0.75])
+        >>> found = Detections(picture, boxes, labels, scores, ("cat", "dog"))
+        >>> found
+        <Detections in a picture (80 x 40): 1 dog>
+        >>> [(each.name, each.score, each.box) for each in found]
+        [('dog', 0.75, (10.0, 5.0, 30.0, 25.0))]
     """
 
     picture: Picture
@@ -68,12 +94,20 @@ class Detections:
     def draw(self) -> Image.Image:
         """Draws boxes, names and scores into the picture, see `ssd.drawing.draw_detections`; reads a file again.
 
-        A picture with more than 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`) is reduced to 4096 pixels on its
-        longer side.
+        Returns:
+            The drawing, as large as the picture. A picture with more than 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`)
+            is reduced to 4096 pixels on its longer side.
 
         Raises:
             FileNotFoundError: the file no longer exists.
             ImageReadError: the file is damaged.
+
+        Examples:
+            `found` is that of the example of the class.
+
+
+            >>> found.draw().size
+            (80, 40)
         """
         picture, boxes = self.picture, self.boxes
         if picture.width * picture.height <= LARGE:
@@ -94,6 +128,13 @@ class Detections:
 
         Raises:
             FileNotFoundError, ImageReadError: see `draw`.
+
+        Examples:
+            `found` is that of the example of the class.
+
+
+            >>> [crop.size for crop in found.crops()]
+            [(20, 20)]
         """
         large = isinstance(self.picture, LargeTiff)
         pixels = None if large else self.picture.pixels()
@@ -116,6 +157,15 @@ class Detections:
 
         Returns:
             A dict for each object: "bbox" is [x, y, width, height] in pixels, "category_id" is the label.
+
+        Examples:
+            `found` is that of the example of the class.
+
+
+            >>> found.to_coco(image_id=7)[0]["bbox"]
+            [10.0, 5.0, 20.0, 20.0]
+            >>> sorted(found.to_coco(image_id=7)[0])
+            ['area', 'bbox', 'category_id', 'image_id', 'iscrowd', 'score']
         """
         return [
             {
@@ -136,6 +186,13 @@ class Detections:
         Returns:
             A line for each object: the number of its class from 0, then x and y of the centre, width and height in
             fractions of the picture. Edges are rounded to 0.01 pixels. Boxes without width or height are left out.
+
+        Examples:
+            `found` is that of the example of the class.
+
+
+            >>> print(found.to_yolo(), end="")
+            1 0.25 0.375 0.25 0.5
         """
         return YoloWriter.text(self._written())
 
@@ -146,6 +203,15 @@ class Detections:
             The XML. Edges are rounded to 0.01 pixels. Boxes that are at most one pixel wide or high are left out,
             because the format does not tell them from points. Without a file, the names of the picture and of its
             folder are empty.
+
+        Examples:
+            `found` is that of the example of the class.
+
+
+            >>> from xml.etree import ElementTree
+            >>> box = ElementTree.fromstring(found.to_voc()).find("object/bndbox")
+            >>> {edge.tag: edge.text for edge in box}
+            {'xmin': '11', 'ymin': '6', 'xmax': '30', 'ymax': '25'}
         """
         path = self.picture.path
         folder = path.absolute().parent.name if isinstance(path, Path) else ""
@@ -160,6 +226,13 @@ class Detections:
 
         Raises:
             ImportError: the package supervision is not installed.
+
+        Examples:
+            `found` is that of the example of the class.
+
+
+            >>> found.to_supervision().xyxy.tolist()
+            [[10.0, 5.0, 30.0, 25.0]]
         """
         try:
             import supervision

@@ -96,6 +96,18 @@ class Detector:
     Raises:
         ValueError: `only` or `thresholds` has an unknown class, `only` is empty, a threshold, `tiles` or `overlap` is
             out of range, or a threshold is lower than the `min_score` of a `Program`.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from ssd import Detector, build_network
+        >>> from ssd_ext import DetectionOptions
+        >>> network = build_network("ssdlite", n_classes=2, size=224, width=0.1)  # with random weights
+        >>> detector = Detector(network, ["cat"], DetectionOptions(min_score=0.0, top_k=3))
+        >>> found = detector(Image.new("RGB", (60, 40)))
+        >>> print(found)
+        3 cat
+        >>> found.boxes.shape, found.scores.shape
+        (torch.Size([3, 4]), torch.Size([3]))
     """
 
     def __init__(
@@ -167,6 +179,9 @@ class Detector:
                 `ssd.inference.selection.read_thresholds` reads thresholds from a file.
             options: fields of `ssd_ext.DetectionOptions`.
 
+        Returns:
+            The detector, on the device.
+
         Raises:
             FileNotFoundError: there is no such file.
             OSError: the weights cannot be downloaded.
@@ -174,6 +189,16 @@ class Detector:
             ValueError: the file has another format, an exported file has another device or option than the one given,
                 or `only`, `thresholds`, `tiles` or `overlap` is wrong, see `Detector`.
             TypeError: an option is unknown.
+
+        Examples:
+            `detector` and `network` are those of the example of the class.
+
+
+            >>> from ssd.weights.checkpoint import save_checkpoint
+            >>> save_checkpoint("best.pt", network, ["cat"])
+            >>> loaded = Detector.load("best.pt", min_score=0.5, device="cpu")
+            >>> loaded.classes, loaded.options.min_score, loaded.model.input_size
+            (('cat',), 0.5, 224)
         """
         from ssd.export import is_exported, load  # imported late: it imports much that weights do not need
 
@@ -248,6 +273,18 @@ class Detector:
             ImageReadError: a file cannot be read.
             ValueError: batch_size is less than 1, or the shape or dtype of an array or tensor is not allowed.
             TypeError: something is not a picture.
+
+        Examples:
+            `detector` is that of the example of the class.
+
+
+            >>> pictures = [Image.new("RGB", (60, 40)), Image.new("L", (300, 200))]
+            >>> [str(found) for found in detector(pictures, batch_size=2)]
+            ['3 cat', '3 cat']
+            >>> for found in detector(iter(pictures)):  # an iterator, for folders and data sets of any size
+            ...     print(found.picture.width, len(found))
+            60 3
+            300 3
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -277,6 +314,15 @@ class Detector:
 
         Raises:
             What reading a frame raises, after the results of the frames before it; and see `Detector.__call__`.
+
+        Examples:
+            `detector` is that of the example of the class.
+
+
+            >>> import numpy as np
+            >>> frames = (np.full((40, 60, 3), grey, np.uint8) for grey in (0, 128, 255))
+            >>> [len(found) for found in detector.stream(frames)]
+            [3, 3, 3]
         """
         with ReadAhead(frames, 1, newest=newest) as ahead:
             for frame in ahead:

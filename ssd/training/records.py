@@ -20,24 +20,55 @@ AP = "AP/"  # begins the name of the list in a history that has the AP of a clas
 
 
 class Step(NamedTuple):
-    """A step of training, for the hook `on_step` of `ssd.training.run.train`."""
+    """A step of training, for the hook `on_step` of `ssd.training.run.train`.
 
-    step: int  # from 1
-    epoch: int  # from 1
-    loss: float  # conf_loss + loc_loss; in float16 it may be infinite in single steps
-    conf_loss: float  # of the classes
-    loc_loss: float  # of the boxes
-    lr: float  # learning rate of the weights; biases and a backbone may have a multiple of it
+    Attributes:
+        step: its number, from 1.
+        epoch: number of its epoch, from 1.
+        loss: conf_loss + loc_loss; in float16 it may be infinite in single steps.
+        conf_loss: loss of the classes.
+        loc_loss: loss of the boxes.
+        lr: learning rate of the weights; biases and a backbone may have a multiple of it.
+
+    Examples:
+        >>> from ssd.training.records import Step
+        >>> def log(step: Step) -> None:  # for on_step
+        ...     print(f"epoch {step.epoch}, step {step.step}: loss {step.loss:.2f}, lr {step.lr:g}")
+        >>> log(Step(step=10, epoch=1, loss=9.1, conf_loss=6.3, loc_loss=2.8, lr=0.001))
+        epoch 1, step 10: loss 9.10, lr 0.001
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    conf_loss: float
+    loc_loss: float
+    lr: float
 
 
 class Validation(NamedTuple):
-    """A validation, for the hook `on_eval` of `ssd.training.run.train`."""
+    """A validation, for the hook `on_eval` of `ssd.training.run.train`.
 
-    step: int  # number of steps before it
-    epoch: int  # number of epochs before it
-    mAP: float  # in 0..1; NaN if the pictures held out have no objects
-    ap: dict[str, float]  # of each class, in 0..1; NaN for a class without objects
-    best: bool  # whether the network was saved as best.pt
+    Attributes:
+        step: number of steps before it.
+        epoch: number of epochs before it.
+        mAP: in 0..1; NaN if the pictures held out have no objects.
+        ap: average precision of each class by name, in 0..1; NaN for a class without objects.
+        best: whether the network was saved as best.pt.
+
+    Examples:
+        >>> from ssd.training.records import Validation
+        >>> def log(validation: Validation) -> None:  # for on_eval
+        ...     print(f"epoch {validation.epoch}: mAP {validation.mAP:.3f}" + ", saved" * validation.best)
+        >>> log(Validation(step=400, epoch=2, mAP=0.5, ap={"cat": 0.4, "dog": 0.6}, best=True))
+        epoch 2: mAP 0.500, saved
+    """
+
+    step: int
+    epoch: int
+    mAP: float
+    ap: dict[str, float]
+    best: bool
 
 
 def add_validation(history: History, step: int, result: EvalResult) -> None:

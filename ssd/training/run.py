@@ -124,6 +124,17 @@ def train(
         FloatingPointError: the loss is not finite.
         MemoryError: a step needs more memory than the GPU has.
         KeyboardInterrupt: Ctrl-C or SIGTERM; raised after the run was saved.
+
+    Examples:
+        >>> from ssd.data.shapes import write_shapes
+        >>> from ssd.training.run import train
+        >>> from ssd.training.settings import Settings
+        >>> folder = write_shapes("shapes", n_train=8, n_test=2, size=(96, 64))
+        >>> small = {"network": "ssdlite", "size": 224, "width": 0.1, "priors": "torchvision"}
+        >>> settings = Settings((str(folder),), **small, held_out=0.0, epochs=2)
+        >>> history = train(settings, "run", device="cpu", workers=0, quiet=True)
+        >>> history["step"], len(history["loss"])  # "run" now has last.pt, best.pt, the curves and the report
+        ([1, 2], 2)
     """
     on = pick_device(device)
     if resume not in (True, False, "auto"):

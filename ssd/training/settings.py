@@ -68,6 +68,15 @@ class Settings:
 
     Raises:
         ValueError: a value is out of range or not one of the choices.
+
+    Examples:
+        >>> from ssd.training.settings import Settings
+        >>> settings = Settings(("my_pictures",), network="ssd300", epochs=20)
+        >>> settings.recipe, settings.batch_size, settings.input_size
+        ('scratch', 8, 300)
+        >>> Settings(("my_pictures",), batch_size=0)
+        Traceback (most recent call last):
+        ValueError: batch_size must be > 0, got 0
     """
 
     data: Annotated[tuple[str, ...], "folders or tar archives of annotated pictures, which are joined"]
