@@ -100,7 +100,7 @@ def detect(
         >>> import torch
         >>> from ssd import detect
         >>> priors = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
-        >>> logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])  # of background and one class: only the first is above 0.5
+        >>> logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])  # background and one class; the first score is 0.95
         >>> boxes, labels, scores = detect(torch.zeros(1, 2, 4), logits, priors, min_score=0.5)
         >>> boxes[0].tolist(), labels[0].tolist(), round(scores[0].item(), 2)
         ([[0.25, 0.25, 0.75, 0.75]], [1], 0.95)

@@ -59,7 +59,7 @@ def soft_nms(
         >>> from ssd import soft_nms
         >>> boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
         >>> keep, scores = soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), method="linear")
-        >>> keep.tolist(), [round(score, 3) for score in scores.tolist()]  # the second has an IoU of 0.68 with the first
+        >>> keep.tolist(), [round(score, 3) for score in scores.tolist()]  # the first two have an IoU of 0.68
         ([0, 2, 1], [0.9, 0.7, 0.255])
     """
     if method not in get_args(Decay):

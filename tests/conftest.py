@@ -24,6 +24,7 @@ SLOW = (
     *(
         "test_every_network",
         "test_examples",
+        "test_docstrings",
         "cli/test_export",
         "kernels/test_abi",
         "export/test_torch_formats",

@@ -17,6 +17,7 @@ BEHAVIOURS = {
     "training/test_interruptions.py": "runs that are killed, stopped or disturbed",
     "test_before.py": "files of earlier versions",
     "test_build.py": "setup.py, and what is imported of a library that is missing or broken",
+    "test_docstrings.py": "docstrings of public names, and their examples",
     "test_documents.py": "what the documents and docstrings name",
     "test_drop_in.py": "the code of the tutorial with our imports",
     "test_every_network.py": "each network in training, evaluation, detection and export",

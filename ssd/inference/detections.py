@@ -95,8 +95,8 @@ class Detections:
         """Draws boxes, names and scores into the picture, see `ssd.drawing.draw_detections`; reads a file again.
 
         Returns:
-            The drawing, as large as the picture. A picture with more than 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`)
-            is reduced to 4096 pixels on its longer side.
+            The drawing, as large as the picture. A picture with more than 89 million pixels
+            (`PIL.Image.MAX_IMAGE_PIXELS`) is reduced to 4096 pixels on its longer side.
 
         Raises:
             FileNotFoundError: the file no longer exists.

@@ -313,7 +313,8 @@ class Detector:
             The detections in each frame, in order. `Detections.picture` is the frame.
 
         Raises:
-            What reading a frame raises, after the results of the frames before it; and see `Detector.__call__`.
+            Exception: reading a frame failed; raised after the results of the frames before it. See also
+                `Detector.__call__`.
 
         Examples:
             `detector` is that of the example of the class.

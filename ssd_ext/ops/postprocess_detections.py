@@ -90,7 +90,7 @@ def postprocess_detections(
         >>> import torch
         >>> from ssd_ext import DetectionOptions, postprocess_detections
         >>> priors = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]])
-        >>> logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])  # of background and one class: only the first is above 0.5
+        >>> logits = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])  # background and one class; the first score is 0.95
         >>> options = DetectionOptions(min_score=0.5, top_k=2)
         >>> boxes, labels, scores, counts = postprocess_detections(torch.zeros(1, 2, 4), logits, priors, options)
         >>> boxes[0].tolist(), labels.tolist(), counts.tolist()
