@@ -16,6 +16,7 @@ BEHAVIOURS = {
     "export/test_onnx_openvino.py": "both formats find the same: each test runs with both",
     "training/test_interruptions.py": "runs that are killed, stopped or disturbed",
     "test_before.py": "files of earlier versions",
+    "test_code_blocks.py": "the code blocks of the documents",
     "test_build.py": "setup.py, and what is imported of a library that is missing or broken",
     "test_docstrings.py": "docstrings of public names, and their examples",
     "test_documents.py": "what the documents and docstrings name",
