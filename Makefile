@@ -10,7 +10,7 @@ GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 ARCHS := $(or $(TORCH_CUDA_ARCH_LIST),$(GPUS),9.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test fuzz lint format bench bench-report wheel compat install-check gpu-check clean
+.PHONY: help demo check test fuzz lint format docs bench bench-report wheel compat install-check gpu-check clean
 
 help:
 	@echo "make demo          train and test a small detector, and draw its detections; downloads no data and no weights"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint          lint and check types"
 	@echo "make fuzz          test each op with 10,000 new random inputs, and readers with damaged files (EXAMPLES=...)"
 	@echo "make format        sort imports and format"
+	@echo "make docs          build the documentation site in build/docs, and run its notebooks (EXECUTE=off: do not run them)"
 	@echo "make bench         run all benchmarks; writes benchmarks/results/<machine>.json"
 	@echo "make bench-report  write docs/performance.md, its charts and the README's tables from these results"
 	@echo "make wheel         build and check dist/: an sdist, and a wheel for all supported Pythons and torches (manylinux_2_28)"
@@ -68,6 +69,13 @@ lint: .venv/built
 format: .venv/built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every warning is an error. The site is built anew, because Sphinx does not see that a page depends on the package.
+EXECUTE ?= force
+docs: .venv/built
+	rm -rf build/docs
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(CURDIR) $(BIN)/python -m sphinx -W --keep-going -D nb_execution_mode=$(EXECUTE) \
+		-d build/docs/.doctrees docs build/docs
 
 # A contender that disagrees with ssd_ext fails the run; the result file has the reason instead of its time. The loss is
 # measured in three processes, because its times depend on how the system maps new memory.

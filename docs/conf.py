@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
+from sphinx.util.inspect import stringify_signature
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the extension beside this file
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(DOCS))  # for the extension beside this file
 
-ROOT = Path(__file__).parents[1]
+# Pages whose text is a file in the folder above.
+PAGES = {"contributing": "CONTRIBUTING.md", "changes": "CHANGELOG.md"}
 # The packages whose public names must all be in the reference: those in their `__all__`.
 PACKAGES = ("ssd", "ssd_ext", "ssd.data", "ssd.export", "ssd.boxes")
 
@@ -55,7 +62,72 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+# No inventory of another package is read, so that the site can be built without internet.
+nitpick_ignore_regex = [
+    ("py:class", r"(torch|torchvision|numpy|PIL|collections|os|pathlib)\..+"),  # of other packages
+    ("py:class", r"ssd\..+|[A-Z]\w+"),  # types of arguments that are not public, and their short names
+]
+
 logger = logging.getLogger(__name__)
+
+
+def link_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Gives a page of `PAGES` the text of its file, and makes links to Markdown files outside docs/ work on the site.
+
+    A link to a file of `PAGES` leads to its page, and one to another file offers the file as a download.
+    """
+    file = DOCS / (app.env.doc2path(docname, base=False))
+    text, folder = source[0], file.parent
+    if docname in PAGES:
+        text, folder = (ROOT / PAGES[docname]).read_text(), ROOT
+
+    def link(match: re.Match[str]) -> str:
+        target = (folder / match[1]).resolve()
+        if not target.is_file() or (target.is_relative_to(DOCS) and folder == file.parent):
+            return match[0]
+        name = next((page + ".md" for page, other in PAGES.items() if target == ROOT / other), None)
+        scheme = "path:" if name is None and target.suffix == ".md" and not target.is_relative_to(DOCS) else ""
+        return f"]({scheme}{os.path.relpath(DOCS / name if name else target, file.parent)}"
+
+    if docname == "index":  # pages that are written later
+        text = re.sub(r"^(\w+|tutorial/index)\n", lambda m: m[0] * (DOCS / f"{m[1]}.md").exists(), text, flags=re.M)
+    source[0] = re.sub(r"\]\(([\w./-]+)(?=[#)])", link, text)
+
+
+def plain_returns(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keeps napoleon from taking the text before the first colon of a result or a property for its type."""
+    for n, line in enumerate(["Returns:" if what == "property" else "", *lines[:-1]]):
+        if line.strip() in ("Returns:", "Yields:"):
+            lines[n] = re.sub(r"^( *)", r"\1: ", lines[n])
+
+
+def describe_fields(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Adds the fields of a class that are described in their annotations, as `Annotated[float, "a threshold"]`.
+
+    Of several attributes with one description, Sphinx takes all but the last for a type if there is a space.
+    """
+    lines[:] = [re.sub(r"^:ivar [^:]+:", lambda names: names[0].replace(", ", ","), line) for line in lines]
+    for field, (_, text) in annotated_fields(obj).items():
+        lines += [f":ivar {field}: {text}"]
+
+
+def sign_fields(
+    app: Sphinx, what: str, name: str, obj: Any, options: object, signature: str | None, result: str | None
+) -> tuple[str, str | None] | None:
+    """Writes the signature of such a class without the texts in its annotations."""
+    if fields := annotated_fields(obj):
+        parameters = inspect.signature(obj).parameters.values()
+        plain = (p.replace(annotation=fields[p.name][0]) if p.name in fields else p for p in parameters)
+        return stringify_signature(inspect.Signature(list(plain)), unqualified_typehints=True), None
+    return None
+
+
+def annotated_fields(obj: object) -> dict[str, tuple[Any, str]]:
+    """The type and the description of each field of a class that has a description in its annotation."""
+    hints = (
+        get_type_hints(obj, include_extras=True) if isinstance(obj, type) and hasattr(obj, "__annotations__") else {}
+    )
+    return {name: get_args(hint)[:2] for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
 def code_without_target(
@@ -76,5 +148,9 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connects the functions above to the build."""
+    app.connect("source-read", link_pages)
+    app.connect("autodoc-process-docstring", plain_returns, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", describe_fields)
+    app.connect("autodoc-process-signature", sign_fields)
     app.connect("missing-reference", code_without_target)
     app.connect("env-check-consistency", check_public_names)

@@ -110,7 +110,7 @@ class Settings:
     tiles: Annotated[
         int | None,
         "train on tiles of the pictures, so many pixels wide and high, and on the whole pictures; for small objects in "
-        "large pictures, which ssd detect --tiles finds (docs/detecting.md)",
+        "large pictures, which ssd detect --tiles finds (docs/large_pictures.md)",
         positive,
     ] = None
     overlap: Annotated[float, "least overlap of neighbouring tiles, as a fraction of their side", an_overlap] = OVERLAP
