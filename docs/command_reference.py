@@ -15,19 +15,21 @@ from ssd.cli import _parser
 
 
 def reference() -> Iterator[str]:
-    """The reference of all commands in reST, line by line."""
+    """The lines of the reference of all commands, in reST."""
     choice = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     summaries = {action.dest: action.help for action in choice._get_subactions()}
+    yield from (f"* `ssd {name} <#ssd-{name}>`__: {_prose(text)}" for name, text in summaries.items())
     for name, parser in choice.choices.items():
         parser.flags(parser)  # which the parser does itself when it is first used
         title = f"ssd {name}"
-        yield from (f".. _ssd-{name}:", "", title, "-" * len(title), "")
-        yield from (f"{_prose(summaries[name]).capitalize()}.", "")
+        needed = [action for action in parser._actions if action.required or not action.option_strings]
+        usage = parser._get_formatter()._format_usage(None, needed, [], "").strip()
+        yield from ("", title, "-" * len(title), "", ".. code-block:: none", "")
+        yield from (f"   {usage.replace(title, title + ' [OPTIONS]', 1)}", "")
         yield from _described(parser.description or "")
         yield from (f".. program:: {title}", "")
         for group in parser._action_groups:
-            actions = [action for action in group._group_actions if "--help" not in action.option_strings]
-            if actions:
+            if actions := [action for action in group._group_actions if "--help" not in action.option_strings]:
                 yield from (f".. rubric:: {group.title.capitalize()}", "")
             for action in actions:
                 yield from _flag(parser, action)
@@ -35,8 +37,7 @@ def reference() -> Iterator[str]:
 
 def _flag(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[str]:
     """A flag or an argument with its help, default and choices."""
-    form = parser._get_formatter()
-    text = form._expand_help(action)
+    text = (form := parser._get_formatter())._expand_help(action)
     if "default" not in text and action.default not in (None, False, argparse.SUPPRESS):
         text += f" (default: {action.default})"
     if action.required and action.option_strings:
@@ -59,10 +60,10 @@ def _described(text: str) -> Iterator[str]:
 
 def _prose(text: str) -> str:
     """Escapes what reST takes for markup. Code in backticks stays code, and the name of a page becomes a link to it."""
-    parts = re.split(r"`([^`]+)`", text)
-    escaped = (re.sub(r"([\\*_|<>])", r"\\\1", part) for part in parts[::2])
+    parts = [*re.split(r"`([^`]+)`", text), ""]
+    escaped = (re.sub(r"([\\*_|<>]|:(?=//))", r"\\\1", part) for part in parts[::2])
     linked = [re.sub(r"docs/(\w+)\.md", r":doc:`/\1`", part.replace(r"\_", "_")) for part in escaped]
-    return "".join(part + f"``{code}``" * bool(code) for part, code in zip(linked, [*parts[1::2], ""], strict=True))
+    return "".join(part + f"``{code}``" * bool(code) for part, code in zip(linked, parts[1::2], strict=True))
 
 
 class Commands(SphinxDirective):

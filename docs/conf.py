@@ -15,7 +15,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-from sphinx.util.inspect import stringify_signature
+from sphinx.util.inspect import object_description, stringify_signature
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -29,16 +29,15 @@ PACKAGES = ("ssd", "ssd_ext", "ssd.data", "ssd.export", "ssd.boxes")
 project = "ssd_ext"
 author = "ssd-ext contributors"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb", "command_reference"]
-exclude_patterns = ["_static"]
 smartquotes = False  # they would turn -- of flags into dashes
+highlight_language = "none"  # of blocks without a language, which are for a shell
 nitpicky = True
 default_role = "py:obj"
 
 html_theme = "furo"
 html_title = "ssd_ext"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 # The address of the repository, "owner/name" on GitHub: for the links to the source of each page.
 if repository := os.environ.get("GITHUB_REPOSITORY"):
     html_theme_options = {
@@ -56,7 +55,6 @@ nb_execution_show_tb = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -102,24 +100,31 @@ def plain_returns(app: Sphinx, what: str, name: str, obj: object, options: objec
 
 
 def describe_fields(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Adds the fields of a class that are described in their annotations, as `Annotated[float, "a threshold"]`.
+    """Links the pages that are named, and adds the fields that are described as in `Annotated[float, "a threshold"]`.
 
     Of several attributes with one description, Sphinx takes all but the last for a type if there is a space.
     """
+    lines[:] = [re.sub(r"docs/(\w+)\.md", r":doc:`docs/\1.md </\1>`", line) for line in lines]
     lines[:] = [re.sub(r"^:ivar [^:]+:", lambda names: names[0].replace(", ", ","), line) for line in lines]
     for field, (_, text) in annotated_fields(obj).items():
         lines += [f":ivar {field}: {text}"]
 
 
-def sign_fields(
+def short_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: object, signature: str | None, result: str | None
-) -> tuple[str, str | None] | None:
-    """Writes the signature of such a class without the texts in its annotations."""
+) -> tuple[str | None, str | None] | None:
+    """Leaves the texts in annotations out of a signature, and writes options as a call with what is not default."""
     if fields := annotated_fields(obj):
         parameters = inspect.signature(obj).parameters.values()
         plain = (p.replace(annotation=fields[p.name][0]) if p.name in fields else p for p in parameters)
-        return stringify_signature(inspect.Signature(list(plain)), unqualified_typehints=True), None
-    return None
+        signature, result = stringify_signature(inspect.Signature(list(plain)), unqualified_typehints=True), None
+    for parameter in inspect.signature(obj).parameters.values() if signature and callable(obj) else ():
+        value = parameter.default
+        if isinstance(value, tuple) and hasattr(value, "_field_defaults"):
+            changed = (f"{key}={v!r}" for key, v in value._asdict().items() if v != value._field_defaults.get(key))
+            call = f"{type(value).__name__}({', '.join(changed)})"
+            signature = (signature or "").replace(object_description(value), call)
+    return signature, result
 
 
 def annotated_fields(obj: object) -> dict[str, tuple[Any, str]]:
@@ -137,6 +142,14 @@ def code_without_target(
     return content if node.get("reftype") == "obj" else None
 
 
+def mend_fields(app: Sphinx, doctree: nodes.document) -> None:
+    """Draws the dash that Sphinx writes as -- after the name of a parameter, and calls attributes so."""
+    texts = {" -- ": " \N{EN DASH} ", "Variables": "Attributes"}
+    for field in doctree.findall(nodes.field):
+        for node in [node for node in field.findall(nodes.Text) if node in texts]:
+            node.parent.replace(node, nodes.Text(texts[node]))
+
+
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warns of public names that are not in the reference; `make docs` fails on a warning."""
     described = env.get_domain("py").objects  # type: ignore[attr-defined]
@@ -151,6 +164,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", link_pages)
     app.connect("autodoc-process-docstring", plain_returns, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", describe_fields)
-    app.connect("autodoc-process-signature", sign_fields)
+    app.connect("autodoc-process-signature", short_signature)
+    app.connect("doctree-read", mend_fields)
     app.connect("missing-reference", code_without_target)
     app.connect("env-check-consistency", check_public_names)
