@@ -73,9 +73,9 @@ format: .venv/built
 # Every warning is an error. The site is built anew, because Sphinx does not see that a page depends on the package.
 EXECUTE ?= force
 docs: .venv/built
-	rm -rf build/docs
+	rm -rf build/docs build/doctrees
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(CURDIR) $(BIN)/python -m sphinx -W --keep-going -D nb_execution_mode=$(EXECUTE) \
-		-d build/docs/.doctrees docs build/docs
+		-d build/doctrees docs build/docs
 
 # A contender that disagrees with ssd_ext fails the run; the result file has the reason instead of its time. The loss is
 # measured in three processes, because its times depend on how the system maps new memory.

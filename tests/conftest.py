@@ -29,6 +29,7 @@ SLOW = (
         "kernels/test_abi",
         "export/test_torch_formats",
         "runtime/test_processes",
+        "test_site",
     ),
 )
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

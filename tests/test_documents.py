@@ -12,7 +12,7 @@ import pytest
 from ssd.cli import _parser
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]  # which tells of names that are gone
 SOURCES = sorted(path for package in ("ssd", "ssd_ext") for path in (ROOT / package).rglob("*.py"))
 COMMANDS = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
@@ -20,7 +20,7 @@ for command in COMMANDS.values():
     command.flags(command)
 FLAGS = {name for command in COMMANDS.values() for name in command._option_string_actions}
 SCRIPTS = "".join(path.read_text() for folder in ("tools", "benchmarks") for path in (ROOT / folder).glob("*.py"))
-FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
+FENCE = re.compile(r"^ *```([^`\n]*)\n(.*?)^ *```", re.M | re.S)
 FOLDERS = ("ssd", "ssd_ext", "csrc", "tests", "tools", "benchmarks", "docs", "examples")
 
 

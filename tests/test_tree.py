@@ -28,6 +28,7 @@ BEHAVIOURS = {
     "test_makefile.py": "the Makefile",
     "test_names.py": "public names",
     "test_several_processes.py": "training, evaluation and detection under torchrun",
+    "test_site.py": "the site that Sphinx makes of docs/",
     "test_switching.py": "docs/switching.md",
     "test_tree.py": "this file",
 }
