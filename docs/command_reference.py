@@ -62,7 +62,7 @@ def _prose(text: str) -> str:
     """Escapes what reST takes for markup. Code in backticks stays code, and the name of a page becomes a link to it."""
     parts = [*re.split(r"`([^`]+)`", text), ""]
     escaped = (re.sub(r"([\\*_|<>]|:(?=//))", r"\\\1", part) for part in parts[::2])
-    linked = [re.sub(r"docs/(\w+)\.md", r":doc:`/\1`", part.replace(r"\_", "_")) for part in escaped]
+    linked = [re.sub(r"docs/(\w+)\.md", r":doc:`docs/\1.md </\1>`", part.replace(r"\_", "_")) for part in escaped]
     return "".join(part + f"``{code}``" * bool(code) for part, code in zip(linked, parts[1::2], strict=True))
 
 

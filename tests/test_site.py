@@ -88,7 +88,7 @@ def test_internal_links_and_anchors_lead_somewhere(site, pages):
                 continue
             target = (site / path.parent / unquote(parts.path)).resolve() if parts.path else site / path
             assert target.is_file(), (path, link)
-            if parts.fragment and target.suffix == ".html" and path.stem not in ("search", "genindex"):
+            if parts.fragment and path.parts[0] != "_modules":  # whose links back may name another module
                 assert unquote(parts.fragment) in pages[target.relative_to(site)].ids, (path, link)
 
 

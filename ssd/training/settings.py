@@ -57,6 +57,13 @@ def _has(network: str | None, option: str, value: object) -> bool:
     return option in kind.options() and (option != "priors" or value in (*kind.layouts, FITTED))
 
 
+# Outside of the class, because Sphinx cannot parse an f-string in an annotation.
+NETWORK_HELP = (
+    f"the network: {', '.join(NAMES)}, where NAME is a model of the package timm (default: that of the weights, "
+    f"otherwise {DEFAULT} on a GPU and with the recipe tutorial, and {LIGHT} on a CPU: docs/networks.md)"
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run, except the machine. These are also the flags of `ssd train`.
@@ -122,8 +129,7 @@ class Settings:
     ] = None
     network: Annotated[
         str | None,
-        f"the network: {', '.join(NAMES)}, where NAME is a model of the package timm (default: that of the weights, "
-        f"otherwise {DEFAULT} on a GPU and with the recipe tutorial, and {LIGHT} on a CPU: docs/networks.md)",
+        NETWORK_HELP,
         a_network,
     ] = None
     size: Annotated[
