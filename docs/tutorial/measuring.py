@@ -1,0 +1,41 @@
+"""Time and memory of calls, for the tutorial. `benchmarks/` has the measurements that the documents quote."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+
+def compare(**calls: Callable[[], object]) -> None:
+    """Prints for each call its median time on one thread, and the memory that it needs at its peak, results included.
+
+    The memory is measured on Linux only: the peak of the resident memory of the process, above the one before the call.
+    Small amounts are uncertain, since the process may have free memory that it uses again.
+    """
+    print(f"on one CPU thread, torch {torch.__version__}")
+    for name, call in calls.items():
+        call()  # the first call sets things up
+        peak = _peak_megabytes(call)
+        milliseconds = Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.3).median * 1e3
+        print(f"{name:>12}: {milliseconds:9.3f} ms  {'  not measured' if peak is None else f'{peak:7.1f} MB'}")
+
+
+def _peak_megabytes(call: Callable[[], object]) -> float | None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # returns free memory to the system
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM, the peak, to the present size
+    except (OSError, AttributeError, TypeError):  # another system than Linux with glibc
+        return None
+    before = _resident("VmRSS")
+    call()
+    return max(0.0, _resident("VmHWM") - before) / 1e6
+
+
+def _resident(field: str) -> float:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
