@@ -30,6 +30,7 @@ SLOW = (
         "export/test_torch_formats",
         "runtime/test_processes",
         "test_site",
+        "test_tutorial",
     ),
 )
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -31,6 +31,7 @@ BEHAVIOURS = {
     "test_site.py": "the site that Sphinx makes of docs/",
     "test_switching.py": "docs/switching.md",
     "test_tree.py": "this file",
+    "test_tutorial.py": "docs/tutorial/",
 }
 # Modules without a file of tests that is named after them.
 UNTESTED = {
