@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import ctypes
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
+
+SECONDS = 0.5  # for the repeated calls of one kind
 
 
 def compare(**calls: Callable[[], object]) -> None:
-    """Prints for each call its median time on one thread, and the memory that it needs at its peak, results included.
+    """Prints for each call the median time of repeated calls, and the memory at its peak, results included.
 
     The memory is measured on Linux only: the peak of the resident memory of the process, above the one before the call.
     Small amounts are uncertain, since the process may have free memory that it uses again.
     """
-    print(f"on one CPU thread, torch {torch.__version__}")
+    lines = [f"torch {torch.__version__}, CPU threads: {torch.get_num_threads()}"]
     for name, call in calls.items():
         call()  # the first call sets things up
         peak = _peak_megabytes(call)
-        milliseconds = Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.3).median * 1e3
-        print(f"{name:>12}: {milliseconds:9.3f} ms  {'  not measured' if peak is None else f'{peak:7.1f} MB'}")
+        times: list[float] = []
+        while sum(times) < SECONDS or len(times) < 3:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        memory = "memory not measured" if peak is None else f"{peak:.1f} MB"
+        lines.append(f"{name}: {statistics.median(times) * 1e3:.2f} ms, {memory}")
+    print("\n".join(lines))
 
 
 def _peak_megabytes(call: Callable[[], object]) -> float | None:
