@@ -33,6 +33,7 @@ examples:
   ssd info my_pictures
   ssd info my_pictures --network ssdlite --size 512       whether the priors of this network fit the objects
   ssd info my_pictures --report data.html      the same with pictures, copies and odd boxes, and data.json beside it
+  ssd info --report-bug                        this installation as Markdown for an issue, without paths and names
   ssd info my_pictures --speed       how many pictures a core prepares per second, and how many cores a GPU needs""",
     )
 
@@ -48,6 +49,11 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         "JSON beside it; decodes all pictures, and lists those that cannot be read (exit code 0)"
     )
     parser.add_argument("--report", metavar="FILE.html", help=help)
+    help = (
+        "without DATA: print the installation as Markdown to paste into an issue: versions, machine, kernels, build; "
+        "without paths, and without the names of the user and the host"
+    )
+    parser.add_argument("--report-bug", action="store_true", help=help)
     add_fields(parser, Settings, ["network", "size", "augment"])
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 
@@ -57,10 +63,17 @@ def _info(arguments: argparse.Namespace) -> int:
         for flag in ("speed", "pixels", "report"):
             if getattr(arguments, flag):
                 raise ValueError(f"--{flag} reads DATA: name at least one folder")
+        if arguments.report_bug:
+            from ssd.reports.bug import bug_report
+
+            print(bug_report())
+            return 0
         import ssd_ext
 
         print(ssd_ext.info())
         return 0
+    if arguments.report_bug:
+        raise ValueError("--report-bug describes the installation, not data: give it without DATA")
     import torch
 
     from ssd.data import AUGMENTATIONS
