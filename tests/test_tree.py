@@ -19,6 +19,7 @@ BEHAVIOURS = {
     "test_code_blocks.py": "the code blocks of the documents",
     "test_build.py": "setup.py, and what is imported of a library that is missing or broken",
     "test_docstrings.py": "docstrings of public names, and their examples",
+    "test_community.py": "forms of issues and pull requests, CITATION.cff and SECURITY.md",
     "test_documents.py": "what the documents and docstrings name",
     "test_drop_in.py": "the code of the tutorial with our imports",
     "test_every_network.py": "each network in training, evaluation, detection and export",
