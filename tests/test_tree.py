@@ -31,6 +31,7 @@ BEHAVIOURS = {
     "test_several_processes.py": "training, evaluation and detection under torchrun",
     "test_site.py": "the site that Sphinx makes of docs/",
     "test_switching.py": "docs/switching.md",
+    "test_ten_minutes.py": "docs/ten_minutes.md",
     "test_tree.py": "this file",
     "test_tutorial.py": "docs/tutorial/",
 }

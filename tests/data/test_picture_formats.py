@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-
 import pytest
 import torch
 from own_process import printed_by
+from phone_pictures import HEIC
 from PIL import Image
 
 from ssd.data import read_image
@@ -14,17 +13,7 @@ from ssd.data.folder import Folder
 from ssd.data.picture_formats import SUFFIXES, UNREADABLE, is_picture, is_unreadable
 from ssd.inference.drawings import plan_drawings
 
-# 64 x 96 pixels, orange above blue, stored with the orange on the left: 96 x 64 and a turn ("irot")
-ORANGE, BLUE = torch.tensor([200.0, 100, 50]), torch.tensor([20.0, 40, 220])
-HEIC = base64.b85decode(
-    b"0000SW^{RQXk}?*00000ZE0pPXk}?*ZE0a<0004CZDn*}000000000XXk=`10000000000aA{+700000000000000000000B57=IV*mgE07O"
-    b"6l0RRC200001ga82m00000005l;001LtX>Mi!000000RR916=`l}WdZ;I000310BCk&F#rGn01j|zbZr0t000010002sX>f9I0002MX>en20"
-    b"001ZXm(>m0RwOV0058x000009`FGC{rLC*01pFT0096PKmiN^|NjGU00093kN^M!000939=ZZRVE_RDD?$MQ18@KU0|1Z!00RI30{|YNFo6Y"
-    b"@>PacCZUPz%2mk;B0LTCU0{{p>VgLaE2SfqEa<C#m0000JV{dG7ZewhC0096E00w{n000zeb8uw<00000003YB002M$000nhX?SS>000032n"
-    b"YxO000STa&L440000OX>e^}0000000001009Mo0s{nv0001`ZDe6|0001)C;_ht;NuINy08E4L;wG#4&*;518E?X|NVQd9sHH8|MJ`hv1LJZ"
-    b"HXk?bNESScDPq2KO*^vOdR&P1r{~G_Y_OEE$f)+8r?#Qb9c4$gX^(#b#8y_^VwyCU3);)i06nyH2NK)~@I!l^JbW~vwnlu9<c21Gk3Bed=a-"
-    b"c{He1Wsu8Yh1p8hqsgBiS5liEK{>I$60H~"
-)
+ORANGE, BLUE = torch.tensor([200.0, 100, 50]), torch.tensor([20.0, 40, 220])  # above and below in HEIC
 
 
 def off(image, colour):
