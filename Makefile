@@ -22,7 +22,7 @@ help:
 	@echo "make format        sort imports and format"
 	@echo "make docs          build the documentation site in build/docs, and run its notebooks (EXECUTE=off: do not run them)"
 	@echo "make bench         run all benchmarks; writes benchmarks/results/<machine>.json"
-	@echo "make bench-report  write docs/performance.md, its charts and the README's tables from these results"
+	@echo "make bench-report  write docs/performance.md, its charts and the README's table from these results"
 	@echo "make wheel         build and check dist/: an sdist, and a wheel for all supported Pythons and torches (manylinux_2_28)"
 	@echo "make compat        test the wheel with torch 2.11.0 and the newest, Python 3.10 to 3.13 (TORCH=2.11.0 PYTHON=...)"
 	@echo "make install-check test the wheel: install twice, upgrade torch, uninstall; then the sdist without a compiler"

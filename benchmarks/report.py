@@ -1,4 +1,4 @@
-"""Writes docs/performance.md, the charts in docs/charts/ and the tables of the README: `make bench-report`.
+"""Writes docs/performance.md, the charts in docs/charts/ and the table of the README: `make bench-report`.
 
 The numbers come from benchmarks/results/*.json, and the text between the tables from benchmarks/performance.md. There,
 a line `{{table SUITE}}` stands for the tables of all machines, `{{bars SUITE}}` and `{{scaling SUITE}}` for the charts,
@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from compact import case_name, selector, slug, units
+from compact import case_name, slug, units
 
 from ssd.runtime.files import replacing
 
@@ -39,18 +39,8 @@ CONTENDERS = {
     "openvino_int8": ("OpenVINO int8", "tab:red"),
 }
 # The cases in the README: of the first machine and of the first machine with a GPU, with all threads or on the GPU.
-QUOTED_ON_CPU = (
-    "forward and backward, 32 images, 21 classes",
-    "forward and backward, 32 images, 81 classes",
-    "trained, 32 images, 21 classes",
-    "match_priors, 32 images, 1-20 objects each",
-)
-QUOTED_ON_GPU = (
-    "forward and backward, 32 images, 21 classes",
-    "trained, 32 images, 21 classes",
-    "training step, 32 images, 21 classes",
-    "inference, 32 images, 21 classes",
-)
+QUOTED_ON_CPU = ("forward and backward, 32 images, 21 classes", "trained, 32 images, 21 classes")
+QUOTED_ON_GPU = ("training step, 32 images, 21 classes", "inference, 32 images, 21 classes")
 QUOTE = re.compile(r"(?<=<!-- written by make bench-report -->\n).*?(?=<!-- end -->)", re.DOTALL)
 # The cases in the summary, where a machine has them.
 SUMMARY = (
@@ -213,26 +203,22 @@ def summary(machines: list[Machine]) -> str:
 
 
 def quotations(machines: list[Machine]) -> str:
-    """The tables of the README, one for each machine."""
+    """The table of the README."""
     chosen = [*machines[:1], *[machine for machine in machines if machine.result["gpu"]][:1]]
-    return "\n".join(map(quotation, dict.fromkeys(chosen)))
+    lines = [line for machine in dict.fromkeys(chosen) for line in quotation(machine)]
+    return markdown(["work", "machine", "ssd_ext ms", "torchvision ms", "ratio", "in turn"], lines) + "\n"
 
 
-def quotation(machine: Machine) -> str:
-    """A table of the README; `pytest -k` takes the name in the last column."""
-    lines = []
+def quotation(machine: Machine) -> Iterator[list[str]]:
+    """The rows of the README about a machine."""
     for name in QUOTED_ON_GPU if machine.result["gpu"] else QUOTED_ON_CPU:
         by = {row["contender"]: row for row in fullest(machine, [r for r in machine.rows if name_of(r) == name])}
         ours, peer = by.get("ssd_ext"), by.get("torchvision")
         if ours is None or peer is None:
             continue
-        cells = [name if ours["suite"] == "ops" else f"{ours['suite']}: {name}"]
-        cells += [number(ours["median_ms"]), number(peer["median_ms"])]
-        cells += [ratio(peer, ours, "median_ms"), in_turn(peer, ours)]
-        cells += [number(ours["peak_mb"]), number(peer["peak_mb"])]
-        lines.append([*cells, f"`{selector(name)}`"])
-    head = ["work", "ssd_ext ms", "torchvision ms", "ratio", "in turn", "ssd_ext MB", "torchvision MB", "`-k`"]
-    return markdown(head, lines) + f"\n\n{machine.describe()}\n"
+        work = name if ours["suite"] == "ops" else f"{ours['suite']}: {name}"
+        times = number(ours["median_ms"]), number(peer["median_ms"])
+        yield [work, machine.name, *times, ratio(peer, ours, "median_ms"), in_turn(peer, ours)]
 
 
 # ----------------------------------------------------------------------------------------------------- charts
