@@ -87,8 +87,6 @@ def link_pages(app: Sphinx, docname: str, source: list[str]) -> None:
         scheme = "path:" if name is None and target.suffix == ".md" and not target.is_relative_to(DOCS) else ""
         return f"]({scheme}{os.path.relpath(DOCS / name if name else target, file.parent)}"
 
-    if docname == "index":  # pages that are written later
-        text = re.sub(r"^(\w+|tutorial/index)\n", lambda m: m[0] * (DOCS / f"{m[1]}.md").exists(), text, flags=re.M)
     source[0] = re.sub(r"\]\(([\w./-]+)(?=[#)])", link, text)
 
 
