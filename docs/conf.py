@@ -20,6 +20,8 @@ from sphinx.util.inspect import object_description, stringify_signature
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))  # for the extension beside this file
+# For the modules of the tutorial's pages, which run in an empty folder.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(DOCS / "tutorial"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 # Pages whose text is a file in the folder above.
 PAGES = {"contributing": "CONTRIBUTING.md", "changes": "CHANGELOG.md"}
