@@ -23,6 +23,7 @@ sys.path.insert(0, str(DOCS))  # for the extension beside this file
 # For the modules of the tutorial's pages, which run in an empty folder.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(DOCS / "tutorial"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+PAGE_SECONDS = 120
 # Pages whose text is a file in the folder above.
 PAGES = {"contributing": "CONTRIBUTING.md", "changes": "CHANGELOG.md"}
 # The packages whose public names must all be in the reference: those in their `__all__`.
@@ -50,7 +51,7 @@ if repository := os.environ.get("GITHUB_REPOSITORY"):
 
 myst_heading_anchors = 4  # the same anchors as on GitHub
 nb_execution_mode = "force"  # a page depends on the package, which a cache of results does not see
-nb_execution_timeout = 120  # seconds for a cell
+nb_execution_timeout = PAGE_SECONDS  # seconds for a cell
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # so that pages may write files
 nb_execution_show_tb = True
@@ -159,6 +160,14 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
                 logger.warning("%s.%s is public, but not in docs/reference", package, name)
 
 
+def check_times(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warns of notebooks that run longer than `PAGE_SECONDS`; the log has the time of each."""
+    for page, data in getattr(env, "nb_metadata", {}).items():
+        seconds = (data.get("exec_data") or {}).get("runtime") or 0
+        if seconds > PAGE_SECONDS:
+            logger.warning("%s runs for %.0f seconds, and may for %d", page, seconds, PAGE_SECONDS)
+
+
 def setup(app: Sphinx) -> None:
     """Connects the functions above to the build."""
     app.connect("source-read", link_pages)
@@ -168,3 +177,4 @@ def setup(app: Sphinx) -> None:
     app.connect("doctree-read", mend_fields)
     app.connect("missing-reference", code_without_target)
     app.connect("env-check-consistency", check_public_names)
+    app.connect("env-check-consistency", check_times)
