@@ -55,6 +55,7 @@ nb_execution_timeout = PAGE_SECONDS  # seconds for a cell
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # so that pages may write files
 nb_execution_show_tb = True
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

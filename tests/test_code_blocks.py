@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")}
     - {ROOT / "docs" / "performance.md"}  # generated; benchmarks/performance.md has its texts
+    - {ROOT / "docs" / "ten_minutes.md"}  # test_ten_minutes.py runs it
 )
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?^( *)```([\w{}+-]*)[^\n]*\n(.*?)^ *```", re.M | re.S)
 OUTPUT = ("text", "json", "yaml")
@@ -40,6 +41,7 @@ LEFT_OUT = {
     r"pip install|hf auth": "changes the environment",
     r"make |.*\bbenchmarks/|.*\btools/|SSD_EXT_BUILD=": "takes minutes; the targets and flags are checked elsewhere",
     r"(SSD_\w+=\w+ )?(\.venv/bin/)?python -m pytest": "is a test itself",
+    r"SSD_EXT_BACKEND=python ssd info": "chooses the backend at the import; tests/cli/test_info.py runs it",
     r"ssd .*(--weights (coco|imagenet|hf://)|s3://|https://)": "downloads",
     r"ssd detect photos/ --out found$": "downloads weights",
     r"ssd detect (0|rtsp:)": "needs a camera",
