@@ -241,6 +241,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             "difficult": read.difficult | read.crowd,
             "areas": np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas),
             "crowd": read.crowd,
+            "index": read.indices.astype(np.int64),
             "beyond": np.isin(np.arange(len(labels)), beyond),
         }
         packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
@@ -251,7 +252,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         columns = self._all.columns
         kept = torch.where(columns["crowd"], keep_crowds, ~columns["difficult"] | self._keep_difficult)
         wanted = self._all.where(kept)
-        columns = {name: column for name, column in wanted.columns.items() if name not in ("crowd", "beyond")}
+        columns = {name: column for name, column in wanted.columns.items() if name != "beyond"}
         return Packed(columns, wanted.row_splits)
 
     def view(self, transform: Callable[..., Any] | None, keep_crowds: bool | None = None) -> BoxDataset:
@@ -419,9 +420,9 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
     @property
     def annotated(self) -> Packed[dict[str, Tensor]]:
-        """All usable objects of each picture, whatever targets include: as `truths`, and two more columns.
+        """All usable objects of each picture, whatever targets include: as `truths`, and one more column.
 
-        They are "crowd" (n,) bool, and "beyond" (n,) bool: boxes that reached beyond their picture, and were cut.
+        It is "beyond" (n,) bool: boxes that reached beyond their picture, and were cut.
         """
         return self._all
 
@@ -436,8 +437,10 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     def truths(self) -> Packed[dict[str, Any]]:
         """The true objects of each picture, for evaluation. No picture is decoded for them.
 
-        For each picture: "boxes" (n, 4) float32 xyxy in pixels, "labels" (n,) int64, "difficult" (n,) bool, "areas"
-        (n,) float64 in square pixels (those of the boxes if the file has none), and "image_id" if all ids are integers.
+        For each picture: "boxes" (n, 4) float32 xyxy in pixels, "labels" (n,) int64, "difficult" (n,) bool (also True
+        for crowds), "crowd" (n,) bool, "areas" (n,) float64 in square pixels (those of the boxes if the file has none),
+        "index" (n,) int64, the position of the object in its annotation, from 0; and "image_id" if all ids are
+        integers.
         """
         of_images = {"image_id": self._image_ids} if isinstance(self._image_ids, array) else {}
         return Packed(self._objects.columns, self._objects.row_splits, of_images)
@@ -457,10 +460,14 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             A `PictureFile`; of a dataset of tiles a `PicturePart`.
         """
         picture = PictureFile(self.pictures[index], Header(*self._headers[index].tolist()), self.levels)
-        if self._views is None:
+        if (tile := self.tile(index)) is None:
             return picture
-        x0, y0, x1, y1 = self._views[index].tolist()
+        x0, y0, x1, y1 = tile
         return PicturePart(picture, (x0, y0, x1, y1))
+
+    def tile(self, index: int) -> list[int] | None:
+        """Edges x0, y0, x1, y1 of a tile in pixels of its picture; None if this is no data set of tiles."""
+        return None if self._views is None else self._views[index].tolist()
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         """Reads pictures that are needed next from remote archives, all at the same time."""

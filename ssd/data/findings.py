@@ -47,7 +47,9 @@ class Finding(NamedTuple):
     pictures: np.ndarray  # (n,) int64, indices
     boxes: np.ndarray  # (n, 4) float64 xyxy in fractions of the picture; NaN for pictures without objects
     labels: np.ndarray  # (n,) int64; 0 for pictures without objects
+    indices: np.ndarray  # (n,) int64, the position of the object in its annotation, from 0; -1 without an object
     others: np.ndarray  # (n,) int64, the label of the box before it that is the same; 0 if it is another kind
+    other_indices: np.ndarray  # (n,) int64, the position of this box in the annotation; -1 if it is another kind
 
 
 def summary(dataset: BoxDataset) -> str:
@@ -96,14 +98,21 @@ def find_odd(dataset: BoxDataset) -> list[Finding]:
     """Finds boxes and pictures whose annotations look like a mistake: those of each of `KINDS`, if there are any."""
     objects, sizes = dataset.objects, dataset.sizes.numpy()
     boxes, labels = objects.columns["boxes"].double().numpy(), objects.columns["labels"].numpy()
+    indices = dataset.truths.columns["index"].numpy()
     picture_of = np.arange(len(dataset)).repeat(objects.counts.numpy())
     sides = boxes[:, 2:] - boxes[:, :2]
     again, before = _same_boxes(picture_of, boxes)
     same_class = labels[again] == labels[before]
-    nothing: np.ndarray = np.zeros(len(boxes), np.int64)
 
-    def found(kind: str, rows: np.ndarray, others: np.ndarray = nothing) -> Finding:
-        return Finding(kind, picture_of[rows], boxes[rows], labels[rows], others[: len(rows)])
+    def finding(kind: str, pictures: np.ndarray, boxes: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> Finding:
+        nothing = np.zeros_like(labels)
+        return Finding(kind, pictures, boxes, labels, indices, nothing, nothing - 1)
+
+    def found(kind: str, rows: np.ndarray) -> Finding:
+        return finding(kind, picture_of[rows], boxes[rows], labels[rows], indices[rows])
+
+    def twice(kind: str, rows: np.ndarray, others: np.ndarray) -> Finding:
+        return found(kind, rows)._replace(others=labels[others], other_indices=indices[others])
 
     annotated = dataset.annotated
     cut = annotated.columns["beyond"].numpy()
@@ -111,13 +120,13 @@ def find_odd(dataset: BoxDataset) -> list[Finding]:
     cut_boxes = annotated.columns["boxes"].double().numpy()[cut] / np.tile(sizes[beyond], 2)
     empty = np.flatnonzero(annotated.counts.numpy() == 0)
     findings = [
-        found(SAME, again[same_class]),
-        found(OTHER_CLASS, again[~same_class], labels[before[~same_class]]),
+        twice(SAME, again[same_class], before[same_class]),
+        twice(OTHER_CLASS, again[~same_class], before[~same_class]),
         found(WHOLE_PICTURE, np.flatnonzero((sides >= WHOLE).all(1))),
-        Finding(BEYOND, beyond, cut_boxes, annotated.columns["labels"].numpy()[cut], np.zeros(len(beyond), np.int64)),
+        finding(BEYOND, beyond, cut_boxes, *(annotated.columns[name].numpy()[cut] for name in ("labels", "index"))),
         found(TINY, np.flatnonzero((sides * sizes[picture_of] < THIN).any(1))),
         found(UNUSUAL, _unusual(np.log(sides.prod(1)) / 2, labels)),
-        Finding(EMPTY, empty, np.full((len(empty), 4), np.nan), np.zeros_like(empty), np.zeros_like(empty)),
+        finding(EMPTY, empty, np.full((len(empty), 4), np.nan), np.zeros_like(empty), np.full_like(empty, -1)),
     ]
     return [finding for finding in findings if len(finding.pictures)]
 

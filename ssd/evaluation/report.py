@@ -26,7 +26,9 @@ __all__ = ["Origin", "check_report", "write_report"]
 
 STATED = ("min_score", "max_overlap", "top_k")  # options of detection that a report states
 SHOWN_PICTURES = 40  # maximum number of pictures in the report
-SHOWN_BOXES = 100  # maximum number of detections that are drawn in a picture, those with the highest scores
+SHOWN_MISSED = 10  # so many of them are those with the most missed objects, whatever the scores of their errors
+LISTED_BOXES = 100_000  # in the JSON file: no picture is listed after so many objects and detections; about 15 MB
+SHOWN_BOXES = 100  # maximum number of detections of a picture that are drawn and listed: those with the highest scores
 SIDE = 480  # the longer side of a picture in the report, in pixels
 CURVE_POINTS = 200  # of a curve in the report
 TRAINING_CURVES = (  # of a history: the title of a plot, the list of its steps, and its lines
@@ -44,6 +46,9 @@ MEANINGS = (  # of KINDS
     "There is no object.",
     "No detection refers to the object.",
 )
+
+
+OUTCOMES = {**dict(enumerate(KINDS)), mistakes.HIT: "hit", mistakes.IGNORED: "ignored"}  # of detections, as JSON has it
 
 
 class Origin(NamedTuple):
@@ -84,7 +89,8 @@ def write_report(
         result: the result of the evaluation. If it was measured by the rules of COCO, everything else in the report is
             measured by the rules of Pascal VOC at an IoU of 0.5.
         detections, targets: see `ssd.evaluation.voc.average_precision`.
-        dataset: the pictures; those with the most mistakes are read.
+        dataset: the pictures; those that the report shows are read. If the targets are its `truths`, the JSON file has
+            the position of each object in its annotation.
         classes: the C-1 class names without background.
         origin: where the detections come from.
         in_pixels: whether boxes are in pixels; otherwise they are in fractions of the picture.
@@ -99,15 +105,15 @@ def write_report(
     sizes = dataset.sizes if in_pixels else None
     matches = mistakes.match(detections, targets, len(classes) + 1, voc.iou_threshold, sizes)
     numbers = _numbers(result, voc, matches, classes, origin)
-    worst = _worst(matches, dataset, numbers["best"]["min_score"])
-    numbers["worst_pictures"] = [{"file": shown["file"], **shown["counts"]} for shown in worst]
-    page.write(path, _page(numbers, voc, worst, path.with_suffix(".json").name, history or {}), numbers)
+    found = _Mistakes(matches, dataset, numbers["best"]["min_score"])
+    html = _page(numbers, voc, found, path.with_suffix(".json").name, history or {})
+    page.write(path, html, numbers | {"pictures": found.listed(classes)})
 
 
 def _numbers(
     result: EvalResult, voc: EvalResult, matches: Matches, classes: Sequence[str], origin: Origin
 ) -> dict[str, Any]:
-    """The content of the JSON file, see docs/evaluation.md; without "worst_pictures"."""
+    """The content of the JSON file, see docs/evaluation.md; without "pictures"."""
     min_score, mean_f1 = mistakes.best_of_all(matches)
     kept = None if math.isnan(min_score) else min_score
     counts, costs = mistakes.count_errors(matches, kept), mistakes.error_costs(matches, voc.method)
@@ -155,62 +161,148 @@ def _numbers(
     return known
 
 
-def _worst(matches: Matches, dataset: BoxDataset, min_score: float | None) -> list[dict[str, Any]]:
-    """The pictures with the most mistakes at a threshold, with what the template draws."""
-    without_hit, wrong = mistakes.count_by_picture(matches, min_score)
-    total = without_hit + wrong
-    order = np.argsort(-total, kind="stable")[:SHOWN_PICTURES]
-    missed = mistakes.missed_objects(matches, min_score)
-    kept = mistakes.above(matches, min_score)
-    worst = []
-    for index in order[total[order] > 0].tolist():
-        file, (width, height) = dataset.pictures[index], dataset.sizes[index].tolist()
+class _Mistakes:
+    """The pictures with mistakes at a threshold, those first that a reader should look at first.
+
+    Args:
+        matches: all detections and objects.
+        dataset: the pictures.
+        min_score: the threshold; None: all detections count.
+    """
+
+    def __init__(self, matches: Matches, dataset: BoxDataset, min_score: float | None) -> None:
+        self.matches, self.dataset = matches, dataset
+        self.without_hit, self.wrong = mistakes.count_by_picture(matches, min_score)
+        self.missed = mistakes.missed_objects(matches, min_score)
+        kept = np.flatnonzero(mistakes.above(matches, min_score))
+        kept = kept[np.lexsort((-matches.scores[kept], matches.pictures[kept]))]
+        numbers = np.arange(matches.n_pictures + 1)
+        self.rows = np.split(kept, np.searchsorted(matches.pictures[kept], numbers[1:-1]))  # by descending score
+        # The first object of each picture, and the end.
+        self.ends: np.ndarray = np.asarray(np.searchsorted(matches.truth_pictures, numbers))
+        truths = dataset.truths
+        same = np.array_equal(truths.row_splits.numpy(), self.ends)
+        self.indices = truths.columns["index"].tolist() if same else [None] * len(matches.truth_labels)
+        self.shown, others = self._order()
+        self.order = [*self.shown, *others]
+
+    def _order(self) -> tuple[list[int], list[int]]:
+        """The pictures with mistakes: those that the page shows, and the others."""
+        matches = self.matches
+        highest = np.full(matches.n_pictures, -np.inf)  # score of an error
+        errors = np.concatenate([np.empty(0, np.int64), *self.rows])
+        errors = errors[matches.outcomes[errors] >= 0]
+        np.maximum.at(highest, matches.pictures[errors], np.nan_to_num(matches.scores[errors], nan=-np.inf))
+        missed = np.bincount(matches.truth_pictures[self.missed], minlength=matches.n_pictures)
+        some = self.without_hit + self.wrong > 0
+        by_score = [i for i in np.lexsort((-missed, -highest)).tolist() if some[i]]
+        shown = by_score[:SHOWN_PICTURES]
+        if len(by_score) > SHOWN_PICTURES:
+            first = shown[: SHOWN_PICTURES - SHOWN_MISSED]
+            by_missed = [i for i in np.argsort(-missed, kind="stable").tolist() if missed[i] and i not in first]
+            shown = list(dict.fromkeys([*first, *by_missed[:SHOWN_MISSED], *by_score]))[:SHOWN_PICTURES]
+        return shown, [i for i in by_score if i not in shown]
+
+    def listed(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """The pictures for the JSON file, see docs/evaluation.md."""
+        names, n, pictures = [None, *classes], 0, []
+        matches, dataset = self.matches, self.dataset
+        scales = np.tile(dataset.sizes.numpy(), 2)
+        boxes = _finite((matches.boxes * scales[matches.pictures]).round(2))
+        truth_boxes = _finite((matches.truth_boxes * scales[matches.truth_pictures]).round(2))
+        means_other = np.isin(matches.outcomes, (mistakes.WRONG_CLASS, mistakes.WRONG_BOTH))
+        own = np.where(matches.outcomes == mistakes.BACKGROUND, -1, matches.own)
+        columns = matches.labels, matches.outcomes, matches.scores, np.where(means_other, matches.other, own)
+        labels, outcomes, scores, meant = (column.tolist() for column in columns)
+        of_truths = matches.truth_labels, matches.difficult, self.missed
+        truth_labels, difficult, missed = (column.tolist() for column in of_truths)
+        for place, index in enumerate(self.order):
+            objects, found = self._objects(index), self.rows[index][:SHOWN_BOXES].tolist()
+            n += len(objects) + len(found)
+            if n > LISTED_BOXES:
+                break
+            truths = [
+                {
+                    "index": self.indices[row],
+                    "class": names[truth_labels[row]],
+                    "box": truth_boxes[row],
+                    "difficult": difficult[row],
+                    "missed": missed[row],
+                }
+                for row in objects
+            ]
+            detections = [
+                {
+                    "class": names[labels[row]],
+                    "score": None if math.isnan(scores[row]) else scores[row],
+                    "box": boxes[row],
+                    "kind": OUTCOMES[outcomes[row]],
+                    "object": meant[row] - objects.start if meant[row] >= 0 else None,
+                }
+                for row in found
+            ]
+            pictures.append(
+                {
+                    "file": str(dataset.pictures[index]),
+                    "annotation": str(dataset.files[index]),
+                    "tile": dataset.tile(index),
+                    "shown": place < len(self.shown),
+                    "without_hit": int(self.without_hit[index]),
+                    "wrong": int(self.wrong[index]),
+                    "objects": truths,
+                    "detections": detections,
+                }
+            )
+        return pictures
+
+    def _objects(self, index: int) -> range:
+        """The rows of the objects of a picture."""
+        return range(*self.ends[index : index + 2].tolist())
+
+    def drawings(self) -> list[dict[str, Any]]:
+        """The pictures that the page shows, for the template."""
+        return [self._drawing(index) for index in self.shown]
+
+    def _drawing(self, index: int) -> dict[str, Any]:
+        matches, dataset = self.matches, self.dataset
+        width, height = dataset.sizes[index].tolist()
         size = page.within((width, height), SIDE)
-        rows = np.flatnonzero(kept & (matches.pictures == index))
-        rows = rows[np.argsort(-matches.scores[rows], kind="stable")][:SHOWN_BOXES]
-        objects = np.flatnonzero(matches.truth_pictures == index)
-        found = [
-            {"label": label, "kind": kind, "score": score, "box": page.drawn(box, size)}
-            for label, kind, score, box in zip(
-                matches.labels[rows].tolist(),
-                matches.outcomes[rows].tolist(),
-                matches.scores[rows].tolist(),
-                matches.boxes[rows],
-                strict=True,
-            )
-        ]
-        truths = [
-            {
-                "label": label,
-                "kind": MISSED if is_missed else mistakes.HIT,
-                "difficult": hard,
-                "box": page.drawn(box, size),
-            }
-            for label, is_missed, hard, box in zip(
-                matches.truth_labels[objects].tolist(),
-                missed[objects].tolist(),
-                matches.difficult[objects].tolist(),
-                matches.truth_boxes[objects],
-                strict=True,
-            )
-        ]
-        worst.append(
-            {
-                "file": page.short(file),
-                "counts": {"without_hit": int(without_hit[index]), "wrong": int(wrong[index])},
-                "size": size,
-                "image": page.thumbnail(dataset.picture(index), size),
-                "truths": truths,
-                "found": found,
-            }
-        )
-    return worst
+        return {
+            "file": page.short(dataset.pictures[index]),
+            "counts": {"without_hit": int(self.without_hit[index]), "wrong": int(self.wrong[index])},
+            "size": size,
+            "image": page.thumbnail(dataset.picture(index), size),
+            "truths": [
+                {
+                    "label": int(matches.truth_labels[row]),
+                    "kind": MISSED if self.missed[row] else mistakes.HIT,
+                    "difficult": bool(matches.difficult[row]),
+                    "box": page.drawn(matches.truth_boxes[row], size),
+                }
+                for row in self._objects(index)
+            ],
+            "found": [
+                {
+                    "label": int(matches.labels[row]),
+                    "kind": int(matches.outcomes[row]),
+                    "score": float(matches.scores[row]),
+                    "box": page.drawn(matches.boxes[row], size),
+                }
+                for row in self.rows[index][:SHOWN_BOXES].tolist()
+            ],
+        }
+
+
+def _finite(boxes: np.ndarray) -> list[list[float] | None]:
+    """Boxes (n, 4) as lists; None for one that has NaN or infinity, which JSON has not."""
+    finite = np.isfinite(boxes).all(1)
+    return [box if its else None for box, its in zip(boxes.tolist(), finite.tolist(), strict=True)]
 
 
 def _page(
     numbers: Mapping[str, Any],
     voc: EvalResult,
-    worst: Sequence[Mapping[str, Any]],
+    found: _Mistakes,
     json_name: str,
     history: Mapping[str, Sequence[float]],
 ) -> str:
@@ -235,7 +327,8 @@ def _page(
         confusions=confusions[:CONFUSIONS],
         coco_rules=str(CocoOptions(**numbers["coco_options"])) if numbers["coco_options"] else "",
         is_matrix=len(names) <= MATRIX_CLASSES + 1,
-        worst=worst,
+        worst=found.drawings(),
+        n_worst=len(found.order),
         training=[
             plot
             for name, step, names in TRAINING_CURVES

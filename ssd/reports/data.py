@@ -171,22 +171,20 @@ def _describe(finding: Finding, dataset: BoxDataset) -> dict[str, Any]:
     """A finding as the JSON file has it, with boxes in pixels."""
     sizes = np.tile(dataset.sizes.numpy()[finding.pictures], 2)
     names = [None, *dataset.classes]
-    rows = zip(
-        finding.pictures.tolist(),
-        (finding.boxes * sizes).round(2),
-        finding.labels.tolist(),
-        finding.others.tolist(),
-        strict=True,
-    )
+    boxes = (finding.boxes * sizes).round(2)
+    columns = finding.labels, finding.indices, finding.others, finding.other_indices
+    rows = zip(finding.pictures.tolist(), boxes.tolist(), *(column.tolist() for column in columns), strict=True)
     places = [
         {
             "file": str(dataset.pictures[i]),
             "annotation": str(dataset.files[i]),
+            "index": index if label else None,
             "class": names[label],
-            "box": box.tolist() if label else None,
+            "box": box if label else None,
+            "other_index": other_index if other else None,
             "other_class": names[other],
         }
-        for i, box, label, other in rows
+        for i, box, label, index, other, other_index in rows
     ]
     return {"kind": finding.kind, "rule": KINDS[finding.kind], "count": len(places), "places": places}
 

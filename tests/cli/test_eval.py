@@ -43,7 +43,7 @@ def test_the_command(method: str, data: Path, tmp_path: Path, capsys: pytest.Cap
         assert f"{numbers['mAP']:.4f}" == mean
         assert numbers["command"] == shlex.join(["ssd", *arguments])
         assert (numbers["data"], numbers["source"], numbers["options"]) == ([str(data)], str(path), {})
-        assert [row["file"] for row in numbers["worst_pictures"]] == ["data/a.png"]
+        assert [row["file"] for row in numbers["pictures"]] == [str(data / "a.png")]
         assert numbers["errors"][-1]["count"] == 1
         assert 'x="0.0" y="0.0" width="20.0" height="20.0"' in report.read_text("utf-8")  # the dog of a, in pixels
         table = printed.out.split("\n\n")[0]

@@ -94,12 +94,12 @@ def test_each_kind_of_odd_boxes_has_its_places(tmp_path):
     assert [place[::2] for place in places(same)] == [(0, 2)]  # IoU 0.9; the wider box has 0.53
     assert same.boxes[0] == pytest.approx(box(11, 10, 20, 20))
     assert [place[::2] for place in places(other)] == [(0, 1)]
-    assert other.others.tolist() == [2]
+    assert (other.indices.tolist(), other.others.tolist(), other.other_indices.tolist()) == ([3], [2], [0])
     assert [place[::2] for place in places(whole)] == [(1, 2)]
     assert beyond.boxes[0] == pytest.approx(box(30, 10, 60, 20))
     assert [place[::2] for place in places(beyond)] == [(2, 1)]
     assert [place[::2] for place in places(tiny)] == [(1, 1), (4, 1)]
-    assert (empty.pictures.tolist(), empty.labels.tolist()) == ([3], [0])
+    assert (empty.pictures.tolist(), empty.labels.tolist(), empty.indices.tolist()) == ([3], [0], [-1])
     assert np.isnan(empty.boxes).all()
     assert not [line for line in warnings(open_dataset(tmp_path)) if EMPTY in line]
 

@@ -8,6 +8,7 @@ import math
 import re
 from io import BytesIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from report_pages import (
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.shapes import write_shapes
 from ssd.evaluation import mistakes
+from ssd.evaluation import report as report_module
 from ssd.evaluation.evaluate import score
 from ssd.evaluation.mistakes import KINDS, match
 from ssd.evaluation.report import SHOWN_PICTURES, Origin, check_report, write_report
@@ -79,7 +81,7 @@ def test_numbers(written: Path) -> None:
             "confusion",
             "sizes",
         ),
-        *("calibration", "worst_pictures"),
+        *("calibration", "pictures"),
     ]
     assert numbers["mAP"] == result.mAP
     assert (numbers["method"], numbers["metric"], numbers["iou"]) == ("area", "mAP@0.5", 0.5)
@@ -132,15 +134,20 @@ def test_the_worst_pictures(written: Path, dataset: BoxDataset) -> None:
     page, numbers = Page(written.read_text("utf-8")), json.loads(written.with_suffix(".json").read_text("utf-8"))
     detections, targets = random_images(0)
     matches = match(detections, targets, 5)
-    without_hit, wrong = mistakes.count_by_picture(matches, numbers["best"]["min_score"])
-    order = sorted(range(8), key=lambda i: -(without_hit[i] + wrong[i]))
-    worst = [i for i in order if without_hit[i] + wrong[i]]
-    expected = [
-        {"file": f"{PICTURE[0]}/{i}{PICTURE[1]}", "without_hit": int(without_hit[i]), "wrong": int(wrong[i])}
-        for i in worst
-    ]
-    assert numbers["worst_pictures"] == expected
-    assert [text for _, text in page.all("span", "file")] == [row["file"] for row in expected]
+    min_score = numbers["best"]["min_score"]
+    without_hit, wrong = mistakes.count_by_picture(matches, min_score)
+    errors = (matches.outcomes >= 0) & (matches.scores > min_score)
+    highest = [max(matches.scores[errors & (matches.pictures == i)], default=0) for i in range(8)]
+    missed = mistakes.missed_objects(matches, min_score)
+    n_missed = [missed[matches.truth_pictures == i].sum() for i in range(8)]
+    worst = [i for i in sorted(range(8), key=lambda i: (-highest[i], -n_missed[i])) if without_hit[i] + wrong[i]]
+    assert len(worst) > 4
+    assert highest[worst[-1]] == 0 < n_missed[worst[-1]]  # pictures whose objects were only missed come last
+    rows = numbers["pictures"]
+    assert [row["file"] for row in rows] == [str(dataset.pictures[i]) for i in worst]
+    assert [(row["without_hit"], row["wrong"]) for row in rows] == [(without_hit[i], wrong[i]) for i in worst]
+    assert all(row["shown"] and row["tile"] is None for row in rows)
+    assert [text for _, text in page.all("span", "file")] == [f"{PICTURE[0]}/{i}{PICTURE[1]}" for i in worst]
     images = page.all("image")
     assert len(images) == len(worst) == len(page.all("svg", "picture"))
     for (attributes, _), i in zip(images, worst, strict=True):
@@ -157,6 +164,77 @@ def test_the_worst_pictures(written: Path, dataset: BoxDataset) -> None:
     assert len(page.all("g", "missed")) == mistakes.missed_objects(matches, numbers["best"]["min_score"]).sum()
 
 
+def test_objects_and_detections_are_listed(tmp_path: Path) -> None:
+    """With the position of each object in its annotation file, so that a label can be found and corrected."""
+    root = write_shapes(tmp_path / "shapes", 6, 0, (320, 240))
+    data = open_dataset(root, "train")
+    truths = list(data.truths)
+    crowded = max(range(6), key=lambda i: len(truths[i]["labels"]))
+    truth = truths[crowded]
+    other = truth["labels"][0].item() % len(data.classes) + 1
+    detections = [(each["boxes"], each["labels"], torch.full((len(each["labels"]),), 0.7)) for each in truths]
+    sliver = truth["boxes"][:1].clone()
+    sliver[:, 2] = sliver[:, 0] + (sliver[:, 2] - sliver[:, 0]) / 20  # IoU 0.05: it is a part of the background
+    labels = torch.cat([truth["labels"][1:], torch.tensor([other]), truth["labels"][:1]])
+    scores = torch.tensor([0.6] * (len(labels) - 2) + [0.9, 0.8])
+    detections[crowded] = torch.cat([truth["boxes"][1:], truth["boxes"][:1], sliver]), labels, scores
+    result = score(detections, truths, data.classes)
+    write_report(tmp_path / "out.html", result, detections, truths, data, data.classes, ORIGIN, in_pixels=True)
+    (row,) = json.loads((tmp_path / "out.json").read_text())["pictures"]
+    assert row["file"] == str(data.pictures[crowded])
+    kinds = [each["kind"] for each in row["detections"]]
+    assert kinds == ["wrong class", "background", *["hit"] * (len(labels) - 2)]
+    assert [each["object"] for each in row["detections"]] == [0, None, *range(1, len(truth["labels"]))]
+    assert row["detections"][0]["class"] == data.classes[other - 1]
+    assert [each["score"] for each in row["detections"]][:2] == [pytest.approx(0.9), pytest.approx(0.8)]
+    assert row["detections"][1]["box"] == pytest.approx(sliver[0].tolist(), abs=0.01)
+    assert not any(each["missed"] for each in row["objects"])
+    nodes = ElementTree.parse(row["annotation"]).getroot().findall("object")
+    assert len(nodes) == len(row["objects"]) > 1
+    for each in reversed(row["objects"]):
+        node = nodes[each["index"]]
+        assert node.findtext("name") == each["class"]
+        edges = [float(node.findtext(f"bndbox/{edge}") or 0) for edge in ("xmin", "ymin", "xmax", "ymax")]
+        assert each["box"] == pytest.approx([edges[0] - 1, edges[1] - 1, *edges[2:]], abs=0.01)
+
+
+def test_numbers_that_are_not_finite_are_null(dataset: BoxDataset, tmp_path: Path) -> None:
+    boxes = torch.tensor([[math.nan, 0, 1, 1], [0, 0, math.inf, 1], [0, 0, 0.5, 0.5]])
+    detections = [(boxes, torch.tensor([1, 1, 1]), torch.tensor([0.9, 0.8, math.nan]))] * 8
+    targets = [{"boxes": torch.tensor([[0.6, 0.6, 1, 1]]), "labels": torch.tensor([1])}] * 8
+    result = score(detections, targets, NAMES)
+    write_report(tmp_path / "out.html", result, detections, targets, dataset, NAMES, ORIGIN)
+    (found, *_) = (row["detections"] for row in json.loads((tmp_path / "out.json").read_text())["pictures"])
+    assert [each["box"] for each in found] == [None, None, [0, 0, 400, 200]]
+    assert [each["score"] for each in found] == [pytest.approx(0.9), pytest.approx(0.8), None]
+
+
+def test_confident_errors_come_first_and_missed_objects_have_places(
+    dataset: BoxDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = dataset.part([0] * 100)
+    box, one = torch.tensor([[0.1, 0.1, 0.5, 0.5]]), torch.tensor([1])
+    detections, targets = [], []
+    for i in range(100):
+        missed = i >= 80  # in the others, one detection is wrong and one is a hit
+        places = torch.cat([box, box + 0.45])
+        scores = torch.tensor([0.99, 0.5 + i / 1000])
+        detections.append(NOTHING if missed else (places, torch.tensor([1, 1]), scores))
+        targets.append({"boxes": box.repeat(i - 70 if missed else 1, 1), "labels": one.repeat(i - 70 if missed else 1)})
+    path = tmp_path / "out.html"
+    monkeypatch.setattr(mistakes, "best_of_all", lambda matches: (0.4, 0.5))
+    write_report(path, score(detections, targets, NAMES), detections, targets, many, NAMES, ORIGIN)
+    rows = json.loads(path.with_suffix(".json").read_text())["pictures"]
+    assert [row["shown"] for row in rows] == [True] * 40 + [False] * 60
+    assert [row["detections"][1]["score"] for row in rows[:30]] == pytest.approx([0.579 - i / 1000 for i in range(30)])
+    assert [row["without_hit"] for row in rows[30:40]] == list(range(29, 19, -1))
+    assert [len(row["detections"]) for row in rows[40:]] == [2] * 50 + [0] * 10
+    assert rows[0]["objects"][0]["index"] is None  # the targets are not those of the data set
+    monkeypatch.setattr(report_module, "LISTED_BOXES", 12)
+    write_report(path, score(detections, targets, NAMES), detections, targets, many, NAMES, ORIGIN)
+    assert json.loads(path.with_suffix(".json").read_text())["pictures"] == rows[:4]  # of 3 boxes each
+
+
 def test_boxes_are_where_they_belong(dataset: BoxDataset, tmp_path: Path) -> None:
     targets = [{"boxes": torch.tensor([[200.0, 100, 400, 300]]), "labels": torch.tensor([1])}] * 8
     detections = [(torch.tensor([[-80.0, 0, 80, 40]]), torch.tensor([2]), torch.tensor([0.7]))] * 8
@@ -170,7 +248,9 @@ def test_boxes_are_where_they_belong(dataset: BoxDataset, tmp_path: Path) -> Non
 def test_nothing_of_the_data_runs(written: Path) -> None:
     page = assert_nothing_runs(written.read_text("utf-8"))
     assert "49" not in [text for _, text in page.all("th")]  # the braces of a class name are no expression
-    assert json.loads(page.all("script")[0][1]) == json.loads(written.with_suffix(".json").read_text("utf-8"))
+    numbers = json.loads(written.with_suffix(".json").read_text("utf-8"))
+    assert numbers.pop("pictures")
+    assert json.loads(page.all("script")[0][1]) == numbers
 
 
 def test_the_page_needs_no_other_file(written: Path) -> None:
@@ -227,11 +307,11 @@ def test_nothing_found_and_no_objects(dataset: BoxDataset, tmp_path: Path) -> No
 
 def test_a_picture_that_is_gone_has_boxes_only(tmp_path: Path) -> None:
     dataset = write_data(tmp_path / "data")
-    worst = report(tmp_path / "out.html", dataset)[1]["worst_pictures"]
-    (tmp_path / "data" / worst[0]["file"]).unlink()
-    (tmp_path / "data" / worst[1]["file"]).write_bytes(b"no picture")
+    worst = report(tmp_path / "out.html", dataset)[1]["pictures"]
+    Path(worst[0]["file"]).unlink()
+    Path(worst[1]["file"]).write_bytes(b"no picture")
     page, numbers = report(tmp_path / "out.html", dataset)
-    assert numbers["worst_pictures"] == worst
+    assert numbers["pictures"] == worst
     assert len(page.all("svg", "picture")) == len(worst) == len(page.all("image")) + 2
 
 

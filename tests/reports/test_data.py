@@ -113,12 +113,16 @@ def test_findings_name_the_file_and_the_box(written, odd_data):
     assert place == {
         "file": str(odd_data / "JPEGImages" / "two_classes.jpg"),
         "annotation": str(odd_data / "Annotations" / "two_classes.xml"),
+        "index": 1,
         "class": "cat",
         "box": [4, 5, 60, 90],
+        "other_index": 0,
         "other_class": "dog",
     }
+    whole = findings["boxes of nearly the whole picture"]["places"][0]
+    assert (whole["index"], whole["class"], whole["other_index"], whole["other_class"]) == (0, "bird", None, None)
     empty = findings["pictures without objects"]["places"][0]
-    assert (empty["class"], empty["box"]) == (None, None)
+    assert (empty["index"], empty["class"], empty["box"]) == (None, None, None)
     page = Page(written.read_text("utf-8"))
     headings = [text for _, text in page.all("h3")]
     assert [kind.capitalize() + ": 1" for kind in findings] == [text for text in headings if text.endswith(": 1")][:4]
