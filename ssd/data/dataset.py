@@ -465,6 +465,11 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         x0, y0, x1, y1 = tile
         return PicturePart(picture, (x0, y0, x1, y1))
 
+    @property
+    def groups(self) -> np.ndarray:
+        """For each picture the number of its file, from 0, (N,) int64; tiles of one picture have the same number."""
+        return np.unique(list(self.pictures.texts()), return_inverse=True)[1]
+
     def tile(self, index: int) -> list[int] | None:
         """Edges x0, y0, x1, y1 of a tile in pixels of its picture; None if this is no data set of tiles."""
         return None if self._views is None else self._views[index].tolist()

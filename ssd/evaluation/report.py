@@ -15,6 +15,7 @@ from ssd.data.dataset import BoxDataset
 from ssd.evaluation import mistakes
 from ssd.evaluation.coco import CocoOptions, CocoResult
 from ssd.evaluation.mistakes import KINDS, MISSED, Matches
+from ssd.evaluation.uncertainty import interval
 from ssd.evaluation.voc import METHODS, EvalResult, average_precision
 from ssd.inference.selection import REPORT
 from ssd.reports import page
@@ -104,14 +105,19 @@ def write_report(
     voc = result if result.method in METHODS else average_precision(detections, targets, classes)
     sizes = dataset.sizes if in_pixels else None
     matches = mistakes.match(detections, targets, len(classes) + 1, voc.iou_threshold, sizes)
-    numbers = _numbers(result, voc, matches, classes, origin)
+    numbers = _numbers(result, voc, matches, classes, origin, interval(result, dataset.groups))
     found = _Mistakes(matches, dataset, numbers["best"]["min_score"])
     html = _page(numbers, voc, found, path.with_suffix(".json").name, history or {})
     page.write(path, html, numbers | {"pictures": found.listed(classes)})
 
 
 def _numbers(
-    result: EvalResult, voc: EvalResult, matches: Matches, classes: Sequence[str], origin: Origin
+    result: EvalResult,
+    voc: EvalResult,
+    matches: Matches,
+    classes: Sequence[str],
+    origin: Origin,
+    mAP_interval: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """The content of the JSON file, see docs/evaluation.md; without "pictures"."""
     min_score, mean_f1 = mistakes.best_of_all(matches)
@@ -139,6 +145,7 @@ def _numbers(
         "method": result.method,
         "metric": result.title,
         "mAP": result.mAP,
+        "mAP_interval": mAP_interval,
         "iou": voc.iou_threshold,
         "coco": result.figures if isinstance(result, CocoResult) else None,
         "coco_options": result.options._asdict() if isinstance(result, CocoResult) else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
@@ -12,10 +12,20 @@ from torch import Tensor
 from ssd.evaluation.checks import read_images
 from ssd_ext import box_iou
 
-__all__ = ["EvalResult", "average_precision"]
+__all__ = ["EvalResult", "Evidence", "average_precision"]
 
 Method = Literal["area", "11point"]
 METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class Evidence(NamedTuple):
+    """What an mAP is computed from: the pictures of detections and objects."""
+
+    n_pictures: int  # N
+    # For each class the picture of each of the d detections that count, (d,) int64 in 0..N-1, and whether it is a hit,
+    # (d,) bool; by descending score.
+    detections: list[tuple[np.ndarray, np.ndarray]]
+    truths: list[np.ndarray]  # for each class the picture of each of the g objects, without difficult ones, (g,) int64
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class EvalResult:
         method: "area" or "11point".
         curves: by class name (recall (d,), precision (d,)) float64, after each of the d detections that count, by
             descending score; empty for a class without ground truth.
+        evidence: what the mAP was computed from, for `ssd.evaluation.uncertainty`; None for COCO's metric.
 
     Examples:
         >>> import torch
@@ -52,6 +63,7 @@ class EvalResult:
     iou_threshold: float
     method: str
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False, compare=False)
+    evidence: Evidence | None = field(repr=False, compare=False, default=None, kw_only=True)
 
     @property
     def title(self) -> str:
@@ -124,24 +136,30 @@ def average_precision(
     """
     classes = tuple(classes)
     check_metric(classes, iou_threshold, method)
-    labels, scores, found, truth_labels, difficult = _join(detections, targets, len(classes) + 1, iou_threshold)
+    pictures, labels, scores, found, truth_pictures, truth_labels, difficult = _join(
+        detections, targets, len(classes) + 1, iou_threshold
+    )
 
     ap: dict[str, float] = {}
     n_truths: dict[str, int] = {}
     n_detections: dict[str, int] = {}
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    evidence = Evidence(len(targets), [], [])
     for label, name in enumerate(classes, start=1):  # label 0, nothing found, is left out
         rows = np.flatnonzero(labels == label)
         n_detections[name] = len(rows)
-        n_truths[name] = int(np.count_nonzero((truth_labels == label) & ~difficult[:-1]))
+        evidence.truths.append(truth_pictures[(truth_labels == label) & ~difficult[:-1]])
+        n_truths[name] = len(evidence.truths[-1])
         rows = rows[~difficult[found[rows]]]
         rows = rows[np.argsort(-scores[rows], kind="stable")]
-        curves[name] = recall, precision = precision_over_recall(first_of(found[rows]), n_truths[name])
+        hits = first_of(found[rows])
+        evidence.detections.append((pictures[rows], hits))
+        curves[name] = recall, precision = precision_over_recall(hits, n_truths[name])
         ap[name] = area_under(recall, precision, method) if n_truths[name] else float("nan")
 
     counted = [ap[name] for name in classes if n_truths[name]]
     mean = float(np.mean(counted)) if counted else float("nan")
-    return EvalResult(mean, ap, n_truths, n_detections, float(iou_threshold), method, curves)
+    return EvalResult(mean, ap, n_truths, n_detections, float(iou_threshold), method, curves, evidence=evidence)
 
 
 def _join(
@@ -150,8 +168,9 @@ def _join(
     n_classes: int,
     iou_threshold: float,
 ) -> tuple[np.ndarray, ...]:
-    """Joins all images: label, score and matched object (or -1) of each detection (D,), label of each object (G,), and
-    whether each object is difficult (G+1,), where the last entry, index -1, stands for no object."""
+    """Joins all images: picture, label, score and matched object (or -1) of each detection (D,), picture and label of
+    each object (G,), and whether each object is difficult (G+1,), where the last entry, index -1, stands for no
+    object."""
     rows: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))]
     objects: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, bool))]
     n_objects = 0
@@ -163,9 +182,11 @@ def _join(
         rows.append((det_labels, det_scores, np.where(its_iou >= iou_threshold, best + n_objects, -1)))
         objects.append((gt_labels, gt_difficult))
         n_objects += len(gt_labels)
+    numbers: np.ndarray = np.arange(len(rows)) - 1  # of the pictures
+    pictures, truth_pictures = (numbers.repeat([len(each[0]) for each in its]) for its in (rows, objects))
     labels, scores, found = map(np.concatenate, zip(*rows, strict=True))
     truth_labels, difficult = map(np.concatenate, zip(*objects, strict=True))
-    return labels, scores, found, truth_labels, np.append(difficult, False)
+    return pictures, labels, scores, found, truth_pictures, truth_labels, np.append(difficult, False)
 
 
 def nearest_object(iou: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

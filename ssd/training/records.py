@@ -125,6 +125,7 @@ def write_metrics(
     seconds: float,
     pictures: Mapping[str, int],
     test: EvalResult | None = None,
+    mAP_interval: tuple[float, float] | None = None,
     finished: bool = False,
 ) -> None:
     """Writes the results of a run into a JSON file, complete or not at all; its keys are in docs/evaluation.md.
@@ -138,6 +139,7 @@ def write_metrics(
         seconds: how long these steps took.
         pictures: number of pictures of each part, "train", "val" and "test".
         test: the result on the test split.
+        mAP_interval: the interval of the mAP that the report of the run shows.
         finished: whether the run is at its end.
     """
     best = best_of(history)
@@ -157,6 +159,7 @@ def write_metrics(
         "best_mAP": at("mAP", best),
         "best_epoch": None if best is None else epoch_of(history["eval_step"][best], steps_per_epoch),
         "test_mAP": test and test.mAP,
+        "mAP_interval": mAP_interval,
         "classes": [
             {
                 "name": name,

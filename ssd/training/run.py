@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ssd.data.depth import Levels
 from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
-from ssd.evaluation.evaluate import EvalResult, evaluate
+from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.report import check_report
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
@@ -54,7 +54,7 @@ from ssd.training.sampling import repeats_of
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
 from ssd.training.splits import Sets, objects_of, whole_of
 from ssd.training.step import train_step
-from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET, report
+from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET, Closing, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
 from ssd.weights.loading import Initial
 
@@ -489,12 +489,11 @@ class _Run:
         )
         return True
 
-    def record(self, test: EvalResult | None = None, finished: bool = False) -> None:
+    def record(self, closing: Closing | None = None) -> None:
         """Draws the curve, and writes curve.csv and metrics.json, in the first process.
 
         Args:
-            test: the result on the test split.
-            finished: whether the run is at its end.
+            closing: the report at the end of the run; None before the end.
         """
         if not self.ranks.first:
             return
@@ -510,8 +509,9 @@ class _Run:
             step=self.step,
             seconds=self.seconds,
             pictures={name: len(part) if part is not None else 0 for name, part in parts.items()},
-            test=test,
-            finished=finished,
+            test=closing and closing.test,
+            mAP_interval=closing and closing.mAP_interval,
+            finished=closing is not None,
         )
 
     def validate(self, epoch: int, stopping: list[int | Exception]) -> None:
@@ -547,13 +547,13 @@ class _Run:
         """Measures the network in best.pt, and prints the report."""
         best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # only the first is sure to see the file
         model = place(build_model(best, self.best), self.device)
-        text, test = report(
+        closing = report(
             model, self.sets, self.settings, self.best, workers=self.workers, ranks=self.ranks, history=self.history
         )
-        self.say(text)
-        if test is not None:
-            self.history["test_mAP"] = [test.mAP]
-        self.record(test, finished=True)
+        self.say(closing.text)
+        if closing.test is not None:
+            self.history["test_mAP"] = [closing.test.mAP]
+        self.record(closing)
 
     def save_last(self) -> None:
         """Saves last.pt, with everything that a resumed run needs."""

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
 from ssd.evaluation.mistakes import count_by_picture, match
 from ssd.evaluation.report import Origin, write_report
+from ssd.evaluation.uncertainty import describe, interval
 from ssd.inference.detector import SHOWN
 from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
@@ -31,6 +33,15 @@ LEARNT = 0.95  # with this mAP on training pictures, or a higher one, little is 
 # the training pictures.
 MEMORISED = 0.1
 
+
+class Closing(NamedTuple):
+    """The result of `report`."""
+
+    text: str  # its lines
+    test: EvalResult | None  # the result on the test set, if there is one
+    mAP_interval: tuple[float, float] | None  # of the test set or else the pictures held out, see `interval`
+
+
 Detected = tuple[Sequence[Found], Sequence[Mapping[str, Tensor]]]  # detections and targets, see `detect_all`
 
 
@@ -43,7 +54,7 @@ def report(
     workers: int,
     ranks: Ranks = ALONE,
     history: History | None = None,
-) -> tuple[str, EvalResult | None]:
+) -> Closing:
     """Measures a trained network, and draws the validation pictures with the most mistakes.
 
     Writes into the folder of the weights: `report.html` and `report.json`, about the test set or, if there is none, the
@@ -57,9 +68,6 @@ def report(
         workers: number of processes that read pictures.
         ranks: processes that share the pictures. The first one writes; all return the same.
         history: the history of the run, whose curves `report.html` shows.
-
-    Returns:
-        The lines of the report, and the result on the test set, or None if there is no test set.
     """
     measured: dict[str, Pictures | None] = {"held out": sets.val, "test": sets.test}
     if sets.val is not None:
@@ -74,12 +82,18 @@ def report(
 
 def _describe(
     found: Mapping[str, Detected], sets: Sets, settings: Settings, weights: Path, history: History | None
-) -> tuple[str, EvalResult | None]:
-    """The lines of the report, from the detections in each set, "held out", "test" and "seen"."""
+) -> Closing:
+    """The report, from the detections in each set, "held out", "test" and "seen"."""
     results = {name: score(*pair, sets.classes) for name, pair in found.items()}
     lines: list[str] = []
     out = weights.parent
+    mAP_interval = None
     if unseen := next((name for name in ("test", "held out") if name in results), None):
+        pictures, indices = whole_of(_reported(sets))
+        groups = pictures.groups[list(indices)]
+        mAP_interval = interval(results[unseen], groups)
+        if line := describe(results[unseen], groups):
+            lines.append(line)
         lines.append(_write(results[unseen], found[unseen], sets, settings, weights, history))
     test, val = results.get("test"), results.get("held out")
     if sets.val is not None and val is not None:
@@ -91,7 +105,14 @@ def _describe(
         lines.insert(0, f"result on the split {sets.names['test_split']}, which was not used before:\n{test}")
     if weakest := _weakest(test or val):
         lines.append(weakest)
-    return "\n".join(lines), test
+    return Closing("\n".join(lines), test, mAP_interval)
+
+
+def _reported(sets: Sets) -> Pictures:
+    """The pictures that the report is about: those of the test set or else those held out."""
+    pictures = sets.val if sets.test is None else sets.test
+    assert pictures is not None
+    return pictures
 
 
 def advice(seen: float, unseen: float) -> str:
@@ -115,8 +136,7 @@ def _write(
     result: EvalResult, found: Detected, sets: Sets, settings: Settings, weights: Path, history: History | None
 ) -> str:
     """Writes the report about the test set or else the pictures held out; returns a line that says where it is."""
-    path, pictures = weights.with_name(REPORT), sets.val if sets.test is None else sets.test
-    assert pictures is not None
+    path, pictures = weights.with_name(REPORT), _reported(sets)
     if sets.test is not None:
         data, split = settings.data, sets.names["test_split"]
     else:

@@ -117,6 +117,8 @@ def test_without_a_split_pictures_of_training_are_not_measured(tmp_path: Path, c
         assert numbers["options"] == {"min_score": 0.01, "max_overlap": 0.45, "top_k": 7}
         assert (numbers["n_pictures"], numbers["source"]) == (n, str(run / "best.pt"))
         assert numbers["sizes"][2]["n_objects"] > n  # the shapes are large; in pixels their sides would be below 1/16
+        low, high = numbers["mAP_interval"]
+        assert f"on other pictures like these {low:.3f} to {high:.3f} (95 % interval); few objects (" in said.err
         table = said.out.splitlines()
         assert table[-1].split()[-1] == f"{numbers['mAP']:.4f}"
         assert report.read_text("utf-8").startswith("<!DOCTYPE html>")

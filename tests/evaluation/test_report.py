@@ -35,6 +35,7 @@ from ssd.evaluation import report as report_module
 from ssd.evaluation.evaluate import score
 from ssd.evaluation.mistakes import KINDS, match
 from ssd.evaluation.report import SHOWN_PICTURES, Origin, check_report, write_report
+from ssd.evaluation.uncertainty import interval
 from ssd.inference.selection import read_thresholds
 from ssd_ext import DetectionOptions
 
@@ -72,6 +73,7 @@ def test_numbers(written: Path) -> None:
             "method",
             "metric",
             "mAP",
+            "mAP_interval",
             "iou",
             "coco",
             "coco_options",
@@ -84,6 +86,7 @@ def test_numbers(written: Path) -> None:
         *("calibration", "pictures"),
     ]
     assert numbers["mAP"] == result.mAP
+    assert tuple(numbers["mAP_interval"]) == interval(result)
     assert (numbers["method"], numbers["metric"], numbers["iou"]) == ("area", "mAP@0.5", 0.5)
     assert [row["name"] for row in numbers["classes"]] == list(NAMES)
     assert [row["ap"] for row in numbers["classes"]] == [*list(result.ap.values())[:3], None]  # NaN becomes null
@@ -107,6 +110,8 @@ def test_numbers(written: Path) -> None:
 def test_the_page_shows_the_numbers(written: Path) -> None:
     page, numbers = Page(written.read_text("utf-8")), json.loads(written.with_suffix(".json").read_text("utf-8"))
     assert page.all("div", "value")[0][1] == f"{numbers['mAP']:.3f}"
+    low, high = numbers["mAP_interval"]
+    assert page.all("div", "under")[0][1].startswith(f"{low:.3f} to {high:.3f} on other pictures like these")
     copied = [attributes["data-copy"] for attributes, _ in page.all("button", "copy")]
     thresholds = [f"--min-score {row['min_score']}" for row in numbers["classes"][:3]]
     assert copied == [f"--min-score {numbers['best']['min_score']}", numbers["command"], *thresholds]

@@ -52,7 +52,19 @@ def test_the_metrics(whole, shapes):
     out, history, *_ = whole
     numbers = json.loads((out / "metrics.json").read_text())
     assert list(numbers) == [
-        *("made_by", "date", "finished", "network", "size", "metric", "mAP", "best_mAP", "best_epoch", "test_mAP"),
+        *(
+            "made_by",
+            "date",
+            "finished",
+            "network",
+            "size",
+            "metric",
+            "mAP",
+            "best_mAP",
+            "best_epoch",
+            "test_mAP",
+            "mAP_interval",
+        ),
         *("classes", "epochs", "planned_epochs", "steps", "pictures_seen", "seconds", "n_pictures", "data"),
         *("settings", "versions"),
     ]

@@ -35,12 +35,16 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
     model = SSD300(4, width=0.01)
     settings = Settings((str(tmp_path / "data"),), held_out=0.4, bf16=False)
     sets = open_sets(settings)
-    text, test = report(model, sets, settings, tmp_path / "best.pt", workers=0)
+    text, test, mAP_interval = report(model, sets, settings, tmp_path / "best.pt", workers=0)
     assert text.startswith("result on the split test, which was not used before:\n")
     assert f"{tmp_path / 'report.html'}: the report on split test, for a browser" in text
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert (numbers["mAP"], numbers["part"], numbers["n_pictures"]) == (test.mAP, "split test", 2)
     assert "mAP@0.5 (area)" in text
+    low, high = numbers["mAP_interval"]
+    assert (low, high) == mAP_interval
+    assert 0 <= low <= high <= 1
+    assert f"on other pictures like these {low:.3f} to {high:.3f} (95 % interval); few objects (" in text
     assert "weakest class: " in text
     assert f"{tmp_path / 'worst.png'}: the 2 worst of 2 pictures held out" in text
     assert test.n_truths == {name: sum(t["labels"].tolist().count(i) for _, t in sets.test)
