@@ -209,7 +209,7 @@ class Detector:
         path = local_file(path)
         if not is_exported(path):
             checkpoint = open_weights(path)
-            model = place(build_model(checkpoint, path).fuse(), pick_device(device))
+            model = fused_network(checkpoint, path, pick_device(device))
             if compile:
                 compile_network(model, dynamic=True)  # dynamic: the last batch may have fewer pictures
             used = defaults._replace(**options)
@@ -429,6 +429,17 @@ class Detector:
             kept = nms(found.boxes, found.scores, self.options.max_overlap)
             found = Found(*(column[kept] for column in found))
         return Detections(picture, *found, self.classes)
+
+
+def fused_network(checkpoint: dict[str, Any], path: str | PathLike[str], device: torch.device) -> Network:
+    """Returns the network of a checkpoint as all detection uses it: see `Network.fuse`.
+
+    Args:
+        checkpoint: see `ssd.weights.checkpoint.load_checkpoint`.
+        path: where it comes from, for errors.
+        device: where the network runs.
+    """
+    return place(build_model(checkpoint, path).fuse(), device)
 
 
 def predictor(

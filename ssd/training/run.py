@@ -22,6 +22,7 @@ from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, 
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.report import check_report
+from ssd.inference.detector import fused_network
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
 from ssd.networks.priors import FITTED, PriorSpec
@@ -546,7 +547,7 @@ class _Run:
     def close(self) -> None:
         """Measures the network in best.pt, and prints the report."""
         best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # only the first is sure to see the file
-        model = place(build_model(best, self.best), self.device)
+        model = fused_network(best, self.best, self.device)  # so the command of the report gives the same numbers
         closing = report(
             model, self.sets, self.settings, self.best, workers=self.workers, ranks=self.ranks, history=self.history
         )

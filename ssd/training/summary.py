@@ -144,6 +144,8 @@ def _write(
     chosen = ["--split", split] if split else []  # without a split, `ssd eval` takes those that were held out
     if settings.tiles:  # it measures the merged detections of whole pictures, and not those of each tile
         chosen += ["--tiles", str(settings.tiles), "--overlap", str(settings.overlap)]
+    if settings.bf16 is not None:
+        chosen.append("--bf16" if settings.bf16 else "--no-bf16")
     command = shlex.join(["ssd", "eval", *data, "--weights", str(weights), *chosen, "--report", str(path)])
     whole, indices = whole_of(pictures)
     what = "tiles" if settings.tiles else "pictures"

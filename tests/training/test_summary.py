@@ -64,14 +64,13 @@ def test_the_command_of_the_report_repeats_it(part, tmp_path):
         (lists / "test.txt").unlink()
     elif part == "val":
         (lists / "test.txt").rename(lists / "val.txt")
-    # In bfloat16, the rounding of the fused weights of the command would be visible.
-    run(Settings((str(data),), held_out=0.4, epochs=1, bf16=False, **NARROW), tmp_path / "run")
+    # In bfloat16, other rounding is visible, such as that of a network whose batch norms are not fused.
+    run(Settings((str(data),), held_out=0.4, epochs=1, bf16=True, **NARROW), tmp_path / "run")
     written = tmp_path / "run" / "report.json"
     first = json.loads(written.read_text())
     assert first["n_pictures"] == 2
     written.unlink()
-    assert main([*shlex.split(first["command"])[1:], "--device", "cpu", "--workers", "0", "--no-bf16"]) == 0
+    assert main([*shlex.split(first["command"])[1:], "--device", "cpu", "--workers", "0"]) == 0
     again = json.loads(written.read_text())
-    for name in ("data", "source", "options", "n_pictures", "n_objects", "n_detections", "metric"):
-        assert again[name] == first[name]
-    assert again["calibration"]["expected_error"] == pytest.approx(first["calibration"]["expected_error"], rel=1e-5)
+    assert first["calibration"]["expected_error"] > 0
+    assert {name for name in first if again[name] != first[name]} <= {"date", "command", "part"}
