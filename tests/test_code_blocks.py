@@ -41,7 +41,7 @@ LEFT_OUT = {
     r"pip install|hf auth": "changes the environment",
     r"make |.*\bbenchmarks/|.*\btools/|SSD_EXT_BUILD=": "takes minutes; the targets and flags are checked elsewhere",
     r"(SSD_\w+=\w+ )?(\.venv/bin/)?python -m pytest": "is a test itself",
-    r"SSD_EXT_BACKEND=python ssd info": "chooses the backend at the import; tests/cli/test_info.py runs it",
+    r"SSD_EXT_BACKEND=python ssd info": "chooses the backend at the import; tests/reports/test_bug.py runs it",
     r"ssd .*(--weights (coco|imagenet|hf://)|s3://|https://)": "downloads",
     r"ssd detect photos/ --out found$": "downloads weights",
     r"ssd detect (0|rtsp:)": "needs a camera",

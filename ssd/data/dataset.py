@@ -118,6 +118,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
     LAYOUT: ClassVar[str]  # the files that it consists of
     IN_FRACTIONS: ClassVar[bool] = False  # whether its boxes are in fractions of the picture, and not in pixels
     _views: Tensor | None = None  # (N, 4) int64 xyxy, the parts of `pictures` that are used; None: the whole pictures
+    cut_from: Sequence[AnyFile] | None = None  # all pictures from which tiles were cut; None if this has no tiles
     _declared: Any = None  # additional values that a subclass reads, such as class names; of types that JSON can hold
 
     def __init__(
@@ -297,7 +298,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """Makes a dataset of the parts of the pictures that the network sees when it detects with tiles.
 
         Each tile, and each whole picture, is a picture of its own. Of those without objects, at most as many are used
-        as there are with objects. An object is in a tile if its centre is, and its box is cut at the edges of the tile.
+        as there are with objects; crowds do not count. An object is in a tile if its centre is, and a crowd is in each
+        tile that it overlaps. Boxes are cut at the edges of the tile.
         `notes` has one line about the tiles.
 
         Args:
@@ -309,13 +311,15 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """
         parts = [views(width, height, size, overlap) for width, height in self.sizes.tolist()]
         tiled = self.part([i for i, some in enumerate(parts) for _ in some])
+        tiled.cut_from = self.pictures
         tiled._views = torch.tensor([view for some in parts for view in some])
         tiled._all, tiled._objects = (in_views(packed, tiled._views) for packed in (tiled._all, tiled._objects))
-        filled = tiled._objects.counts > 0
+        filled = tiled._objects.where(~tiled._objects.columns["crowd"]).counts > 0
         used, empty = (which.nonzero()[:, 0] for which in (filled, ~filled))
         spread = torch.linspace(0, len(empty) - 1, min(len(empty), max(1, len(used)))).round().long()
         tiled = tiled.part(torch.cat([used, empty[spread]]).sort().values.tolist())
-        boxes, sizes = tiled._objects.columns["boxes"], tiled.sizes.repeat_interleave(tiled._objects.counts, 0)
+        objects = tiled._objects.where(~tiled._objects.columns["crowd"])
+        boxes, sizes = objects.columns["boxes"], tiled.sizes.repeat_interleave(objects.counts, 0)
         at_edge = ((boxes[:, :2] <= 0) | (boxes[:, 2:] >= sizes)).any(1).float().mean().item() if len(boxes) else 0.0
         tiled.notes = [
             f"{len(tiled)} tiles of {size} pixels and whole pictures, of {len(self)} pictures; "

@@ -50,12 +50,13 @@ def in_views(objects: Packed[dict[str, Any]], parts: Tensor) -> Packed[dict[str,
     """Converts the objects of pictures to those of parts of them.
 
     Args:
-        objects: for each of N pictures "boxes" (n, 4) float32 xyxy in pixels, "areas" (n,), and other columns.
+        objects: for each of N pictures "boxes" (n, 4) float32 xyxy in pixels, "areas" (n,), "crowd" (n,) bool, and
+            other columns.
         parts: (N, 4) int64 xyxy, the part of each picture.
 
     Returns:
-        The objects whose centre is in the part, with boxes cut at its edges, in pixels of the part, and with the areas
-        of what is left of them.
+        The objects whose centre is in the part, and the crowds that overlap it, with boxes cut at its edges, in pixels
+        of the part, and with the areas of what is left of them.
     """
     boxes = objects.columns["boxes"]
     low, high = parts.to(boxes.dtype).repeat_interleave(objects.counts, 0).split(2, dim=1)
@@ -64,4 +65,5 @@ def in_views(objects: Packed[dict[str, Any]], parts: Tensor) -> Packed[dict[str,
     left = (cut[:, 2:] - cut[:, :2]).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
     columns = {**objects.columns, "boxes": cut - torch.cat([low, low], 1), "areas": objects.columns["areas"] * left}
     inside = ((low <= centres) & (centres < high)).all(1)
+    inside |= objects.columns["crowd"] & (cut[:, 2:] > cut[:, :2]).all(1)
     return Packed(columns, objects.row_splits, objects.of_images).where(inside)

@@ -13,7 +13,8 @@ Fingerprint = dict[str, int | str]
 def fingerprint(dataset: Pictures | None) -> Fingerprint:
     """Counts the pictures and objects of a data set, and hashes file names and boxes.
 
-    Folders and pixels are not part of it: the data may be moved, and a damaged picture may be replaced.
+    With tiles, the file names are those of all pictures, whether a tile of them is used or not, so they do not depend
+    on labels. Folders and pixels are not part of it: the data may be moved, and a damaged picture may be replaced.
 
     Args:
         dataset: a data set or a part of one; None counts as a data set without pictures.
@@ -28,8 +29,10 @@ def fingerprint(dataset: Pictures | None) -> Fingerprint:
         rows = torch.cat([packed.columns["boxes"], packed.columns["labels"][:, None]], dim=1).numpy()
         ends = packed.row_splits.tolist()
         n_pictures = len(indices)
+        # Which tiles are used depends on the labels, and so does whether a picture has any.
+        for picture in whole.cut_from or (whole.pictures[i] for i in indices):
+            files.update(f"{picture.name}\n".encode("utf-8", "surrogateescape"))
         for i in indices:
-            files.update(f"{whole.pictures[i].name}\n".encode("utf-8", "surrogateescape"))
             objects.update(rows[ends[i] : ends[i + 1]].tobytes() + b"\n")
             n_objects += ends[i + 1] - ends[i]
     return {"pictures": n_pictures, "files": files.hexdigest(), "objects": n_objects, "boxes": objects.hexdigest()}

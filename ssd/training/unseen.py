@@ -11,7 +11,7 @@ from ssd.options import ReadOptions
 from ssd.runtime.remote import absolute
 from ssd.training.fingerprint import fingerprint
 from ssd.training.settings import Settings
-from ssd.training.splits import held_out_pictures, tiles_of
+from ssd.training.splits import held_out_pictures
 
 
 def _places(data: Sequence[str]) -> set[str]:
@@ -54,8 +54,6 @@ def open_unseen(
     if not run.held_out or run.val_data is not None or len(whole) == 1:
         return whole, f"measured on {len(whole)} pictures, all of which were trained on"
     part = whole.part(held_out_pictures(len(whole), run.held_out, run.seed))
-    if fingerprint(tiles_of(part, run))["files"] != checkpoint.get("fingerprints", {}).get("validation", {}).get(
-        "files"
-    ):
+    if fingerprint(part)["files"] != checkpoint.get("fingerprints", {}).get("validation", {}).get("files"):
         return whole, f"measured on {len(whole)} pictures, most of which were trained on"
     return part, f"measured on the {len(part)} pictures that were held out of training"

@@ -1,8 +1,11 @@
 """Tiles: their grid, and data sets of tiles."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ssd.data import open_dataset
 from ssd.data.augmentation import EvalTransform, TrainTransform
@@ -39,6 +42,7 @@ def test_tiles_cover_the_picture_and_overlap_enough(size, overlap, sides):
 def test_objects_of_a_part_have_their_centre_in_it():
     boxes = torch.tensor([[10.0, 10, 30, 30], [35, 5, 55, 25], [40, 5, 60, 15], [0, 0, 100, 100]])
     columns = {"boxes": boxes, "areas": torch.tensor([100.0, 300, 1200, 8000]).double(), "labels": torch.arange(1, 5)}
+    columns["crowd"] = torch.zeros(4, dtype=torch.bool)
     two = Packed(columns, torch.tensor([0, 3, 4]))
     found = in_views(two, torch.tensor([[20, 0, 50, 25], [50, 40, 80, 90]]))
     assert found.row_splits.tolist() == [0, 2, 3]
@@ -110,3 +114,33 @@ def test_training_augments_within_a_tile(tmp_path):
             x0, y0, x1, y1 = (64 * box).round().int().tolist()
             inside = image[:, y0 + 2 : y1 - 2, x0 + 2 : x1 - 2]
             assert (inside == 128).all()
+
+
+def test_a_crowd_is_in_each_tile_that_it_overlaps(tmp_path):
+    Image.new("RGB", (300, 100)).save(tmp_path / "a.png")
+    rows = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [50, 20, 200, 60], "iscrowd": 1, "area": 6000},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [90, 20, 30, 30], "iscrowd": 0},
+    ]
+    images = [{"id": 1, "file_name": "a.png", "width": 300, "height": 100}]
+    content = {"images": images, "categories": [{"id": 1, "name": "dog"}], "annotations": rows}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    data = open_dataset(tmp_path, keep_crowds=True)
+    tiled = data.tiled(100, 0)
+    truths = [
+        (
+            tiled.tile(i),
+            [*zip(truth["boxes"].tolist(), truth["crowd"].tolist(), truth["areas"].round().tolist(), strict=True)],
+        )
+        for i, truth in enumerate(tiled.truths)
+    ]
+    dog = [90, 20, 120, 50], False, 900
+    assert truths == [
+        ([0, 0, 100, 100], [([50, 20, 100, 80], True, 1500)]),
+        ([100, 0, 200, 100], [([0, 20, 100, 80], True, 3000), ([0, 20, 20, 50], False, 600)]),
+        ([200, 0, 300, 100], [([0, 20, 50, 80], True, 1500)]),
+        ([0, 0, 300, 100], [([50, 20, 250, 80], True, 6000), dog]),
+    ]
+    assert [len(truth["boxes"]) for truth in tiled.view(None, keep_crowds=False).truths] == [0, 1, 0, 1]
+    assert "100% of the objects" not in tiled.notes[0]  # the crowd does not count
+    assert "0 without objects are left out; 50% of the objects touch an edge" in tiled.notes[0]

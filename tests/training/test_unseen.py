@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from small_datasets import add_split
@@ -74,6 +75,20 @@ def test_the_test_split_else_that_of_validation_else_what_was_held_out(data, tmp
     names, line = unseen(data, tmp_path / "all", held_out=0)
     assert line == "measured on 9 pictures, all of which were trained on"
     assert len(names) == 9
+
+
+def test_corrected_labels_do_not_hide_which_pictures_of_tiles_were_held_out(data, tmp_path):
+    """Also if a picture has no object left, and so no tile."""
+    (data / "ImageSets" / "Main" / "test.txt").unlink()
+    names, line = unseen(data, tmp_path / "run", held_out=0.3, tiles=160)
+    assert line == "measured on the 3 pictures that were held out of training"
+    for name, keep in zip(names, (0, 0, 1), strict=True):
+        path = data / "Annotations" / f"{name}.xml"
+        tree = ElementTree.parse(path)
+        for node in tree.getroot().findall("object")[keep:]:
+            tree.getroot().remove(node)
+        tree.write(path)
+    assert chosen_by(load_checkpoint(tmp_path / "run" / "best.pt"), data) == (names, line)
 
 
 def test_of_other_data_and_other_checkpoints_nothing_is_known(data, tmp_path):
