@@ -133,6 +133,19 @@ def test_an_exported_program_has_a_lowest_score(spread, pictures, tmp_path):
         ssd.Detector.load(tmp_path / "x.pt2", thresholds={"circle": 0.2})
 
 
+def test_an_exported_program_sees_mirrored_pictures_too(spread, pictures, tmp_path):
+    """With its own lowest score, which must be half of that of the network."""
+    export(spread, tmp_path / "x.pt2", options=DetectionOptions(min_score=0.15, top_k=20), check=())
+    network = ssd.Detector.load(spread, min_score=0.3, top_k=20, flip=True, device="cpu", bf16=False)
+    expected, plain = network(pictures[0]), ssd.Detector.load(tmp_path / "x.pt2")(pictures[0])
+    found = ssd.Detector.load(tmp_path / "x.pt2", flip=True)(pictures[0])
+    kept = found.scores > 0.3
+    assert kept.sum() == len(expected) > 0
+    torch.testing.assert_close(found.scores[kept], expected.scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes[kept], expected.boxes, rtol=1e-3, atol=0.05)
+    assert not torch.equal(found.boxes[: len(plain)], plain.boxes)
+
+
 def test_the_options_of_detect(spread, photos, capsys):
     """They are part of what a resumed run must repeat."""
     arguments = [".", "--no-drawings", "--min-score", "0.4", "--top-k", "100000"]
