@@ -366,6 +366,21 @@ def test_serve_refuses_other_requests_and_survives_them(served, trained):
     assert answer(sent(server, file))[0] == 200
 
 
+def test_serve_refuses_what_is_too_much_at_once(served, trained):
+    server, gate, _ = served
+    (file, *_) = files_of(trained)
+    server.config.limit_concurrency = 3  # instead of LIMITS; a connection reads it when it opens
+    gate.open.clear()
+    waiting = [sent(server, file) for _ in range(2)]
+    while len(server.server_state.connections) < 2:
+        time.sleep(0.01)
+    with contextlib.closing(sent(server, file)) as refused, refused.getresponse() as response:
+        assert response.status == 503
+    gate.open.set()
+    assert [answer(connection)[0] for connection in waiting] == [200, 200]
+    assert answer(sent(server, file))[0] == 200
+
+
 def test_serve_answers_before_it_ends(served, trained):
     server, gate, _ = served
     gate.open.clear()
