@@ -107,10 +107,10 @@ def describe(result: EvalResult, groups: Sequence[int] | np.ndarray | None = Non
     Args:
         result, groups: see `interval`.
     """
-    its = interval(result, groups)
+    bounds = interval(result, groups)
     line = ""
-    if its is not None:
-        low, high = its
+    if bounds is not None:
+        low, high = bounds
         line = f"{result.title} {result.mAP:.3f}, on other pictures like these {low:.3f} to {high:.3f} (95 % interval)"
     counts = {name: n for name, n in result.n_truths.items() if n}
     rarest = min(counts, key=lambda name: counts[name], default=None)
