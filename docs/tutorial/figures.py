@@ -34,9 +34,9 @@ def drawn_pictures(n: int, seed: int = 0, **options: Any) -> list[tuple[Tensor, 
     """
     with tempfile.TemporaryDirectory() as folder:
         dataset = open_dataset(write_shapes(Path(folder) / "shapes", n, 0, seed=seed, **options), "train")
-        rows = [dataset[i] for i in range(n)]
-    plain = [(pixels, target["boxes"], target["labels"]) for pixels, target in rows]
-    plain = [tuple(tensor.as_subclass(Tensor) for tensor in row) for row in plain]
+        items = [dataset[i] for i in range(n)]
+    plain = [(pixels, target["boxes"], target["labels"]) for pixels, target in items]
+    plain = [tuple(tensor.as_subclass(Tensor) for tensor in item) for item in plain]
     return [(pixels, boxes / torch.tensor(pixels.shape[:0:-1] * 2), labels) for pixels, boxes, labels in plain]
 
 
@@ -70,6 +70,6 @@ def outline(
         PatchCollection(patches, facecolor="none", edgecolor=colour, linewidth=width, linestyle=style, alpha=alpha)
     )
     colours = [colour] * len(corners) if isinstance(colour, str) else colour
-    for (x0, y0, _, _), text, its in zip(corners, texts, colours, strict=False):
-        label = {"facecolor": its, "edgecolor": "none", "pad": 1}
+    for (x0, y0, _, _), text, background in zip(corners, texts, colours, strict=False):
+        label = {"facecolor": background, "edgecolor": "none", "pad": 1}
         axis.text(x0, y0, text, color="white", fontsize=7, va="bottom", bbox=label)
