@@ -314,6 +314,8 @@ def _read_ahead(dataset: Any, keys: Sequence[Any]) -> None:
             dataset, keys = dataset.dataset, [key[1] for key in keys]
         elif isinstance(dataset, Subset):
             dataset, keys = dataset.dataset, [dataset.indices[key] for key in keys]
+        elif hasattr(dataset, "dataset"):  # a view with the same keys
+            dataset = dataset.dataset
         else:
             return
     dataset.read_ahead(keys)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ssd.data.depth import Levels
 from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
+from ssd.data.mosaic import Mosaic
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.report import check_report
@@ -351,8 +352,9 @@ class _Run:
         if self.device.type == "cpu":
             keep_freed_memory()
         settings, steps = self.settings, range(self.step, self.total or ENDLESS)
+        samples = Mosaic(self.train_set, settings.mosaic) if settings.mosaic else self.train_set
         loader = train_loader(
-            self.train_set, settings.batch_size, settings.seed, steps, self.workers, self.ranks, self.repeats
+            samples, settings.batch_size, settings.seed, steps, self.workers, self.ranks, self.repeats
         )
         progress = tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05)
         with closing(iter(loader)) as batches, progress as bar:  # closing ends the workers, which may have read ahead

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from ssd.networks import DEFAULT, LIGHT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
-from ssd.options import OVERLAP, ReadOptions, an_overlap
+from ssd.options import OVERLAP, ReadOptions, an_overlap, share
 from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
 
@@ -127,6 +127,12 @@ class Settings:
         "augmentation of the pictures; ssd: as in the paper; mild: with less zoom in and out; v2: transforms of "
         "torchvision, which take 8 to 20 times as long (docs/input.md)",
     ] = None
+    mosaic: Annotated[
+        float,
+        "share of the training samples that show four pictures at half their size, such as 0.5; for few pictures with "
+        "large objects (docs/recipes.md)",
+        share,
+    ] = 0.0
     network: Annotated[
         str | None,
         NETWORK_HELP,

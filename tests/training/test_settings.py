@@ -23,7 +23,8 @@ def test_settings_of_older_checkpoints(shapes):
 
 def test_what_older_checkpoints_lack_is_off(shapes):
     saved = Settings((shapes,), epochs=7).as_dict()
-    new = {"freeze": 0, "lr_backbone": 1.0, "patience": 0, "minutes": None, "ema": 0.0, "repeat_factor": 0.0}
+    new = {"freeze": 0, "lr_backbone": 1.0, "patience": 0, "minutes": None}
+    new |= {"ema": 0.0, "repeat_factor": 0.0, "mosaic": 0.0}
     assert {name: saved.pop(name) for name in new} == new
     assert {name: getattr(Settings.from_dict(saved), name) for name in new} == new
 
@@ -47,7 +48,7 @@ def test_one_of_bf16_and_fp16():
     [
         *({"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}),
         *({"minutes": 0.0}, {"freeze": -1}, {"lr_backbone": 0.0}, {"patience": -1}, {"ema": 1.0}),
-        *({"repeat_factor": -0.1},),
+        *({"repeat_factor": -0.1}, {"mosaic": -0.1}, {"mosaic": 1.1}),
     ],
 )
 def test_bad_settings_name_themselves(wrong):
