@@ -129,8 +129,8 @@ class Settings:
     ] = None
     mosaic: Annotated[
         float,
-        "share of the training samples that show four pictures at half their size, such as 0.5; for few pictures with "
-        "large objects (docs/recipes.md)",
+        "share of the training samples that show four pictures at half their size, such as 0.5; it helped on few "
+        "pictures (docs/recipes.md)",
         share,
     ] = 0.0
     network: Annotated[
