@@ -124,7 +124,7 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
     from ssd.evaluation.curves import plot_precision
     from ssd.evaluation.evaluate import score, score_found
     from ssd.evaluation.report import Origin, write_report
-    from ssd.evaluation.uncertainty import describe
+    from ssd.evaluation.uncertainty import describe, interval
 
     dataset, classes, detections, targets, in_pixels, part, options = detected
     rules = arguments.iou, arguments.method, arguments.coco
@@ -133,7 +133,7 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
     else:
         result = score_found(detections, targets, dataset, classes, *rules)
     print(result)
-    if line := describe(result, dataset.groups):
+    if line := describe(result, interval(result, dataset.groups)):
         print(printable(line), file=sys.stderr)
     if arguments.curves:
         plot_precision(result, arguments.curves)

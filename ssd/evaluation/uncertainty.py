@@ -101,13 +101,13 @@ def _resampled(
     return torch.where(there, ap, 0.0), there
 
 
-def describe(result: EvalResult, groups: Sequence[int] | np.ndarray | None = None) -> str | None:
+def describe(result: EvalResult, bounds: tuple[float, float] | None) -> str | None:
     """Says in a line how sure the mAP is, and whether there are few objects; None if nothing is known.
 
     Args:
-        result, groups: see `interval`.
+        result: see `interval`.
+        bounds: the result of `interval`.
     """
-    bounds = interval(result, groups)
     line = ""
     if bounds is not None:
         low, high = bounds

@@ -90,9 +90,8 @@ def _describe(
     mAP_interval = None
     if unseen := next((name for name in ("test", "held out") if name in results), None):
         pictures, indices = whole_of(_reported(sets))
-        groups = pictures.groups[list(indices)]
-        mAP_interval = interval(results[unseen], groups)
-        if line := describe(results[unseen], groups):
+        mAP_interval = interval(results[unseen], pictures.groups[list(indices)])
+        if line := describe(results[unseen], mAP_interval):
             lines.append(line)
         lines.append(_write(results[unseen], found[unseen], sets, settings, weights, history))
     test, val = results.get("test"), results.get("held out")

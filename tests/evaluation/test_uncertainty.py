@@ -76,22 +76,24 @@ def test_what_has_no_interval():
     assert interval(score([GOOD] * 2, no_objects, CLASSES)) is None
     assert interval(score([GOOD] * 2, [GOOD_TARGET] * 2, CLASSES), [0, 0]) is None
     assert interval(score([], [], CLASSES)) is None
-    assert describe(score([], [], CLASSES)) is None
+    assert describe(score([], [], CLASSES), None) is None
 
 
 @needs_coco
 def test_coco_has_no_interval():
     result = score([GOOD] * 2, [GOOD_TARGET] * 2, CLASSES, method="coco")
     assert interval(result) is None
-    assert describe(result) == "few objects (2 in all), so small differences are chance"
+    assert describe(result, interval(result)) == "few objects (2 in all), so small differences are chance"
 
 
 def test_few_objects_are_said():
     boxes, labels, scores = torch.rand(60, 4), torch.tensor([1] * 55 + [2] * 5), torch.rand(60)
     boxes[:, 2:] += 1
-    few = describe(score([(boxes, labels, scores)] * 2, [{"boxes": boxes, "labels": labels}] * 2, CLASSES)) or ""
+    result = score([(boxes, labels, scores)] * 2, [{"boxes": boxes, "labels": labels}] * 2, CLASSES)
+    few = describe(result, interval(result)) or ""
     assert few.startswith("mAP@0.5 ")
     assert "(95 % interval)" in few
     assert few.endswith("; few objects (10 of dog), so small differences are chance")
-    many = describe(score([(boxes, labels, scores)] * 10, [{"boxes": boxes, "labels": labels}] * 10, CLASSES)) or ""
+    result = score([(boxes, labels, scores)] * 10, [{"boxes": boxes, "labels": labels}] * 10, CLASSES)
+    many = describe(result, interval(result)) or ""
     assert many.endswith("(95 % interval)")
