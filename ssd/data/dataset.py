@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from ssd.data.annotations import Annotations, Dropped, Entry, UnknownClassError, pack_ids, read_annotations
+from ssd.data.annotations import Annotations, Entry, pack_ids, read_annotations
 from ssd.data.archives import folders_of
 from ssd.data.augmentation import PictureTransform
 from ssd.data.cache import cached
@@ -28,13 +28,12 @@ from ssd.data.folder import Folder, Root, split_of
 from ssd.data.members import AnyFile, Member, source_of, text_of
 from ssd.data.notes import notes_of
 from ssd.data.picture_formats import describe_unreadable
-from ssd.data.picture_sizes import compare, stored, turn_upright, upright
+from ssd.data.picture_sizes import upright
 from ssd.data.pixels import find_levels
-from ssd.data.plausibility import check_unit, describe_beyond, reaching_beyond
 from ssd.data.reading import Header, Picture, PictureFile, PicturePart
 from ssd.data.tiles import in_views, views
+from ssd.data.usable import usable_objects
 from ssd.options import OVERLAP, ReadOptions
-from ssd.runtime.faults import Faults
 from ssd.runtime.packed import Packed
 from ssd.runtime.remote import read_ahead
 
@@ -154,16 +153,16 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             if any(unicodedata.category(character) == "Cc" for character in name):
                 raise ValueError(f"{names}: the name of a class has a control character: {name!r}")
         self.transform = transform
-        self.dropped: list[Dropped] = []
         self.pictures, self._headers, self._image_ids = read.pictures, read.headers, read.image_ids
         self.files, self.n_unlabelled, self.unreadable = read.files, read.n_unlabelled, read.unreadable
         self.levels = levels or find_levels(read.pictures, read.headers, options.bits)
         self._cut = _marks(len(read.pictures))
-        self._all = self._usable(read)
+        usable = usable_objects(read, self.classes, type(self), options)
+        self._all, self.dropped, self.doubts = usable.objects, usable.dropped, usable.doubts
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
         self.notes = [line for folder in folders for line in describe_unreadable(folder.unreadable)]
-        self.notes += notes_of(read, self.levels, self._unlabelled, self._sizes_compared, self.sizes)
+        self.notes += notes_of(read, self.levels, self._unlabelled, usable.sizes, self.sizes)
 
     def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:
         """Reads the annotations from the files, or from the cache if the files have not changed."""
@@ -189,64 +188,6 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         annotations, self._declared = Annotations.from_arrays(cached(key, read, sources))
         annotations.check_share(self.options.skip_unreadable)
         return annotations
-
-    def _usable(self, read: Annotations) -> Packed[dict[str, Tensor]]:
-        """Clips all objects to their pictures and drops unusable ones.
-
-        The columns are the entries of a target and a few more.
-        """
-        label_of = {name: label for label, name in enumerate(self.classes, start=1)}
-        labels = np.array([label_of.get(name, 0) for name in read.names], np.int64)[read.labels]
-        picture_of = np.arange(len(read.pictures)).repeat(np.diff(read.row_splits))
-        faults = Faults()
-        for name in np.unique(read.labels[labels == 0]):
-            file = read.files[picture_of[np.argmax(read.labels == name)]]
-            faults.add(UnknownClassError(f"{file}: unknown class {read.names[name]!r}; the classes are {self.classes}"))
-        faults.check()
-        check_unit(read, self.IN_FRACTIONS, self.FORMAT)
-        finite = np.isfinite(read.boxes).all(1)
-        written = np.where(finite[:, None], read.boxes, 0.0).T
-        # The boxes are in pixels of this size. After that they are scaled by `factor` to the actual one.
-        actual = stored(read.headers) if self.options.boxes_as_stored else upright(read.headers)
-        self._sizes_compared = compare(read.sizes, actual)
-        size = np.where(self._sizes_compared.resized[:, None], read.sizes, actual).astype(np.float64)
-        width, height = size[picture_of].T
-        edges = np.stack(self._edges(written, height, width))  # (4, R)
-        extended, inside = self._sound(written, edges, height, width)
-        for row in np.flatnonzero(~(finite & extended & inside)):
-            box = tuple(read.boxes[row].tolist())
-            if not finite[row]:
-                reason = "no box" if np.isnan(box).all() else "not finite"
-            elif not extended[row]:
-                x0, y0, x1, y1 = edges[:, row]
-                reason = "no width or height" + ", because its corners are swapped" * bool(x1 < x0 or y1 < y0)
-            else:
-                reason = f"outside the picture of {width[row]:.0f} x {height[row]:.0f}"
-            file, name = read.files[picture_of[row]], read.names[read.labels[row]]
-            self.dropped.append(Dropped(file, int(read.indices[row]), name, box, reason))
-        if self.options.strict:
-            for drop in self.dropped:
-                faults.add(ValueError(str(drop).replace(" left out:", " cannot be used:")))
-            faults.check()
-        beyond = reaching_beyond(read, edges, height, width)
-        self.doubts = describe_beyond(read, beyond)
-        factor = (actual / size)[picture_of]
-        areas = np.where(np.isnan(read.areas), np.nan, read.areas * factor.prod(1))
-        edges = np.clip(edges, 0, np.stack([width, height] * 2)) * np.tile(factor.T, (2, 1))
-        if self.options.boxes_as_stored:
-            edges = turn_upright(edges, read.headers[picture_of])
-        x0, y0, x1, y1 = edges
-        columns = {
-            "boxes": np.stack([x0, y0, x1, y1], 1).astype(np.float32),
-            "labels": labels,
-            "difficult": read.difficult | read.crowd,
-            "areas": np.where(np.isnan(areas), (x1 - x0) * (y1 - y0), areas),
-            "crowd": read.crowd,
-            "index": read.indices.astype(np.int64),
-            "beyond": np.isin(np.arange(len(labels)), beyond),
-        }
-        packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
-        return packed.where(torch.from_numpy(finite & extended & inside))
 
     def _wanted(self, keep_crowds: bool) -> Packed[dict[str, Tensor]]:
         """Selects the objects that targets include."""
