@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from ssd.data.loader import Samples
@@ -20,50 +19,49 @@ class Mosaic(Dataset[tuple[Tensor, dict[str, Any]]]):
     Args:
         dataset: its samples are an image (3, S, S), uint8 or float, and a target with "boxes" (n, 4) xyxy in fractions
             of the image and "labels" (n,); it may have "difficult" (n,) and "colour" (3, 4).
+        halves: the same samples with images of S / 2, rounded up.
+        size: S.
         share: share of the samples that become mosaics, in 0..1.
 
     Source: Bochkovskiy et al., YOLOv4, arXiv 2004.10934, section 3.3. There the four parts meet at a random place and
     are cut; here they meet in the middle and are whole.
     """
 
-    def __init__(self, dataset: Samples[int], share: float) -> None:
-        self.dataset, self.share = dataset, share
+    def __init__(self, dataset: Samples[int], halves: Samples[int], size: int, share: float) -> None:
+        self.dataset, self.halves, self.size, self.share = dataset, halves, size, share
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        """Reads a sample, and for a mosaic three more."""
-        sample: tuple[Tensor, dict[str, Any]] = self.dataset[index]
+        """Reads a sample, or the four of a mosaic."""
         if torch.rand(()).item() >= self.share:
+            sample: tuple[Tensor, dict[str, Any]] = self.dataset[index]
             return sample
-        others = torch.randint(len(self.dataset), (3,)).tolist()
-        return mosaic([sample, *(self.dataset[other] for other in others)])
+        numbers = [index, *torch.randint(len(self.halves), (3,)).tolist()]
+        return mosaic([self.halves[number] for number in numbers], self.size)
 
 
-def mosaic(samples: list[tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, dict[str, Any]]:
-    """Joins four samples in one of the same size: above left and right, then below.
+def mosaic(samples: list[tuple[Tensor, dict[str, Any]]], size: int) -> tuple[Tensor, dict[str, Any]]:
+    """Joins four samples in one: above left and right, then below.
 
     Args:
-        samples: see `Mosaic`. The images have one size and dtype.
+        samples: see `Mosaic`. The images have half the size, rounded up, and one dtype.
+        size: of the result in pixels. If it is odd, the samples on the right and below lack their last pixels.
 
     Returns:
         The image, and a target with the objects of all that are at least one pixel wide and high. The colour changes
         are those of the first sample.
     """
     image, first = samples[0]
-    size = image.shape[-1]
-    joined, middle = torch.empty_like(image), size // 2
+    joined, half = image.new_empty((len(image), size, size)), image.shape[-1]
     boxes, labels, difficult = [], [], []
     for i, (part, target) in enumerate(samples):
-        x0, x1 = (middle, size) if i % 2 else (0, middle)
-        y0, y1 = (middle, size) if i // 2 else (0, middle)
-        small = interpolate(part[None].float(), (y1 - y0, x1 - x0), mode="area")[0]
-        joined[:, y0:y1, x0:x1] = small if part.is_floating_point() else small.round().to(part.dtype)
-        scale, corner = torch.tensor([x1 - x0, y1 - y0] * 2) / size, torch.tensor([x0, y0] * 2) / size
-        placed = target["boxes"].reshape(-1, 4) * scale + corner
-        kept = (placed[:, 2:] - placed[:, :2] >= 1 / size).all(1)
-        boxes.append(placed[kept])
+        x, y = half * (i % 2), half * (i // 2)
+        joined[:, y : y + half, x : x + half] = part[:, : size - y, : size - x]
+        placed = (target["boxes"].reshape(-1, 4) * half + torch.tensor([x, y, x, y])).clamp(max=size)
+        kept = (placed[:, 2:] - placed[:, :2] >= 1).all(1)
+        boxes.append(placed[kept] / size)
         labels.append(target["labels"][kept])
         difficult.append(target.get("difficult", target["labels"] < 0)[kept])
     new = {"boxes": torch.cat(boxes), "labels": torch.cat(labels), "difficult": torch.cat(difficult)}

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from ssd.data.depth import Levels
 from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
-from ssd.data.mosaic import Mosaic
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.report import check_report
@@ -54,7 +53,7 @@ from ssd.training.records import (
 from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
 from ssd.training.sampling import repeats_of
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
-from ssd.training.splits import Sets, objects_of, whole_of
+from ssd.training.splits import Sets, objects_of, samples_of, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET, Closing, report
 from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
@@ -352,9 +351,14 @@ class _Run:
         if self.device.type == "cpu":
             keep_freed_memory()
         settings, steps = self.settings, range(self.step, self.total or ENDLESS)
-        samples = Mosaic(self.train_set, settings.mosaic) if settings.mosaic else self.train_set
         loader = train_loader(
-            samples, settings.batch_size, settings.seed, steps, self.workers, self.ranks, self.repeats
+            samples_of(self.train_set, settings),
+            settings.batch_size,
+            settings.seed,
+            steps,
+            self.workers,
+            self.ranks,
+            self.repeats,
         )
         progress = tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05)
         with closing(iter(loader)) as batches, progress as bar:  # closing ends the workers, which may have read ahead

@@ -14,6 +14,8 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
 from ssd.data.folder import SPLIT_WORDS, Folder, Root, kind_of_split
+from ssd.data.loader import Samples
+from ssd.data.mosaic import Mosaic
 from ssd.runtime.packed import Packed
 from ssd.training.settings import Settings, resolved
 
@@ -122,12 +124,25 @@ def tiles_of(pictures: Pictures, settings: Settings) -> BoxDataset:
 def prepared(sets: Sets, settings: Settings) -> Sets:
     """The same pictures, for the size of the input in the settings; those for training are augmented."""
     size = settings.input_size
-    augment = AUGMENTATIONS[resolved(settings.augment)](size, flips=settings.flips)
     return sets._replace(
-        train=_view(sets.train, augment, keep_crowds=False),
+        train=_augmented(sets.train, settings, size),
         val=sets.val and _view(sets.val, EvalTransform(size), keep_crowds=True),
         test=sets.test and _view(sets.test, EvalTransform(size), keep_crowds=True),
     )
+
+
+def samples_of(train: Pictures, settings: Settings) -> Samples[int]:
+    """The samples of a run, from its prepared training pictures: mosaics among them, if the settings ask for them."""
+    if not settings.mosaic:
+        return train
+    size = settings.input_size
+    return Mosaic(train, _augmented(train, settings, (size + 1) // 2), size, settings.mosaic)
+
+
+def _augmented(pictures: Pictures, settings: Settings, size: int) -> Pictures:
+    """The same pictures, augmented to images of this size."""
+    augment = AUGMENTATIONS[resolved(settings.augment)](size, flips=settings.flips)
+    return _view(pictures, augment, keep_crowds=False)
 
 
 def _view(pictures: Pictures, transform: Callable[..., Any], keep_crowds: bool) -> Pictures:

@@ -25,21 +25,25 @@ def sample(value, boxes, size=8, dtype=torch.uint8, colour=None):
 class Numbered:
     """Samples whose image and label are their index, with one object that fills the image."""
 
-    def __init__(self, n):
-        self.n = n
+    def __init__(self, n, size=8):
+        self.n, self.size = n, size
 
     def __len__(self):
         return self.n
 
     def __getitem__(self, index):
-        return sample(index, [[0.0, 0.0, 1.0, 1.0]])
+        return sample(index, [[0.0, 0.0, 1.0, 1.0]], self.size)
+
+
+def mosaics_of(n, share):
+    return Mosaic(Numbered(n), Numbered(n, 4), 8, share)
 
 
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_mosaic_shows_four_samples_where_their_boxes_are(size, dtype):
     whole = [[0.0, 0.0, 1.0, 1.0]]
-    image, target = mosaic([sample(value, whole, size, dtype) for value in (1, 2, 3, 4)])
+    image, target = mosaic([sample(value, whole, (size + 1) // 2, dtype) for value in (1, 2, 3, 4)], size)
     assert image.shape == (3, size, size)
     assert image.dtype == dtype
     covered = torch.zeros(size, size)
@@ -53,34 +57,31 @@ def test_a_mosaic_shows_four_samples_where_their_boxes_are(size, dtype):
     assert (image[0, 0, 0], image[0, 0, -1], image[0, -1, 0], image[0, -1, -1]) == (1, 2, 3, 4)
 
 
-def test_parts_are_reduced_without_skipping_pixels():
-    image, target = sample(0, [[0.25, 0.5, 0.75, 1.0]], size=4)
-    image[:, ::2, ::2] = 200  # one of the four pixels that become one
-    joined, objects = mosaic([(image, target)] * 4)
-    assert (joined == 50).all()
+def test_boxes_are_where_their_objects_are():
+    _, objects = mosaic([sample(0, [[0.25, 0.5, 0.75, 1.0]], size=4)] * 4, 8)
     torch.testing.assert_close(objects["boxes"][0], torch.tensor([0.125, 0.25, 0.375, 0.5]))
     torch.testing.assert_close(objects["boxes"][3], torch.tensor([0.625, 0.75, 0.875, 1.0]))
 
 
 def test_objects_that_become_smaller_than_a_pixel_are_left_out():
-    small, large = [0.0, 0.0, 0.2, 0.9], [0.0, 0.0, 0.3, 0.9]  # 0.8 and 1.2 pixels wide, of 8 / 2
-    _, target = mosaic([sample(1, [small, large]), *(sample(value, []) for value in (2, 3, 4))])
+    small, large = [0.0, 0.0, 0.2, 0.9], [0.0, 0.0, 0.3, 0.9]  # 0.8 and 1.2 pixels wide
+    _, target = mosaic([sample(1, [small, large], 4), *(sample(value, [], 4) for value in (2, 3, 4))], 8)
     assert target["labels"].tolist() == [1]
     assert len(target["boxes"]) == len(target["difficult"]) == 1
 
 
 def test_difficult_objects_and_the_colours_of_the_first_are_kept():
     colours = [torch.full((3, 4), float(value)) for value in range(4)]
-    samples = [sample(value, [[0.0, 0.0, 1.0, 1.0]], colour=colour) for value, colour in enumerate(colours)]
+    samples = [sample(value, [[0.0, 0.0, 1.0, 1.0]], 4, colour=colour) for value, colour in enumerate(colours)]
     samples[2][1]["difficult"] = torch.tensor([True])
-    _, target = mosaic(samples)
+    _, target = mosaic(samples, 8)
     assert target["difficult"].tolist() == [False, False, True, False]
     assert torch.equal(target["colour"], colours[0])
     assert collate([(samples[0][0], target)]).colours.shape == (1, 3, 4)
 
 
 def test_a_share_of_the_samples_become_mosaics_of_themselves_and_any_others():
-    drawn = SeededDataset(Mosaic(Numbered(20), 0.25), seed=0)
+    drawn = SeededDataset(mosaics_of(20, 0.25), seed=0)
     targets = [drawn[epoch, index][1] for epoch in range(50) for index in range(20)]
     mosaics = [target["labels"].tolist() for target in targets if len(target["labels"]) == 4]
     assert 200 < len(mosaics) < 300  # of 1000; the standard deviation is 14
@@ -88,13 +89,13 @@ def test_a_share_of_the_samples_become_mosaics_of_themselves_and_any_others():
     assert {label for labels in mosaics for label in labels[1:]} == set(range(20))
     first = [target["labels"].tolist()[0] for target in targets]
     assert first == list(range(20)) * 50
-    again = SeededDataset(Mosaic(Numbered(20), 0.25), seed=0)
+    again = SeededDataset(mosaics_of(20, 0.25), seed=0)
     assert torch.equal(again[3, 7][0], drawn[3, 7][0])
 
 
 @pytest.mark.parametrize(("share", "objects"), [(0.0, 1), (1.0, 4)])
 def test_none_or_all_of_them(share, objects):
-    drawn = Mosaic(Numbered(5), share)
+    drawn = mosaics_of(5, share)
     assert all(len(drawn[index][1]["labels"]) == objects for index in range(5) for _ in range(20))
 
 
@@ -106,7 +107,8 @@ def test_samples_are_read_ahead_through_the_mosaic():
             self.asked.extend(keys)
 
     dataset = Remote(10)
-    next(iter(train_loader(Mosaic(Subset(dataset, [7, 8, 9]), 0.5), 3, 0, range(1))))
+    part = Subset(dataset, [7, 8, 9])
+    next(iter(train_loader(Mosaic(part, part, 8, 0.0), 3, 0, range(1))))
     assert sorted(dataset.asked) == [7, 8, 9]
 
 
