@@ -28,6 +28,13 @@ def write_untrained(path):
     return path
 
 
+def write_spread(path, width=0.01):
+    """A network that never trained, with scores that spread from 0 to 1."""
+    torch.manual_seed(0)
+    save_checkpoint(path, SSD300(4, width=width), classes=["circle", "square", "triangle"])
+    return path
+
+
 def write_photos(root, shapes):
     """A folder of pictures that belong to somebody, and a link to it."""
     folder = root / "photos"

@@ -2,23 +2,16 @@
 
 import pytest
 import torch
+from detect_command import write_spread
 
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
 from ssd.data.shapes import write_shapes
-from ssd.networks.ssd300 import SSD300
-from ssd.weights.checkpoint import save_checkpoint
-
-CLASSES = ("circle", "square", "triangle")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A network that never trained, with scores that spread from 0 to 1."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_checkpoint(path, SSD300(4, width=0.05), CLASSES)
-    return path
+    return write_spread(tmp_path_factory.mktemp("weights") / "best.pt", width=0.05)
 
 
 @pytest.fixture(scope="module")

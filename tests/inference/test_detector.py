@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from detect_command import detect
+from detect_command import detect, write_spread
 from evaluation_inputs import slow_iou
 from PIL import Image
 from slow_fusion import slow_fusion
@@ -28,8 +28,6 @@ from ssd.inference.detections import Detections
 from ssd.inference.detector import SHOWN, Detector
 from ssd.inference.results import JSON_NAME, as_line, coco_results
 from ssd.inference.tiles import in_view, merge
-from ssd.networks.ssd300 import SSD300
-from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")
@@ -37,11 +35,7 @@ CLASSES = ("circle", "square", "triangle")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A network that never trained, with scores that spread from 0 to 1."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "best.pt"
-    save_checkpoint(path, SSD300(4, width=0.01), CLASSES)
-    return path
+    return write_spread(tmp_path_factory.mktemp("weights") / "best.pt")
 
 
 @pytest.fixture(scope="module")

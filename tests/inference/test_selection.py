@@ -6,13 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from detect_command import detect
+from detect_command import detect, write_spread
 
 import ssd
 from ssd.export import export
 from ssd.inference.selection import Selection, read_thresholds
-from ssd.networks.ssd300 import SSD300
-from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")
@@ -20,11 +18,7 @@ CLASSES = ("circle", "square", "triangle")
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
-    """A network that never trained, with scores that spread from 0 to 1."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "spread.pt"
-    save_checkpoint(path, SSD300(4, width=0.01), CLASSES)
-    return path
+    return write_spread(tmp_path_factory.mktemp("weights") / "spread.pt")
 
 
 @pytest.fixture(scope="module")
