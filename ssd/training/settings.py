@@ -130,7 +130,7 @@ class Settings:
     mosaic: Annotated[
         float,
         "share of the training samples that show four pictures at half their size, such as 0.5; it helped on few "
-        "pictures (docs/recipes.md)",
+        "pictures of large objects (docs/recipes.md)",
         share,
     ] = 0.0
     network: Annotated[

@@ -17,16 +17,17 @@ from ssd.training.summary import advice, report
 
 
 @pytest.mark.parametrize(
-    ("seen", "unseen", "expected"),
+    ("seen", "unseen", "mosaic", "expected"),
     [
-        (0.99, 0.7, "more pictures"),
-        (0.8, 0.75, "not learnt all training pictures yet"),
-        (0.99, 0.95, "would change little"),
-        (float("nan"), 0.5, "no objects were held out"),
+        (0.99, 0.7, 0.0, "more pictures, or more varied samples (--mosaic 0.5), would help"),
+        (0.99, 0.7, 0.5, "more pictures, or more varied ones, would help"),
+        (0.8, 0.75, 0.0, "not learnt all training pictures yet"),
+        (0.99, 0.95, 0.0, "would change little"),
+        (float("nan"), 0.5, 0.0, "no objects were held out"),
     ],
 )
-def test_advice(seen, unseen, expected):
-    assert expected in advice(seen, unseen)
+def test_advice(seen, unseen, mosaic, expected):
+    assert expected in advice(seen, unseen, mosaic)
 
 
 def test_the_closing_lines_and_the_sheet(tmp_path):
