@@ -126,7 +126,7 @@ def advice(seen: float, unseen: float, mosaic: float) -> str:
         return "no objects were held out, so it is unknown whether more epochs would help"
     facts = f"mAP {seen:.3f} on training pictures, {unseen:.3f} on those held out: "
     if seen - unseen > MEMORISED:
-        varied = "more varied ones" if mosaic else "more varied samples (--mosaic 0.5)"
+        varied = "more varied ones" if mosaic else "more varied samples (--mosaic 0.5, if objects are large)"
         return facts + f"more pictures, or {varied}, would help more than more epochs"
     if seen < LEARNT:
         return facts + "the network has not learnt all training pictures yet; more epochs (--epochs) may help"

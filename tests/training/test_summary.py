@@ -19,7 +19,7 @@ from ssd.training.summary import advice, report
 @pytest.mark.parametrize(
     ("seen", "unseen", "mosaic", "expected"),
     [
-        (0.99, 0.7, 0.0, "more pictures, or more varied samples (--mosaic 0.5), would help"),
+        (0.99, 0.7, 0.0, "more pictures, or more varied samples (--mosaic 0.5, if objects are large), would help"),
         (0.99, 0.7, 0.5, "more pictures, or more varied ones, would help"),
         (0.8, 0.75, 0.0, "not learnt all training pictures yet"),
         (0.99, 0.95, 0.0, "would change little"),
