@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from short_training import NARROW, run
 from torch.utils.data import Subset
 
+from ssd.data import open_dataset
+from ssd.data.augmentation import EvalTransform
 from ssd.data.loader import SeededDataset, collate, train_loader
 from ssd.data.mosaic import Mosaic, mosaic
 from ssd.data.shapes import write_shapes
 from ssd.training.settings import Settings
+from ssd.training.splits import open_sets, samples_of
 from ssd.weights.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,6 +117,28 @@ def test_samples_are_read_ahead_through_the_mosaic():
     part = Subset(dataset, [7, 8, 9])
     next(iter(train_loader(Mosaic(part, part, 8, 0.0), 3, 0, range(1))))
     assert sorted(dataset.asked) == [7, 8, 9]
+
+
+def test_the_parts_are_whole_pictures_reduced_without_skipping_pixels(tmp_path):
+    shapes = write_shapes(tmp_path / "shapes", 4, 0, (64, 64))
+    for path in (shapes / "JPEGImages").iterdir():
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        pixels[::2, ::2] = 200  # one of the four pixels that become one
+        Image.fromarray(pixels).save(path, "PNG")
+    data = open_dataset(shapes, "train")
+    drawn = Mosaic(data.view(EvalTransform(64)), data.view(EvalTransform(32)), 64, 1.0)
+    assert (drawn[0][0].float() - 50).abs().mean() < 5
+
+
+@pytest.mark.parametrize("size", [224, 225])
+def test_a_run_makes_the_parts_at_half_the_size_rounded_up(tmp_path, size):
+    shapes = str(write_shapes(tmp_path / "shapes", 4, 0, (64, 64)))
+    settings = Settings((shapes,), network="ssdlite", size=size, held_out=0.0, mosaic=1.0)
+    train = open_sets(settings).train
+    drawn = samples_of(train, settings)
+    assert drawn.halves[0][0].shape == (3, 112 + size % 2, 112 + size % 2)
+    assert drawn[0][0].shape == drawn.dataset[0][0].shape == (3, size, size)
+    assert samples_of(train, replace(settings, mosaic=0.0)) is train
 
 
 def test_a_run_trains_on_mosaics_whatever_its_workers(tmp_path):
