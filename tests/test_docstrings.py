@@ -23,7 +23,7 @@ OTHERS = {
     "ssd.detection": ("Found",),
     "ssd.evaluation.coco": ("CocoOptions", "CocoResult", "coco_average_precision"),
     "ssd.evaluation.evaluate": ("evaluate", "score"),
-    "ssd.evaluation.mistakes": ("Matches", "match"),
+    "ssd.evaluation.matching": ("Matches", "match"),
     "ssd.evaluation.voc": ("EvalResult", "average_precision"),
     "ssd.inference.detections": ("Detection", "Detections"),
     "ssd.networks": ("Network",),

@@ -47,6 +47,7 @@ UNTESTED = {
     "data/notes.py": "data/test_dataset.py, whose datasets have the notes",
     "data/picture_sizes.py": "data/test_dataset.py, whose datasets compare sizes and turn boxes",
     "data/usable.py": "data/test_dataset.py, whose datasets have the objects",
+    "evaluation/matching.py": "evaluation/test_mistakes.py, whose figures are made of its result",
     "data/torchvision_recipe.py": "data/test_augmentation.py runs its tests with both recipes",
     "networks/network.py": "networks/test_networks.py, which runs over all networks",
     "networks/layers.py": "networks/test_ssd300.py, whose layers they are",

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ssd.data.dataset import BoxDataset
-from ssd.evaluation import mistakes
+from ssd.evaluation import matching, mistakes
 from ssd.evaluation.coco import CocoOptions, CocoResult
-from ssd.evaluation.mistakes import KINDS, MISSED, Matches
+from ssd.evaluation.matching import KINDS, MISSED, Matches
 from ssd.evaluation.uncertainty import interval
 from ssd.evaluation.voc import METHODS, EvalResult, average_precision
 from ssd.inference.selection import REPORT
@@ -49,7 +49,7 @@ MEANINGS = (  # of KINDS
 )
 
 
-OUTCOMES = {**dict(enumerate(KINDS)), mistakes.HIT: "hit", mistakes.IGNORED: "ignored"}  # of detections, as JSON has it
+OUTCOMES = {**dict(enumerate(KINDS)), matching.HIT: "hit", matching.IGNORED: "ignored"}  # of detections, as JSON has it
 
 
 class Origin(NamedTuple):
@@ -104,7 +104,7 @@ def write_report(
     path = Path(path)
     voc = result if result.method in METHODS else average_precision(detections, targets, classes)
     sizes = dataset.sizes if in_pixels else None
-    matches = mistakes.match(detections, targets, len(classes) + 1, voc.iou_threshold, sizes)
+    matches = matching.match(detections, targets, len(classes) + 1, voc.iou_threshold, sizes)
     numbers = _numbers(result, voc, matches, classes, origin, interval(result, dataset.groups))
     found = _Mistakes(matches, dataset, numbers["best"]["min_score"])
     html = _page(numbers, voc, found, path.with_suffix(".json").name, history or {})
@@ -181,7 +181,7 @@ class _Mistakes:
         self.matches, self.dataset = matches, dataset
         self.without_hit, self.wrong = mistakes.count_by_picture(matches, min_score)
         self.missed = mistakes.missed_objects(matches, min_score)
-        kept = np.flatnonzero(mistakes.above(matches, min_score))
+        kept = np.flatnonzero(matching.above(matches, min_score))
         kept = kept[np.lexsort((-matches.scores[kept], matches.pictures[kept]))]
         numbers = np.arange(matches.n_pictures + 1)
         self.rows = np.split(kept, np.searchsorted(matches.pictures[kept], numbers[1:-1]))  # by descending score
@@ -217,8 +217,8 @@ class _Mistakes:
         scales = np.tile(dataset.sizes.numpy(), 2)
         boxes = _finite((matches.boxes * scales[matches.pictures]).round(2))
         truth_boxes = _finite((matches.truth_boxes * scales[matches.truth_pictures]).round(2))
-        means_other = np.isin(matches.outcomes, (mistakes.WRONG_CLASS, mistakes.WRONG_BOTH))
-        own = np.where(matches.outcomes == mistakes.BACKGROUND, -1, matches.own)
+        means_other = np.isin(matches.outcomes, (matching.WRONG_CLASS, matching.WRONG_BOTH))
+        own = np.where(matches.outcomes == matching.BACKGROUND, -1, matches.own)
         columns = matches.labels, matches.outcomes, matches.scores, np.where(means_other, matches.other, own)
         labels, outcomes, scores, meant = (column.tolist() for column in columns)
         of_truths = matches.truth_labels, matches.difficult, self.missed
@@ -282,7 +282,7 @@ class _Mistakes:
             "truths": [
                 {
                     "label": int(matches.truth_labels[row]),
-                    "kind": MISSED if self.missed[row] else mistakes.HIT,
+                    "kind": MISSED if self.missed[row] else matching.HIT,
                     "difficult": bool(matches.difficult[row]),
                     "box": page.drawn(matches.truth_boxes[row], size),
                 }

@@ -15,7 +15,8 @@ from ssd.data.augmentation import EvalTransform
 from ssd.detection import Found
 from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
 from ssd.evaluation.evaluate import EvalResult, detect_all, score
-from ssd.evaluation.mistakes import count_by_picture, match
+from ssd.evaluation.matching import match
+from ssd.evaluation.mistakes import count_by_picture
 from ssd.evaluation.report import Origin, write_report
 from ssd.evaluation.uncertainty import describe, interval
 from ssd.inference.detector import SHOWN

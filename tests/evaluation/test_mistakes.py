@@ -10,19 +10,19 @@ import torch
 from evaluation_inputs import CAT, CLASSES, DOG, NOTHING, A, B, found, random_images, slow_iou, truth
 
 from ssd.evaluation import mistakes
-from ssd.evaluation.mistakes import (
+from ssd.evaluation.matching import (
     BACKGROUND,
     DUPLICATE,
     HIT,
     IGNORED,
     KINDS,
     MISSED,
-    SIZE_LIMITS,
     WRONG_BOTH,
     WRONG_CLASS,
     WRONG_PLACE,
     match,
 )
+from ssd.evaluation.mistakes import SIZE_LIMITS
 from ssd.evaluation.voc import average_precision
 
 HALF = [0, 0, 10, 4]  # IoU 2/5 with A

@@ -33,7 +33,7 @@ from ssd.data.shapes import write_shapes
 from ssd.evaluation import mistakes
 from ssd.evaluation import report as report_module
 from ssd.evaluation.evaluate import score
-from ssd.evaluation.mistakes import KINDS, match
+from ssd.evaluation.matching import KINDS, match
 from ssd.evaluation.report import SHOWN_PICTURES, Origin, check_report, write_report
 from ssd.evaluation.uncertainty import interval
 from ssd.inference.selection import read_thresholds
