@@ -38,8 +38,8 @@ from ssd.networks.ssdlite import SSDLite320
 from ssd.runtime.device import autocast, pick_device
 from ssd.training.optimizer import lr_factor
 from ssd.training.recipes import epochs_for
-from ssd.training.resuming import LAST, load_run
-from ssd.training.run import BEST, train
+from ssd.training.resuming import BEST, LAST, load_run
+from ssd.training.run import train
 from ssd.training.settings import Settings
 from ssd.training.splits import Sets, open_sets, whole_of
 from ssd.weights.loading import load_weights

@@ -16,7 +16,8 @@ from ssd.data.shapes import write_shapes
 from ssd.drawing import draw_detections, save_png, side_by_side
 from ssd.inference.detector import Detector
 from ssd.runtime.device import one_thread, pick_device
-from ssd.training.run import BEST, train
+from ssd.training.resuming import BEST
+from ssd.training.run import train
 from ssd.training.settings import Settings
 from ssd.training.summary import REPORT
 from ssd_ext import DetectionOptions

@@ -80,8 +80,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from ssd.training.records import CURVE_NUMBERS, METRICS
-    from ssd.training.resuming import LAST
-    from ssd.training.run import BEST, CURVE, train
+    from ssd.training.resuming import BEST, LAST
+    from ssd.training.run import CURVE, train
 
     loss, reading = fields_given(arguments, LossOptions), fields_given(arguments, ReadOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}

@@ -13,6 +13,7 @@ from ssd.weights.checkpoint import load_checkpoint
 from ssd_ext import LossOptions
 
 LAST = "last.pt"  # the checkpoint from which a run is resumed
+BEST = "best.pt"  # that of the network with the highest mAP on the pictures held out
 TRAINED = "trained"  # its entry with the weights that are trained, if its network has the average of the weights
 
 

@@ -7,25 +7,23 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ssd.data.depth import Levels
-from ssd.data.loader import Batch, epoch_length, steps_per_epoch, train_loader, worker_count
+from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.report import check_report
 from ssd.inference.detector import fused_network
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
-from ssd.networks.priors import FITTED, PriorSpec
 from ssd.runtime.device import compile_network, pick_device, place, same_bits
 from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.memory import keep_freed_memory
@@ -33,12 +31,11 @@ from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
 from ssd.training.average import Average
 from ssd.training.budget import Budget, Work
-from ssd.training.choice import Choice, choose_network, open_chosen, priors_for
-from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.freezing import freeze, training_mode
+from ssd.training.opening import Opened, open_run
 from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import COLUMNS, History, Meter, completed, tensorboard_writer, validations_without_rise
-from ssd.training.recipes import epochs_for, eval_every_for, lr_for
+from ssd.training.recipes import eval_every_for
 from ssd.training.records import (
     AP,
     CURVE_NUMBERS,
@@ -50,16 +47,14 @@ from ssd.training.records import (
     write_curve,
     write_metrics,
 )
-from ssd.training.resuming import LAST, TRAINED, absolute_paths, check_same, load_run
-from ssd.training.sampling import repeats_of
+from ssd.training.resuming import BEST, LAST, TRAINED
 from ssd.training.settings import Schedule, Settings, not_negative, resolved
-from ssd.training.splits import Sets, objects_of, samples_of, whole_of
+from ssd.training.splits import samples_of, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET, Closing, report
-from ssd.weights.checkpoint import build_model, levels_of, load_checkpoint, save_checkpoint
-from ssd.weights.loading import Initial
+from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
-BEST, CURVE = "best.pt", "curve.png"
+CURVE = "curve.png"
 ENDLESS = 10**9  # steps of a run while their number is not known: its schedule does not leave the first values
 LOG_EVERY = 10  # steps between two reads of the loss; each read waits for the device
 
@@ -138,6 +133,7 @@ def train(
         ([1, 2], 2)
     """
     on = pick_device(device)
+    n_workers = worker_count(workers, on)
     if resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", got {resume!r}')
     try:
@@ -154,7 +150,10 @@ def train(
         ranks.from_first(lambda: check_report(Path(out) / REPORT))
         # Only the first process is sure to see the file.
         resumes = ranks.from_first(last.exists) if resume == "auto" else bool(resume)
-        run = _Run(settings, Path(out), resumes, given, save_every, on, workers, quiet or not ranks.first, ranks)
+        quiet = quiet or not ranks.first
+        say = partial(_say, quiet)
+        opened = open_run(settings, Path(out), resume=resumes, given=given, device=on, ranks=ranks, say=say)
+        run = _Run(opened, Path(out), save_every, on, n_workers, quiet, ranks)
         if ranks.first:
             run.on_step, run.on_eval = on_step, on_eval
         with run.writer or nullcontext(), same_bits(run.settings.deterministic), stop_signals() as stopping:
@@ -162,101 +161,39 @@ def train(
     return run.history
 
 
+def _say(quiet: bool, text: object) -> None:
+    """Prints a text above the progress bar, unless the run is quiet."""
+    if not quiet:
+        tqdm.write(str(text))
+
+
 class _Run:
     """A run: its settings, data, network and progress."""
 
     def __init__(
         self,
-        asked: Settings | None,
+        opened: Opened,
         out: Path,
-        resume: bool,
-        given: Collection[str] | None,
         save_every: float,
         device: torch.device,
-        workers: int | None,
+        workers: int,
         quiet: bool,
         ranks: Ranks,
     ) -> None:
+        settings, state = opened.settings, opened.state
+        self.settings, self.sets, self.fingerprints = settings, opened.sets, opened.fingerprints
+        self.train_set, self.val_set = opened.sets.train, opened.sets.val
+        self.repeats, self.per_epoch, self.budget = opened.repeats, opened.per_epoch, opened.budget
         self.out, self.last, self.best = out, out / LAST, out / BEST
+        self.device, self.workers, self.quiet, self.ranks = device, workers, quiet, ranks
         self.on_step: Callable[[Step], object] | None = None
         self.on_eval: Callable[[Validation], object] | None = None
-        if asked is not None and asked.epochs and asked.minutes:
-            raise ValueError(f"give epochs {asked.epochs} or minutes {asked.minutes:g}, but not both")
-        state: dict[str, Any] | None = None  # a checkpoint has values of many types
-        initial: Initial | None = None
-        if resume:
-            state = load_run(self.last)
-            choice = Choice(Settings.from_dict(state["settings"]))
-            if asked is not None:
-                check_same(asked, choice.settings, given, out)
-        elif self.last.exists():
-            raise ValueError(f"{out} already has a run: resume it, or choose another folder")
-        elif self.best.exists():
-            raise ValueError(f"{self.best} would be replaced, and there is no {LAST} to resume: choose another folder")
-        elif asked is None:
-            raise ValueError(f"{self.last} does not exist, and a new run needs settings")
-        else:  # absolute paths: the run may be resumed from another working directory
-            choice, initial = choose_network(absolute_paths(asked), device)
-        self.device, self.ranks = device, ranks
-        self.workers = worker_count(workers, device)
-        self.quiet = quiet
 
-        minutes = None if choice.settings.epochs else choice.settings.minutes
-        self.budget = Budget(minutes) if minutes else None  # None: the epochs are known
-        levels = levels_of(state) if state else None
-        sets, self.fingerprints, choice = ranks.from_first(lambda: _open(choice, levels))
-        self.sets, self.train_set, self.val_set, settings = sets, sets.train, sets.val, choice.settings
-        for note in (*sets.notes, *choice.notes):
-            self.say(note)
-        self.recipe = resolved(settings.recipe)
-        self.repeats: Tensor | None = None
-        if settings.repeat_factor:
-            self.repeats, note = repeats_of(sets.train, sets.classes, settings.repeat_factor)
-            self.say(note)
-        self.per_epoch = epoch_length(len(sets.train), self.repeats)
-        if settings.epochs is None and settings.minutes is None:
-            settings = replace(settings, epochs=epochs_for(self.recipe, str(settings.network), self.per_epoch))
-        settings = replace(
-            settings,
-            classes=sets.classes,
-            split=sets.names["split"],
-            val_split=sets.names["val_split"],
-            test_split=sets.names["test_split"],
-        )
-        self.settings = settings
-        for name, before in state.get("fingerprints", {}).items() if state else ():
-            if change := difference(before, self.fingerprints[name]):
-                raise ValueError(
-                    f"the {name} data of {out} has changed: {change}; to start a new run from the weights of this run, "
-                    f"use --weights {self.last}"
-                )
-
-        if settings.patience and not self.fingerprints["validation"]["objects"]:
-            raise ValueError(
-                f"patience: {settings.patience} was given, but there are no objects to validate on; give val_split, "
-                "val_data or held_out, or leave out patience"
-            )
-
-        torch.manual_seed(settings.seed)
-        if state is not None:
-            model = build_model(state, self.last)
-        else:
-            start, options = resolved(initial), settings.network_options()
-            if settings.priors == FITTED:
-                options["priors"] = ranks.from_first(lambda: asdict(self._fitted_priors(start, settings)))
-            model = start.build(len(sets.classes) + 1, **options)
-            rate = settings.lr or lr_for(self.recipe, model.config.get("head_batch_norm", False))
-            self.settings = settings = replace(settings, lr=rate)
-        if settings.sync_batch_norm and device.type != "cuda":
-            raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")
-        if settings.sync_batch_norm and ranks.size > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self._check_share(model)
-        freeze(model, settings.freeze)
-        self.average = Average(place(model, device), settings.ema) if settings.ema else None
+        freeze(opened.model, settings.freeze)
+        self.average = Average(place(opened.model, device), settings.ema) if settings.ema else None
         if state is not None and self.average:  # until here, the model has the average weights
-            model.load_state_dict(state[TRAINED])
-        self.model = place(model, device)
+            opened.model.load_state_dict(state[TRAINED])
+        self.model = place(opened.model, device)
         if settings.compile:
             compile_network(self.model)
         self.network = DistributedDataParallel(self.model) if ranks.size > 1 else self.model
@@ -280,25 +217,6 @@ class _Run:
         self.warmup = resolved(settings.warmup)
         self.writer = tensorboard_writer(out, self.say) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
-
-    def _fitted_priors(self, initial: Initial, settings: Settings) -> PriorSpec:
-        """The layout of priors that fits the training pictures best, for the feature maps of the network."""
-        if initial.checkpoint is not None:
-            raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
-        return priors_for(settings, objects_of(self.train_set).columns["boxes"])
-
-    def _check_share(self, model: nn.Module) -> None:
-        """Raises ValueError if a process has too few pictures at once."""
-        n, parts = min(self.settings.batch_size, self.per_epoch), self.settings.accumulate
-        share = n // self.ranks.size // parts
-        if not share:
-            shared = f"shared by {self.ranks.size} processes" + f" in {parts} parts each" * (parts > 1)
-            raise ValueError(f"a batch of {n} pictures cannot be {shared}")
-        if share == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            raise ValueError(
-                f"batch normalisation needs at least 2 pictures at once, but a batch of {n} pictures leaves 1 "
-                f"(processes: {self.ranks.size}, accumulate: {parts})"
-            )
 
     def _too_large(self, pictures: int) -> str:
         """Says that a step with so many pictures in this process needs too much memory, and what helps."""
@@ -327,8 +245,7 @@ class _Run:
 
     def say(self, text: object) -> None:
         """Prints a text above the progress bar."""
-        if not self.quiet:
-            tqdm.write(str(text))
+        _say(self.quiet, text)
 
     def to_the_end(self, stopping: list[int | Exception]) -> None:
         """Trains to the end of the run, or until `stopping` is no longer empty.
@@ -577,9 +494,3 @@ class _Run:
         extra |= {"settings": self.settings.as_dict(), "step": self.step, "fingerprints": self.fingerprints}
         extra["levels"] = whole_of(self.train_set)[0].levels
         save_checkpoint(path, self.output, self.sets.classes, **extra)
-
-
-def _open(choice: Choice, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint], Choice]:
-    """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
-    sets, choice = open_chosen(choice, levels)
-    return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}, choice

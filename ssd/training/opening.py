@@ -1,0 +1,197 @@
+"""Opens a run: finds its settings and its checkpoint, opens its pictures, and builds its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssd.data.depth import Levels
+from ssd.data.loader import epoch_length
+from ssd.networks import Network
+from ssd.networks.priors import FITTED, PriorSpec
+from ssd.runtime.processes import Ranks
+from ssd.training.budget import Budget
+from ssd.training.choice import Choice, choose_network, open_chosen, priors_for
+from ssd.training.fingerprint import Fingerprint, difference, fingerprint
+from ssd.training.recipes import epochs_for, lr_for
+from ssd.training.resuming import BEST, LAST, absolute_paths, check_same, load_run
+from ssd.training.sampling import repeats_of
+from ssd.training.settings import Settings, resolved
+from ssd.training.splits import Sets, objects_of
+from ssd.weights.checkpoint import build_model, levels_of
+from ssd.weights.loading import Initial
+
+State = dict[str, Any]  # a checkpoint, which has values of many types
+
+
+class Opened(NamedTuple):
+    """A run before its first step.
+
+    Attributes:
+        settings: all settings, also those that the data, the device and the weights have decided. `epochs` is None
+            until `budget` chooses it.
+        sets: the pictures.
+        fingerprints: what a resumed run recognises its data by.
+        repeats: how often an epoch has each training picture; None: once.
+        per_epoch: number of pictures of an epoch.
+        budget: the time that the run may take; None: the number of epochs is known.
+        model: the network on the CPU, with the first weights of the run, or those of `state`.
+        state: the checkpoint of a resumed run; None: the run is new.
+    """
+
+    settings: Settings
+    sets: Sets
+    fingerprints: dict[str, Fingerprint]
+    repeats: Tensor | None
+    per_epoch: int
+    budget: Budget | None
+    model: Network
+    state: State | None
+
+
+def open_run(
+    asked: Settings | None,
+    out: Path,
+    *,
+    resume: bool,
+    given: Collection[str] | None,
+    device: torch.device,
+    ranks: Ranks,
+    say: Callable[[object], None],
+) -> Opened:
+    """Opens a run.
+
+    Args:
+        asked: the settings that were given; None: those of the run that is resumed.
+        out: folder of the run.
+        resume: whether to continue the run in this folder.
+        given: see `ssd.training.run.train`.
+        device: where the run will train.
+        ranks: the processes of the run.
+        say: prints what was found in the data and what was chosen.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: see `ssd.training.run.train`.
+    """
+    if asked is not None and asked.epochs and asked.minutes:
+        raise ValueError(f"give epochs {asked.epochs} or minutes {asked.minutes:g}, but not both")
+    state, choice, initial = _resumed(asked, out, given) if resume else _new(asked, out, device)
+    minutes = None if choice.settings.epochs else choice.settings.minutes
+    budget = Budget(minutes) if minutes else None
+    levels = levels_of(state) if state else None
+    sets, fingerprints, choice = ranks.from_first(lambda: _open_pictures(choice, levels))
+    for note in (*sets.notes, *choice.notes):
+        say(note)
+    settings, repeats = choice.settings, None
+    if settings.repeat_factor:
+        repeats, note = repeats_of(sets.train, sets.classes, settings.repeat_factor)
+        say(note)
+    per_epoch = epoch_length(len(sets.train), repeats)
+    if settings.epochs is None and settings.minutes is None:
+        epochs = epochs_for(resolved(settings.recipe), str(settings.network), per_epoch)
+        settings = replace(settings, epochs=epochs)
+    settings = replace(
+        settings,
+        classes=sets.classes,
+        split=sets.names["split"],
+        val_split=sets.names["val_split"],
+        test_split=sets.names["test_split"],
+    )
+    if state is not None:
+        _check_unchanged(state, fingerprints, out)
+    _check_settings(settings, fingerprints, device)
+
+    torch.manual_seed(settings.seed)
+    if state is not None:
+        model = build_model(state, out / LAST)
+    else:
+        start, options = resolved(initial), settings.network_options()
+        if settings.priors == FITTED:
+            options["priors"] = ranks.from_first(lambda: asdict(_fitted_priors(start, settings, sets)))
+        model = start.build(len(sets.classes) + 1, **options)
+        rate = settings.lr or lr_for(resolved(settings.recipe), model.config.get("head_batch_norm", False))
+        settings = replace(settings, lr=rate)
+    if settings.sync_batch_norm and ranks.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    _check_share(model, min(settings.batch_size, per_epoch), settings.accumulate, ranks.size)
+    return Opened(settings, sets, fingerprints, repeats, per_epoch, budget, model, state)
+
+
+def _resumed(asked: Settings | None, out: Path, given: Collection[str] | None) -> tuple[State, Choice, None]:
+    """The checkpoint of a run that is continued, and its settings."""
+    state = load_run(out / LAST)
+    choice = Choice(Settings.from_dict(state["settings"]))
+    if asked is not None:
+        check_same(asked, choice.settings, given, out)
+    return state, choice, None
+
+
+def _new(asked: Settings | None, out: Path, device: torch.device) -> tuple[None, Choice, Initial]:
+    """The settings of a new run, and the first weights of its network."""
+    if (out / LAST).exists():
+        raise ValueError(f"{out} already has a run: resume it, or choose another folder")
+    if (out / BEST).exists():
+        raise ValueError(f"{out / BEST} would be replaced, and there is no {LAST} to resume: choose another folder")
+    if asked is None:
+        raise ValueError(f"{out / LAST} does not exist, and a new run needs settings")
+    # Absolute paths: the run may be resumed from another working directory.
+    return None, *choose_network(absolute_paths(asked), device)
+
+
+def _open_pictures(choice: Choice, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint], Choice]:
+    """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
+    sets, choice = open_chosen(choice, levels)
+    return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}, choice
+
+
+def _check_unchanged(state: State, fingerprints: dict[str, Fingerprint], out: Path) -> None:
+    """Raises ValueError if the data of a resumed run has changed."""
+    for name, before in state.get("fingerprints", {}).items():
+        if change := difference(before, fingerprints[name]):
+            raise ValueError(
+                f"the {name} data of {out} has changed: {change}; to start a new run from the weights of this run, "
+                f"use --weights {out / LAST}"
+            )
+
+
+def _check_settings(settings: Settings, fingerprints: dict[str, Fingerprint], device: torch.device) -> None:
+    """Raises ValueError if a setting does not suit the data or the device."""
+    if settings.patience and not fingerprints["validation"]["objects"]:
+        raise ValueError(
+            f"patience: {settings.patience} was given, but there are no objects to validate on; give val_split, "
+            "val_data or held_out, or leave out patience"
+        )
+    if settings.sync_batch_norm and device.type != "cuda":
+        raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")
+
+
+def _fitted_priors(initial: Initial, settings: Settings, sets: Sets) -> PriorSpec:
+    """The layout of priors that fits the training pictures best, for the feature maps of the network."""
+    if initial.checkpoint is not None:
+        raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
+    return priors_for(settings, objects_of(sets.train).columns["boxes"])
+
+
+def _check_share(model: nn.Module, batch: int, parts: int, processes: int) -> None:
+    """Raises ValueError if a process has too few pictures at once.
+
+    Args:
+        model: the network.
+        batch: number of pictures of a batch.
+        parts: number of parts of a batch, see `Settings.accumulate`.
+        processes: number of processes that share a batch.
+    """
+    share = batch // processes // parts
+    if not share:
+        shared = f"shared by {processes} processes" + f" in {parts} parts each" * (parts > 1)
+        raise ValueError(f"a batch of {batch} pictures cannot be {shared}")
+    if share == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise ValueError(
+            f"batch normalisation needs at least 2 pictures at once, but a batch of {batch} pictures leaves 1 "
+            f"(processes: {processes}, accumulate: {parts})"
+        )
