@@ -123,7 +123,7 @@ struct Selection {
 // Selects the k largest keys of the block; of equal keys, those with the lowest index. A key of 0 is never selected.
 //
 // Each pass over the keys finds two bits of the k-th largest key. Then each pass finds two bits of the index of the
-// last selected key that equals it. There is no sort, and the time does not depend on how the keys are distributed.
+// last selected key that equals it. There is no sort, and the number of passes has a bound, whatever the keys are.
 //
 //   for_each_key(f): calls f(key, index) for each key of this thread
 //   n:               number of keys of the block; all indices are below n
