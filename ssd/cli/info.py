@@ -124,15 +124,15 @@ def _open(arguments: argparse.Namespace, options: ReadOptions) -> BoxDataset:
 
 
 def _choice(settings: Settings, dataset: BoxDataset) -> Choice:
-    """The network and the size that training would choose on this machine."""
+    """What training would choose on this machine."""
     from ssd.runtime.device import pick_device
-    from ssd.training.choice import choose_network, choose_size, open_chosen
+    from ssd.training.choice import choose_network, fit_to_data, open_chosen
 
     choice, _ = choose_network(settings, pick_device())
     try:
-        return open_chosen(choice)[1] if choice.by_data else choice
+        return open_chosen(choice)[1] if choice.waits else choice
     except ValueError:  # training asks which split is meant, or has nothing to learn from
-        return choose_size(choice, dataset.objects, dataset.classes)
+        return fit_to_data(choice, dataset.objects, dataset.classes)
 
 
 def _check_pixels(pictures: Sequence[AnyFile]) -> int:

@@ -10,19 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssd.data.depth import Levels
 from ssd.data.loader import epoch_length
 from ssd.networks import Network
-from ssd.networks.priors import FITTED, PriorSpec
+from ssd.networks.priors import FITTED
 from ssd.runtime.processes import Ranks
 from ssd.training.budget import Budget
-from ssd.training.choice import Choice, choose_network, open_chosen, priors_for
+from ssd.training.choice import Choice, choose_network, open_chosen
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.recipes import epochs_for, lr_for
 from ssd.training.resuming import BEST, LAST, absolute_paths, check_same, load_run
 from ssd.training.sampling import repeats_of
 from ssd.training.settings import Settings, resolved
-from ssd.training.splits import Sets, objects_of
+from ssd.training.splits import Sets, open_sets
 from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.loading import Initial
 
@@ -83,8 +82,7 @@ def open_run(
     state, choice, initial = _resumed(asked, out, given) if resume else _new(asked, out, device)
     minutes = None if choice.settings.epochs else choice.settings.minutes
     budget = Budget(minutes) if minutes else None
-    levels = levels_of(state) if state else None
-    sets, fingerprints, choice = ranks.from_first(lambda: _open_pictures(choice, levels))
+    sets, fingerprints, choice = ranks.from_first(lambda: _open_pictures(choice, state))
     for note in (*sets.notes, *choice.notes):
         say(note)
     settings, repeats = choice.settings, None
@@ -110,10 +108,10 @@ def open_run(
     if state is not None:
         model = build_model(state, out / LAST)
     else:
-        start, options = resolved(initial), settings.network_options()
+        options = settings.network_options()
         if settings.priors == FITTED:
-            options["priors"] = ranks.from_first(lambda: asdict(_fitted_priors(start, settings, sets)))
-        model = start.build(len(sets.classes) + 1, **options)
+            options["priors"] = asdict(resolved(choice.priors))
+        model = resolved(initial).build(len(sets.classes) + 1, **options)
         rate = settings.lr or lr_for(resolved(settings.recipe), model.config.get("head_batch_norm", False))
         settings = replace(settings, lr=rate)
     if settings.sync_batch_norm and ranks.size > 1:
@@ -143,9 +141,9 @@ def _new(asked: Settings | None, out: Path, device: torch.device) -> tuple[None,
     return None, *choose_network(absolute_paths(asked), device)
 
 
-def _open_pictures(choice: Choice, levels: Levels | None) -> tuple[Sets, dict[str, Fingerprint], Choice]:
+def _open_pictures(choice: Choice, state: State | None) -> tuple[Sets, dict[str, Fingerprint], Choice]:
     """Opens the pictures of a run, and computes the fingerprints of its training and validation data."""
-    sets, choice = open_chosen(choice, levels)
+    sets, choice = open_chosen(choice) if state is None else (open_sets(choice.settings, levels_of(state)), choice)
     return sets, {"training": fingerprint(sets.train), "validation": fingerprint(sets.val)}, choice
 
 
@@ -168,13 +166,6 @@ def _check_settings(settings: Settings, fingerprints: dict[str, Fingerprint], de
         )
     if settings.sync_batch_norm and device.type != "cuda":
         raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")
-
-
-def _fitted_priors(initial: Initial, settings: Settings, sets: Sets) -> PriorSpec:
-    """The layout of priors that fits the training pictures best, for the feature maps of the network."""
-    if initial.checkpoint is not None:
-        raise ValueError(f"{initial.source}: a detector keeps its priors; leave out --priors {FITTED}")
-    return priors_for(settings, objects_of(sets.train).columns["boxes"])
 
 
 def _check_share(model: nn.Module, batch: int, parts: int, processes: int) -> None:

@@ -128,11 +128,12 @@ class Settings:
         "torchvision, which take 8 to 20 times as long (docs/input.md)",
     ] = None
     mosaic: Annotated[
-        float,
-        "share of the training samples that show four pictures at half their size, such as 0.5; it helped on few "
-        "pictures of large objects (docs/recipes.md)",
+        float | None,
+        "share of the training samples that show four pictures at half their size, such as 0.5 (default: 0.5 for "
+        "ssdlite and ssdlite320 with scratch, if the priors fit enough of the objects at half their size; 0 otherwise: "
+        "docs/recipes.md)",
         share,
-    ] = 0.0
+    ] = None
     network: Annotated[
         str | None,
         NETWORK_HELP,
@@ -360,6 +361,7 @@ class Settings:
             "optimizer": "sgd",
             "recipe": "tutorial",
             "held_out": 0.0 if saved.get("split") else cls.held_out,
+            "mosaic": 0.0,
         }
         known = old | {f.name: saved[f.name] for f in fields(cls) if f.name in saved}
         reading = ReadOptions(**saved.get("reading", {}))

@@ -100,7 +100,7 @@ def _describe(
         detections, truths = found["held out"]
         if drawn := _draw(sets.val, sets.classes, detections, truths, out / SHEET):
             lines.append(f"{out / SHEET}: the {drawn} worst of {len(truths)} pictures held out, beside the truth")
-        lines.append(advice(results["seen"].mAP, val.mAP, settings.mosaic))
+        lines.append(advice(results["seen"].mAP, val.mAP, bool(settings.mosaic)))
     if test is not None:
         lines.insert(0, f"result on the split {sets.names['test_split']}, which was not used before:\n{test}")
     if weakest := _weakest(test or val):
@@ -115,19 +115,19 @@ def _reported(sets: Sets) -> Pictures:
     return pictures
 
 
-def advice(seen: float, unseen: float, mosaic: float) -> str:
+def advice(seen: float, unseen: float, mosaics: bool) -> str:
     """Says in a sentence whether more epochs would help.
 
     Args:
         seen: mAP on training pictures, in 0..1 or NaN.
         unseen: mAP on pictures that were held out, in 0..1 or NaN.
-        mosaic: share of the training samples that were mosaics.
+        mosaics: whether some of the training samples were mosaics.
     """
     if math.isnan(seen) or math.isnan(unseen):
         return "no objects were held out, so it is unknown whether more epochs would help"
     facts = f"mAP {seen:.3f} on training pictures, {unseen:.3f} on those held out: "
     if seen - unseen > MEMORISED:
-        varied = "more varied ones" if mosaic else "more varied samples (--mosaic 0.5, if objects are large)"
+        varied = "more varied ones" if mosaics else "more varied samples (--mosaic 0.5, if objects are large)"
         return facts + f"more pictures, or {varied}, would help more than more epochs"
     if seen < LEARNT:
         return facts + "the network has not learnt all training pictures yet; more epochs (--epochs) may help"

@@ -8,12 +8,11 @@ from short_training import error_of, run
 from small_datasets import add_picture, add_split
 
 import ssd.runtime.device
-import ssd.training.run as training
 from ssd.cli import main
 from ssd.networks.ssd300 import SSD300
 from ssd.networks.ssdlite import SSDLite
 from ssd.runtime.packed import Packed
-from ssd.training import choice
+from ssd.training import choice, opening
 from ssd.training.run import train
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -184,6 +183,37 @@ def test_the_fit_is_that_of_the_priors_that_the_run_will_have():
     assert low.settings.size == 320
 
 
+def test_only_light_networks_from_random_weights_may_get_mosaics():
+    assert [its.settings.mosaic for its in (chosen(), chosen(GPU, network="ssdlite320"))] == [None, None]
+    others = chosen(GPU), chosen(network="resnet34"), chosen(recipe="tutorial"), chosen(weights="imagenet")
+    assert [its.settings.mosaic for its in others] == [0.0] * 4
+    assert chosen(GPU, mosaic=0.2).settings.mosaic == 0.2
+
+
+@pytest.mark.parametrize(
+    ("side", "given", "mosaic"), [(0.4, None, 0.5), (0.06, None, 0.0), (0.4, 0.0, 0.0), (0.06, 0.2, 0.2)]
+)
+@pytest.mark.parametrize("size", [None, 320])
+def test_mosaics_need_objects_that_fit_at_half_their_size(size, side, given, mosaic):
+    centres = side / 2 + (1 - side) * torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    objects = packed(torch.cat([centres - side / 2, centres + side / 2], 1), [1] * 300)
+    its = choice.fit_to_data(chosen(size=size, mosaic=given), objects, ("it",))
+    assert its.settings.mosaic == mosaic
+    lines = [line for line in its.notes if line.startswith("mosaic")]
+    expected = [r"mosaic 0\.5: its priors fit \d+% of the objects at half their size \(--mosaic overrides this\)"]
+    assert len(lines) == (given is None and mosaic > 0)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines, strict=False))
+    assert not its.waits
+
+
+def test_the_priors_are_fitted_once(monkeypatch):
+    objects = packed(torch.tensor([[0.2, 0.2, 0.5, 0.5]]).repeat(9, 1), [1] * 9)
+    fits, fit_priors = [], choice.fit_priors
+    monkeypatch.setattr(choice, "fit_priors", lambda *given: fits.append(fit_priors(*given)) or fits[-1])
+    its = choice.fit_to_data(chosen(), objects, ("it",))
+    assert fits == [its.priors]
+
+
 def test_a_run_chooses_says_why_and_keeps_it_when_it_is_resumed(tiny, tmp_path, monkeypatch, capsys):
     out, command = tmp_path / "run", ["train", tiny, *ON_CPU, "--resume", "auto"]
     command += ["--width", "0.1", "--batch-size", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
@@ -196,8 +226,8 @@ def test_a_run_chooses_says_why_and_keeps_it_when_it_is_resumed(tiny, tmp_path, 
     assert (saved["network"], saved["config"]["size"], saved["config"]["width"]) == ("ssdlite", 640, 0.1)
     assert (saved["settings"]["network"], saved["settings"]["size"]) == ("ssdlite", 640)
 
-    monkeypatch.setattr(training, "choose_network", None)
-    monkeypatch.setattr(choice, "choose_size", None)
+    monkeypatch.setattr(opening, "choose_network", None)
+    monkeypatch.setattr(opening, "open_chosen", None)
     assert main(command) == 0
     again = capsys.readouterr().out
     assert "network ssdlite at" not in again

@@ -24,8 +24,10 @@ def test_settings_of_older_checkpoints(shapes):
 def test_what_older_checkpoints_lack_is_off(shapes):
     saved = Settings((shapes,), epochs=7).as_dict()
     new = {"freeze": 0, "lr_backbone": 1.0, "patience": 0, "minutes": None}
-    new |= {"ema": 0.0, "repeat_factor": 0.0, "mosaic": 0.0}
+    new |= {"ema": 0.0, "repeat_factor": 0.0}
     assert {name: saved.pop(name) for name in new} == new
+    assert saved.pop("mosaic") is None  # a new run chooses
+    new |= {"mosaic": 0.0}
     assert {name: getattr(Settings.from_dict(saved), name) for name in new} == new
 
 

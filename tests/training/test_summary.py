@@ -17,7 +17,7 @@ from ssd.training.summary import advice, report
 
 
 @pytest.mark.parametrize(
-    ("seen", "unseen", "mosaic", "expected"),
+    ("seen", "unseen", "mosaics", "expected"),
     [
         (0.99, 0.7, 0.0, "more pictures, or more varied samples (--mosaic 0.5, if objects are large), would help"),
         (0.99, 0.7, 0.5, "more pictures, or more varied ones, would help"),
@@ -26,8 +26,8 @@ from ssd.training.summary import advice, report
         (float("nan"), 0.5, 0.0, "no objects were held out"),
     ],
 )
-def test_advice(seen, unseen, mosaic, expected):
-    assert expected in advice(seen, unseen, mosaic)
+def test_advice(seen, unseen, mosaics, expected):
+    assert expected in advice(seen, unseen, mosaics)
 
 
 def test_the_closing_lines_and_the_sheet(tmp_path):
