@@ -1,5 +1,6 @@
 """The SSD training loss as a module: a drop-in replacement for the tutorial's class of the same name."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from ssd_ext import LossOptions, match_priors, multibox_loss
 from ssd_ext._boxes import cxcywh_to_xyxy
+from ssd_ext._checks import check_fields, describe, values_can_be_read
 
 DEFAULTS = LossOptions()
+FRACTIONS = 2.0  # no coordinate in fractions of the image is as large as this, even of boxes that reach beyond it
 
 
 class MultiBoxLoss(nn.Module):
@@ -30,7 +33,7 @@ class MultiBoxLoss(nn.Module):
 
     Raises:
         TypeError: an option is unknown.
-        ValueError: priors_cxcy is not (P, 4), or normalize is unknown.
+        ValueError: priors_cxcy is not (P, 4), normalize is unknown, or an option is out of range.
 
     Source:
         Liu et al., SSD (2016), section 2.2, equations 1 to 3.
@@ -67,7 +70,7 @@ class MultiBoxLoss(nn.Module):
             raise ValueError(f"priors_cxcy must be (P, 4), got {tuple(priors_cxcy.shape)}")
         if normalize not in ("batch", "global"):
             raise ValueError(f"normalize must be 'batch' or 'global', got {normalize!r}")
-        LossOptions(threshold, neg_pos_ratio, **options)  # raises for an unknown option before the first step
+        check_fields(LossOptions(threshold, neg_pos_ratio, **options))  # before the first step
         # A buffer moves to a device with its module. It is not persistent, so the state dict stays empty.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
         self.threshold = threshold
@@ -105,12 +108,18 @@ class MultiBoxLoss(nn.Module):
             with `min_negatives` the negatives count even then.
 
         Raises:
-            ValueError: shapes, dtypes or devices do not fit; a label is outside 1..C-1; an option is out of range.
+            ValueError: shapes, dtypes or devices do not fit; a label is outside 1..C-1; or boxes are in pixels, unlike
+                the priors (values are checked on CPU tensors, and on others with `check`).
         """
         if row_splits is None:
+            n_images = len(boxes)
             boxes, labels, row_splits = pack_targets(boxes, labels, predicted_scores.device)
+            if n_images != len(predicted_scores):
+                raise ValueError(f"predicted_scores has {len(predicted_scores)} images, boxes has {n_images}")
         if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
             raise ValueError("with row_splits, boxes and labels must be packed tensors")
+        if len(boxes) and values_can_be_read(boxes, self.check):
+            _check_unit(boxes, self.priors_cxcy)
         options = LossOptions(self.threshold, self.neg_pos_ratio, **self.options)
         targets = boxes, labels, row_splits
         conf_loss, loc_loss, n_pos = multibox_loss(
@@ -159,7 +168,8 @@ def pack_targets(
         boxes (G, 4), labels (G,) and row_splits (B + 1,) int32: image i has the rows row_splits[i]:row_splits[i + 1].
 
     Raises:
-        ValueError: an image has different numbers of boxes and labels, or the lists have different lengths.
+        ValueError: an image has different numbers of boxes and labels, labels are not int64, or the lists have
+            different lengths.
     """
     if len(boxes) != len(labels):
         raise ValueError(f"boxes has {len(boxes)} images, labels has {len(labels)}")
@@ -168,11 +178,23 @@ def pack_targets(
             raise ValueError(
                 f"boxes[{i}] must be (n, 4) and labels[{i}] (n,), got {tuple(b.shape)} and {tuple(n.shape)}"
             )
+        if n.dtype != torch.int64:
+            raise ValueError(f"labels[{i}] must be int64, got {describe(n)}")
     ends = accumulate(map(len, boxes), initial=0)
     row_splits = torch.tensor(list(ends), dtype=torch.int32).to(device, non_blocking=True)
     if not len(boxes):
         return torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.int64, device=device), row_splits
     return torch.cat(list(boxes)), torch.cat(list(labels)), row_splits
+
+
+def _check_unit(boxes: Tensor, priors_cxcy: Tensor) -> None:
+    """Raises ValueError if boxes are in pixels and priors in fractions of the image: no box would match a prior."""
+    largest = boxes.max().item()
+    if FRACTIONS < largest < math.inf and priors_cxcy.max() <= FRACTIONS:
+        raise ValueError(
+            f"boxes must be in fractions of the image, as the priors are, got {largest:g}: divide x by its width and y "
+            "by its height"
+        )
 
 
 def _mean_over_processes(n_pos: Tensor) -> Tensor:

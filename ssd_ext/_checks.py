@@ -86,9 +86,21 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def not_negative(value: float) -> None:
+    """Raises ValueError unless the value is at least 0."""
+    if not value >= 0:  # NaN is not
+        raise ValueError(f"must be >= 0, got {value}")
+
+
+def from_0_to_1(value: float) -> None:
+    """Raises ValueError unless the value is from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"must be from 0 to 1, got {value}")
+
+
 def check_not_negative(**numbers: float | None) -> None:
     for name, value in numbers.items():
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
 
 
@@ -116,6 +128,22 @@ def choices_of(options: type[NamedTuple]) -> dict[str, tuple[str, ...]]:
     """Field name -> allowed values, for every field whose type is a Literal."""
     hints = get_type_hints(options)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+def check_fields(options: NamedTuple) -> None:
+    """Checks what users set: the choices, and each field by the functions in its annotation; None passes them.
+
+    The ops only check what they cannot compute with, see `check_options`.
+    """
+    for name, allowed in choices_of(type(options)).items():
+        check_choice(name, getattr(options, name), allowed)
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        for check in filter(callable, get_args(hint)[1:]) if value is not None else ():
+            try:
+                check(value)
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
 
 
 def check_options(options: Options, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:

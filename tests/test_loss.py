@@ -62,14 +62,29 @@ def test_wrong_input_is_named():
         criterion(locs, scores, boxes[:2], labels)
     with pytest.raises(ValueError, match=r"boxes\[1\] must be .* got \(1, 4\) and \(2,\)"):
         criterion(locs, scores, boxes, [labels[0], torch.tensor([1, 2]), labels[2]])
-    with pytest.raises(ValueError, match=r"row_splits must be \(3,\) int32"):
+    with pytest.raises(ValueError, match=r"predicted_scores has 2 images, boxes has 3"):
         criterion(locs[:2], scores[:2], boxes, labels)
+    with pytest.raises(ValueError, match=r"labels\[1\] must be int64, got \(1,\) float32"):
+        criterion(locs, scores, boxes, [labels[0], labels[1].float(), labels[2]])
     with pytest.raises(ValueError, match="pred_logits is on meta, pred_offsets is on cpu"):
         criterion(locs, scores.to("meta"), torch.cat(boxes), torch.cat(labels), torch.zeros(4, dtype=torch.int32))
     with pytest.raises(TypeError, match=r"LossOptions.* unexpected keyword argument 'los_loss'"):
         MultiBoxLoss(priors, los_loss="l1")
+    for wrong in ({"loc_loss": "l2"}, {"threshold": 7}, {"neg_pos_ratio": float("nan")}, {"min_negatives": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
+            MultiBoxLoss(priors, **wrong)
     with pytest.raises(ValueError, match="normalize must be 'batch' or 'global', got 'all'"):
         MultiBoxLoss(priors, normalize="all")
+
+
+def test_boxes_in_pixels_are_refused_unless_the_priors_are_in_pixels_too():
+    priors, locs, scores, boxes, labels = example()
+    with pytest.raises(ValueError, match=r"boxes must be in fractions .* got [\d.]+: divide x by its width"):
+        MultiBoxLoss(priors)(locs, scores, [each * 300 for each in boxes], labels)
+    in_pixels = MultiBoxLoss(priors * 256)(locs, scores, [each * 256 for each in boxes], labels)
+    assert torch.equal(in_pixels, MultiBoxLoss(priors)(locs, scores, boxes, labels))
+    odd = [torch.full_like(each, torch.inf) for each in boxes]  # such an object matches nothing
+    assert MultiBoxLoss(priors)(locs, scores, odd, labels) == 0
 
 
 def test_global_normalisation_over_two_processes(tmp_path):

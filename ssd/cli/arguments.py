@@ -13,8 +13,9 @@ from ssd.networks import DEFAULT
 from ssd.options import LARGEST_OVERLAP, OVERLAP, ReadOptions
 from ssd.runtime.text import printable
 from ssd.training.recipes import RECIPES
-from ssd.training.settings import VARIANCES, Settings, not_negative, positive
+from ssd.training.settings import VARIANCES, Settings, positive
 from ssd_ext import DetectionOptions, LossOptions
+from ssd_ext._checks import not_negative
 
 if TYPE_CHECKING:  # so that `ssd --help` does not import the detector
     from ssd.inference.detector import Detector

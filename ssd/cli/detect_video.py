@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ssd.cli.arguments import checked, made_with, open_detector
 from ssd.runtime.text import printable
-from ssd.training.settings import not_negative, positive
+from ssd.training.settings import positive
+from ssd_ext._checks import not_negative
 
 if TYPE_CHECKING:
     from av import VideoFrame

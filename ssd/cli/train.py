@@ -16,8 +16,9 @@ from ssd.cli.arguments import (
     paragraphs,
 )
 from ssd.options import ReadOptions
-from ssd.training.settings import Settings, not_negative
+from ssd.training.settings import Settings
 from ssd_ext import LossOptions
+from ssd_ext._checks import not_negative
 
 
 def add_train(commands: Commands) -> None:
@@ -79,9 +80,9 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from ssd.training.records import CURVE_NUMBERS, METRICS
+    from ssd.training.records import CURVE, CURVE_NUMBERS, METRICS
     from ssd.training.resuming import BEST, LAST
-    from ssd.training.run import CURVE, train
+    from ssd.training.run import train
 
     loss, reading = fields_given(arguments, LossOptions), fields_given(arguments, ReadOptions)
     given = {name: value for name, value in fields_given(arguments, Settings).items() if name != "data"}

@@ -217,7 +217,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """Makes a dataset of some of the pictures, in this order.
 
         Args:
-            indices: numbers of pictures, each in 0..N-1; they may repeat.
+            indices: numbers of pictures, from the end if negative, as in a list; they may repeat.
 
         Returns:
             The dataset; this one is not changed.
@@ -226,6 +226,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             IndexError: there is no such picture.
         """
         part = copy.copy(self)
+        indices = [range(len(self))[i] for i in indices]
         chosen = torch.tensor(indices, dtype=torch.int64)
         part.pictures, part.files = self.pictures.take(indices), self.files.take(indices)
         part._headers, part._image_ids = self._headers[chosen.numpy()], pack_ids([self._image_ids[i] for i in indices])
@@ -276,7 +277,12 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
 
         Returns:
             The dataset; this one is not changed.
+
+        Raises:
+            ValueError: a class that has objects is missing.
         """
+        if lacking := sorted(self.used_classes.difference(classes)):
+            raise ValueError(f"classes: {', '.join(lacking)} is missing, and has objects")
         number = torch.tensor([0, *(classes.index(name) + 1 if name in classes else 0 for name in self.classes)])
         view = copy.copy(self)
         view.classes = tuple(classes)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -146,17 +146,18 @@ class PicturePart(Picture):
         return self.part((0, 0, self.width, self.height), (self.height, self.width))[0]
 
 
-AnyImage: TypeAlias = Picture | str | PathLike[str] | Image.Image | np.ndarray | Tensor  # see `as_picture`
+# See `as_picture`.
+AnyImage: TypeAlias = Picture | str | PathLike[str] | bytes | io.IOBase | Image.Image | np.ndarray | Tensor
 
 
 def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
     """Converts an image of any supported type to a `Picture`. Copies pixels only if they must be converted.
 
     Args:
-        image: a `Picture`; a path; a picture of Pillow, in any mode; an array (H, W, 3) uint8 RGB or (H, W) uint8 grey;
-            a tensor (3, H, W) uint8 RGB; or a VideoFrame of PyAV. The EXIF orientation is applied to files and to
-            pictures of Pillow, and the display matrix to frames. (`PIL.ImageOps.exif_transpose` removes it, so a
-            picture is not turned twice.)
+        image: a `Picture`; a path; the bytes of a file; an open binary file; a picture of Pillow, in any mode; an array
+            (H, W, 3) uint8 RGB or (H, W) uint8 grey; a tensor (3, H, W) uint8 RGB; or a VideoFrame of PyAV. The EXIF
+            orientation is applied to files and to pictures of Pillow, and the display matrix to frames.
+            (`PIL.ImageOps.exif_transpose` removes it, so a picture is not turned twice.)
         levels: see `PictureFile`; also for pictures of Pillow.
 
     Raises:
@@ -169,12 +170,17 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
         return image
     if isinstance(image, (str, PathLike)):
         return PictureFile(image, levels=levels)
+    if isinstance(image, (bytes, io.IOBase)):
+        try:
+            image = open_picture(io.BytesIO(image) if isinstance(image, bytes) else cast("IO[bytes]", image))
+        except Exception as error:  # see header_of
+            raise ImageReadError(f"cannot read the picture: {error}") from error
     if isinstance(image, Image.Image):
         try:
             rgb = np.asarray(_to_rgb(image, levels))  # first: it turns a TIFF, which then has no orientation any more
             image = np.array(_turned(rgb, image.getexif().get(ORIENTATION_TAG, 1)))
         except Exception as error:  # see header_of
-            raise ImageReadError(f"{image}: cannot decode the picture ({error})") from error
+            raise ImageReadError(f"{image!r}: cannot decode the picture ({error})") from error
     if type(image).__module__.startswith("av."):  # known by its name, since PyAV may be missing
         from ssd.data.video import Frame  # imported late: it imports this module
 
@@ -186,7 +192,8 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
         image = rows.permute(2, 0, 1) if image.ndim == 3 else rows.expand(3, -1, -1)
     if not isinstance(image, Tensor):
         raise TypeError(
-            f"a picture is a path, a picture of Pillow, an array or a tensor of uint8, got {type(image).__name__}"
+            "a picture is a path, bytes, an open file, a picture of Pillow, an array or a tensor of uint8, got "
+            + type(image).__name__
         )
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or image.numel() == 0:
         raise ValueError(f"a tensor must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -32,11 +33,13 @@ from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.hub import local_file
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions, nms, postprocess_detections
+from ssd_ext._checks import check_fields
 
 SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
 
 Predict = Callable[[Tensor], Padded]  # takes prepared pictures and returns the same as `predict_padded`
 OneImage = TypeVar("OneImage", bound=AnyImage)
+ONE_PICTURE = str, bytes, io.IOBase, np.ndarray, Tensor  # types that can be iterated over, but are one picture
 OnError = Callable[[Exception], None]
 
 
@@ -94,8 +97,9 @@ class Detector:
             its model. It does not apply `only`, `thresholds`, `tiles`, `flip` and `class_agnostic`.
 
     Raises:
-        ValueError: `only` or `thresholds` has an unknown class, `only` is empty, a threshold, `tiles` or `overlap` is
-            out of range, or a threshold is lower than the `min_score` of a `Program`.
+        ValueError: the network has another number of classes, `only` or `thresholds` has an unknown class, `only` is
+            empty, an option, a threshold, `tiles` or `overlap` is out of range, or a threshold is lower than the
+            `min_score` of a `Program`.
 
     Examples:
         >>> from PIL import Image
@@ -126,6 +130,13 @@ class Detector:
         class_agnostic: bool = False,
     ) -> None:
         check_tiles(tiles, overlap)
+        check_fields(options)
+        if isinstance(classes, str):
+            raise ValueError(f"classes must be a list of names, got the text {classes!r}")
+        if isinstance(model, nn.Module) and len(classes) != model.n_classes - 1:
+            raise ValueError(
+                f"the network has {model.n_classes - 1} classes and the background, got {len(classes)} names"
+            )
         self.model = model
         self.classes = tuple(classes)
         self.options = options
@@ -233,6 +244,10 @@ class Detector:
         on_error: OnError | None = None,
     ) -> list[Detections]: ...
     @overload
+    def __call__(  # type: ignore[overload-overlap]  # an open file is one picture, and an iterator too
+        self, images: AnyImage, *, batch_size: int = 8, workers: int | None = None, on_error: OnError | None = None
+    ) -> Detections: ...
+    @overload
     def __call__(
         self,
         images: Iterator[AnyImage],  # not Iterable: a str, an array and a tensor are iterables too
@@ -241,10 +256,6 @@ class Detector:
         workers: int | None = None,
         on_error: OnError | None = None,
     ) -> Iterator[Detections]: ...
-    @overload
-    def __call__(
-        self, images: AnyImage, *, batch_size: int = 8, workers: int | None = None, on_error: OnError | None = None
-    ) -> Detections: ...
     def __call__(
         self,
         images: AnyImage | Iterable[AnyImage],
@@ -256,8 +267,9 @@ class Detector:
         """Finds objects in one picture or in several; threads read the next batch while the network runs.
 
         Args:
-            images: one picture of any size: a path, a Pillow picture, an array, a tensor or a VideoFrame of PyAV (see
-                `ssd.data.reading.as_picture`); or a list, a tuple or another iterable of pictures.
+            images: one picture of any size: a path, the bytes of a file, an open file, a Pillow picture, an array, a
+                tensor or a VideoFrame of PyAV (see `ssd.data.reading.as_picture`); or a list, a tuple or another
+                iterable of pictures.
             batch_size: pictures, or tiles of pictures, per forward pass, at least 1.
             workers: number of threads, at least 1; by default one per core, at most 4, or 16 with a GPU.
             on_error: called with the error of each picture that cannot be read; the picture is left out. By default
@@ -289,7 +301,7 @@ class Detector:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         workers = max(1, worker_count(workers))
-        if not isinstance(images, Iterable) or isinstance(images, (str, bytes, np.ndarray, Tensor)):
+        if not isinstance(images, Iterable) or isinstance(images, ONE_PICTURE):
             # Without tiles there is nothing to read ahead, and a thread would only cost time.
             samples = map(self._read, [images]) if self.tiles is None else self._samples([images], workers, batch_size)
             (result,) = self._stream(samples, batch_size, None)

@@ -148,6 +148,7 @@ class Network(nn.Module):
         self.n_classes = n_classes
         for name in ("priors_cxcy", "input_scale", "input_shift"):
             self.register_buffer(name, None, persistent=False)
+        self.register_load_state_dict_post_hook(_fill_constants)  # type: ignore[no-untyped-call]  # torch has no types
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -194,7 +195,7 @@ class Network(nn.Module):
         self._make_constants()
 
     def _make_constants(self, device: torch.device | None = None) -> None:
-        """Computes the buffers that follow from `config` and are not in the state dict."""
+        """Computes the buffers that follow from `config` and are not in the state dict, in float32."""
         self.priors_cxcy = make_priors(self.prior_spec).to(device)
         mean, std = self.config["input_mean"], self.config["input_std"]
         if (*mean, *std) != (*IMAGENET_MEAN, *IMAGENET_STD):
@@ -218,11 +219,16 @@ class Network(nn.Module):
             the dtype in which the convolutions ran.
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images have another shape, or are not floating-point.
         """
         if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
             expected = f"(B, 3, {self.input_size}, {self.input_size}), for which the priors are laid out"
             raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(
+                f"images must be floating-point, got {images.dtype}: divide pixels by 255, subtract the mean "
+                f"{IMAGENET_MEAN}, and divide by the standard deviation {IMAGENET_STD}; Detector does this itself"
+            )
         # Scale and shift cannot be merged into the first convolution, because it pads with zeros after the
         # normalisation.
         if self.input_scale is not None and self.input_shift is not None:
@@ -339,3 +345,16 @@ class Network(nn.Module):
         elif priors.dtype.itemsize < 4:  # half() would shift priors by up to half a pixel
             self.priors_cxcy = make_priors(self.prior_spec).to(priors.device)
         return self
+
+
+def _fill_constants(network: Network, _: object) -> None:
+    """After load_state_dict with `assign`, a network without memory has parameters, but not yet what they lack."""
+    parameter = next(network.parameters())
+    if not network.priors_cxcy.is_meta or parameter.is_meta:
+        return
+    with torch.device("cpu"):  # the caller may still have "meta" as the default
+        network._make_constants(parameter.device)
+    if network.input_scale is not None and network.input_shift is not None:
+        network.input_scale, network.input_shift = (
+            x.to(parameter.dtype) for x in (network.input_scale, network.input_shift)
+        )

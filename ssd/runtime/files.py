@@ -154,9 +154,11 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         folder: the folder of a run. On Windows and on file systems without locks, nothing is locked.
 
     Raises:
-        ValueError: another run has locked the folder.
+        ValueError: it is a file, or another run has locked the folder.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file; choose a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file, locked_file(file, folder, "folder"):
         yield

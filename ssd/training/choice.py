@@ -21,7 +21,7 @@ SIZES = (320, 512, 640)  # sides of the input of `LIGHT` that are tried: the tim
 ENOUGH = 0.85  # least share of the objects of each class that the priors must fit; with less, the next size is tried
 FEW = 10  # a class with fewer objects does not count, unless there is no other class: one odd object is no reason
 # Mosaics show objects at half their size. They help if the priors still fit this share of them (docs/recipes.md).
-ENOUGH_HALVES = 0.4
+ENOUGH_HALVES = 0.5
 MOSAIC = 0.5  # share of the samples that are then mosaics
 
 

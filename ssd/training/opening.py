@@ -18,14 +18,18 @@ from ssd.training.budget import Budget
 from ssd.training.choice import Choice, choose_network, open_chosen
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.recipes import epochs_for, lr_for
+from ssd.training.records import CURVE, CURVE_NUMBERS, METRICS
 from ssd.training.resuming import BEST, LAST, absolute_paths, check_same, load_run
 from ssd.training.sampling import repeats_of
 from ssd.training.settings import Settings, resolved
 from ssd.training.splits import Sets, open_sets
+from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET
 from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.loading import Initial
 
 State = dict[str, Any]  # a checkpoint, which has values of many types
+# What a run writes, besides its last checkpoint.
+FILES = (BEST, CURVE, CURVE_NUMBERS, METRICS, SHEET, REPORT, REPORT_NUMBERS)
 
 
 class Opened(NamedTuple):
@@ -133,8 +137,9 @@ def _new(asked: Settings | None, out: Path, device: torch.device) -> tuple[None,
     """The settings of a new run, and the first weights of its network."""
     if (out / LAST).exists():
         raise ValueError(f"{out} already has a run: resume it, or choose another folder")
-    if (out / BEST).exists():
-        raise ValueError(f"{out / BEST} would be replaced, and there is no {LAST} to resume: choose another folder")
+    for name in FILES:
+        if (out / name).exists():
+            raise ValueError(f"{out / name} would be replaced, and there is no {LAST} to resume: choose another folder")
     if asked is None:
         raise ValueError(f"{out / LAST} does not exist, and a new run needs settings")
     # Absolute paths: the run may be resumed from another working directory.

@@ -15,7 +15,7 @@ from ssd.runtime.files import replacing
 from ssd.training.progress import COLUMNS, History
 from ssd.training.settings import Settings
 
-CURVE_NUMBERS, METRICS = "curve.csv", "metrics.json"
+CURVE, CURVE_NUMBERS, METRICS = "curve.png", "curve.csv", "metrics.json"
 AP = "AP/"  # begins the name of the list in a history that has the AP of a class, followed by the name of the class
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, nullcontext
@@ -32,12 +33,13 @@ from ssd.runtime.signals import stop_signals
 from ssd.training.average import Average
 from ssd.training.budget import Budget, Work
 from ssd.training.freezing import freeze, training_mode
-from ssd.training.opening import Opened, open_run
+from ssd.training.opening import FILES, Opened, open_run
 from ssd.training.optimizer import lr_factor, make_optimizer
 from ssd.training.progress import COLUMNS, History, Meter, completed, tensorboard_writer, validations_without_rise
 from ssd.training.recipes import eval_every_for
 from ssd.training.records import (
     AP,
+    CURVE,
     CURVE_NUMBERS,
     METRICS,
     Step,
@@ -48,13 +50,13 @@ from ssd.training.records import (
     write_metrics,
 )
 from ssd.training.resuming import BEST, LAST, TRAINED
-from ssd.training.settings import Schedule, Settings, not_negative, resolved
+from ssd.training.settings import Schedule, Settings, resolved
 from ssd.training.splits import samples_of, whole_of
 from ssd.training.step import train_step
-from ssd.training.summary import REPORT, REPORT_NUMBERS, SHEET, Closing, report
+from ssd.training.summary import REPORT, Closing, report
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
+from ssd_ext._checks import not_negative
 
-CURVE = "curve.png"
 ENDLESS = 10**9  # steps of a run while their number is not known: its schedule does not leave the first values
 LOG_EVERY = 10  # steps between two reads of the loss; each read waits for the device
 
@@ -144,8 +146,7 @@ def train(
     if resume is True and not last.exists():
         raise FileNotFoundError(f"{last}: no checkpoint to resume from")
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
-        files = (LAST, BEST, CURVE, CURVE_NUMBERS, METRICS, SHEET, REPORT, REPORT_NUMBERS)
-        for name in files if ranks.first else ():
+        for name in (LAST, *FILES) if ranks.first else ():
             discard_leftovers(Path(out) / name)
         ranks.from_first(lambda: check_report(Path(out) / REPORT))
         # Only the first process is sure to see the file.
@@ -282,8 +283,9 @@ class _Run:
             meter = Meter(self.history, bar, self.writer, self.ranks, self.scaler)
             while True:
                 if self.step and self.step % self.steps_per_epoch == 0:
-                    self.end_of_epoch(stopping)
+                    self.validate_if_due(stopping)
                     self.save_last()
+                    self.record()  # after the checkpoint: a new run refuses a folder that has only curves
                 failed = self.ranks.any([error for error in stopping if isinstance(error, Exception)])
                 if not failed and (self.step == self.total or self.out_of_patience()):
                     break
@@ -293,7 +295,7 @@ class _Run:
                         self.record()
                         self.say(
                             f"stopped at step {self.step} of {self.total or 'an unknown number'}; saved {self.last}. "
-                            f"To continue: ssd train --out {self.out} --resume"
+                            f"To continue: {shlex.join(['ssd', 'train', '--out', str(self.out), '--resume'])}"
                         )
                     why = stopping[0] if stopping else None  # None: another process was stopped
                     raise why if isinstance(why, Exception) else KeyboardInterrupt
@@ -367,8 +369,8 @@ class _Run:
         if not self.ranks.from_first(lambda: budget.measure(meter.taken, meter.seconds)):
             return
         with budget.checkpoint():
-            self.record()
             self.save_last()
+            self.record()
         held_out, test = (len(part) if part else 0 for part in (self.val_set, self.sets.test))
         work = Work(
             steps=self.steps_per_epoch,
@@ -384,8 +386,8 @@ class _Run:
         self.save_last()
         meter.start()
 
-    def end_of_epoch(self, stopping: list[int | Exception]) -> None:
-        """Validates the network if this is due and not done yet, and writes curves and numbers."""
+    def validate_if_due(self, stopping: list[int | Exception]) -> None:
+        """Validates the network at the end of an epoch, if this is due and not done yet."""
         epoch = self.step // self.steps_per_epoch
         if self.epochs is None:  # too early to know which validations are due
             due = False
@@ -400,7 +402,6 @@ class _Run:
             except Exception:
                 self.save_last()  # a run that is resumed from here validates first
                 raise
-        self.record()
 
     def out_of_patience(self) -> bool:
         """Whether the run ends early because the mAP does not rise any more; says so."""

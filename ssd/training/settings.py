@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
@@ -13,6 +14,7 @@ from ssd.networks.priors import FITTED
 from ssd.options import OVERLAP, ReadOptions, an_overlap, share
 from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
+from ssd_ext._checks import check_fields, not_negative
 
 Value = TypeVar("Value")
 Schedule = Literal["step", "onecycle", "cosine"]
@@ -24,12 +26,6 @@ def positive(value: float) -> None:
     """Raises ValueError unless the value is greater than 0."""
     if not value > 0:
         raise ValueError(f"must be > 0, got {value}")
-
-
-def not_negative(value: float) -> None:
-    """Raises ValueError unless the value is at least 0."""
-    if not value >= 0:
-        raise ValueError(f"must be >= 0, got {value}")
 
 
 def less_than_1(value: float) -> None:
@@ -86,6 +82,7 @@ class Settings:
         ValueError: batch_size must be > 0, got 0
     """
 
+    # One folder may be given as it is.
     data: Annotated[tuple[str, ...], "folders or tar archives of annotated pictures, which are joined"]
     split: Annotated[
         str | None, "split to train on (default: trainval or train, or a split with a similar name, such as train2017)"
@@ -245,6 +242,9 @@ class Settings:
     seed: Annotated[int, "seed of the initial weights, of the order of the pictures and of their augmentation"] = 0
 
     def __post_init__(self) -> None:
+        for name in ("data", "val_data"):
+            if isinstance(folder := getattr(self, name), (str, os.PathLike)):
+                self._set(name, (os.fspath(folder),))
         if self.recipe is None:
             self._set("recipe", "finetune" if self.weights else "scratch")
         for name, hint in get_type_hints(Settings, include_extras=True).items():
@@ -255,6 +255,8 @@ class Settings:
                 continue
             if choices and value not in get_args(choices[0]):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices[0]))}, got {value!r}")
+            if int in (kind, *kinds) and value != int(value):
+                raise ValueError(f"{name} must be a whole number, got {value}")
             for check in checks:
                 try:
                     check(value)
@@ -271,6 +273,10 @@ class Settings:
                 self._set(name, value)
         if not isinstance(self.loss, LossOptions):
             self._set("loss", LossOptions(**recipe["loss"] | dict(resolved(self.loss))))
+        try:
+            check_fields(self.loss_options)
+        except ValueError as error:
+            raise ValueError(f"loss.{error}") from None
         for name in VARIANCES:
             if getattr(self.loss, name) != LossOptions._field_defaults[name]:
                 raise ValueError(f"loss.{name} of a run must be {LossOptions._field_defaults[name]}")

@@ -15,6 +15,7 @@ from ssd.data.depth import Levels
 from ssd.data.findings import in_two_splits, summary, warnings
 from ssd.data.folder import SPLIT_WORDS, Folder, Root, kind_of_split
 from ssd.data.loader import Samples
+from ssd.data.members import AnyFile
 from ssd.data.mosaic import Mosaic
 from ssd.runtime.packed import Packed
 from ssd.training.settings import Settings, resolved
@@ -86,13 +87,16 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
                 raise
             notes.append(f"{test_split} will not be measured: {error}")
     notes += [f"warning: {warning}" for warning in warnings(whole)]
-    parts = {str(split or "training"): whole, str(val_split or "validation"): val, str(test_split or "test"): test}
-    pictures = {name: part.pictures for name, part in parts.items() if part is not None}
+    parts = [part for part in (whole, val, test) if part is not None]
+    pictures: dict[str, Sequence[AnyFile]] = {}
+    for role, name, part in (("training", split, whole), ("validation", val_split, val), ("test", test_split, test)):
+        if part is not None:
+            pictures[f"{name} ({role})" if name in pictures else name or role] = part.pictures
     notes += [f"warning: {warning}" for warning in in_two_splits(pictures)]
 
     classes = whole.classes
     if settings.classes is None:
-        used = set().union(*(part.used_classes for part in parts.values() if part is not None))
+        used = set().union(*(part.used_classes for part in parts))
         classes = tuple(name for name in whole.classes if name in used)
         if len(classes) < len(whole.classes):
             unused = [name for name in whole.classes if name not in used]
@@ -187,7 +191,7 @@ def choose_splits(settings: Settings, folders: Sequence[Folder] | None = None) -
 
     Raises:
         FileNotFoundError: see `ssd.data.list_splits`.
-        ValueError: several splits are possible.
+        ValueError: several splits are possible, or the test split is one of the others.
     """
     folders = folders_of(settings.data) if folders is None else folders
     known = {name for folder in folders for name in list_splits(folder)}
@@ -216,6 +220,9 @@ def choose_splits(settings: Settings, folders: Sequence[Folder] | None = None) -
     if test_split is None:
         names = _partners(own, _by_kind(known - {split, val_split}), "test")
         test_split = names[0] if len(names) == 1 else None
+    used = {split} | ({val_split} if settings.val_data is None else set())
+    if test_split is not None and test_split in used:
+        raise ValueError(f"test_split: {test_split} is already used to train or validate; choose another split")
     return {"split": split, "val_split": val_split, "test_split": test_split}
 
 

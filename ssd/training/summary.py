@@ -102,7 +102,7 @@ def _describe(
             lines.append(f"{out / SHEET}: the {drawn} worst of {len(truths)} pictures held out, beside the truth")
         lines.append(advice(results["seen"].mAP, val.mAP, bool(settings.mosaic)))
     if test is not None:
-        lines.insert(0, f"result on the split {sets.names['test_split']}, which was not used before:\n{test}")
+        lines.insert(0, f"result on the split {sets.names['test_split']}, which is measured once:\n{test}")
     if weakest := _weakest(test or val):
         lines.append(weakest)
     return Closing("\n".join(lines), test, mAP_interval)

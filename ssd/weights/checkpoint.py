@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -30,12 +31,15 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
     Args:
         path: the file to write; its folder must exist. If it ends in .safetensors, it has this format: the parameters
             as tensors, and all other entries as JSON in the metadata.
-        model: the network.
+        model: the network; of one that `torch.compile` has wrapped, the network inside is written.
         classes: names of the C-1 classes, without background.
         extra: more entries: state dicts, numbers, strings, and lists and dicts of these. For .safetensors without
-            tensors.
+            tensors. An entry cannot have the name of one that `load_checkpoint` lists.
 
     Raises:
+        ValueError: the file could not be loaded, because there are too few or too many classes, they are not a list of
+            names, the network is fused or changed in another way, or an extra entry has the name of another entry.
+            Nothing is written.
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, for example because the disk is full.
         ImportError: the file ends in .safetensors, and the package safetensors is not installed.
@@ -48,8 +52,26 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
         >>> checkpoint["network"], checkpoint["classes"], checkpoint["epoch"]
         ('ssdlite', ['cat', 'dog'], 5)
     """
-    entries = {"format": FORMAT, "network": model.name, "config": model.config, "classes": list(classes), **extra}
-    state = model.state_dict()
+    if isinstance(classes, str):
+        raise ValueError(f"{path}: classes must be a list of names, got the text {classes!r}")
+    network: Network = getattr(model, "_orig_mod", model)  # where torch.compile has wrapped it
+    state = network.state_dict()
+    own = {"format": FORMAT, "network": network.name, "config": network.config, "classes": list(classes)}
+    if taken := own.keys() & extra.keys():
+        raise ValueError(
+            f"{path}: extra entries need other names; these names belong to the checkpoint itself: "
+            f"{', '.join(sorted(taken))}"
+        )
+    try:
+        _check_parts(own | {"model": state})
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be saved: {error}") from None
+    except Exception as error:  # a network that somebody has changed can fail in any way
+        raise ValueError(
+            f"{path}: cannot be saved: the network has other parameters than a new one with its config; save it before "
+            f"it is fused or changed in another way: {' '.join(str(error).split())[:200]}"
+        ) from error
+    entries = own | extra
     if Path(path).suffix == SAFETENSORS:
         # The format takes only contiguous tensors that share no memory.
         copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
@@ -134,18 +156,35 @@ def build_model(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> Net
         ValueError: config, parameters and class names do not fit together.
     """
     try:
-        network, config, state, names = (checkpoint[name] for name in ("network", "config", "model", "classes"))
-        if len(names) != config["n_classes"] - 1 or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"expected {config['n_classes'] - 1} class names, got {str(names)[:100]}")
-        with torch.device("meta"):  # checks the shapes without allocating memory, which a wrong width could exhaust
-            build_network(network, **config).load_state_dict(state, assign=True)
-        model = build_network(network, **config)
-        model.load_state_dict(state)
+        _check_parts(checkpoint)
+        model = build_network(checkpoint["network"], **checkpoint["config"])
+        model.load_state_dict(checkpoint["model"])
         return model
     except Exception as error:  # a file by somebody else can fail in any way
         raise ValueError(
             f"{path}: its config, parameters and class names do not fit together: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def _check_parts(checkpoint: dict[str, Any]) -> None:
+    """Checks that config, parameters and class names fit together.
+
+    Raises:
+        ValueError: the number of class names is wrong, they are not strings, or an argument is out of range.
+        Exception: the parameters have other names or shapes than those of the network, or the file is damaged.
+    """
+    network, config, state, names = (checkpoint[name] for name in ("network", "config", "model", "classes"))
+    if len(names) != config["n_classes"] - 1 or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected {config['n_classes'] - 1} class names, got {str(names)[:100]}")
+    shapes = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in state.items()}
+    _bare_network(network, json.dumps(config)).load_state_dict(shapes, assign=True)
+
+
+@lru_cache(maxsize=1)  # a run saves the same network many times
+def _bare_network(name: str, config: str) -> Network:
+    """Builds a network without allocating memory, which a wrong width could exhaust; `config` is JSON."""
+    with torch.device("meta"):
+        return build_network(name, **json.loads(config))
 
 
 def read(path: str | os.PathLike[str]) -> Any:

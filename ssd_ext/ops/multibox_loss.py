@@ -17,7 +17,9 @@ from ssd_ext._checks import (
     check_row_splits,
     choices_of,
     describe,
+    from_0_to_1,
     is_floating,
+    not_negative,
 )
 from ssd_ext._op import Arguments, Context, call, op
 from ssd_ext.ops.box_coding import encode_boxes_plain
@@ -39,14 +41,15 @@ class LossOptions(NamedTuple):
         (0.5, 3.0)
     """
 
-    threshold: Annotated[float, "lowest IoU of a positive prior"] = 0.5
-    neg_pos_ratio: Annotated[float, "hard negatives per positive"] = 3.0
+    threshold: Annotated[float, "lowest IoU of a positive prior", from_0_to_1] = 0.5
+    neg_pos_ratio: Annotated[float, "hard negatives per positive", not_negative] = 3.0
     loc_loss: Annotated[Literal["l1", "smooth_l1"], "l1 as in the tutorial, smooth_l1 as in the paper"] = "l1"
     matching: Annotated[Matching, "per_prior as in the tutorial, bipartite as in Caffe, see match_priors"] = "per_prior"
     min_negatives: Annotated[
         int,
         "minimum number of hard negatives per picture; if it is above 0, pictures without objects contribute to the "
         "loss too",
+        not_negative,
     ] = 0
     center_variance: Annotated[float, "see encode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see encode_boxes"] = SIZE_VARIANCE

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssd_ext._boxes import CENTER_VARIANCE, SIZE_VARIANCE, floating, rounded_down
-from ssd_ext._checks import check_devices, check_log_scale, check_options, check_predictions, choices_of
+from ssd_ext._checks import (
+    check_devices,
+    check_log_scale,
+    check_options,
+    check_predictions,
+    choices_of,
+    from_0_to_1,
+    not_negative,
+)
 from ssd_ext._onnx import non_max_suppression
 from ssd_ext._op import call, op
 from ssd_ext._order import best_first
@@ -34,11 +42,11 @@ class DetectionOptions(NamedTuple):
         (0.45, 200)
     """
 
-    min_score: Annotated[float, "keep only detections with a score above this"] = 0.01
-    max_overlap: Annotated[float, "highest IoU of two detections of one class"] = 0.45
-    top_k: Annotated[int, "maximum number of detections per picture"] = 200
+    min_score: Annotated[float, "keep only detections with a score above this", from_0_to_1] = 0.01
+    max_overlap: Annotated[float, "highest IoU of two detections of one class", from_0_to_1] = 0.45
+    top_k: Annotated[int, "maximum number of detections per picture", not_negative] = 200
     pre_nms_top_k: Annotated[
-        int | None, "maximum number of candidates for NMS per picture and class (default: all)"
+        int | None, "maximum number of candidates for NMS per picture and class (default: all)", not_negative
     ] = None
     center_variance: Annotated[float, "see decode_boxes"] = CENTER_VARIANCE
     size_variance: Annotated[float, "see decode_boxes"] = SIZE_VARIANCE

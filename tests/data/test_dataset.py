@@ -291,3 +291,21 @@ def test_pictures_of_unreadable_formats_are_noted(tmp_path):
     (tmp_path / "JPEGImages" / "b.dng").write_bytes(b"anything")
     (note,) = open_dataset(tmp_path).notes
     assert note == "JPEGImages/b.dng: the picture cannot be read here: convert it to JPEG or PNG"
+
+
+def test_a_part_takes_indices_as_a_list_does(tmp_path):
+    for number in range(3):
+        add_picture(tmp_path, f"{number}", [("x", 10, 10, 20, 20 + i) for i in range(number + 1)])
+    dataset = VOCDataset(tmp_path)
+    part = dataset.part([-1, 0])
+    assert [path.name for path in part.pictures] == ["2.jpg", "0.jpg"]
+    assert [len(part[i][1]["boxes"]) for i in range(2)] == [3, 1]
+    for wrong in (3, -4):
+        with pytest.raises(IndexError):
+            dataset.part([wrong])
+
+
+def test_classes_that_have_objects_cannot_be_left_out(pair):
+    dataset = VOCDataset(pair)
+    with pytest.raises(ValueError, match=f"classes: {dataset.classes[1]} is missing, and has objects"):
+        dataset.with_classes(dataset.classes[:1])

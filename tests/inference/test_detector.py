@@ -1,5 +1,6 @@
 """`ssd.Detector`: what it opens, what it takes for a picture, what it gives, in threads and in little memory."""
 
+import io
 import itertools
 import json
 import threading
@@ -69,6 +70,21 @@ def test_options_are_those_given_over_what_is_worth_looking_at(weights):
         ssd.Detector.load("none.pt")
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"classes": CLASSES[:-1]}, r"the network has \d classes and the background, got \d names"),
+        ({"classes": "abc"}, "classes must be a list of names, got the text 'abc'"),
+        ({"options": DetectionOptions(min_score=float("nan"))}, "min_score must be from 0 to 1, got nan"),
+        ({"options": DetectionOptions(max_overlap=2)}, "max_overlap must be from 0 to 1, got 2"),
+        ({"options": DetectionOptions(score="tanh")}, "score must be one of softmax, sigmoid, got 'tanh'"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_named(detector, given, named):
+    with pytest.raises(ValueError, match=named):
+        ssd.Detector(detector.model, **{"classes": CLASSES} | given)
+
+
 def test_every_kind_of_picture_is_the_same(detector, files):
     path = files[2]
     expected = detector(path)
@@ -80,8 +96,11 @@ def test_every_kind_of_picture_is_the_same(detector, files):
     with Image.open(path) as picture:
         kinds = [str(path), picture, picture.convert("L"), PictureFile(path), pixels, array, read_only, array[:, :, 0]]
         kinds += [array[:, :, ::-1], pixels.flip(0)]  # grey, so that blue may come first
+        kinds += [path.read_bytes(), io.BytesIO(path.read_bytes())]
         for image in kinds:
             assert_same(detector(image), expected)
+    with open(path, "rb") as file:
+        assert_same(detector(file), expected)
     assert detector(path).picture.path == path
     assert detector(pixels).picture.path is None
     assert (detector(array).picture.width, detector(array).picture.height) == (230, 210)
@@ -201,7 +220,7 @@ def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
     ("image", "error", "named"),
     [
         (5, TypeError, "got int"),
-        (b"photo.jpg", TypeError, "got bytes"),
+        (b"photo.jpg", ImageReadError, "cannot read the picture: cannot identify image file"),
         ([None], TypeError, "got NoneType"),
         (np.zeros((4, 5, 4), np.uint8), ValueError, r"an array must be \(H, W, 3\) or .* got \(4, 5, 4\) uint8"),
         (np.zeros((4, 5, 3)), ValueError, r"got \(4, 5, 3\) float64"),

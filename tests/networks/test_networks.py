@@ -58,6 +58,16 @@ def test_a_prediction_for_each_prior(case):
         model(torch.zeros(2, 3, 100, 100))
 
 
+def test_images_must_be_floating_point(case):
+    """Some networks would take pixels of 0..255, and find nothing right."""
+    _, model, images, _ = case
+    for dtype in (torch.uint8, torch.int64, torch.bool):
+        with pytest.raises(ValueError, match=f"images must be floating-point, got {dtype}: divide pixels by 255, "):
+            model(images.to(dtype))
+    with pytest.raises(ValueError, match="images must be floating-point"):
+        torch.compile(model, backend="eager")(images.to(torch.uint8))
+
+
 def test_a_fused_network_predicts_the_same_without_batch_norm(case):
     name, model, images, expected = case
     fused = copy.deepcopy(model).fuse()
@@ -82,6 +92,25 @@ def test_the_config_rebuilds_the_network(case):
     bare = bare.to_empty(device="cpu").eval()
     bare.load_state_dict(model.state_dict())
     assert torch.equal(bare.priors_cxcy, model.priors_cxcy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_network_without_memory_takes_over_a_state_dict(case, dtype):
+    name, model, images, _ = case
+    model = copy.deepcopy(model).to(dtype)
+    with torch.device("meta"):
+        bare = nn.Sequential(build_network(name, **model.config)).eval()
+        inside = build_network(name, **model.config).eval()
+        inside.load_state_dict(model.state_dict(), assign=True)
+    bare.load_state_dict({f"0.{key}": value for key, value in model.state_dict().items()}, assign=True)
+    for again in (bare[0], inside):
+        assert torch.equal(again.priors_cxcy, model.priors_cxcy)
+        with torch.no_grad():
+            for ours, expected in zip(again(images.to(dtype)), model(images.to(dtype)), strict=True):
+                assert torch.equal(ours, expected)
+    priors = model.priors_cxcy
+    model.load_state_dict(bare[0].state_dict(), assign=True)
+    assert model.priors_cxcy is priors  # only missing values are computed
 
 
 def test_options_are_arguments(case):

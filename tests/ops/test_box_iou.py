@@ -167,3 +167,103 @@ def test_an_unknown_form_is_named():
 def test_batches_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"boxes1 is \(2, 3, 4\) float32, boxes2 is \(5, 1, 4\) float32"):
         ssd_ext.box_iou(torch.zeros(2, 3, 4), torch.zeros(5, 1, 4))
+
+
+# Above and below the limits up to which the formula is applied to all images at once.
+BATCHES = [(12, 9, 7), (12, 40, 40), (9, 9, 7), (3, 9, 7), (12, 0, 7), (2, 100, 90)]
+
+
+def hostile_batches(b, n, m, dtype):
+    """With boxes that touch, coincide, are infinite, NaN or inverted."""
+    first = torch.stack([(adv.grid_boxes, adv.hostile_boxes)[i % 2](n, i) for i in range(b)])
+    second = torch.stack([(adv.grid_boxes, adv.hostile_boxes)[i // 2 % 2](m, 100 + i) for i in range(b)])
+    return first.to(dtype), second.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", BATCHES, ids=str)
+def test_a_batch_equals_its_images(sizes, dtype, monkeypatch, device):
+    monkeypatch.setattr("ssd_ext.ops.box_iou.SMALL_PAIRS", 5 * 9 * 7)  # in parts of 5 images
+    a, b = (x.to(device) for x in hostile_batches(*sizes, dtype))
+    single = torch.stack([ssd_ext.box_iou(*pair) for pair in zip(a, b, strict=True)])
+    result = ssd_ext.box_iou(a, b)
+    assert result.dtype == single.dtype
+    same(result, single.cpu())
+    same(ssd_ext.box_iou(a.clone().requires_grad_(), b).detach(), single.cpu())
+    same(ssd_ext.box_iou(a[:, None], b)[1, -1], ssd_ext.box_iou(a[1], b[-1]).cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", BATCHES, ids=str)
+def test_gradients_of_a_batch_equal_those_of_its_images(sizes, dtype, monkeypatch, device):
+    monkeypatch.setattr("ssd_ext.ops.box_iou.SMALL_PAIRS", 5 * 9 * 7)
+    a, b = (x.to(device) for x in hostile_batches(*sizes, dtype))
+    grad = torch.randn(sizes, generator=adv.generator(0)).to(device, torch.promote_types(dtype, torch.float32))
+    single = [gradients(*image) for image in zip(a, b, grad, strict=True)]
+    for ours, theirs in zip(gradients(a, b, grad), map(torch.stack, zip(*single, strict=True)), strict=True):
+        close(ours, theirs)
+    # One image for all: its gradient is the sum.
+    ours = gradients(a[:1], b, grad)[0]
+    theirs = sum(gradients(a[0], *image)[0].double() for image in zip(b, grad, strict=True))[None]
+    close(ours, theirs.to(dtype))
+
+
+def close(ours, theirs):
+    """The same sums of up to 100 terms, perhaps in another order: apart by some roundings of the largest.
+
+    NaN is equal to NaN: a box whose area is a subnormal number has an infinite gradient.
+    """
+    largest = max(theirs[theirs.isfinite()].abs().tolist(), default=0)
+    assert_close(ours, theirs, rtol=0, atol=10 * largest * torch.finfo(ours.dtype).eps, equal_nan=True)
+
+
+def test_gradients_of_a_batch_are_zero_where_nothing_overlaps(device):
+    bad = torch.tensor([*adv.NOT_BOXES, (5.0, 5.0, 6.0, 6.0)], device=device)
+    good = torch.tensor([(0.0, 0.0, 1.0, 1.0), (1.0, 0.0, 2.0, 1.0)], device=device)
+    for pair in ((bad, good), (good, bad), (good[:1], good[1:])):
+        for grad in gradients(*(boxes.expand(20, *boxes.shape).clone() for boxes in pair)):
+            assert not grad.any()
+
+
+def test_many_small_images_need_no_call_for_each(monkeypatch):
+    def fail(*_):
+        raise AssertionError("the op was called")
+
+    monkeypatch.setattr("ssd_ext.ops.box_iou.call", fail)
+    boxes = adv.random_boxes(5)
+    assert ssd_ext.box_iou(boxes.expand(1000, 5, 4), boxes).shape == (1000, 5, 5)
+    few = boxes.expand(2, 5, 4).clone().requires_grad_()
+    assert ssd_ext.box_iou(few, boxes).requires_grad
+    large = adv.random_boxes(100).expand(20, 100, 4).clone()
+    for arguments in ((few.detach(), boxes), (large, large), (large.requires_grad_(), large)):
+        with pytest.raises(AssertionError, match="the op was called"):
+            ssd_ext.box_iou(*arguments)
+
+
+def test_gradcheck_of_a_batch(device):
+    a, b = (torch.stack([adv.random_boxes(n, i) for i in range(3)]) for n in (4, 5))
+    a, b = (x.to(device, torch.float64).requires_grad_() for x in (a, b + 0.001))
+    assert torch.autograd.gradcheck(ssd_ext.box_iou, (a, b))
+    assert torch.autograd.gradgradcheck(ssd_ext.box_iou, (a, b))
+
+
+@pytest.mark.parametrize("shapes", [((0, 3, 4), (5, 4)), ((2, 0, 3, 4), (1, 5, 4))], ids=str)
+def test_an_empty_batch_has_gradients(shapes, device):
+    boxes = [torch.rand(shape, device=device).requires_grad_() for shape in shapes]
+    grads = torch.autograd.grad(ssd_ext.box_iou(*boxes).sum(), boxes)
+    assert [grad.shape for grad in grads] == [x.shape for x in boxes]
+    assert not any(grad.any() for grad in grads)
+
+
+def test_a_graph_gets_the_op(device):
+    """Only the op is sure to keep its bits in a graph."""
+    a, b = (x.to(device) for x in hostile_batches(12, 9, 7, torch.float32))
+    traced = torch.compile(ssd_ext.box_iou, backend="aot_eager", fullgraph=True)
+    same(traced(a, b), ssd_ext.box_iou(a, b).cpu())
+
+    class Pairs(torch.nn.Module):
+        def forward(self, a, b):
+            return ssd_ext.box_iou(a, b)
+
+    graph = torch.export.export(Pairs(), (a, b)).graph
+    assert sum(node.target is torch.ops.ssd_ext.box_iou.default for node in graph.nodes) == 12

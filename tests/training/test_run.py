@@ -189,6 +189,13 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
     best = (tmp_path / "run" / "best.pt").read_bytes()
     with pytest.raises(ValueError, match=r"best\.pt would be replaced"):
         run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "metrics.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"metrics\.json would be replaced"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "notes")
+    with pytest.raises(ValueError, match=r"metrics\.json: is a file; choose a folder"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "notes" / "metrics.json")
+    assert (tmp_path / "notes" / "metrics.json").read_text() == "mine"
     for folder in ("run", "elsewhere"):
         with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
             run(None, tmp_path / folder, resume=True)

@@ -50,9 +50,20 @@ def test_one_of_bf16_and_fp16():
     [
         *({"schedule": "linear"}, {"epochs": 0}, {"lr": -1.0}, {"batch_size": 0}, {"warmup": -1}, {"width": math.nan}),
         *({"minutes": 0.0}, {"freeze": -1}, {"lr_backbone": 0.0}, {"patience": -1}, {"ema": 1.0}),
-        *({"repeat_factor": -0.1}, {"mosaic": -0.1}, {"mosaic": 1.1}),
+        *({"repeat_factor": -0.1}, {"mosaic": -0.1}, {"mosaic": 1.1}, {"epochs": 1.5}),
     ],
 )
 def test_bad_settings_name_themselves(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
         Settings(("x",), **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"loc_loss": "l2"}, {"threshold": 7}])
+def test_bad_options_of_the_loss_name_themselves(wrong):
+    with pytest.raises(ValueError, match=rf"loss\.{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
+        Settings(("x",), loss=wrong)
+
+
+def test_one_folder_may_be_given_as_it_is(tmp_path):
+    settings = Settings("pictures", val_data=tmp_path)
+    assert (settings.data, settings.val_data) == (("pictures",), (str(tmp_path),))

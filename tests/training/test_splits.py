@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 from PIL import Image
@@ -168,3 +169,17 @@ def test_an_overlap_needs_tiles():
         Settings(("a",), overlap=0.5)
     with pytest.raises(ValueError, match=r"overlap must be from 0 to 0\.9, got 0\.95"):
         Settings(("a",), tiles=100, overlap=0.95)
+
+
+@pytest.mark.parametrize("used", [{}, {"val_split": "test"}])
+def test_the_test_split_is_not_trained_or_validated_on(shapes, used):
+    test_split = used.get("val_split", "train")
+    with pytest.raises(ValueError, match=f"test_split: {test_split} is already used to train or validate"):
+        open_sets(Settings((shapes,), split="train", test_split=test_split, **used))
+
+
+def test_copies_are_found_though_the_splits_have_one_name(shapes, tmp_path):
+    copied = shutil.copytree(shapes, tmp_path / "copied")
+    sets = open_sets(Settings((shapes,), split="train", val_data=(str(copied),), val_split="train"))
+    (line,) = [note for note in sets.notes if "pictures that are in" in note]
+    assert line.startswith("warning: pictures that are in train and in train (validation): 7, such as ")

@@ -37,7 +37,7 @@ def test_the_closing_lines_and_the_sheet(tmp_path):
     settings = Settings((str(tmp_path / "data"),), held_out=0.4, bf16=False)
     sets = open_sets(settings)
     text, test, mAP_interval = report(model, sets, settings, tmp_path / "best.pt", workers=0)
-    assert text.startswith("result on the split test, which was not used before:\n")
+    assert text.startswith("result on the split test, which is measured once:\n")
     assert f"{tmp_path / 'report.html'}: the report on split test, for a browser" in text
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert (numbers["mAP"], numbers["part"], numbers["n_pictures"]) == (test.mAP, "split test", 2)

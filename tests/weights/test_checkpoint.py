@@ -1,17 +1,21 @@
 """Checkpoints: what they keep, older ones, and damage."""
 
+import copy
+import random
 import re
 import sys
 from dataclasses import replace
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from initial_weights import initial_model
 
-from ssd import load_weights
+from ssd import build_network, load_weights
 from ssd.networks.ssd300 import SSD300
+from ssd.runtime.device import compile_network
 from ssd.weights.checkpoint import levels_of, load_checkpoint, save_checkpoint
 
 
@@ -26,6 +30,62 @@ def test_a_checkpoint_keeps_priors_and_input(tmp_path):
     assert load_weights(tmp_path / "voc.pt", classes=["c", "d"], device="cpu")[1] == ("c", "d")
     with pytest.raises(ValueError, match=r"voc\.pt: has 2 classes, got 1 names"):
         load_weights(tmp_path / "voc.pt", classes=["c"])
+
+
+NOT_LOADABLE = {
+    "text": ("ab", False, {}, "classes must be a list of names, got the text 'ab'"),
+    "number": (["a"], False, {}, r"expected 2 class names, got ['a']"),
+    "names": (["a", 2], False, {}, r"expected 2 class names, got ['a', 2]"),
+    "fused": (["a", "b"], True, {}, "the network has other parameters than a new one with its config; save it before"),
+    "format": (["a", "b"], False, {"format": 1}, "these names belong to the checkpoint itself: format"),
+    "own": (["a", "b"], False, {"network": "x", "config": {}}, "these names belong to the checkpoint itself: config, "),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(("classes", "fused", "extra", "says"), NOT_LOADABLE.values(), ids=NOT_LOADABLE.keys())
+def test_what_could_not_be_loaded_is_not_written(tmp_path, suffix, classes, fused, extra, says):
+    model = SSD300(3, width=0.01, batch_norm=True)
+    path = tmp_path / f"a{suffix}"
+    save_checkpoint(path, model, ["a", "b"])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"a\{suffix}: .*{re.escape(says)}"):
+        save_checkpoint(path, model.fuse() if fused else model, classes, **extra)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_network_in_another_form_is_saved_as_it_was(tmp_path, suffix):
+    """In training, networks are compiled, and their batch norms are synchronised between processes."""
+    model = SSD300(3, width=0.01, batch_norm=True)
+    compiled = copy.deepcopy(model)
+    compile_network(compiled, dynamic=True)
+    forms = {
+        "wrapped": torch.compile(model),
+        "compiled": compiled,
+        "synchronised": torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)),
+    }
+    state = model.state_dict()
+    for name, network in forms.items():
+        save_checkpoint(tmp_path / f"{name}{suffix}", network, ["a", "b"])
+        again, classes = load_weights(tmp_path / f"{name}{suffix}", device="cpu")
+        assert classes == ("a", "b")
+        assert type(again) is SSD300
+        assert again.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["ssd300", "ssdlite", "resnet34", "timm:mobilenetv3_small_050"])
+def test_saving_draws_no_random_numbers(tmp_path, name):
+    """Else it would matter for the result of a run how often it is saved."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="no timm: pip install 'ssd-ext[timm]'")
+    model = build_network(name, 2, **({"width": 0.1} if name.startswith("ssd") else {}))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    save_checkpoint(tmp_path / "a.pt", model, ["a"])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
 def test_checkpoints_of_the_first_format_load(tmp_path):
