@@ -66,7 +66,7 @@ napoleon_use_ivar = True
 
 # No inventory of another package is read, so that the site can be built without internet.
 nitpick_ignore_regex = [
-    ("py:class", r"(torch|torchvision|numpy|np|PIL|collections|os|pathlib)\..+"),  # of other packages
+    ("py:class", r"(torch|torchvision|numpy|np|PIL|collections|io|os|pathlib)\..+"),  # of other packages
     ("py:class", r"ssd\..+|[A-Z]\w+"),  # types of arguments that are not public, and their short names
 ]
 

@@ -167,7 +167,7 @@ def fit_to_data(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Seq
     share = share_with_prior(halved, resolved(choice.priors), settings.loss_options.threshold)
     if share < ENOUGH_HALVES:
         return choice._replace(settings=replace(settings, mosaic=0.0))
-    halves = f"its priors fit {share:.0%} of the objects at half their size"
+    halves = f"the priors fit {share:.0%} of the objects at half their size"
     return choice._replace(settings=replace(settings, mosaic=MOSAIC), halves=halves)
 
 

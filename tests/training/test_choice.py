@@ -200,7 +200,7 @@ def test_mosaics_need_objects_that_fit_at_half_their_size(size, side, given, mos
     its = choice.fit_to_data(chosen(size=size, mosaic=given), objects, ("it",))
     assert its.settings.mosaic == mosaic
     lines = [line for line in its.notes if line.startswith("mosaic")]
-    expected = [r"mosaic 0\.5: its priors fit \d+% of the objects at half their size \(--mosaic overrides this\)"]
+    expected = [r"mosaic 0\.5: the priors fit \d+% of the objects at half their size \(--mosaic overrides this\)"]
     assert len(lines) == (given is None and mosaic > 0)
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines, strict=False))
     assert not its.waits
