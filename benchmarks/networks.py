@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssd.data.loader import Batch
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network, build_network, network_class
 from ssd.runtime.device import pick_device, place

@@ -30,7 +30,7 @@ from test_bench_network import (
 from torch import Tensor
 
 from ssd.export import FORMATS, DetectionProgram, Metadata
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd_ext import DetectionOptions
 
 N_CALIBRATION = 16  # pictures; accuracy is not measured

@@ -25,7 +25,8 @@ from torchvision.io import decode_image
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
 from ssd.data.loader import Batch
-from ssd.inference.detector import Detector, predict_padded
+from ssd.inference.detector import Detector
+from ssd.inference.prediction import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks import DEFAULT, Network, build_network, network_class
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD

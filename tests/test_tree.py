@@ -51,6 +51,7 @@ UNTESTED = {
     "data/torchvision_recipe.py": "data/test_augmentation.py runs its tests with both recipes",
     "networks/network.py": "networks/test_networks.py, which runs over all networks",
     "networks/layers.py": "networks/test_ssd300.py, whose layers they are",
+    "inference/prediction.py": "inference/test_detector.py and export/test_program.py, which compare with its results",
     "training/opening.py": "training/test_run.py and training/test_choice.py, which start runs",
     "training/resuming.py": "training/test_run.py and training/test_interruptions.py, which resume runs",
     "options.py": "only names, types and defaults; data/test_dataset.py has what they do",

@@ -362,7 +362,7 @@ def prepared_training(width: float, images: int, bf16: bool, *flags: str) -> Cal
 
 def prepared_inference(width: float, images: int, bf16: bool, *flags: str) -> Callable:
     """Inference; the only flag is "compile"."""
-    from ssd.inference.detector import predict_padded
+    from ssd.inference.prediction import predict_padded
     from ssd.runtime.device import compile_network
 
     run = Training(width, images, bf16, recipe=False)

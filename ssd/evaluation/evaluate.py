@@ -19,7 +19,8 @@ from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
 from ssd.evaluation.coco import CocoOptions
 from ssd.evaluation.voc import EvalResult
-from ssd.inference.detector import Detector, Predict, predictor
+from ssd.inference.detector import Detector
+from ssd.inference.prediction import Predict, predictor
 from ssd.networks import Network
 from ssd.runtime.packed import Packed, splits_of
 from ssd.runtime.processes import ALONE, Ranks
@@ -85,7 +86,7 @@ def evaluate(
 
     Args:
         model: the network, which runs on the device of its parameters and is put into evaluation mode; or a function
-            that detects, see `ssd.inference.detector.predictor`.
+            that detects, see `ssd.inference.prediction.predictor`.
         dataset: samples (image, target), as from `ssd.data.open_dataset` with `EvalTransform`.
         classes: the C-1 class names without background.
         options: see `ssd_ext.DetectionOptions`.

@@ -97,7 +97,7 @@ FORMATS: dict[str, Format] = {
 
 
 class Exported:
-    """A loaded file: a function from pictures to padded detections, like `ssd.inference.detector.predict_padded`.
+    """A loaded file: a function from pictures to padded detections, like `ssd.inference.prediction.predict_padded`.
 
     Args:
         program: takes images in the dtype of the file; returns boxes, labels, scores and counts.

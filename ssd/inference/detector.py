@@ -4,54 +4,41 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from os import PathLike
-from typing import Any, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ssd.data.augmentation import EvalTransform
-from ssd.data.colour import to_input
 from ssd.data.depth import Levels
 from ssd.data.large_tiff import LargeTiff, large_tiff
 from ssd.data.loader import worker_count
 from ssd.data.reading import AnyImage, Picture, PictureFile, as_picture
 from ssd.data.tiles import View, check_tiles, views
-from ssd.detection import Found, Padded, bounded, unpad
+from ssd.detection import Found, unpad
 from ssd.fusion import weighted_box_fusion
 from ssd.inference.detections import Detections
+from ssd.inference.prediction import Program, fused_network, predictor
 from ssd.inference.selection import Selection
 from ssd.inference.tiles import InView, in_view, merge
 from ssd.networks import Network
 from ssd.options import OVERLAP
-from ssd.runtime.device import autocast, compile_network, pick_device, place
+from ssd.runtime.device import compile_network, pick_device
 from ssd.runtime.threads import ReadAhead, in_threads
-from ssd.weights.checkpoint import build_model, levels_of
+from ssd.weights.checkpoint import levels_of
 from ssd.weights.hub import local_file
 from ssd.weights.loading import open_weights
-from ssd_ext import DetectionOptions, nms, postprocess_detections
+from ssd_ext import DetectionOptions, nms
 from ssd_ext._checks import check_fields
 
 SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
 
-Predict = Callable[[Tensor], Padded]  # takes prepared pictures and returns the same as `predict_padded`
 OneImage = TypeVar("OneImage", bound=AnyImage)
 ONE_PICTURE = str, bytes, io.IOBase, np.ndarray, Tensor  # types that can be iterated over, but are one picture
 OnError = Callable[[Exception], None]
-
-
-class Program(Protocol):
-    """The type of functions that detect objects with options of their own, such as the result of `ssd.export.load`."""
-
-    @property
-    def input_size(self) -> int:
-        """Side of the images in pixels."""
-
-    def __call__(self, images: Tensor) -> Padded:
-        """Takes prepared images (B, 3, input_size, input_size) uint8, returns the same as `predict_padded`."""
 
 
 class _Part(NamedTuple):
@@ -441,53 +428,3 @@ class Detector:
             kept = nms(found.boxes, found.scores, self.options.max_overlap)
             found = Found(*(column[kept] for column in found))
         return Detections(picture, *found, self.classes)
-
-
-def fused_network(checkpoint: dict[str, Any], path: str | PathLike[str], device: torch.device) -> Network:
-    """Returns the network of a checkpoint as all detection uses it: see `Network.fuse`.
-
-    Args:
-        checkpoint: see `ssd.weights.checkpoint.load_checkpoint`.
-        path: where it comes from, for errors.
-        device: where the network runs.
-    """
-    return place(build_model(checkpoint, path).fuse(), device)
-
-
-def predictor(
-    model: Network | Predict, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
-) -> Predict:
-    """Returns a function that detects objects in prepared pictures.
-
-    Args:
-        model: the network, see `predict_padded`; or a function that detects, such as the result of `ssd.export.load`.
-            A function is returned as it is, and the other arguments have no effect.
-        options, bf16: see `predict_padded`.
-    """
-    return partial(predict_padded, model, options=options, bf16=bf16) if isinstance(model, nn.Module) else model
-
-
-@torch.inference_mode()
-def predict_padded(
-    model: nn.Module, images: Tensor, options: DetectionOptions = DetectionOptions(), *, bf16: bool | None = None
-) -> Padded:
-    """Runs a network on prepared pictures, on the device of its parameters; does not wait for a GPU.
-
-    Args:
-        model: the network; it is put into evaluation mode.
-        images: (B, 3, input_size, input_size) RGB: uint8 as from `EvalTransform`, or floating-point and normalised as
-            by `to_input`.
-        options: see `ssd_ext.DetectionOptions`.
-        bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
-
-    Returns:
-        Boxes (B, K, 4) xyxy in fractions of the image, labels (B, K), scores (B, K) and counts (B,), as from
-        `ssd_ext.postprocess_detections`. K is `options.top_k`, or the number of candidates if that is smaller.
-    """
-    model.eval()
-    priors_cxcy = model.get_buffer("priors_cxcy")
-    device = priors_cxcy.device
-    images = to_input(images.to(device, non_blocking=True))
-    with autocast(device, bf16):
-        offsets, logits = model(place(images, device))
-    return postprocess_detections(offsets, logits, priors_cxcy, bounded(options, *logits.shape[1:]))

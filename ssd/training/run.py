@@ -22,7 +22,7 @@ from ssd.data.loader import Batch, steps_per_epoch, train_loader, worker_count
 from ssd.drawing import plot_curves
 from ssd.evaluation.evaluate import evaluate
 from ssd.evaluation.report import check_report
-from ssd.inference.detector import fused_network
+from ssd.inference.prediction import fused_network
 from ssd.loss import MultiBoxLoss
 from ssd.networks import Network
 from ssd.runtime.device import compile_network, pick_device, place, same_bits

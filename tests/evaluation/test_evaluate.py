@@ -26,7 +26,7 @@ from ssd.data.shapes import write_shapes
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation.coco import CocoResult
 from ssd.evaluation.evaluate import EvalResult, evaluate
-from ssd.inference.detector import Predict
+from ssd.inference.prediction import Predict
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
 from ssd_ext import DetectionOptions

@@ -20,7 +20,8 @@ from ssd import load_weights
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
 from ssd.export import FORMATS, Metadata, export, load
-from ssd.inference.detector import Detector, predict_padded
+from ssd.inference.detector import Detector
+from ssd.inference.prediction import predict_padded
 from ssd.weights.checkpoint import build_model, save_checkpoint
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions

@@ -7,7 +7,7 @@ import torch
 
 from ssd import load_weights
 from ssd.export import export, load
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd_ext import DetectionOptions
 
 OPTIONS = DetectionOptions(min_score=0.3, top_k=50)

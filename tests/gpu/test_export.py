@@ -7,7 +7,7 @@ from compare import needs_gpu
 pytest.importorskip("torchvision")
 from ssd import load_weights
 from ssd.export import export, load
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions

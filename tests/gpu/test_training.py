@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 pytest.importorskip("torchvision")
 from ssd.data.colour import colour_matrix
 from ssd.data.loader import Batch, collate
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd.loss import MultiBoxLoss
 from ssd.networks.ssd300 import SSD300
 from ssd.training.optimizer import make_optimizer

@@ -13,7 +13,7 @@ from ssd import load_weights
 from ssd.boxes import xy_to_cxcy
 from ssd.data.colour import to_input
 from ssd.detection import unpad
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd.networks.network import IMAGENET_MEAN
 from ssd.networks.ssdlite import SSDLite, SSDLite320
 from ssd.weights.loading import open_initial

@@ -17,7 +17,7 @@ from ssd import load_weights
 from ssd.cli import main
 from ssd.data.colour import to_input
 from ssd.detection import unpad
-from ssd.inference.detector import predict_padded
+from ssd.inference.prediction import predict_padded
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from ssd.networks.priors import make_priors
 from ssd.networks.ssd300 import SSD300
