@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -98,10 +99,19 @@ def from_0_to_1(value: float) -> None:
         raise ValueError(f"must be from 0 to 1, got {value}")
 
 
+def check_value(name: str, value: Any, *checks: Callable[[Any], object]) -> None:  # a check knows the type
+    """Calls checks that raise ValueError, and puts the name before their message."""
+    try:
+        for check in checks:
+            check(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
 def check_not_negative(**numbers: float | None) -> None:
     for name, value in numbers.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
+        if value is not None:
+            check_value(name, value, not_negative)
 
 
 def check_log_scale(max_log_scale: float | None) -> None:
@@ -139,11 +149,8 @@ def check_fields(options: NamedTuple) -> None:
         check_choice(name, getattr(options, name), allowed)
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
-        for check in filter(callable, get_args(hint)[1:]) if value is not None else ():
-            try:
-                check(value)
-            except ValueError as error:
-                raise ValueError(f"{name} {error}") from None
+        if value is not None:
+            check_value(name, value, *filter(callable, get_args(hint)[1:]))
 
 
 def check_options(options: Options, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:

@@ -226,7 +226,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             IndexError: there is no such picture.
         """
         part = copy.copy(self)
-        indices = [range(len(self))[i] for i in indices]
+        every = range(len(self))
+        indices = [every[i] for i in indices]
         chosen = torch.tensor(indices, dtype=torch.int64)
         part.pictures, part.files = self.pictures.take(indices), self.files.take(indices)
         part._headers, part._image_ids = self._headers[chosen.numpy()], pack_ids([self._image_ids[i] for i in indices])
@@ -282,7 +283,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
             ValueError: a class that has objects is missing.
         """
         if lacking := sorted(self.used_classes.difference(classes)):
-            raise ValueError(f"classes: {', '.join(lacking)} is missing, and has objects")
+            raise ValueError(f"classes must have all that have objects; these are missing: {', '.join(lacking)}")
         number = torch.tensor([0, *(classes.index(name) + 1 if name in classes else 0 for name in self.classes)])
         view = copy.copy(self)
         view.classes = tuple(classes)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssd.options import OVERLAP, an_overlap
 from ssd.runtime.packed import Packed
+from ssd_ext._checks import check_value
 
 View = tuple[int, int, int, int]  # edges x0, y0, x1, y1 of a part of a picture, in pixels
 
@@ -17,10 +18,7 @@ def check_tiles(tiles: int | None, overlap: float) -> None:
     """Raises ValueError unless these can be `tiles` and `overlap` of `ssd.Detector`."""
     if tiles is not None and tiles < 0:
         raise ValueError(f"tiles must be a side in pixels, or 0 for the input size of the network, got {tiles}")
-    try:
-        an_overlap(overlap)
-    except ValueError as error:
-        raise ValueError(f"overlap {error}") from None
+    check_value("overlap", overlap, an_overlap)
 
 
 def views(width: int, height: int, size: int, overlap: float = OVERLAP) -> list[View]:

@@ -55,7 +55,7 @@ from ssd.training.splits import samples_of, whole_of
 from ssd.training.step import train_step
 from ssd.training.summary import REPORT, Closing, report
 from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
-from ssd_ext._checks import not_negative
+from ssd_ext._checks import check_value, not_negative
 
 ENDLESS = 10**9  # steps of a run while their number is not known: its schedule does not leave the first values
 LOG_EVERY = 10  # steps between two reads of the loss; each read waits for the device
@@ -138,10 +138,7 @@ def train(
     n_workers = worker_count(workers, on)
     if resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", got {resume!r}')
-    try:
-        not_negative(save_every)
-    except ValueError as error:
-        raise ValueError(f"save_every {error}") from None
+    check_value("save_every", save_every, not_negative)
     last = Path(out) / LAST
     if resume is True and not last.exists():
         raise FileNotFoundError(f"{last}: no checkpoint to resume from")

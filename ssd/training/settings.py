@@ -14,7 +14,7 @@ from ssd.networks.priors import FITTED
 from ssd.options import OVERLAP, ReadOptions, an_overlap, share
 from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
-from ssd_ext._checks import check_fields, not_negative
+from ssd_ext._checks import check_fields, check_value, not_negative
 
 Value = TypeVar("Value")
 Schedule = Literal["step", "onecycle", "cosine"]
@@ -257,11 +257,7 @@ class Settings:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices[0]))}, got {value!r}")
             if int in (kind, *kinds) and value != int(value):
                 raise ValueError(f"{name} must be a whole number, got {value}")
-            for check in checks:
-                try:
-                    check(value)
-                except ValueError as error:
-                    raise ValueError(f"{name} {error}") from None
+            check_value(name, value, *checks)
         if self.tiles is None and self.overlap != OVERLAP:
             raise ValueError(f"overlap {self.overlap} is the overlap of tiles; give tiles too, or leave it out")
         if self.fp16 and self.bf16:
