@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 LARGEST_OVERLAP = 0.9
@@ -26,6 +27,19 @@ def share(value: float) -> None:
         raise ValueError(f"must be from 0 to 1, got {value}")
 
 
+def some_classes(names: Sequence[str]) -> None:
+    """Raises ValueError unless there is at least one name."""
+    if isinstance(names, str) or not names:
+        raise ValueError(f"must be a list of at least one class, got {names!r}")
+
+
+def check_known(option: str, names: Iterable[str], classes: Sequence[str]) -> None:
+    """Raises ValueError if a name in the value of an option is not one of the classes, which the message lists."""
+    if unknown := [name for name in dict.fromkeys(names) if name not in classes]:
+        named = ", ".join(map(repr, unknown))
+        raise ValueError(f"{option}: there is no class {named}; the classes are {', '.join(classes)}")
+
+
 class ReadOptions(NamedTuple):
     """How the annotations and pictures of a data set are read. These are also flags of `ssd info`, `train` and `eval`.
 
@@ -46,6 +60,12 @@ class ReadOptions(NamedTuple):
         Literal["background", "ignore"] | None,
         "what to do with pictures that have no annotation; background: use them as pictures without objects; ignore: "
         "leave them out (default: background in YOLO's format, which defines them so; otherwise ignore)",
+    ] = None
+    only: Annotated[
+        tuple[str, ...] | None,
+        "classes whose objects are used; those of all other classes are left out, as if nobody had annotated them "
+        "(default: all classes)",
+        some_classes,
     ] = None
     boxes_as_stored: Annotated[
         bool, "the boxes were drawn on the pictures as they are stored, without the orientation that EXIF gives"

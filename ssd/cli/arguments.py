@@ -149,9 +149,10 @@ def add_fields(
             settings["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             settings["choices"] = get_args(kind)
-        elif name == "classes":
+        elif name in ("classes", "only"):
             settings |= {
-                "type": class_names,
+                "type": checked(class_names, *checks),
+                "metavar": "CLASSES",
                 "help": f"{text}: a list separated by commas, or a file with one name per line",
             }
         elif name == "size_limits":
@@ -219,7 +220,7 @@ def merging_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def class_names(text: str) -> tuple[str, ...]:
-    """Parses the value of `--classes`: names separated by commas, or the path of a file with one name per line.
+    """Parses a list of classes: names separated by commas, or the path of a file with one name per line.
 
     Raises:
         argparse.ArgumentTypeError: the file is not text.

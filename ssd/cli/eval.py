@@ -125,8 +125,13 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
     from ssd.evaluation.evaluate import score, score_found
     from ssd.evaluation.report import Origin, write_report
     from ssd.evaluation.uncertainty import describe, interval
+    from ssd.inference.selection import Selection
 
     dataset, classes, detections, targets, in_pixels, part, options = detected
+    if only := getattr(arguments, "only", None):
+        selection = Selection(classes, -math.inf, only)
+        kept = [selection(labels, scores) for _, labels, scores in detections]
+        detections = [(b[k], lab[k], s[k]) for (b, lab, s), k in zip(detections, kept, strict=True)]
     rules = arguments.iou, arguments.method, arguments.coco
     if in_pixels:
         result = score(detections, targets, classes, *rules)

@@ -95,7 +95,7 @@ def _info(arguments: argparse.Namespace) -> int:
     with torch.device("meta"):
         network = build_network(str(settings.network), 2, **settings.network_options())
     fit = measure_fit(dataset, network)
-    splits, why_none = _splits(asked)
+    splits, why_none = _splits(asked, dataset.classes)
     pictures = {name: part.pictures for name, part in splits.items()} if len(splits) > 1 else {}
     say(summary(dataset))
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
@@ -147,7 +147,7 @@ def _check_pixels(pictures: Sequence[AnyFile]) -> int:
     return int(len(unreadable) > 0)
 
 
-def _splits(settings: Settings) -> tuple[dict[str, BoxDataset], str]:
+def _splits(settings: Settings, classes: Sequence[str]) -> tuple[dict[str, BoxDataset], str]:
     """The splits for training, validation and test, as far as the data has them, and why there are none."""
     from ssd.data import open_dataset
     from ssd.training.splits import choose_splits
@@ -157,7 +157,7 @@ def _splits(settings: Settings) -> tuple[dict[str, BoxDataset], str]:
     except ValueError as error:  # there are several splits of a kind; training asks for one
         return {}, str(error)
     chosen = dict.fromkeys(filter(None, names.values()))
-    return {name: open_dataset(settings.data, name, options=settings.reading) for name in chosen}, ""
+    return {name: open_dataset(settings.data, name, classes, options=settings.reading) for name in chosen}, ""
 
 
 def _write_report(

@@ -43,6 +43,7 @@ examples:
   ssd train my_pictures --out run --weights imagenet        from a backbone's weights (a download)
   ssd train my_pictures --out run --network ssd300          the default on a GPU; on a CPU it takes hours
   ssd train my_pictures --out run --network ssdlite --size 512       a small, fast network on larger pictures
+  ssd train coco --out run --only person,car                two of the classes; all others are background
   ssd train VOC2007 VOC2012 --split trainval --val-data VOC2007 --val-split test --out voc
   ssd train --out run --resume                              continue after Ctrl-C, with the same results
   ssd train my_pictures --out run --resume auto             start or continue, for schedulers that restart jobs""",

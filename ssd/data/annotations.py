@@ -96,10 +96,14 @@ class UnknownClassError(ValueError):
         >>> from ssd.data import open_dataset
         >>> Image.new("RGB", (80, 40)).save("a.png")
         >>> _ = Path("boxes.csv").write_text("filename,class,xmin,ymin,xmax,ymax\\na.png,cat,10,5,30,25")
-        >>> open_dataset(".", classes=["dog"])
+        >>> open_dataset(".", classes=["dog"])  # doctest: +NORMALIZE_WHITESPACE
         Traceback (most recent call last):
         ssd.data.annotations.UnknownClassError: boxes.csv: unknown class 'cat'; the classes are ('dog',)
+            (--only leaves objects of other classes out)
     """
+
+
+OBJECT_COLUMNS = "indices", "labels", "boxes", "difficult", "crowd", "areas"
 
 
 class Annotations(NamedTuple):
@@ -115,7 +119,7 @@ class Annotations(NamedTuple):
     remarks: Mapping[str, Sequence[Any]]  # for each `Entry.remark` the number of annotations and the first file
     row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
     names: tuple[str, ...]  # of the classes, in the order of first appearance
-    # The R objects, see `Object`:
+    # The R objects, see `Object`; their names are OBJECT_COLUMNS:
     indices: np.ndarray  # (R,) int64
     labels: np.ndarray  # (R,) int32, indices into `names`
     boxes: np.ndarray  # (R, 4) float64
@@ -130,6 +134,12 @@ class Annotations(NamedTuple):
             lines = first_of([error for _, error in self.unreadable])
             few = f"{n} of {total} pictures cannot be read, and the share that may be left out is {share:.4g}"
             raise ImageReadError("\n  ".join([f"{few} (--skip-unreadable):", *lines]))
+
+    def of_classes(self, names: Sequence[str]) -> Annotations:
+        """The same pictures with only the objects of these classes."""
+        kept = np.isin(self.labels, [label for label, name in enumerate(self.names) if name in names])
+        columns = {name: getattr(self, name)[kept] for name in OBJECT_COLUMNS}
+        return self._replace(row_splits=np.append(0, kept.cumsum())[self.row_splits], **columns)
 
     def to_arrays(self, declared: Any) -> dict[str, np.ndarray]:
         """Converts everything to arrays without Python objects.

@@ -33,9 +33,10 @@ from ssd.data.pixels import find_levels
 from ssd.data.reading import Header, Picture, PictureFile, PicturePart
 from ssd.data.tiles import in_views, views
 from ssd.data.usable import usable_objects
-from ssd.options import OVERLAP, ReadOptions
+from ssd.options import OVERLAP, ReadOptions, check_known
 from ssd.runtime.packed import Packed
 from ssd.runtime.remote import read_ahead
+from ssd_ext._checks import check_fields
 
 
 def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) -> list[AnyFile]:
@@ -131,6 +132,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         options: ReadOptions = ReadOptions(),
         levels: Levels | None = None,
     ) -> None:
+        check_fields(options)
         folders = folders_of(roots)
         names = ", ".join(str(folder.path) for folder in folders)
         if split is not None and not any(split in self.splits(folder) for folder in folders):
@@ -146,6 +148,13 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
                 + f"; there are {there}"
             )
         self.classes = tuple(self._names(read.names) if classes is None else classes)
+        left_out = 0
+        if options.only is not None:
+            check_known("only", options.only, self.classes)
+            if classes is None:
+                self.classes = tuple(name for name in self.classes if name in options.only)
+            n_objects, read = len(read.labels), read.of_classes(options.only)
+            left_out = n_objects - len(read.labels)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:
@@ -162,6 +171,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
         self.notes = [line for folder in folders for line in describe_unreadable(folder.unreadable)]
+        if left_out:
+            self.notes.append(f"objects of other classes, which are left out: {left_out}")
         self.notes += notes_of(read, self.levels, self._unlabelled, usable.sizes, self.sizes)
 
     def _read(self, folders: Sequence[Folder], split: str | None) -> Annotations:

@@ -60,7 +60,8 @@ def usable_objects(read: Annotations, classes: Sequence[str], form: type[BoxForm
     picture_of = np.arange(len(read.pictures)).repeat(np.diff(read.row_splits))
     for name in np.unique(read.labels[labels == 0]):
         file = read.files[picture_of[np.argmax(read.labels == name)]]
-        faults.add(UnknownClassError(f"{file}: unknown class {read.names[name]!r}; the classes are {tuple(classes)}"))
+        known = f"the classes are {tuple(classes)} (--only leaves objects of other classes out)"
+        faults.add(UnknownClassError(f"{file}: unknown class {read.names[name]!r}; {known}"))
     faults.check()
     check_unit(read, form.IN_FRACTIONS, form.FORMAT)
     finite = np.isfinite(read.boxes).all(1)

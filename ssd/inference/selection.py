@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd.options import check_known, some_classes
 from ssd.runtime.text import read_text
+from ssd_ext._checks import check_value
 
 REPORT = "ssd eval --report"  # the value of "made_by" in the JSON file of a report
 
@@ -58,13 +60,6 @@ def check_thresholds(thresholds: Any) -> None:
             raise ValueError(f"thresholds: the score of {name!r} must be a number from 0 to 1, got {str(score)[:100]}")
 
 
-def _check_known(option: str, names: Iterable[str], classes: Sequence[str]) -> None:
-    """Raises ValueError if a name is not one of the classes, which the message lists."""
-    if unknown := [name for name in dict.fromkeys(names) if name not in classes]:
-        named = ", ".join(map(repr, unknown))
-        raise ValueError(f"{option}: there is no class {named}; the classes are {', '.join(classes)}")
-
-
 class Selection:
     """Selects detections by class and score.
 
@@ -90,10 +85,10 @@ class Selection:
     ) -> None:
         thresholds = {} if thresholds is None else thresholds
         check_thresholds(thresholds)
-        _check_known("only", only or (), classes)
-        _check_known("thresholds", thresholds, classes)
-        if only is not None and not only:
-            raise ValueError("only: no class is named")
+        if only is not None:
+            check_value("only", only, some_classes)
+            check_known("only", only, classes)
+        check_known("thresholds", thresholds, classes)
         kept = {name: thresholds.get(name, min_score) for name in classes if only is None or name in only}
         self.lowest = min(kept.values())
         # As in the op, scores are compared in float32.

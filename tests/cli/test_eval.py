@@ -14,7 +14,7 @@ from PIL import Image
 from ssd import SSD300
 from ssd.cli import main
 from ssd.data.shapes import write_shapes
-from ssd.weights.checkpoint import save_checkpoint
+from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -94,6 +94,39 @@ def test_classes_that_are_not_those_of_the_data_are_named(
     message = capsys.readouterr().err
     assert "w.pt: its classes are not those of the data: " in message
     assert ".xml: unknown class 'triangle'; the classes are ('circle', 'square')" in message
+
+
+def test_only_some_classes_are_trained_and_measured(shapes: Path, tmp_path: Path, capsys) -> None:
+    narrow = ["--network", "ssd300", "--width", "0.01", "--epochs", "1", "--workers", "0"]
+    run = str(tmp_path / "run")
+    assert main(["train", str(shapes), "--out", run, "--only", "square,circle", *narrow]) == 0
+    assert load_checkpoint(f"{run}/last.pt")["classes"] == ["circle", "square"]
+    evaluate = ["eval", str(shapes), "--weights", f"{run}/last.pt", "--workers", "0", "--min-score", "0"]
+    capsys.readouterr()
+    assert main(evaluate) == 0  # on the data of the run, whose options it has
+    rows = rows_of(capsys.readouterr().out)
+    assert int(rows["circle"][0]) > 0
+    assert int(rows["circle"][1]) > 0
+    assert main([*evaluate, "--split", "test"]) == 2
+    assert "unknown class 'triangle'; the classes are ('circle', 'square') (--only leaves" in capsys.readouterr().err
+    assert main([*evaluate, "--split", "test", "--only", "square"]) == 0
+    of_squares = rows_of(capsys.readouterr().out)
+    assert of_squares["square"] == rows["square"]
+    assert of_squares["circle"] == ["0", "0", "-"]
+    assert main([*evaluate, "--split", "test", "--only", "triangle"]) == 2
+    assert "only: there is no class 'triangle'; the classes are circle, square" in capsys.readouterr().err
+    listed = write(tmp_path / "r.json", results())
+    data = write_coco(tmp_path / "data")
+    detections = ["eval", str(data), "--detections", str(listed)]
+    assert main(detections) == 0
+    assert main([*detections, "--only", "cat"]) == 0
+    all_classes, cats = map(rows_of, capsys.readouterr().out.split("class  ")[1:])
+    assert (cats["cat"], "dog" in all_classes, "dog" in cats) == (all_classes["cat"], True, False)
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    """The numbers of each class: truths, detections and average precision."""
+    return {name: numbers for name, *numbers in map(str.split, table.splitlines()) if len(numbers) == 3}
 
 
 def test_without_a_split_pictures_of_training_are_not_measured(tmp_path: Path, capsys) -> None:

@@ -11,7 +11,7 @@ from annotation_files import DEEP_FOREST, cvat, draw, table, write
 from PIL import Image
 from small_datasets import add_picture, add_split, as_yolo
 
-from ssd.data import COCODataset, VOCDataset, YOLODataset, list_splits, open_dataset
+from ssd.data import COCODataset, ReadOptions, VOCDataset, YOLODataset, list_splits, open_dataset
 from ssd.data.conversion import convert_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,6 +139,13 @@ def test_chosen_splits_and_classes_of_several_folders(voc, tmp_path):
     with pytest.raises(ValueError, match=r"unknown class .*; the classes are \('cat',\)"):
         convert_dataset([tmp_path / "a"], tmp_path / "no", "voc", (), ["cat"])
     assert not (tmp_path / "no").exists()
+    convert_dataset([tmp_path / "a"], tmp_path / "cats", "coco", options=ReadOptions(only=("cat",)))
+    every, cats = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "cats")
+    assert cats.classes == ("cat",)
+    is_cat = every.classes.index("cat") + 1
+    expected = sorted(truth["boxes"][truth["labels"] == is_cat].tolist() for truth in every.truths)
+    assert any(expected)
+    assert sorted(truth["boxes"].tolist() for truth in cats.truths) == expected
 
 
 def test_splits_that_yolo_cannot_name(tmp_path):

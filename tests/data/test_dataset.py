@@ -141,6 +141,26 @@ def test_all_errors_are_reported_at_once(tmp_path):
         VOCDataset(tmp_path, classes=("b", "c"))
 
 
+def test_objects_of_other_classes_are_left_out(tmp_path):
+    add_picture(tmp_path, "a", [("x", 1, 1, 9, 9), ("z", 3, 3, 9, 9), ("y", 5, 1, 9, 9), ("z", 5, 5, 5, 9)])
+    add_picture(tmp_path, "b", [("x", 2, 1, 9, 9)])
+    add_picture(tmp_path, "c", [("z", 4, 1, 9, 9)])
+    dataset = VOCDataset(tmp_path, options=ReadOptions(only=("z", "y")))
+    assert dataset.classes == ("y", "z")
+    assert [target["boxes"][:, 0].tolist() for _, target in dataset] == [[2, 4], [], [3]]
+    assert [target["labels"].tolist() for _, target in dataset] == [[2, 1], [], [2]]
+    assert dataset.notes == ["objects of other classes, which are left out: 2"]
+    assert [drop.index for drop in dataset.dropped] == [3]  # its number in the file
+    assert [len(truth["labels"]) for truth in VOCDataset(tmp_path).truths] == [3, 1, 1]
+    with_others = VOCDataset(tmp_path, classes=("w", "z"), options=ReadOptions(only=("z",)))
+    assert [truth["labels"].tolist() for truth in with_others.truths] == [[2], [], [2]]
+    with pytest.raises(ValueError, match="only: there is no class 'w', 'v'; the classes are x, y, z"):
+        VOCDataset(tmp_path, options=ReadOptions(only=("w", "x", "v")))
+    for wrong in ((), "xy"):
+        with pytest.raises(ValueError, match="only must be a list of at least one class"):
+            VOCDataset(tmp_path, options=ReadOptions(only=wrong))
+
+
 @pytest.mark.parametrize("rule", ["background", "ignore", None])
 def test_pictures_without_annotation(tmp_path, rule):
     for name in "abc":

@@ -81,7 +81,7 @@ def test_each_class_has_its_own_score(spread, pictures):
             {"only": ["cat", "circle", "dog"]},
             "only: there is no class 'cat', 'dog'; the classes are circle, square, tri",
         ),
-        ({"only": []}, "only: no class is named"),
+        ({"only": []}, "only must be a list of at least one class"),
         ({"thresholds": {"cat": 0.5}}, "thresholds: there is no class 'cat'; the classes are circle, square, triangle"),
         ({"thresholds": {"circle": 1.5}}, "thresholds: the score of 'circle' must be a number from 0 to 1, got 1.5"),
         ({"thresholds": [0.5]}, "thresholds: must be an object {class name: score}, got [0.5]"),
