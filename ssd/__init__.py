@@ -1,11 +1,17 @@
 """SSD networks in PyTorch: networks, loss, detection, training and evaluation, built on the ops of `ssd_ext`."""
 
-from ssd.detection import detect
-from ssd.fusion import soft_nms, weighted_box_fusion
-from ssd.loss import MultiBoxLoss
-from ssd.networks import build_network
-from ssd.networks.ssd300 import SSD300
-from ssd.weights.loading import load_weights
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssd.acceleration import accelerate
+    from ssd.detection import detect
+    from ssd.fusion import soft_nms, weighted_box_fusion
+    from ssd.inference.detector import Detector
+    from ssd.loss import MultiBoxLoss
+    from ssd.networks import build_network
+    from ssd.networks.ssd300 import SSD300
+    from ssd.weights.loading import load_weights
 
 __all__ = [
     "SSD300",
@@ -19,14 +25,22 @@ __all__ = [
     "weighted_box_fusion",
 ]
 
+_MODULES = {
+    "SSD300": "ssd.networks.ssd300",
+    "Detector": "ssd.inference.detector",
+    "MultiBoxLoss": "ssd.loss",
+    "accelerate": "ssd.acceleration",
+    "build_network": "ssd.networks",
+    "detect": "ssd.detection",
+    "load_weights": "ssd.weights.loading",
+    "soft_nms": "ssd.fusion",
+    "weighted_box_fusion": "ssd.fusion",
+}
 
-def __getattr__(name: str) -> object:  # imported on first use: both import torchvision, which takes seconds
-    if name == "accelerate":
-        from ssd.acceleration import accelerate
 
-        return accelerate
-    if name == "Detector":
-        from ssd.inference.detector import Detector
-
-        return Detector
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported on first use. Some of these modules import torchvision, which takes seconds, and all import torch, before
+# which ssd.cli has to set an environment variable.
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

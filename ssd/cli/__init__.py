@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# How often a thread of torch looks whether the other threads have finished before it sleeps. By default GNU's OpenMP
+# looks 300,000 times, which takes milliseconds: beside other busy processes, the threads then take the processor from
+# each other (docs/recipes.md, "Busy machines"). The variable is read when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import argparse
 import io
 import shlex
@@ -27,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0 for success, 1 if some pictures failed, 2 for wrong input, 130 for Ctrl-C.
+        The exit code: 0 for success, 1 if some pictures failed, 2 for wrong input, 130 for Ctrl-C, 141 if the program
+        that reads the output has ended, such as `head`.
     """
     # Characters that the output cannot encode are escaped, as on stderr. By default they raise an error.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -36,13 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     arguments.command_line = shlex.join(["ssd", *argv])
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141  # as a program that SIGPIPE ends
         lines = map(printable, (str(error) or "out of memory").split("\n"))  # several errors have a line each
         print(f"ssd {arguments.command}: error: " + "\n".join(lines), file=sys.stderr)
         return 2
+
+
+def _nobody_reads() -> bool:
+    """Tells, by writing an empty line, whether the program that reads the output has ended; then drops what is left."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,11 @@
 """The command line as a whole."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+from own_process import PATHS
 
 from ssd.cli import main
 
@@ -11,3 +16,30 @@ def test_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert "usage: ssd" in capsys.readouterr().out
+
+
+def run_ssd(*arguments: str, out: int = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ssd", *arguments]
+    variables = {n: v for n, v in os.environ.items() if n not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | environment
+    variables["PYTHONPATH"] = PATHS
+    return subprocess.run(command, env=variables, stdout=out, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reader_that_has_ended_is_no_error(shapes):
+    """As in `ssd info | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = run_ssd("info", str(shapes), out=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [({}, 1000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
+    ids=["default", "count", "policy"],
+)
+def test_waiting_threads_soon_sleep(environment, count):
+    """The variable is set before torch reads it; what users have set is kept."""
+    done = run_ssd("info", OMP_DISPLAY_ENV="verbose", **environment)
+    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr
