@@ -162,12 +162,12 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
         return _open_data(arguments, arguments.weights, split, detector.classes, detector, reading)
 
     def chosen() -> tuple[BoxDataset, str]:
-        if arguments.split is not None or is_exported(local_file(arguments.weights)):
+        if is_exported(local_file(arguments.weights)):
             return opened(arguments.split), ""
         checkpoint = open_weights(arguments.weights)
         if arguments.tiles is None and (tiles := checkpoint.get("settings", {}).get("tiles")):
             print(f"the network was trained on tiles; to measure it with tiles, add --tiles {tiles}", file=sys.stderr)
-        return open_unseen(checkpoint, arguments.data, opened)
+        return open_unseen(checkpoint, arguments.data, opened, arguments.split)
 
     dataset, line = ranks.from_first(chosen)
     if ranks.first:

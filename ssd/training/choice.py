@@ -34,7 +34,7 @@ class Choice(NamedTuple):
         by_data: whether the size is still to be chosen, see `choose_size`.
         fit: the reason for the size; empty if the data has not decided it.
         priors: the layout of priors; None if it is not known yet, or the data has no part in it.
-        halves: the reason for mosaics; empty if the data has not decided for them.
+        halves: the reason for mosaics, or against them; empty if the data has not decided.
     """
 
     settings: Settings
@@ -105,7 +105,7 @@ def _by_device(settings: Settings, device: torch.device) -> tuple[str, str]:
     if settings.recipe == "tutorial":
         return DEFAULT, f"the recipe tutorial is for comparisons with {DEFAULT}"
     if device.type != "cpu":
-        return DEFAULT, "on a GPU, the most accurate of the measured networks is trained"
+        return DEFAULT, f"on a GPU, this network is trained, which needs fewer pictures than {LIGHT}"
     light = LIGHT_COCO if settings.weights == "coco" else LIGHT
     if missing := settings.options_not_of(light):
         flags = {name: f"--{name.replace('_', '-')}" for name in missing} | {"priors": f"--priors {settings.priors}"}
@@ -165,10 +165,9 @@ def fit_to_data(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Seq
     number = torch.arange(len(boxes))  # so each quarter of a mosaic has as many objects
     halved = (boxes + torch.stack([number % 2, number // 2 % 2], 1).repeat(1, 2)) / 2
     share = share_with_prior(halved, resolved(choice.priors), settings.loss_options.threshold)
-    if share < ENOUGH_HALVES:
-        return choice._replace(settings=replace(settings, mosaic=0.0))
-    halves = f"the priors fit {share:.0%} of the objects at half their size"
-    return choice._replace(settings=replace(settings, mosaic=MOSAIC), halves=halves)
+    mosaic, only = (MOSAIC, "") if share >= ENOUGH_HALVES else (0.0, "only ")
+    halves = f"the priors fit {only}{share:.0%} of the objects at half their size"
+    return choice._replace(settings=replace(settings, mosaic=mosaic), halves=halves)
 
 
 def priors_for(settings: Settings, boxes: Tensor) -> PriorSpec:

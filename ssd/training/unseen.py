@@ -23,7 +23,10 @@ def _places(data: Sequence[str]) -> set[str]:
 
 
 def open_unseen(
-    checkpoint: Mapping[str, Any], data: Sequence[str], opened: Callable[[str | None, ReadOptions], BoxDataset]
+    checkpoint: Mapping[str, Any],
+    data: Sequence[str],
+    opened: Callable[[str | None, ReadOptions], BoxDataset],
+    split: str | None = None,
 ) -> tuple[BoxDataset, str]:
     """Opens the pictures of a data set that a network was not trained on, as far as its checkpoint tells.
 
@@ -31,16 +34,19 @@ def open_unseen(
         checkpoint: see `ssd.weights.checkpoint.load_checkpoint`; also one that `ssd train` did not write.
         data: the folders of the data set.
         opened: opens a split of it, or all pictures for None; the second argument has the options of the run.
+        split: the split to open instead, whatever the network was trained on.
 
     Returns:
         The pictures, and a line that says which ones they are; "" if the checkpoint tells nothing about them.
     """
     if "settings" not in checkpoint:
-        return opened(None, ReadOptions()), ""
+        return opened(split, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
     if set(map(absolute, data)) != set(run.data) and (asked := _places(data)) != (trained := _places(run.data)):
         some = "some of these pictures may have been trained on: the data of the run overlaps with these"
-        return opened(None, ReadOptions()), some if asked & trained else ""
+        return opened(split, ReadOptions()), some if split is None and asked & trained else ""
+    if split is not None:
+        return opened(split, run.reading), ""
     if run.test_split:
         try:
             return opened(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,13 @@ def test_only_some_classes_are_trained_and_measured(shapes: Path, tmp_path: Path
     rows = rows_of(capsys.readouterr().out)
     assert int(rows["circle"][0]) > 0
     assert int(rows["circle"][1]) > 0
-    assert main([*evaluate, "--split", "test"]) == 2
+    assert main([*evaluate, "--split", "test"]) == 0
+    assert rows_of(capsys.readouterr().out) == rows
+    copy = str(shutil.copytree(shapes, tmp_path / "copy"))
+    assert main(["eval", copy, *evaluate[2:]]) == 2
     assert "unknown class 'triangle'; the classes are ('circle', 'square') (--only leaves" in capsys.readouterr().err
+    assert main(["eval", copy, *evaluate[2:], "--split", "test", "--only", "circle,square"]) == 0
+    assert rows_of(capsys.readouterr().out) == rows
     assert main([*evaluate, "--split", "test", "--only", "square"]) == 0
     of_squares = rows_of(capsys.readouterr().out)
     assert of_squares["square"] == rows["square"]
