@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 LARGEST_OVERLAP = 0.9
@@ -27,9 +27,9 @@ def share(value: float) -> None:
         raise ValueError(f"must be from 0 to 1, got {value}")
 
 
-def some_classes(names: Sequence[str]) -> None:
+def some_classes(names: object) -> None:
     """Raises ValueError unless there is at least one name."""
-    if isinstance(names, str) or not names:
+    if isinstance(names, str) or not isinstance(names, Collection) or not names:
         raise ValueError(f"must be a list of at least one class, got {names!r}")
 
 
@@ -41,7 +41,8 @@ def check_known(option: str, names: Iterable[str], classes: Sequence[str]) -> No
 
 
 class ReadOptions(NamedTuple):
-    """How the annotations and pictures of a data set are read. These are also flags of `ssd info`, `train` and `eval`.
+    """How the annotations and pictures of a data set are read. These are also flags of `ssd info`, `train`, `eval`
+    and `convert-data`.
 
     The annotation of each field has its type and its meaning.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from own_process import PATHS, printed_by
 
+import ssd
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path
@@ -33,6 +35,12 @@ print("works")
 
 def test_the_loss_detection_and_network_need_no_torchvision():
     assert printed_by(WITHOUT_TORCHVISION) == "works\n"
+
+
+def test_the_names_of_the_package_are_listed():
+    assert set(ssd.__all__) <= set(dir(ssd))
+    assert all(hasattr(ssd, name) for name in ssd.__all__)
+    assert not hasattr(ssd, "nothing")
 
 
 HELP = """

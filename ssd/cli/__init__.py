@@ -12,6 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import argparse
 import io
+import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
+            if arguments.command != "info":
+                print(f"ssd {arguments.command}: stopped, because nobody reads its output any more", file=sys.stderr)
             return 141  # as a program that SIGPIPE ends
         lines = map(printable, (str(error) or "out of memory").split("\n"))  # several errors have a line each
         print(f"ssd {arguments.command}: error: " + "\n".join(lines), file=sys.stderr)
@@ -59,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Tells, by writing an empty line, whether the program that reads the output has ended; then drops what is left."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
+    """Whether the program that reads the output has ended; then drops what is left of the output."""
+    if not hasattr(select, "poll"):  # on Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    ended = any(event & select.POLLERR for _, event in poll.poll(0))
+    if ended:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return ended
 
 
 def _parser() -> argparse.ArgumentParser:

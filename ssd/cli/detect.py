@@ -20,7 +20,7 @@ from ssd.cli.arguments import (
     open_detector,
 )
 from ssd.cli.detect_video import add_video_options, check_no_video_options, detect_videos
-from ssd.options import one_to_32
+from ssd.options import one_to_32, some_classes
 from ssd.runtime.text import printable
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     group = add_inference_options(parser, SHOWN)
     group.add_argument(
         "--only",
-        type=class_names,
+        type=checked(class_names, some_classes),
         metavar="CLASSES",
         help="keep only detections of these classes: names separated by commas, or a file with one name per line. The "
         "others are removed after NMS and after --top-k",

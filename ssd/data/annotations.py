@@ -103,9 +103,6 @@ class UnknownClassError(ValueError):
     """
 
 
-OBJECT_COLUMNS = "indices", "labels", "boxes", "difficult", "crowd", "areas"
-
-
 class Annotations(NamedTuple):
     """The annotations of N pictures with R objects in all."""
 
@@ -119,7 +116,7 @@ class Annotations(NamedTuple):
     remarks: Mapping[str, Sequence[Any]]  # for each `Entry.remark` the number of annotations and the first file
     row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
     names: tuple[str, ...]  # of the classes, in the order of first appearance
-    # The R objects, see `Object`; their names are OBJECT_COLUMNS:
+    # The R objects, see `Object`:
     indices: np.ndarray  # (R,) int64
     labels: np.ndarray  # (R,) int32, indices into `names`
     boxes: np.ndarray  # (R, 4) float64
@@ -138,7 +135,8 @@ class Annotations(NamedTuple):
     def of_classes(self, names: Sequence[str]) -> Annotations:
         """The same pictures with only the objects of these classes."""
         kept = np.isin(self.labels, [label for label, name in enumerate(self.names) if name in names])
-        columns = {name: getattr(self, name)[kept] for name in OBJECT_COLUMNS}
+        of_objects = self._fields[self._fields.index("indices") :]
+        columns = {name: getattr(self, name)[kept] for name in of_objects}
         return self._replace(row_splits=np.append(0, kept.cumsum())[self.row_splits], **columns)
 
     def to_arrays(self, declared: Any) -> dict[str, np.ndarray]:

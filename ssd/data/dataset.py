@@ -150,7 +150,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self.classes = tuple(self._names(read.names) if classes is None else classes)
         left_out = 0
         if options.only is not None:
-            check_known("only", options.only, self.classes)
+            of_split = f" in the split {split}" * (split is not None)
+            check_known(f"{names}{of_split}: only", options.only, self.classes)
             if classes is None:
                 self.classes = tuple(name for name in self.classes if name in options.only)
             n_objects, read = len(read.labels), read.of_classes(options.only)

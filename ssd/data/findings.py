@@ -35,8 +35,8 @@ KINDS = {  # what looks like a mistake in single annotations, and the rule
     f"is more than {UNUSUAL_FACTOR:g} times the median of the class or less than 1/{UNUSUAL_FACTOR:g} of it, and "
     f"further from it than {UNUSUAL_DEVIATIONS:g} standard deviations. Classes with less than {FEWEST} objects are "
     "left out.",
-    "pictures without objects": "Right if there is nothing to find. Training uses them only in mosaics, or with "
-    "--min-negatives.",
+    "pictures without objects": "Right if there is nothing to find. They may have objects that were left out. "
+    "Training uses them only in mosaics, or with --min-negatives.",
 }
 SAME, OTHER_CLASS, WHOLE_PICTURE, BEYOND, TINY, UNUSUAL, EMPTY = KINDS
 

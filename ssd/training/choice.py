@@ -166,7 +166,7 @@ def fit_to_data(choice: Choice, objects: Packed[dict[str, Tensor]], classes: Seq
     halved = (boxes + torch.stack([number % 2, number // 2 % 2], 1).repeat(1, 2)) / 2
     share = share_with_prior(halved, resolved(choice.priors), settings.loss_options.threshold)
     mosaic, only = (MOSAIC, "") if share >= ENOUGH_HALVES else (0.0, "only ")
-    halves = f"the priors fit {only}{share:.0%} of the objects at half their size"
+    halves = f"the priors fit {only}{int(100 * share)}% of the objects at half their size"
     return choice._replace(settings=replace(settings, mosaic=mosaic), halves=halves)
 
 

@@ -269,10 +269,13 @@ class Settings:
                 self._set(name, value)
         if not isinstance(self.loss, LossOptions):
             self._set("loss", LossOptions(**recipe["loss"] | dict(resolved(self.loss))))
-        try:
-            check_fields(self.loss_options)
-        except ValueError as error:
-            raise ValueError(f"loss.{error}") from None
+        for name, options in (("loss", self.loss_options), ("reading", self.reading)):
+            try:
+                check_fields(options)
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from None
+        if self.reading.only is not None:  # whose order means nothing
+            self._set("reading", self.reading._replace(only=tuple(sorted(set(self.reading.only)))))
         for name in VARIANCES:
             if getattr(self.loss, name) != LossOptions._field_defaults[name]:
                 raise ValueError(f"loss.{name} of a run must be {LossOptions._field_defaults[name]}")

@@ -171,6 +171,8 @@ def _check_objects(dataset: BoxDataset, folders: Sequence[Folder]) -> None:
         why.append(f"{dataset.n_unlabelled} have no annotation, such as {dataset.files[0]}, which is not there")
     if dataset.dropped:
         why.append(f"{len(dataset.dropped)} objects cannot be used: {dataset.dropped[0]}")
+    if dataset.options.only:
+        why.append(f"only objects of {', '.join(dataset.options.only)} are used")
     there = "; ".join(f"{folder.path} has {folder.contents()}" for folder in folders)
     raise ValueError(
         f"nothing to learn from: none of {len(dataset)} pictures has an object"

@@ -18,7 +18,7 @@ def _places(data: Sequence[str]) -> set[str]:
     """The absolute paths of folders and archives. A folder of archives counts as these."""
     try:
         return {name for root in data for folder in folders_of(root) for name in folder.names[1:]}
-    except OSError:  # the data of the run may not be there any more
+    except (OSError, ValueError):  # the data of the run may not be there any more
         return set(map(absolute, data))
 
 
@@ -33,7 +33,8 @@ def open_unseen(
     Args:
         checkpoint: see `ssd.weights.checkpoint.load_checkpoint`; also one that `ssd train` did not write.
         data: the folders of the data set.
-        opened: opens a split of it, or all pictures for None; the second argument has the options of the run.
+        opened: opens a split of it, or all pictures for None; the second argument has the options of the run, or the
+            default ones for other data.
         split: the split to open instead, whatever the network was trained on.
 
     Returns:
@@ -43,8 +44,11 @@ def open_unseen(
         return opened(split, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
     if set(map(absolute, data)) != set(run.data) and (asked := _places(data)) != (trained := _places(run.data)):
-        some = "some of these pictures may have been trained on: the data of the run overlaps with these"
-        return opened(split, ReadOptions()), some if split is None and asked & trained else ""
+        of_run = asked <= trained | _places(run.val_data or ())
+        pictures = opened(split, run.reading if of_run else ReadOptions())
+        if split is not None or not asked & trained:
+            return pictures, ""
+        return pictures, "some of these pictures may have been trained on: the data of the run overlaps with these"
     if split is not None:
         return opened(split, run.reading), ""
     if run.test_split:

@@ -25,13 +25,27 @@ def run_ssd(*arguments: str, out: int = subprocess.PIPE, **environment: str) -> 
     return subprocess.run(command, env=variables, stdout=out, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_reader_that_has_ended_is_no_error(shapes):
-    """As in `ssd info | head -1`."""
-    read, write = os.pipe()
-    os.close(read)
-    done = run_ssd("info", str(shapes), out=write)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+def test_a_reader_that_has_ended_is_no_error(shapes, tmp_path):
+    """As in `ssd info | head -1`; a command that has more to do than to print says that it stopped."""
+    train = "train", str(shapes), "--out", str(tmp_path), "--network", "ssd300", "--width", "0.01", "--workers", "0"
+    for command, said in ((("info", str(shapes)), ""), (train, "ssd train: stopped, because nobody reads its output")):
+        read, write = os.pipe()
+        os.close(read)
+        done = run_ssd(*command, out=write)
+        os.close(write)
+        assert done.returncode == 141
+        assert said in done.stderr
+        assert "Broken pipe" not in done.stderr
+        assert said or not done.stderr
+
+
+def test_another_broken_pipe_is_an_error(shapes, monkeypatch, capfd):
+    def fails(*_, **__):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("ssd.data.open_dataset", fails)
+    assert main(["info", str(shapes)]) == 2
+    assert capfd.readouterr() == ("", "ssd info: error: of a worker\n")
 
 
 @pytest.mark.parametrize(

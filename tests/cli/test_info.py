@@ -1,10 +1,11 @@
 """`ssd info`: of the installation and of data."""
 
+import json
 import math
 import re
 
 import pytest
-from small_datasets import add_picture, cut
+from small_datasets import add_picture, add_split, cut
 
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, speed
@@ -63,3 +64,20 @@ def test_info_decodes_all_pictures(tmp_path, capsys):
     assert "1 of 3 pictures cannot be read, and the share that may be left out is 0.01" in capsys.readouterr().err
     assert main(["info", str(tmp_path), "--pixels", "--skip-unreadable", "0.4"]) == 0
     assert main(["info", "--pixels"]) == 2
+
+
+def test_info_of_some_classes(tmp_path, capsys):
+    """A class need not be in each split."""
+    for number in range(4):
+        add_picture(tmp_path, str(number), [("cat", 1, 1, 30, 30), ("dog" if number else "cow", 5, 5, 30, 30)])
+    add_split(tmp_path, "train", *"123")
+    add_split(tmp_path, "test", "0")
+    report = tmp_path / "report.html"
+    assert main(["info", str(tmp_path), "--only", "cow,dog", "--report", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 classes, 4 objects\nobjects: 1 cow, 3 dog\n" in printed
+    assert "objects of other classes, which are left out: 4\n" in printed
+    by_class = {row["name"]: row["splits"] for row in json.loads(report.with_suffix(".json").read_text())["classes"]}
+    assert by_class == {"cow": {"train": 0, "test": 1}, "dog": {"train": 3, "test": 0}}
+    assert main(["info", str(tmp_path), "--only", "cow,bird"]) == 2
+    assert f"{tmp_path}: only: there is no class 'bird'; the classes are cat, cow, dog" in capsys.readouterr().err

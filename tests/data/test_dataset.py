@@ -156,7 +156,7 @@ def test_objects_of_other_classes_are_left_out(tmp_path):
     assert [truth["labels"].tolist() for truth in with_others.truths] == [[2], [], [2]]
     with pytest.raises(ValueError, match="only: there is no class 'w', 'v'; the classes are x, y, z"):
         VOCDataset(tmp_path, options=ReadOptions(only=("w", "x", "v")))
-    for wrong in ((), "xy"):
+    for wrong in ((), "xy", (name for name in "xy")):
         with pytest.raises(ValueError, match="only must be a list of at least one class"):
             VOCDataset(tmp_path, options=ReadOptions(only=wrong))
 

@@ -18,8 +18,13 @@ def test_a_folder_is_free_as_soon_as_its_run_is_killed(tmp_path):
     """While its loader's workers, forked from it, live on."""
     code = (
         "import os, sys, time; from ssd.runtime.files import locked\n"
+        "read, write = os.pipe()\n"
         "with locked(sys.argv[1]):\n"
-        "    if child := os.fork(): print(child, flush=True)\n"
+        "    if child := os.fork():\n"
+        "        os.read(read, 1)  # until the child runs\n"
+        "        print(child, flush=True)\n"
+        "    else:\n"
+        "        os.write(write, b'x')\n"
         "    time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from ssd.data import AUGMENTATIONS
+from ssd.data import AUGMENTATIONS, ReadOptions
 from ssd.training.settings import Settings
 from ssd_ext import LossOptions
 
@@ -38,6 +38,16 @@ def test_runs_of_older_versions_keep_torchvisions_augmentation(shapes):
     assert Settings.from_dict(saved).augment == "v2"
     choices, _ = get_args(get_type_hints(Settings)["augment"])  # or None
     assert set(AUGMENTATIONS) == set(get_args(choices))
+
+
+def test_the_order_of_some_classes_means_nothing(shapes):
+    """So a run can be resumed with another one."""
+    both = [
+        Settings((shapes,), reading=ReadOptions(only=only)) for only in (("square", "circle"), ["circle", "square"])
+    ]
+    assert both[0] == both[1] == Settings.from_dict(both[0].as_dict())
+    with pytest.raises(ValueError, match=r"reading\.only must be a list of at least one class, got 'circle'"):
+        Settings((shapes,), reading=ReadOptions(only="circle"))
 
 
 def test_one_of_bf16_and_fp16():

@@ -107,3 +107,19 @@ def test_the_data_is_read_as_in_training(data, tmp_path):
     for rule, n in (("background", 13), ("ignore", 9)):
         _, line = unseen(data, tmp_path / rule, held_out=0.5, reading=ReadOptions(unlabelled=rule))
         assert line == f"measured on the {round(n / 2)} pictures that were held out of training"
+
+
+def test_a_part_of_the_data_is_read_as_in_training(data, tmp_path):
+    other = write_shapes(tmp_path / "other", 4, 1)
+    only = ReadOptions(only=("square",))
+    settings = Settings((str(data), str(other)), network="ssd300", width=0.01, epochs=1, reading=only)
+    train(settings, tmp_path / "run", workers=0, quiet=True)
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.pt")
+
+    def reading(folder, split=None):
+        read = []
+        open_unseen(checkpoint, [str(folder)], lambda split, reading: read.append(reading) or data, split)
+        return read
+
+    assert reading(other) == reading(other, "test") == [only]
+    assert reading(write_shapes(tmp_path / "new", 4, 1)) == [ReadOptions()]
