@@ -116,7 +116,8 @@ def open_run(
         if settings.priors == FITTED:
             options["priors"] = asdict(resolved(choice.priors))
         model = resolved(initial).build(len(sets.classes) + 1, **options)
-        rate = settings.lr or lr_for(resolved(settings.recipe), model.config.get("head_batch_norm", False))
+        head_batch_norm = model.config.get("head_batch_norm", False)
+        rate = settings.lr or lr_for(resolved(settings.recipe), str(settings.network), head_batch_norm)
         settings = replace(settings, lr=rate)
     if settings.sync_batch_norm and ranks.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

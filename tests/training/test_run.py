@@ -28,6 +28,7 @@ from ssd.data.shapes import write_shapes
 from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Detector
 from ssd.loss import MultiBoxLoss
+from ssd.networks import build_network
 from ssd.networks.priors import PRESETS, make_priors
 from ssd.networks.ssd300 import SSD300
 from ssd.training.progress import MIN_SCALE
@@ -37,9 +38,11 @@ from ssd.training.splits import open_sets
 from ssd.weights.checkpoint import levels_of, load_checkpoint, save_checkpoint
 
 
-@pytest.mark.parametrize(("head_batch_norm", "rate"), [(False, 1e-3), (True, 1e-2)])
-def test_the_rate_of_finetuning_is_that_of_the_network(shapes, tmp_path, capsys, head_batch_norm, rate):
-    network = SSD300(4, width=0.01, batch_norm=True, head_batch_norm=head_batch_norm)
+@pytest.mark.parametrize(
+    ("name", "head_batch_norm", "rate"), [("ssd300", False, 1e-3), ("ssd300", True, 1e-2), ("ssdlite", True, 3e-2)]
+)
+def test_the_rate_of_finetuning_is_that_of_the_network(shapes, tmp_path, capsys, name, head_batch_norm, rate):
+    network = build_network(name, 4, width=0.01, head_batch_norm=head_batch_norm)
     save_checkpoint(tmp_path / "w.pt", network, ["circle", "square", "triangle"])
     settings = Settings((shapes,), "train", "test", weights=str(tmp_path / "w.pt"), epochs=1, batch_size=2)
     train(settings, tmp_path / "run", device="cpu", workers=0)
