@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
@@ -32,17 +33,18 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], worker
         What the function raises, in place of the result.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # The garbage collector ends a generator that nobody uses, maybe in a thread of its own pool.
+        with suppress(RuntimeError):  # a thread cannot wait for itself
+            pool.shutdown(cancel_futures=True)
 
 
 def in_threads_if_slow(

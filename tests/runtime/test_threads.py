@@ -56,6 +56,32 @@ def test_an_error_comes_in_place_of_its_result_and_ends_the_rest(leave):
     assert threading.active_count() < 20
 
 
+def test_a_thread_of_the_pool_may_end_the_rest():
+    """As the garbage collector does, if it runs there and nobody uses the results any more."""
+    waits, errors = threading.Event(), []
+
+    def work(item):
+        if item == 1:
+            waits.wait(10)
+            try:
+                results.close()
+            except RuntimeError as error:
+                errors.append(error)
+        return item
+
+    results = in_threads(work, iter(range(9)), workers=1, ahead=1)
+    assert next(results) == 0
+    threads = threading.active_count()
+    waits.set()
+    for _ in range(100):
+        if threading.active_count() < threads:
+            break
+        time.sleep(0.1)
+    assert threading.active_count() < threads
+    assert not errors
+    assert list(results) == []
+
+
 def test_items_are_read_ahead_and_no_more_than_may_wait():
     read, all_read = [], threading.Event()
 
