@@ -148,14 +148,13 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
                 + f"; there are {there}"
             )
         self.classes = tuple(self._names(read.names) if classes is None else classes)
-        left_out = 0
+        wanted = read
         if options.only is not None:
             of_split = f" in the split {split}" * (split is not None)
             check_known(f"{names}{of_split}: only", options.only, self.classes)
             if classes is None:
                 self.classes = tuple(name for name in self.classes if name in options.only)
-            n_objects, read = len(read.labels), read.of_classes(options.only)
-            left_out = n_objects - len(read.labels)
+            wanted = read.of_classes(options.only)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:
@@ -167,12 +166,12 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         self.files, self.n_unlabelled, self.unreadable = read.files, read.n_unlabelled, read.unreadable
         self.levels = levels or find_levels(read.pictures, read.headers, options.bits)
         self._cut = _marks(len(read.pictures))
-        usable = usable_objects(read, self.classes, type(self), options)
+        usable = usable_objects(wanted, self.classes, type(self), options)
         self._all, self.dropped, self.doubts = usable.objects, usable.dropped, usable.doubts
         self._keep_difficult = keep_difficult
         self._objects = self._wanted(keep_crowds)
         self.notes = [line for folder in folders for line in describe_unreadable(folder.unreadable)]
-        if left_out:
+        if left_out := len(read.labels) - len(wanted.labels):
             self.notes.append(f"objects of other classes, which are left out: {left_out}")
         self.notes += notes_of(read, self.levels, self._unlabelled, usable.sizes, self.sizes)
 

@@ -115,6 +115,11 @@ def lr_for(recipe: str, network: str, head_batch_norm: bool) -> float:
         head_batch_norm: whether the network has batch normalisation in its heads. If the recipe has no rate of its own,
             such a network gets ten times the rate of others, and a small one thirty times.
     """
-    fallback = 1e-3 if not head_batch_norm else 3e-2 if network in _SSDLITE else 1e-2
-    rate: float = RECIPES[recipe].settings.get("lr", fallback)
+    rate: float
+    if "lr" in RECIPES[recipe].settings:
+        rate = RECIPES[recipe].settings["lr"]
+    elif not head_batch_norm:
+        rate = 1e-3
+    else:
+        rate = 3e-2 if network in _SSDLITE else 1e-2
     return rate
