@@ -2,7 +2,8 @@
 
 The numbers come from benchmarks/results/*.json, and the text between the tables from benchmarks/performance.md. There,
 a line `{{table SUITE}}` stands for the tables of all machines, `{{bars SUITE}}` and `{{scaling SUITE}}` for the charts,
-`{{summary}}`, `{{machines}}` and `{{left out}}` for lists and tables. The same results give the same bytes.
+`{{summary}}`, `{{machines}}` and `{{left out}}` for lists and tables, and `{{predictions}}` for the table of
+tools/gpu_report.py. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import re
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,6 +332,11 @@ def render(template: str, machines: list[Machine], docs: Path | None) -> str:
             return summary(machines)
         if match[1] == "left out":
             return reasons(machines)
+        if match[1] == "predictions":
+            sys.path.append(str(ROOT / "tools"))
+            import gpu_report
+
+            return gpu_report.predictions()
         if kind == "table":
             return "\n\n".join(t for m in machines for t in tables(m, suite)) or "No measurements yet."
         if docs is None:

@@ -41,16 +41,20 @@ constexpr uint32_t kToWholeBits = 0x4B400000u;
 constexpr uint32_t kInfBits = 0x7F800000u;
 constexpr uint32_t kNanBits = 0x7FC00000u;
 
-// e^x for x from kLeastExp to kLargestExp, NaN for a NaN; an arbitrary number for any other x.
-//
-// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r) with q of degree 4. The factor 2^n is
-// multiplied in two halves, since one float cannot hold 2^128 or 2^-150.
-constexpr float kLeastExp = -104.0f;   // for smaller x, e^x is less than half of the smallest subnormal number
-constexpr float kLargestExp = 89.0f;  // for larger x, e^x is above the largest number
-C10_HOST_DEVICE inline float exp_in_range(float x) {
-  constexpr float kBias = 254.0f;  // sum of the biases of both exponents
-  const float whole = x * kLog2E + (kToWhole + kBias);
-  const float n = whole - (kToWhole + kBias);
+constexpr float kLeastExp = -104.0f;   // from here down, e^x is less than half of the smallest subnormal number
+constexpr float kLargestExp = 89.0f;  // from here up, e^x is above the largest number
+
+// e^x = e_r * 2^n for x from kLeastExp to kLargestExp. For a NaN, e_r is NaN; for any other x, it is arbitrary.
+struct ExpParts {
+  float e_r;
+  uint32_t exponent;  // n + bias in the low 9 bits; the bits above are arbitrary
+};
+
+// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r) with q of degree 4. bias: at most 254, and even: with
+// an odd one, a tie between two n would go to the other one.
+C10_HOST_DEVICE inline ExpParts exp_parts(float x, float bias) {
+  const float whole = x * kLog2E + (kToWhole + bias);
+  const float n = whole - (kToWhole + bias);
   const float high = x - n * kLn2High;
   const float low = n * kLn2Low;
   const float r = high - low;
@@ -59,22 +63,23 @@ C10_HOST_DEVICE inline float exp_in_range(float x) {
   q = q * r + 0.0416683890f;
   q = q * r + 0.166665211f;
   q = q * r + 0.499999940f;
-  const float e_r = 1.0f + (high + (r * r * q - low));
-  const uint32_t exponent = bits_of(whole);  // n + 254 in the low 9 bits; the shifts drop all others
-  const uint32_t half = exponent >> 1;
-  return e_r * float_of(half << 23) * float_of((exponent - half) << 23);
+  return {1.0f + (high + (r * r * q - low)), bits_of(whole)};
 }
 
 // e^x: gradual underflow for results below 2^-126, inf for x above 88.72, exp(-inf) = 0, exp(NaN) = NaN.
 C10_HOST_DEVICE inline float exact_exp(float x) {
-  const float e_x = exp_in_range(x);
+  // 2^n is multiplied in two halves, since one float cannot hold 2^128 or 2^-150.
+  const ExpParts parts = exp_parts(x, 254.0f);  // the sum of the biases of both halves
+  const uint32_t half = parts.exponent >> 1;
+  const float e_x = parts.e_r * float_of(half << 23) * float_of((parts.exponent - half) << 23);
   return x < kLeastExp ? 0.0f : x > kLargestExp ? float_of(kInfBits) : e_x;
 }
 
-// exact_exp for x <= 0 or NaN.
+// exact_exp for x <= 0 or NaN, with four operations less.
 C10_HOST_DEVICE inline float exact_exp_below_1(float x) {
-  const float e_x = exp_in_range(x);
-  return x < kLeastExp ? 0.0f : e_x;
+  // n is from -150 to 0, so 2^(n + 63) is a normal number. Only the last product is rounded, as in exact_exp.
+  const ExpParts parts = exp_parts(x < kLeastExp ? kLeastExp : x, 127.0f + 63.0f);
+  return parts.e_r * float_of(parts.exponent << 23) * 0x1p-63f;
 }
 
 // The natural logarithm: log(0) and log(-0) are -inf, log(inf) is inf, and the logarithm of a negative number or of NaN

@@ -9,14 +9,20 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <cmath>
 #include <cstdint>
 
 namespace ssd_ext {
 
-// The maximum after one more logit. A NaN may get lost here, but it makes the sum NaN.
+// The maximum after one more logit. A NaN may get lost here, but it makes the sum NaN. fmax loses other NaNs, and may
+// return the other one of 0 and -0: this changes no bit of the results. On a GPU it is one instruction instead of two.
 template <typename T>
 C10_HOST_DEVICE inline T larger(T maximum, T logit) {
+#if defined(__CUDA_ARCH__) || defined(CUDA_ON_CPU)  // the latter in tests/cuda_on_cpu
+  return std::fmax(maximum, logit);
+#else
   return logit > maximum ? logit : maximum;
+#endif
 }
 
 // The numerator of the softmax: at most 1, and 1 for the largest logit.

@@ -40,6 +40,9 @@ namespace {
 // candidates per object.
 constexpr int64_t kMaxBlocks = 512;
 constexpr int kGradientThreads = 128;
+// Resident blocks of gradients_kernel per multiprocessor: 64 registers for a thread. Without this bound the compiler
+// saves registers for more blocks, and spills.
+constexpr int kGradientBlocks = 8;
 // Lanes for a row that counts. Rows that count lie close together, so a block works on 16 of them at once. A row is
 // summed up class by class, so more lanes would hardly make it faster.
 constexpr int kRowLanes = 8;
@@ -262,7 +265,7 @@ __device__ void store_row(void* rows, ScalarType dtype, int64_t i, const BoxOffs
 }
 
 template <typename scalar_t, typename T>
-__global__ void __launch_bounds__(kGradientThreads)
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks)
     gradients_kernel(const T* __restrict__ grad_conf, const T* __restrict__ grad_loc,
                      const int64_t* __restrict__ n_pos,    // one number each
                      const AnyRows pred_offsets,           // (B * P, 4)

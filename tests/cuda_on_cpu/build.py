@@ -36,7 +36,7 @@ SANITIZERS = {
     "thread": [*READABLE, "-DCUDA_ON_CPU_TSAN"],
 }
 HOST = [*SETUP.COMMON, *SETUP.HOST, "-fPIC", f"-isystem{TORCH / 'include'}"]
-FLAGS = [*HOST, "-Wall", "-Wextra", "-Werror", SETUP.CUDA_INTERFACE, f"-I{HERE / 'include'}"]
+FLAGS = [*HOST, "-Wall", "-Wextra", "-Werror", SETUP.CUDA_INTERFACE, "-DCUDA_ON_CPU", f"-I{HERE / 'include'}"]
 
 
 def compiler() -> str | None:

@@ -77,6 +77,15 @@ def test_bands_of_nms(spread):
     check("batched_nms", (boxes, scores, torch.randint(3, (5000,), generator=generator), 0.3), cuda_and_cpu())
 
 
+@pytest.mark.parametrize("count", [1025, 4 * 1024 + 1, 17 * 1024 + 5])  # tiles: 2, 5, 18; merges: 1, 2, 3
+def test_boxes_of_groups_of_their_own_are_returned_by_score(count):
+    generator = adv.generator(count)
+    scores = torch.randint(count // 2, (count,), generator=generator).float()  # with ties
+    boxes = adv.random_boxes(1).repeat(count, 1)
+    kept = build.load().batched_nms(boxes, scores, torch.randperm(count, generator=generator), 0.3)
+    assert torch.equal(kept, scores.sort(descending=True, stable=True).indices)
+
+
 def test_where_bands_and_sub_batches_of_detection_end_does_not_matter(tmp_path):
     source = (build.CSRC / "postprocess_detections" / "postprocess_detections.cu").read_text()
     for usual, small in (

@@ -28,8 +28,11 @@ BUILDS = {
     "vectorised": [*build.HOST, *build.SETUP.CXX, "-march=native"],
 }
 MAX_ULP = 0.93  # tools/derive_exact_math.py tries every float
-# Every 1021st float: all exponents, and with them subnormal numbers, infinities and NaN.
-FLOATS = np.arange(0, 2**32, 1021, dtype=np.uint32).view(np.float32)
+# Every 1021st float: all exponents, and with them subnormal numbers, infinities and NaN. And the floats around the
+# bounds between two powers of 2 in the exponential, (n + 1/2) ln 2.
+BOUNDS = (np.arange(-151, 129) + 0.5) * np.log(2)
+NEAR_BOUNDS = BOUNDS.astype(np.float32).view(np.uint32)[:, None] + np.arange(-64, 65)
+FLOATS = np.concatenate([np.arange(0, 2**32, 1021), NEAR_BOUNDS.ravel()]).astype(np.uint32).view(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 // Sorting of unique keys on the GPU. Since keys are unique, the result depends on the keys alone.
 //
-// The first launch sorts tiles of 1024 keys in shared memory (a bitonic network). Each further launch merges pairs of
-// runs: the place of a key in the merged run is its place in its own run plus the number of smaller keys in the other
-// run, which a thread finds by bisection. 1 + log2(N / 1024) launches, rounded up.
+// The first launch sorts tiles of 1024 keys in shared memory (a bitonic network). Each further launch merges four runs
+// at a time: the place of a key in the merged run is the number of smaller keys in the four runs, which a thread finds
+// by bisection. 1 + log4(N / 1024) launches, rounded up.
 #pragma once
 
 #include "core/cuda/block_ops.cuh"
@@ -17,6 +17,7 @@ namespace ssd_ext {
 
 constexpr int kSortTile = 1024;
 constexpr int kMergeThreads = 256;
+constexpr int kMergedRuns = 4;  // at a time
 
 // Sorts keys in shared memory, ascending, with a bitonic network; the block has a thread for every two keys. All
 // threads of the block have to call it, after a barrier, and see the sorted keys afterwards.
@@ -70,28 +71,26 @@ __global__ void __launch_bounds__(kSortTile / 2)
   for (unsigned i = threadIdx.x; i < count; i += blockDim.x) keys[begin + i] = tile[i];
 }
 
+// Merges kMergedRuns neighbouring sorted runs of `width` keys, a power of two; the last run may be shorter.
 static __global__ void __launch_bounds__(kMergeThreads)
-    merge_runs_kernel(const RankKey* __restrict__ runs,  // (N,) in sorted runs of `width`
-                      RankKey* __restrict__ merged,      // (N,) in sorted runs of 2 * width
+    merge_runs_kernel(const RankKey* __restrict__ runs,  // (N,)
+                      RankKey* __restrict__ merged,      // (N,)
                       int64_t n, int64_t width) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kMergeThreads + threadIdx.x;
   if (i >= n) return;
   const RankKey key = runs[i];
-  const int64_t own = i / width * width;
-  const int64_t pair = i / (2 * width) * (2 * width);
-  const int64_t other = own == pair ? pair + width : pair;
-  int64_t low = other < n ? other : n;
-  int64_t high = other + width < n ? other + width : n;
-  const int64_t first = low;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (runs[middle] < key) {
-      low = middle + 1;
-    } else {
-      high = middle;
+  const int64_t first = i / (kMergedRuns * width) * (kMergedRuns * width);
+  int64_t smaller[kMergedRuns] = {};  // keys of each run that are known to be smaller
+  for (int64_t step = width; step > 0; step /= 2) {
+    for (int run = 0; run < kMergedRuns; ++run) {  // a thread waits for the loads of all runs at once
+      const int64_t count = smaller[run] + step;
+      const int64_t last = first + run * width + count - 1;
+      if (count <= width && last < n && runs[last] < key) smaller[run] = count;
     }
   }
-  merged[pair + (i - own) + (low - first)] = key;
+  int64_t place = first;
+  for (const int64_t count : smaller) place += count;
+  merged[place] = key;
 }
 
 // The keys make_key(0), ..., make_key(n - 1), sorted; n >= 1.
@@ -104,7 +103,7 @@ Scratch<RankKey> sorted_keys(const MakeKey& make_key, int64_t n, const Tensor& l
   launch(sort_tiles_kernel<MakeKey>, ceil_div(n, kSortTile), threads, stream, make_key, keys.data(), n);
   if (n <= kSortTile) return keys;
   Scratch<RankKey> merged(like, n);
-  for (int64_t width = kSortTile; width < n; width *= 2) {
+  for (int64_t width = kSortTile; width < n; width *= kMergedRuns) {
     launch(merge_runs_kernel, ceil_div(n, kMergeThreads), kMergeThreads, stream, keys.data(), merged.data(), n, width);
     std::swap(keys, merged);
   }
