@@ -1,6 +1,7 @@
 """SSD networks in PyTorch: networks, loss, detection, training and evaluation, built on the ops of `ssd_ext`."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ _MODULES = {
 }
 
 
-# Imported on first use. Some of these modules import torchvision, which takes seconds, and all import torch, before
-# which ssd.cli has to set an environment variable.
+# Imported on first use, as the modules of the package are. Some of them import torchvision, which takes seconds, and
+# most import torch, before which ssd.cli has to set an environment variable.
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -43,6 +43,10 @@ def test_the_names_of_the_package_are_listed():
     assert not hasattr(ssd, "nothing")
 
 
+def test_modules_of_the_package_are_imported_on_first_use():
+    assert printed_by("import ssd\nprint(ssd.networks.build_network.__name__)") == "build_network\n"
+
+
 HELP = """
 import sys
 from ssd.cli import main
