@@ -121,7 +121,8 @@ class _SSD(_Accelerated, SSD):
         if matched_idxs is not None:
             return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         logits = head_outputs["cls_logits"]
-        packed = pack_targets([t["boxes"] for t in targets], [t["labels"] for t in targets], logits.device)
+        labels = [t["labels"].long() if t["labels"].dtype == torch.int32 else t["labels"] for t in targets]
+        packed = pack_targets([t["boxes"] for t in targets], labels, logits.device)
         center_variance, size_variance = _variances(self)
         options = LossOptions(
             _threshold(self),

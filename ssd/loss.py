@@ -119,7 +119,7 @@ class MultiBoxLoss(nn.Module):
         if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
             raise ValueError("with row_splits, boxes and labels must be packed tensors")
         if len(boxes) and values_can_be_read(boxes, self.check):
-            _check_unit(boxes, self.priors_cxcy)
+            check_in_fractions(boxes, self.priors_cxcy)
         options = LossOptions(self.threshold, self.neg_pos_ratio, **self.options)
         targets = boxes, labels, row_splits
         conf_loss, loc_loss, n_pos = multibox_loss(
@@ -187,10 +187,10 @@ def pack_targets(
     return torch.cat(list(boxes)), torch.cat(list(labels)), row_splits
 
 
-def _check_unit(boxes: Tensor, priors_cxcy: Tensor) -> None:
-    """Raises ValueError if boxes are in pixels and priors in fractions of the image: no box would match a prior."""
+def check_in_fractions(boxes: Tensor, priors_cxcy: Tensor | None = None) -> None:
+    """Raises ValueError if boxes, at least one, are in pixels, unlike the priors; None: these are in fractions."""
     largest = boxes.max().item()
-    if FRACTIONS < largest < math.inf and priors_cxcy.max() <= FRACTIONS:
+    if FRACTIONS < largest < math.inf and (priors_cxcy is None or priors_cxcy.max() <= FRACTIONS):
         raise ValueError(
             f"boxes must be in fractions of the image, as the priors are, got {largest:g}: divide x by its width and y "
             "by its height"

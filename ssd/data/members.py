@@ -95,6 +95,18 @@ class Member:
         return _Bytes(self)
 
 
+class InMemory(Member):
+    """The bytes of a file that is in no archive, and has no name."""
+
+    __slots__ = ()
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__("", "", size=len(content), content=content)
+
+    def __str__(self) -> str:
+        return "a picture in memory"
+
+
 class _Bytes(io.BytesIO):
     """A member in memory, which shows its name in errors of Pillow."""
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias, cast
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssd.data.depth import Levels, is_deep, to_bytes
-from ssd.data.members import AnyFile, Member
+from ssd.data.members import AnyFile, InMemory, Member
 from ssd.data.picture_formats import ORIENTATION_TAG, TURNS, UNREADABLE, is_unreadable, open_picture
 from ssd.runtime.remote import PartError
 
@@ -147,34 +147,37 @@ class PicturePart(Picture):
 
 
 # See `as_picture`.
-AnyImage: TypeAlias = Picture | str | PathLike[str] | bytes | io.IOBase | Image.Image | np.ndarray | Tensor
+AnyImage: TypeAlias = (
+    Picture | str | PathLike[str] | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray | Tensor
+)
 
 
 def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
     """Converts an image of any supported type to a `Picture`. Copies pixels only if they must be converted.
 
     Args:
-        image: a `Picture`; a path; the bytes of a file; an open binary file; a picture of Pillow, in any mode; an array
-            (H, W, 3) uint8 RGB or (H, W) uint8 grey; a tensor (3, H, W) uint8 RGB; or a VideoFrame of PyAV. The EXIF
-            orientation is applied to files and to pictures of Pillow, and the display matrix to frames.
-            (`PIL.ImageOps.exif_transpose` removes it, so a picture is not turned twice.)
+        image: a `Picture`; a path; the bytes of a file; an open binary file, which is read as a whole; a picture of
+            Pillow, in any mode; an array (H, W, 3) uint8 RGB, (H, W) or (H, W, 1) uint8 grey; a tensor (3, H, W) uint8
+            RGB; or a VideoFrame of PyAV. The EXIF orientation is applied to files and to pictures of Pillow, and the
+            display matrix to frames. (`PIL.ImageOps.exif_transpose` removes it, so a picture is not turned twice.)
         levels: see `PictureFile`; also for pictures of Pillow.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageReadError: the picture cannot be read.
-        ValueError: an array or tensor has another shape or dtype.
+        ValueError: an array or tensor has another shape or dtype, or the image is a URL.
         TypeError: the image has another type.
     """
     if isinstance(image, Picture):
         return image
+    if isinstance(image, str) and "://" in image:
+        raise ValueError(f"{image}: pictures are not downloaded; read the URL yourself, and give the bytes")
     if isinstance(image, (str, PathLike)):
         return PictureFile(image, levels=levels)
-    if isinstance(image, (bytes, io.IOBase)):
-        try:
-            image = open_picture(io.BytesIO(image) if isinstance(image, bytes) else cast("IO[bytes]", image))
-        except Exception as error:  # see header_of
-            raise ImageReadError(f"cannot read the picture: {error}") from error
+    if isinstance(image, io.IOBase):
+        image = _bytes_of(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return PictureFile(InMemory(bytes(image)), levels=levels)
     if isinstance(image, Image.Image):
         try:
             rgb = np.asarray(_to_rgb(image, levels))  # first: it turns a TIFF, which then has no orientation any more
@@ -186,6 +189,8 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
 
         return Frame(image, 0, 0.0)
     if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[2] == 1:
+            image = image[..., 0]
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
             raise ValueError(f"an array must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
         rows = torch.from_numpy(np.require(image, requirements=("C", "W")))
@@ -198,6 +203,19 @@ def as_picture(image: AnyImage, levels: Levels | None = None) -> Picture:
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or image.numel() == 0:
         raise ValueError(f"a tensor must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
     return Picture(image.cpu())
+
+
+def _bytes_of(file: io.IOBase) -> bytes:
+    """Reads an open file from its beginning."""
+    try:
+        if file.seekable():
+            file.seek(0)
+        content = file.read()
+    except Exception as error:  # a file of somebody else's class can fail in any way
+        raise ImageReadError(f"cannot read the open file: {error}") from error
+    if not isinstance(content, bytes):
+        raise TypeError('an open file must be binary, such as open(path, "rb")')
+    return content
 
 
 def whole_pixels(low: float, high: float, end: int) -> tuple[int, int]:
@@ -310,12 +328,11 @@ class PictureFile(Picture):
         [255, 0, 0]
     """
 
-    path: AnyFile
-
     def __init__(self, path: str | PathLike[str], header: Header | None = None, levels: Levels | None = None) -> None:
-        self.path = path if isinstance(path, Member) else Path(path)
+        self._file = path if isinstance(path, Member) else Path(path)
+        self.path = None if isinstance(path, InMemory) else self._file
         self._levels = levels
-        self._header = read_header(self.path) if header is None else header
+        self._header = read_header(self._file) if header is None else header
         self.height, self.width = self._header.upright
 
     def _decode(self, reduction: int) -> Tensor:
@@ -330,7 +347,7 @@ class PictureFile(Picture):
 
         Returns None if simplejpeg fails: Pillow can read more JPEG files, and its errors are clearer.
         """
-        data = self.path.read_bytes()
+        data = self._file.read_bytes()
         height, width = (math.ceil(side / reduction) for side in self._header[:2])
         try:
             return simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=reduction)
@@ -341,14 +358,14 @@ class PictureFile(Picture):
         """Decodes with Pillow."""
         try:
             # Given a path, Pillow maps the file into memory and then turns a TIFF wrongly.
-            with self.path.open("rb") as file:
+            with self._file.open("rb") as file:
                 return self._read_open(file, reduction)
         except (FileNotFoundError, PartError):
             raise
         except Exception as error:  # see header_of
             if self._header.decoding == TURBO and (array := self._read_cut(reduction)) is not None:
                 return array
-            raise ImageReadError(f"{self.path}: cannot decode the picture ({error})") from error
+            raise ImageReadError(f"{self._file}: cannot decode the picture ({error})") from error
 
     def _read_open(self, file: IO[bytes], reduction: int) -> np.ndarray:
         with open_picture(file) as picture:
@@ -361,7 +378,7 @@ class PictureFile(Picture):
 
     def _read_cut(self, reduction: int) -> np.ndarray | None:
         """Decodes a JPEG file that lacks its last bytes. Returns None if more than half of the rows are missing."""
-        data = self.path.read_bytes()
+        data = self._file.read_bytes()
         # With a marker of its end, libjpeg accepts the file, and the rows that are missing become grey. The file of a
         # progressive JPEG may also end within a table of codes; it is then cut before this table.
         for end in (len(data), data.rfind(HUFFMAN_TABLE)):

@@ -21,6 +21,7 @@ from ssd.evaluation.coco import CocoOptions
 from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Detector
 from ssd.inference.prediction import Predict, predictor
+from ssd.loss import check_in_fractions
 from ssd.networks import Network
 from ssd.runtime.packed import Packed, splits_of
 from ssd.runtime.processes import ALONE, Ranks
@@ -104,7 +105,8 @@ def evaluate(
         An `EvalResult`; with "coco" a `CocoResult`.
 
     Raises:
-        ValueError: see `score`; or "coco" is used with another data set than a `BoxDataset`.
+        ValueError: see `score`; "coco" is used with another data set than a `BoxDataset`; or boxes of the data set are
+            in pixels.
         ImportError: see `score`.
 
     Examples:
@@ -181,6 +183,8 @@ def detect_all(
     silent = True if quiet or not ranks.first else None
     with closing(iter(loader)) as batches:
         for batch in tqdm(batches, total=len(loader), unit="batch", disable=silent):
+            if len(batch.boxes):
+                check_in_fractions(batch.boxes)
             waiting.append(predict(batch.images))
             targets.append(batch.targets())
             if len(waiting) == READ_EVERY:

@@ -30,6 +30,7 @@ def save(program: DetectionProgram, path: Path, metadata: Metadata) -> None:
     # NonMaxSuppression of OpenVINO also drops IoUs that equal the threshold. With the next larger number as the
     # threshold it keeps them, as postprocess_detections does.
     overlap = torch.tensor(rounded_down(program.options.max_overlap, torch.float32)).nextafter(torch.tensor(torch.inf))
+    overlap = overlap.clamp(min=torch.finfo(torch.float32).tiny)  # OpenVINO takes smaller numbers for 0
     program = copy(program)
     program.options = program.options._replace(max_overlap=float(overlap))
     traced = BytesIO(trace(program, metadata).model_proto.SerializeToString())

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from os import PathLike
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ssd.inference.prediction import Program, fused_network, predictor
 from ssd.inference.selection import Selection
 from ssd.inference.tiles import InView, in_view, merge
 from ssd.networks import Network
+from ssd.networks.network import unwrapped
 from ssd.options import OVERLAP
 from ssd.runtime.device import compile_network, pick_device
 from ssd.runtime.threads import ReadAhead, in_threads
@@ -37,7 +38,8 @@ from ssd_ext._checks import check_fields
 SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
 
 OneImage = TypeVar("OneImage", bound=AnyImage)
-ONE_PICTURE = str, bytes, io.IOBase, np.ndarray, Tensor  # types that can be iterated over, but are one picture
+# Types that can be iterated over, but are one picture; or none, as a mapping.
+ONE_PICTURE = str, bytes, bytearray, memoryview, io.IOBase, np.ndarray, Tensor, Mapping
 OnError = Callable[[Exception], None]
 
 
@@ -58,7 +60,7 @@ class Detector:
     """Finds objects in pictures with a trained network. Several threads may use one detector.
 
     Args:
-        model: the network, or a `Program`, which has its own options.
+        model: the network, which is put into evaluation mode; or a `Program`, which has its own options.
         options, bf16: see `predict_padded`.
         classes: the C-1 class names without background; label i is `classes[i - 1]`.
         levels: the values that become black and white in pictures with more than 8 bits per sample, as in the training
@@ -118,6 +120,7 @@ class Detector:
     ) -> None:
         check_tiles(tiles, overlap)
         check_fields(options)
+        model = unwrapped(model)
         if isinstance(classes, str):
             raise ValueError(f"classes must be a list of names, got the text {classes!r}")
         if isinstance(model, nn.Module) and len(classes) != model.n_classes - 1:
@@ -289,8 +292,9 @@ class Detector:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         workers = max(1, worker_count(workers))
         if not isinstance(images, Iterable) or isinstance(images, ONE_PICTURE):
+            one = [cast(AnyImage, images)]
             # Without tiles there is nothing to read ahead, and a thread would only cost time.
-            samples = map(self._read, [images]) if self.tiles is None else self._samples([images], workers, batch_size)
+            samples = map(self._read, one) if self.tiles is None else self._samples(one, workers, batch_size)
             (result,) = self._stream(samples, batch_size, None)
             return result
         results = self._stream(self._samples(images, workers, batch_size), batch_size, on_error)

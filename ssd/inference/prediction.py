@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssd.data.colour import to_input
 from ssd.detection import Padded, bounded
 from ssd.networks import Network
+from ssd.networks.network import unwrapped
 from ssd.runtime.device import autocast, place
 from ssd.weights.checkpoint import build_model
 from ssd_ext import DetectionOptions, postprocess_detections
@@ -51,8 +52,19 @@ def predictor(
         model: the network, see `predict_padded`; or a function that detects, such as the result of `ssd.export.load`.
             A function is returned as it is, and the other arguments have no effect.
         options, bf16: see `predict_padded`.
+
+    Raises:
+        TypeError: the model is another module.
     """
-    return partial(predict_padded, model, options=options, bf16=bf16) if isinstance(model, nn.Module) else model
+    if not isinstance(model, nn.Module):
+        return model
+    network = unwrapped(model)
+    if not hasattr(network, "priors_cxcy"):
+        raise TypeError(
+            f"model must be a network of ssd or a function that detects, got {type(network).__name__}, which has no "
+            "priors_cxcy; for a model of torchvision see ssd.accelerate"
+        )
+    return partial(predict_padded, network, options=options, bf16=bf16)
 
 
 @torch.inference_mode()
@@ -62,20 +74,22 @@ def predict_padded(
     """Runs a network on prepared pictures, on the device of its parameters; does not wait for a GPU.
 
     Args:
-        model: the network; it is put into evaluation mode.
+        model: the network, which is put into evaluation mode. If torch.compile has wrapped it, it runs compiled.
         images: (B, 3, input_size, input_size) RGB: uint8 as from `EvalTransform`, or floating-point and normalised as
             by `to_input`.
         options: see `ssd_ext.DetectionOptions`.
-        bf16: whether to use bfloat16 autocast; None: if the hardware supports it.
+        bf16: whether to use bfloat16 autocast; None: if the hardware supports it. Parameters in another dtype than
+            float32 are used as they are, without autocast.
 
     Returns:
         Boxes (B, K, 4) xyxy in fractions of the image, labels (B, K), scores (B, K) and counts (B,), as from
         `ssd_ext.postprocess_detections`. K is `options.top_k`, or the number of candidates if that is smaller.
     """
     model.eval()
-    priors_cxcy = model.get_buffer("priors_cxcy")
+    priors_cxcy = cast(Tensor, model.priors_cxcy)
     device = priors_cxcy.device
-    images = to_input(images.to(device, non_blocking=True))
-    with autocast(device, bf16):
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    images = to_input(images.to(device, non_blocking=True)).to(dtype)
+    with autocast(device, bf16 if dtype == torch.float32 else False):
         offsets, logits = model(place(images, device))
     return postprocess_detections(offsets, logits, priors_cxcy, bounded(options, *logits.shape[1:]))

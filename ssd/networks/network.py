@@ -67,6 +67,16 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         raise ValueError(f"not the weights of {what}: {' '.join(str(error).split())[:200]}") from None
 
 
+def unwrapped(model: Any) -> Any:
+    """Takes a network out of DistributedDataParallel, DataParallel or AveragedModel.
+
+    Other objects are returned as they are; so is a network that torch.compile has wrapped, since it has all attributes.
+    """
+    while not hasattr(model, "priors_cxcy") and isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model
+
+
 class Network(nn.Module):
     """A detector of the SSD family: from images to offsets and class logits of all priors.
 
@@ -221,14 +231,7 @@ class Network(nn.Module):
         Raises:
             ValueError: the images have another shape, or are not floating-point.
         """
-        if images.ndim != 4 or images.shape[1:] != (3, self.input_size, self.input_size):
-            expected = f"(B, 3, {self.input_size}, {self.input_size}), for which the priors are laid out"
-            raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images must be floating-point, got {images.dtype}: divide pixels by 255, subtract the mean "
-                f"{IMAGENET_MEAN}, and divide by the standard deviation {IMAGENET_STD}; Detector does this itself"
-            )
+        _check_images(images, self.input_size)
         # Scale and shift cannot be merged into the first convolution, because it pads with zeros after the
         # normalisation.
         if self.input_scale is not None and self.input_shift is not None:
@@ -345,6 +348,18 @@ class Network(nn.Module):
         elif priors.dtype.itemsize < 4:  # half() would shift priors by up to half a pixel
             self.priors_cxcy = make_priors(self.prior_spec).to(priors.device)
         return self
+
+
+@torch.fx.wrap  # type: ignore[untyped-decorator]  # torch has no types
+def _check_images(images: Tensor, size: int) -> None:
+    if images.ndim != 4 or images.shape[1:] != (3, size, size):
+        expected = f"(B, 3, {size}, {size}), for which the priors are laid out"
+        raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating-point, got {images.dtype}: divide pixels by 255, subtract the mean "
+            f"{IMAGENET_MEAN}, and divide by the standard deviation {IMAGENET_STD}; Detector does this itself"
+        )
 
 
 def _fill_constants(network: Network, _: object) -> None:

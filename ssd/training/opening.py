@@ -121,7 +121,7 @@ def open_run(
         settings = replace(settings, lr=rate)
     if settings.sync_batch_norm and ranks.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    _check_share(model, min(settings.batch_size, per_epoch), settings.accumulate, ranks.size)
+    _check_share(model, settings.batch_size, per_epoch, settings.accumulate, ranks.size)
     return Opened(settings, sets, fingerprints, repeats, per_epoch, budget, model, state)
 
 
@@ -174,21 +174,24 @@ def _check_settings(settings: Settings, fingerprints: dict[str, Fingerprint], de
         raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")
 
 
-def _check_share(model: nn.Module, batch: int, parts: int, processes: int) -> None:
+def _check_share(model: nn.Module, batch: int, pictures: int, parts: int, processes: int) -> None:
     """Raises ValueError if a process has too few pictures at once.
 
     Args:
         model: the network.
-        batch: number of pictures of a batch.
+        batch: number of pictures of a batch, unless there are fewer.
+        pictures: number of pictures of an epoch.
         parts: number of parts of a batch, see `Settings.accumulate`.
         processes: number of processes that share a batch.
     """
+    few = f"; only {pictures} are trained on: add pictures, or hold out none (held_out 0)" if pictures < batch else ""
+    batch = min(batch, pictures)
     share = batch // processes // parts
     if not share:
         shared = f"shared by {processes} processes" + f" in {parts} parts each" * (parts > 1)
-        raise ValueError(f"a batch of {batch} pictures cannot be {shared}")
+        raise ValueError(f"a batch of {batch} pictures cannot be {shared}{few}")
     if share == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise ValueError(
             f"batch normalisation needs at least 2 pictures at once, but a batch of {batch} pictures leaves 1 "
-            f"(processes: {processes}, accumulate: {parts})"
+            f"(processes: {processes}, accumulate: {parts}){few}"
         )

@@ -26,6 +26,15 @@ KEPT = 100_000  # maximum number of losses in a history; with the other columns 
 LOSSES = ("loss", "conf_loss", "loc_loss")  # of a step: the whole loss, and its parts for classes and boxes
 COLUMNS = (*LOSSES, "lr")  # what a history has of each step
 History = dict[str, list[float]]
+NOTHING_LEARNT = (
+    "the loss is 0 in every step, so nothing is learnt: no object is large enough for a prior, or all objects are cut "
+    "away; larger pictures (--size), tiles (--tiles) or other priors (--priors auto) may help"
+)
+
+
+def learns_nothing(history: History) -> bool:
+    """Whether all losses of a run are 0."""
+    return bool(history["loss"]) and not any(history["loss"])
 
 
 class Meter:

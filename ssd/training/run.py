@@ -35,7 +35,16 @@ from ssd.training.budget import Budget, Work
 from ssd.training.freezing import freeze, training_mode
 from ssd.training.opening import FILES, Opened, open_run
 from ssd.training.optimizer import lr_factor, make_optimizer
-from ssd.training.progress import COLUMNS, History, Meter, completed, tensorboard_writer, validations_without_rise
+from ssd.training.progress import (
+    COLUMNS,
+    NOTHING_LEARNT,
+    History,
+    Meter,
+    completed,
+    learns_nothing,
+    tensorboard_writer,
+    validations_without_rise,
+)
 from ssd.training.recipes import eval_every_for
 from ssd.training.records import (
     AP,
@@ -345,6 +354,8 @@ class _Run:
                     self.save_last()
                     meter.start()
         self.flush(meter, stopping)
+        if self.step == self.steps_per_epoch and learns_nothing(self.history):
+            self.say(NOTHING_LEARNT)
         return stopped
 
     def flush(self, meter: Meter, stopping: list[int | Exception]) -> None:

@@ -243,8 +243,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("data", "val_data"):
-            if isinstance(folder := getattr(self, name), (str, os.PathLike)):
-                self._set(name, (os.fspath(folder),))
+            folders = getattr(self, name)
+            folders = [folders] if isinstance(folders, (str, os.PathLike)) else folders
+            if folders is None and name == "val_data":
+                continue
+            if not isinstance(folders, (list, tuple)) or not all(isinstance(f, (str, os.PathLike)) for f in folders):
+                raise TypeError(f"{name} must be paths of folders or archives, got {str(folders)[:100]}")
+            self._set(name, tuple(map(os.fspath, folders)))
         if self.recipe is None:
             self._set("recipe", "finetune" if self.weights else "scratch")
         for name, hint in get_type_hints(Settings, include_extras=True).items():

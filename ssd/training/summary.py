@@ -22,7 +22,7 @@ from ssd.evaluation.uncertainty import describe, interval
 from ssd.inference.detector import SHOWN
 from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
-from ssd.training.progress import History
+from ssd.training.progress import NOTHING_LEARNT, History, learns_nothing
 from ssd.training.settings import Settings
 from ssd.training.splits import Pictures, Sets, whole_of
 from ssd_ext import DetectionOptions
@@ -100,7 +100,8 @@ def _describe(
         detections, truths = found["held out"]
         if drawn := _draw(sets.val, sets.classes, detections, truths, out / SHEET):
             lines.append(f"{out / SHEET}: the {drawn} worst of {len(truths)} pictures held out, beside the truth")
-        lines.append(advice(results["seen"].mAP, val.mAP, bool(settings.mosaic)))
+        nothing = history is not None and learns_nothing(history)
+        lines.append(NOTHING_LEARNT if nothing else advice(results["seen"].mAP, val.mAP, bool(settings.mosaic)))
     if test is not None:
         lines.insert(0, f"result on the split {sets.names['test_split']}, which is measured once:\n{test}")
     if weakest := _weakest(test or val):

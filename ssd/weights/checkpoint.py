@@ -15,7 +15,8 @@ from zipfile import ZipFile, is_zipfile
 
 import torch
 
-from ssd.networks import Network, build_network
+from ssd.networks import NETWORKS, Network, build_network
+from ssd.networks.network import unwrapped
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import replacing
 from ssd.weights.pickles import read_parameters
@@ -31,15 +32,16 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
     Args:
         path: the file to write; its folder must exist. If it ends in .safetensors, it has this format: the parameters
             as tensors, and all other entries as JSON in the metadata.
-        model: the network; of one that `torch.compile` has wrapped, the network inside is written.
+        model: the network; of one that torch.compile, DistributedDataParallel or AveragedModel has wrapped, the
+            network inside is written.
         classes: names of the C-1 classes, without background.
         extra: more entries: state dicts, numbers, strings, and lists and dicts of these. For .safetensors without
             tensors. An entry cannot have the name of one that `load_checkpoint` lists.
 
     Raises:
         ValueError: the file could not be loaded, because there are too few or too many classes, they are not a list of
-            names, the network is fused or changed in another way, or an extra entry has the name of another entry.
-            Nothing is written.
+            names, the network is fused or changed in another way, its class is not in `ssd.networks.NETWORKS`, or an
+            extra entry has the name of another entry. Nothing is written.
         FileNotFoundError: the folder does not exist.
         OSError: the file cannot be written, for example because the disk is full.
         ImportError: the file ends in .safetensors, and the package safetensors is not installed.
@@ -54,7 +56,13 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
     """
     if isinstance(classes, str):
         raise ValueError(f"{path}: classes must be a list of names, got the text {classes!r}")
-    network: Network = getattr(model, "_orig_mod", model)  # where torch.compile has wrapped it
+    bare = unwrapped(model)
+    network: Network = getattr(bare, "_orig_mod", bare)  # where torch.compile has wrapped it
+    if NETWORKS.get(network.name) is not type(network):
+        raise ValueError(
+            f"{path}: cannot be saved: no network named {network.name!r} is of the class {type(network).__name__}, so "
+            "the file could not be loaded; give the class a name of its own, and add it to ssd.networks.NETWORKS"
+        )
     state = network.state_dict()
     own = {"format": FORMAT, "network": network.name, "config": network.config, "classes": list(classes)}
     if taken := own.keys() & extra.keys():

@@ -123,6 +123,14 @@ def test_evaluate_hands_the_metric_on() -> None:
         evaluate(*three_boxes(), CLASSES, method="voc", quiet=True)
 
 
+def test_truths_in_pixels_are_named() -> None:
+    """With them no detection would be right, as of a network that has learnt nothing."""
+    model, [(image, target)] = three_boxes()
+    samples = [(image, target | {"boxes": 300 * target["boxes"]})]
+    with pytest.raises(ValueError, match="boxes must be in fractions of the image"):
+        evaluate(model, samples, CLASSES, quiet=True)
+
+
 def test_evaluate_of_an_empty_dataset() -> None:
     model, _ = three_boxes()
     assert math.isnan(evaluate(model, [], CLASSES, quiet=True).mAP)

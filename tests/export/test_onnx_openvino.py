@@ -126,6 +126,17 @@ def test_ties_thresholds_and_nothing(found, format, max_overlap, kept):
     assert its[3].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("format", RUNTIMES)
+def test_boxes_without_any_overlap_are_kept(found, format):
+    """With max_overlap 0, boxes that only touch or lie apart stay."""
+    logits = torch.full((1, 4, 3), -50.0)
+    logits[0, :, 1] = torch.tensor([0.0, -0.1, -0.2, -0.3])
+    options = DetectionOptions(min_score=0.25, max_overlap=0.0, top_k=6, score="sigmoid")
+    its, ours = found(format, (torch.zeros(1, 4, 4), logits), options, BOXES)
+    assert ours[3].item() > 1
+    assert_same(its, ours, options)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A narrow network, and files of it: exported, which compares them with it."""

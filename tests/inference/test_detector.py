@@ -27,6 +27,7 @@ from ssd.drawing import draw_detections
 from ssd.evaluation.evaluate import detect_pictures, score
 from ssd.inference.detections import Detections
 from ssd.inference.detector import SHOWN, Detector
+from ssd.inference.prediction import predictor
 from ssd.inference.results import JSON_NAME, as_line, coco_results
 from ssd.inference.tiles import in_view, merge
 from ssd_ext import DetectionOptions
@@ -85,6 +86,38 @@ def test_what_does_not_fit_the_network_is_named(detector, given, named):
         ssd.Detector(detector.model, **{"classes": CLASSES} | given)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        torch.nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.nn.DataParallel(torch.compile(model, backend="eager")),
+    ],
+    ids=["compiled", "parallel", "averaged", "both"],
+)
+def test_a_wrapped_network_is_the_same(detector, files, wrap):
+    wrapped = ssd.Detector(wrap(detector.model), CLASSES, detector.options, bf16=False)
+    assert_same(wrapped(files[0]), detector(files[0]))
+
+
+def test_a_model_of_another_project_is_named(detector):
+    with pytest.raises(TypeError, match=r"got Linear, which has no priors_cxcy.*ssd\.accelerate"):
+        predictor(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bf16", [None, True, False])
+def test_a_network_in_another_dtype_runs_in_it(weights, files, dtype, bf16):
+    loaded = ssd.Detector.load(weights, min_score=0.3, top_k=9, device="cpu", bf16=False)
+    expected = loaded(files[0])
+    found = ssd.Detector(loaded.model.to(dtype), CLASSES, loaded.options, bf16=bf16)(files[0])
+    assert len(found) > 0
+    if dtype == torch.float64:
+        assert torch.equal(found.labels, expected.labels)
+        torch.testing.assert_close(found.scores.float(), expected.scores, rtol=0, atol=1e-5)
+
+
 def test_every_kind_of_picture_is_the_same(detector, files):
     path = files[2]
     expected = detector(path)
@@ -96,7 +129,8 @@ def test_every_kind_of_picture_is_the_same(detector, files):
     with Image.open(path) as picture:
         kinds = [str(path), picture, picture.convert("L"), PictureFile(path), pixels, array, read_only, array[:, :, 0]]
         kinds += [array[:, :, ::-1], pixels.flip(0)]  # grey, so that blue may come first
-        kinds += [path.read_bytes(), io.BytesIO(path.read_bytes())]
+        data = path.read_bytes()
+        kinds += [data, io.BytesIO(data), bytearray(data), memoryview(data), array[:, :, :1]]
         for image in kinds:
             assert_same(detector(image), expected)
     with open(path, "rb") as file:
@@ -220,7 +254,10 @@ def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
     ("image", "error", "named"),
     [
         (5, TypeError, "got int"),
-        (b"photo.jpg", ImageReadError, "cannot read the picture: cannot identify image file"),
+        (b"photo.jpg", ImageReadError, r"a picture in memory: cannot read the picture \(cannot identify image file"),
+        pytest.param(io.StringIO("photo.jpg"), TypeError, "an open file must be binary", id="a file of text"),
+        ("https://a.b/photo.jpg", ValueError, "https://a.b/photo.jpg: pictures are not downloaded"),
+        ({"image": "photo.jpg"}, TypeError, "got dict"),
         ([None], TypeError, "got NoneType"),
         (np.zeros((4, 5, 4), np.uint8), ValueError, r"an array must be \(H, W, 3\) or .* got \(4, 5, 4\) uint8"),
         (np.zeros((4, 5, 3)), ValueError, r"got \(4, 5, 3\) float64"),
@@ -241,6 +278,21 @@ def test_a_picture_of_pillow_that_is_cut_short_is_named(detector, files, tmp_pat
     (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-5000])
     with Image.open(tmp_path / "cut.png") as picture, pytest.raises(ImageReadError, match=r"PngImageFile.*truncated"):
         detector(picture)
+
+
+def test_a_jpeg_that_lacks_its_last_bytes_is_decoded_however_it_is_given(detector, files, tmp_path):
+    path = tmp_path / "cut.jpg"
+    with Image.open(files[0]) as picture:
+        picture.save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    expected = detector(path)
+    assert expected.picture.cut
+    data = path.read_bytes()
+    for given in (data, io.BytesIO(data)):
+        found = detector(given)
+        assert_same(found, expected)
+        assert found.picture.cut
+        assert found.picture.path is None
 
 
 def test_a_batch_of_nothing_is_refused(detector, files):

@@ -170,6 +170,17 @@ def test_the_input_is_converted_to_that_of_the_weights(case):
         torch.testing.assert_close(bytewise(ours)[1], logits, rtol=1e-3, atol=1e-3 * logits.abs().max().item())
 
 
+def test_fx_can_trace_it(case):
+    """The feature extraction of torchvision, for one, needs that."""
+    name, model, images, (offsets, logits) = case
+    if name.startswith("timm:"):
+        pytest.skip("some models of timm cannot be traced")
+    with torch.no_grad():
+        traced = torch.fx.symbolic_trace(model)(images)
+    assert torch.equal(traced[0], offsets)
+    assert torch.equal(traced[1], logits)
+
+
 def test_half_precision_keeps_the_priors(case):
     _, model, images, (_, logits) = case
     half = copy.deepcopy(model).bfloat16()

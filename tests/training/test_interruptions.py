@@ -246,6 +246,12 @@ def test_batch_normalisation_of_one_picture_is_named(shapes, tmp_path, capsys, m
     assert "batch normalisation needs at least 2 pictures at once, but " in line
 
 
+def test_too_few_pictures_are_named(shapes, tmp_path, capsys):
+    write_shapes(tmp_path / "two", 2, 0)
+    line = error_of(capsys, "train", tmp_path / "two", "--out", tmp_path / "run", "--network", "ssdlite320")
+    assert "only 1 are trained on: add pictures, or hold out none (held_out 0)" in line
+
+
 def test_best_is_the_last_network_where_no_map_can_be_measured(settings, shapes, tmp_path, capsys):
     bare = write_shapes(tmp_path / "bare", 1, 2)
     for file in (bare / "Annotations").iterdir():

@@ -4,6 +4,7 @@ import math
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 from ssd.data import AUGMENTATIONS, ReadOptions
 from ssd.training.settings import Settings
@@ -72,6 +73,12 @@ def test_bad_settings_name_themselves(wrong):
 def test_bad_options_of_the_loss_name_themselves(wrong):
     with pytest.raises(ValueError, match=rf"loss\.{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
         Settings(("x",), loss=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"data": 5}, {"data": [torch.utils.data.TensorDataset()]}, {"val_data": {"a": 1}}])
+def test_data_that_is_no_path_is_named(wrong):
+    with pytest.raises(TypeError, match=rf"{next(iter(wrong))} must be paths of folders or archives, got "):
+        Settings(**{"data": ("x",)} | wrong)
 
 
 def test_one_folder_may_be_given_as_it_is(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from initial_weights import initial_model
 
 from ssd import build_network, load_weights
+from ssd.networks import NETWORKS
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.device import compile_network
 from ssd.weights.checkpoint import levels_of, load_checkpoint, save_checkpoint
@@ -63,6 +64,8 @@ def test_a_network_in_another_form_is_saved_as_it_was(tmp_path, suffix):
     compile_network(compiled, dynamic=True)
     forms = {
         "wrapped": torch.compile(model),
+        "averaged": torch.optim.swa_utils.AveragedModel(model),
+        "both": torch.nn.DataParallel(torch.compile(model)),
         "compiled": compiled,
         "synchronised": torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)),
     }
@@ -74,6 +77,27 @@ def test_a_network_in_another_form_is_saved_as_it_was(tmp_path, suffix):
         assert type(again) is SSD300
         assert again.state_dict().keys() == state.keys()
         assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+
+
+class Mirrored(SSD300):
+    def predict(self, images):
+        return super().predict(images.flip(-1))
+
+
+def test_a_class_of_somebody_else_needs_a_name_of_its_own(tmp_path, monkeypatch):
+    """Else the file would be loaded as another network, with other outputs."""
+    with pytest.raises(
+        ValueError, match=r"no network named 'ssd300' is of the class Mirrored.* ssd\.networks\.NETWORKS"
+    ):
+        save_checkpoint(tmp_path / "a.pt", Mirrored(3, width=0.01), ["a", "b"])
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Mirrored, "name", "mirrored")
+    monkeypatch.setitem(NETWORKS, "mirrored", Mirrored)
+    model = Mirrored(3, width=0.01).eval()
+    save_checkpoint(tmp_path / "a.pt", model, ["a", "b"])
+    again, _ = load_weights(tmp_path / "a.pt", device="cpu")
+    images = torch.rand(1, 3, 300, 300)
+    assert all(torch.equal(*pair) for pair in zip(again(images), model(images), strict=True))
 
 
 @pytest.mark.parametrize("name", ["ssd300", "ssdlite", "resnet34", "timm:mobilenetv3_small_050"])
