@@ -42,7 +42,8 @@ def add_eval(commands: Commands) -> None:
         "measure the average precision of a checkpoint, or of detections in a file",
         """Measure average precision per class by the rules of Pascal VOC (area, 11point), or COCO's twelve figures
 (coco, which needs `pip install 'ssd-ext[coco]'`). Without --split, a network of ssd train is measured on the pictures
-of its data that it was not trained on: the test split, else the validation split, else the pictures held out. Crowds
+of its data that it was not trained on: the test split, else the validation split, else the pictures held out. A data
+set that was moved or converted is known by the names of its pictures. Of other data all pictures are measured. Crowds
 and objects marked as difficult are ignored: they are neither hits nor misses. COCO's rules have no difficult objects;
 with --method coco these are treated as crowds. Objects with a box that cannot be used are listed and not counted.
 
@@ -152,7 +153,7 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
 def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     from ssd.evaluation.evaluate import check, detect_all, detect_pictures
     from ssd.export import is_exported
-    from ssd.training.unseen import open_unseen
+    from ssd.training.unseen import UNKNOWN, open_unseen
     from ssd.weights.hub import local_file
     from ssd.weights.loading import open_weights
 
@@ -163,7 +164,8 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
 
     def chosen() -> tuple[BoxDataset, str]:
         if is_exported(local_file(arguments.weights)):
-            return opened(arguments.split), ""
+            dataset = opened(arguments.split)
+            return dataset, "" if arguments.split else f"measured on all {len(dataset)} pictures; {UNKNOWN}"
         checkpoint = open_weights(arguments.weights)
         if arguments.tiles is None and (tiles := checkpoint.get("settings", {}).get("tiles")):
             print(f"the network was trained on tiles; to measure it with tiles, add --tiles {tiles}", file=sys.stderr)

@@ -13,6 +13,25 @@ from ssd.training.fingerprint import fingerprint
 from ssd.training.settings import Settings
 from ssd.training.splits import held_out_pictures
 
+Opener = Callable[[str | None, ReadOptions], BoxDataset]  # from a split or None and options to the pictures
+UNKNOWN = "whether some of them were trained on is not known (--split chooses others)"
+
+
+def _has_its_pictures(checkpoint: Mapping[str, Any], run: Settings, opened: Opener) -> bool:
+    """Whether a data set at another place has the files of the run, by their names: it was moved or converted."""
+    known = checkpoint.get("fingerprints", {}).get("training", {}).get("files")
+    if known is None or run.val_data is not None:
+        return False
+    try:
+        whole = opened(run.split, run.reading)
+    except (FileNotFoundError, ValueError):  # no such split
+        return False
+    parts = [whole]
+    if run.held_out and len(whole) > 1:
+        held_out = held_out_pictures(len(whole), run.held_out, run.seed)
+        parts.append(whole.part(sorted(set(range(len(whole))).difference(held_out))))
+    return any(fingerprint(part)["files"] == known for part in parts)
+
 
 def _places(data: Sequence[str]) -> set[str]:
     """The absolute paths of folders and archives. A folder of archives counts as these."""
@@ -25,7 +44,7 @@ def _places(data: Sequence[str]) -> set[str]:
 def open_unseen(
     checkpoint: Mapping[str, Any],
     data: Sequence[str],
-    opened: Callable[[str | None, ReadOptions], BoxDataset],
+    opened: Opener,
     split: str | None = None,
 ) -> tuple[BoxDataset, str]:
     """Opens the pictures of a data set that a network was not trained on, as far as its checkpoint tells.
@@ -38,19 +57,30 @@ def open_unseen(
         split: the split to open instead, whatever the network was trained on.
 
     Returns:
-        The pictures, and a line that says which ones they are; "" if the checkpoint tells nothing about them.
+        The pictures, and a line that says which ones they are; "" if `split` chose them, or if `ssd train` did not
+        write the checkpoint.
     """
     if "settings" not in checkpoint:
         return opened(split, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
     if set(map(absolute, data)) != set(run.data) and (asked := _places(data)) != (trained := _places(run.data)):
+        shared = bool(asked & trained)
+        if split is None and not shared and _has_its_pictures(checkpoint, run, opened):
+            return _not_trained_on(checkpoint, run, opened)
         of_run = asked <= trained | _places(run.val_data or ())
         pictures = opened(split, run.reading if of_run else ReadOptions())
-        if split is not None or not asked & trained:
+        if split is not None:
             return pictures, ""
-        return pictures, "some of these pictures may have been trained on: the data of the run overlaps with these"
+        if shared:
+            return pictures, "some of these pictures may have been trained on: the data of the run overlaps with these"
+        return pictures, f"measured on all {len(pictures)} pictures; {UNKNOWN}"
     if split is not None:
         return opened(split, run.reading), ""
+    return _not_trained_on(checkpoint, run, opened)
+
+
+def _not_trained_on(checkpoint: Mapping[str, Any], run: Settings, opened: Opener) -> tuple[BoxDataset, str]:
+    """Opens the pictures of the data of a run that it did not train on, see `open_unseen`."""
     if run.test_split:
         try:
             return opened(

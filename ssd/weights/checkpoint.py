@@ -58,7 +58,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
         raise ValueError(f"{path}: classes must be a list of names, got the text {classes!r}")
     bare = unwrapped(model)
     network: Network = getattr(bare, "_orig_mod", bare)  # where torch.compile has wrapped it
-    if NETWORKS.get(network.name) is not type(network):
+    if NETWORKS.get(type(network).name) is not type(network):
         raise ValueError(
             f"{path}: cannot be saved: no network named {network.name!r} is of the class {type(network).__name__}, so "
             "the file could not be loaded; give the class a name of its own, and add it to ssd.networks.NETWORKS"

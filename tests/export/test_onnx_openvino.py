@@ -128,12 +128,15 @@ def test_ties_thresholds_and_nothing(found, format, max_overlap, kept):
 
 @pytest.mark.parametrize("format", RUNTIMES)
 def test_boxes_without_any_overlap_are_kept(found, format):
-    """With max_overlap 0, boxes that only touch or lie apart stay."""
+    """With max_overlap 0, boxes that only touch stay."""
+    quarters = PRIORS.new_tensor(
+        [[0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5], [0.5, 0.5, 1, 1]]
+    )
     logits = torch.full((1, 4, 3), -50.0)
     logits[0, :, 1] = torch.tensor([0.0, -0.1, -0.2, -0.3])
     options = DetectionOptions(min_score=0.25, max_overlap=0.0, top_k=6, score="sigmoid")
-    its, ours = found(format, (torch.zeros(1, 4, 4), logits), options, BOXES)
-    assert ours[3].item() > 1
+    its, ours = found(format, (torch.zeros(1, 4, 4), logits), options, quarters)
+    assert ours[3].item() == 3
     assert_same(its, ours, options)
 
 

@@ -13,7 +13,7 @@ from ssd.data.shapes import write_shapes
 from ssd.options import ReadOptions
 from ssd.training.run import train
 from ssd.training.settings import Settings
-from ssd.training.unseen import open_unseen
+from ssd.training.unseen import UNKNOWN, open_unseen
 from ssd.weights.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +51,23 @@ def test_archives_by_any_of_their_names(data, tmp_path):
     names, line = chosen_by(checkpoint, shards / "train-000000.tar")
     assert len(names) == 10
     assert line == "some of these pictures may have been trained on: the data of the run overlaps with these"
+
+
+def test_data_that_was_moved_or_converted(data, tmp_path):
+    """Its pictures are known by their names, also those that were held out."""
+    names, line = unseen(data, tmp_path / "run")
+    convert_dataset([data], tmp_path / "yolo", "yolo")
+    moved = data.rename(tmp_path / "moved")
+    checkpoint = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert chosen_by(checkpoint, moved) == (names, line)
+    assert chosen_by(checkpoint, tmp_path / "yolo") == (names, line)
+    (moved / "ImageSets" / "Main" / "test.txt").unlink()
+    held_out = unseen(moved, tmp_path / "held_out", held_out=0.2)
+    assert len(held_out[0]) == 2
+    checkpoint = load_checkpoint(tmp_path / "held_out" / "best.pt")
+    assert chosen_by(checkpoint, moved.rename(tmp_path / "again")) == held_out
+    other = write_shapes(tmp_path / "other", 4, 1, seed=1)
+    assert chosen_by(checkpoint, other)[1] == f"measured on all 5 pictures; {UNKNOWN}"
 
 
 def test_the_test_split_else_that_of_validation_else_what_was_held_out(data, tmp_path):
@@ -118,8 +135,13 @@ def test_a_part_of_the_data_is_read_as_in_training(data, tmp_path):
 
     def reading(folder, split=None):
         read = []
-        open_unseen(checkpoint, [str(folder)], lambda split, reading: read.append(reading) or data, split)
-        return read
 
-    assert reading(other) == reading(other, "test") == [only]
-    assert reading(write_shapes(tmp_path / "new", 4, 1)) == [ReadOptions()]
+        def opened(split, reading):
+            read.append(reading)
+            return open_dataset(folder, split, options=reading)
+
+        open_unseen(checkpoint, [str(folder)], opened, split)
+        return read[-1]
+
+    assert reading(other) == reading(other, "test") == only
+    assert reading(write_shapes(tmp_path / "new", 4, 1)) == ReadOptions()

@@ -97,7 +97,7 @@ def test_a_class_of_somebody_else_needs_a_name_of_its_own(tmp_path, monkeypatch)
     save_checkpoint(tmp_path / "a.pt", model, ["a", "b"])
     again, _ = load_weights(tmp_path / "a.pt", device="cpu")
     images = torch.rand(1, 3, 300, 300)
-    assert all(torch.equal(*pair) for pair in zip(again(images), model(images), strict=True))
+    torch.testing.assert_close(again(images), model(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ssd300", "ssdlite", "resnet34", "timm:mobilenetv3_small_050"])
