@@ -339,6 +339,9 @@ def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> N
             if missing or extra or len(ours[1]) != len(its[1]):
                 raise ValueError(
                     f"the exported program differs from the network: in picture {i + 1} of {len(images)} it detects "
-                    f"{len(its[1])} objects instead of {len(ours[1])}; {len(missing)} are missing, {len(extra)} are new"
+                    f"{len(its[1])} objects, and the network {len(ours[1])}; {len(missing)} of these are missing, and "
+                    f"{len(extra)} are new. Rounding can do this if many scores are nearly equal, as those of a "
+                    "network that has learnt little: a higher --min-score (min_score) leaves fewer of them. "
+                    "--no-check (check=()) exports without this comparison"
                 )
         first += len(batch)

@@ -164,8 +164,9 @@ def missing_rows(
 ) -> list[int]:
     """Finds the expected detections of a picture that are not among the found ones, see `is_among`.
 
-    If scores agree to 1e-5, rounding decides which of two overlapping boxes NMS keeps, and which detection is the last
-    of top_k. Such detections are not missing.
+    If scores agree to 1e-5, rounding decides which of two overlapping boxes NMS keeps. Other boxes may then be kept
+    too, so that the top_k detections end earlier. Such detections are not missing, nor are those behind the last found
+    one of top_k, unless a detection was found twice.
 
     Args:
         expected, found: boxes (k, 4) in fractions of the picture, labels (k,) and scores (k,), by descending score.
@@ -176,8 +177,11 @@ def missing_rows(
     Returns:
         The rows of `expected` that are missing.
     """
-    boxes, labels, scores = expected
+    boxes, _, scores = expected
     instead = _tied(expected, found) & (box_iou(boxes, found[0]) > options.max_overlap)
     same = is_among(expected, found) | (instead if genuine is None else instead & genuine)
-    sure = scores > scores[-1] + 1e-5 if len(scores) == options.top_k else torch.ones_like(labels, dtype=torch.bool)
+    full = [rows[2][-1] for rows in (expected, found) if len(rows[2]) == options.top_k > 0]
+    if len(full) == 2 and (is_among(found, found).sum(dim=1) > 1).any():
+        full.pop()
+    sure = scores > max(full, default=scores.new_tensor(-1)) + 1e-5
     return (sure & ~same.any(dim=1)).nonzero().flatten().tolist()

@@ -34,6 +34,23 @@ def test_metadata_survives_json():
             Metadata.from_json(text)
 
 
+def test_the_last_of_top_k_may_be_another_one_if_ties_before_it_differ():
+    """Of overlapping boxes with nearly equal scores, NMS may keep one or two; the list then ends earlier or later."""
+    boxes = torch.tensor([0.0, 0.06, 0.12, 1, 2, 3])[:, None] * torch.tensor([1, 0, 1, 0]) + torch.tensor(
+        [0, 0, 0.1, 1]
+    )
+    scores = torch.tensor([0.5, 0.5, 0.5, 0.4, 0.3, 0.2])
+
+    def rows(*kept):
+        return boxes[list(kept)], torch.ones(len(kept)), scores[list(kept)]
+
+    four = OPTIONS._replace(top_k=4, max_overlap=0.2)
+    middle, both, thrice = rows(1, 3, 4, 5), rows(0, 2, 3, 4), rows(1, 1, 1, 3)
+    assert missing_rows(middle, both, four) == missing_rows(both, middle, four) == []
+    assert missing_rows(middle, thrice, four) == [2]  # a program that finds an object again and again loses others
+    assert missing_rows(middle, rows(1, 3), four) == [2]  # not a full list, so nothing was cut off
+
+
 def test_ties_may_come_in_any_order():
     boxes, labels = torch.arange(12.0).reshape(3, 4), torch.tensor([1, 2, 2])
     scores = torch.tensor([0.9, 0.5, 0.5])
