@@ -22,6 +22,7 @@ from ssd.cli.arguments import (
     open_detector,
 )
 from ssd.options import ReadOptions
+from ssd.runtime.faults import first_of
 from ssd.runtime.text import printable
 from ssd_ext import DetectionOptions
 
@@ -236,5 +237,5 @@ def _tell(dataset: BoxDataset, *lines: str) -> None:
     """Prints what was found in the data, what was left out, and the lines."""
     from ssd.data.findings import summary
 
-    for line in (summary(dataset), *dataset.notes, *dataset.dropped, *filter(None, lines)):
+    for line in (summary(dataset), *dataset.notes, *first_of(dataset.dropped), *filter(None, lines)):
         print(printable(line), file=sys.stderr)

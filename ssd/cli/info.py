@@ -77,7 +77,7 @@ def _info(arguments: argparse.Namespace) -> int:
     import torch
 
     from ssd.data import AUGMENTATIONS
-    from ssd.data.findings import in_two_splits, summary, warnings
+    from ssd.data.findings import counted, in_two_splits, summary, warnings
     from ssd.data.prior_fit import describe_fit, measure_fit
     from ssd.data.speed import measure_speed
     from ssd.networks import build_network
@@ -99,7 +99,13 @@ def _info(arguments: argparse.Namespace) -> int:
     pictures = {name: part.pictures for name, part in splits.items()} if len(splits) > 1 else {}
     say(summary(dataset))
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
-    for line in (*choice.notes, *describe_fit(fit, dataset.classes), *dataset.notes, *dataset.dropped):
+    for name in pictures:
+        counts = splits[name].counts
+        rarest = min(counts, key=counts.__getitem__)
+        n_pictures = counted(len(splits[name]), "picture", "pictures")
+        n_objects = counted(sum(counts.values()), "object", "objects")
+        say(f"split {name}: {n_pictures}, {n_objects}; rarest class: {counts[rarest]} {rarest}")
+    for line in (*choice.notes, *describe_fit(fit, dataset.classes), *dataset.notes, *first_of(dataset.dropped)):
         say(line)
     for warning in (*warnings(dataset), *in_two_splits(pictures)):
         say(f"warning: {warning}")

@@ -14,6 +14,7 @@ from ssd.data.archives import folders_of
 from ssd.data.folder import Folder, Root
 from ssd.data.writers import WRITERS, Annotated, Writer, Written, check_name, unique_name
 from ssd.options import ReadOptions
+from ssd.runtime.faults import first_of
 from ssd.runtime.files import check_new, new_folder
 
 
@@ -71,7 +72,7 @@ def convert_dataset(
     }
     notes = [f"{split} is not written, since its pictures are in {' and '.join(its)}" for split, its in joined.items()]
     notes += [f"{number} {note}" for note, number in left_out.items() if number]
-    return [f"wrote {out}: {len(chosen)} pictures{counts}", *notes, *dataset.notes, *map(str, dataset.dropped)]
+    return [f"wrote {out}: {len(chosen)} pictures{counts}", *notes, *dataset.notes, *first_of(dataset.dropped)]
 
 
 def _first_of_each(dataset: BoxDataset) -> dict[int, str]:

@@ -25,6 +25,8 @@ UNUSUAL_FACTOR, UNUSUAL_DEVIATIONS = 3.0, 5.0
 DEVIATION = 1.4826  # standard deviation of a normal distribution, divided by the median of the absolute differences
 FEWEST = 20  # objects of a class; with fewer, its sizes are not compared
 SHOWN = 3  # folders and names that a line shows
+# A class may be misspelt if its name has this number of letters or more, and another class this many times its objects.
+SHORTEST, RARE = 5, 10
 KINDS = {  # what looks like a mistake in single annotations, and the rule
     "boxes that are there twice, with the same class": f"An IoU of at least {TWICE:g} with a box before it.",
     "boxes that are there twice, with different classes": f"An IoU of at least {TWICE:g} with a box before it.",
@@ -66,8 +68,8 @@ def summary(dataset: BoxDataset) -> str:
         where = f"in {_places(annotations, dataset)}"
     contents = ((len(dataset.classes), "class", "classes"), (sum(dataset.counts.values()), "object", "objects"))
     return (
-        f"{_counted(len(dataset), 'picture', 'pictures')} in {_places(pictures, dataset)}, with annotations in the "
-        f"format of {dataset.FORMAT} {where}; {', '.join(_counted(*content) for content in contents)}"
+        f"{counted(len(dataset), 'picture', 'pictures')} in {_places(pictures, dataset)}, with annotations in the "
+        f"format of {dataset.FORMAT} {where}; {', '.join(counted(*content) for content in contents)}"
     )
 
 
@@ -79,6 +81,10 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
     for names in alike.values():
         if len(names) > 1:
             yield f"classes that differ only by case or blanks: {_listed(list(map(repr, names)), len(names))}"
+    for rare, common in _misspelt(dataset.counts):
+        few = counted(dataset.counts[rare], "object", "objects")
+        many = dataset.counts[common]
+        yield f"a class that may be misspelt: {rare!r} ({few}), one letter away from {common!r} ({many})"
     if missing := [name for name, count in dataset.counts.items() if not count]:
         yield f"classes without objects: {_listed(missing)}"
     yield from dataset.doubts
@@ -93,6 +99,23 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
     for kind, pictures, *_ in find_odd(dataset):
         if kind not in (BEYOND, EMPTY):  # boxes beyond their pictures are among the doubts; others are no mistake
             yield f"{kind}: {len(pictures)}, such as one in {dataset.files[int(pictures[0])]}"
+
+
+def _misspelt(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Pairs of a rare and a common class whose names differ by one letter; digits, as in "type_1", do not count."""
+    for rare, few in counts.items():
+        for common, many in counts.items():
+            if 0 < RARE * few <= many and _one_letter_apart(*sorted((rare.casefold(), common.casefold()), key=len)):
+                yield rare, common
+
+
+def _one_letter_apart(short: str, long: str) -> bool:
+    """Whether one letter more, or another one, makes the long name from the short one."""
+    if len(short) < SHORTEST or len(long) - len(short) > 1:
+        return False
+    same = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    letters = long[same : same + 1] + (short[same : same + 1] if len(short) == len(long) else "")
+    return letters.isalpha() and short[same + len(short) + 1 - len(long) :] == long[same + 1 :]
 
 
 def find_odd(dataset: BoxDataset) -> list[Finding]:
@@ -206,7 +229,7 @@ def in_two_splits(splits: Mapping[str, Iterable[AnyFile]]) -> Iterator[str]:
             yield f"pictures that are in {a} and in {b}: {len(same)}, such as {first[0]} and {first[1]}"
 
 
-def _counted(n: int, one: str, many: str) -> str:
+def counted(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
 
 

@@ -34,6 +34,23 @@ def check_unit(read: Annotations, in_fractions: bool, format: str) -> None:
     )
 
 
+def describe_other_unit(read: Annotations, in_fractions: bool, rows: np.ndarray) -> list[str]:
+    """Says how many of the boxes that are left out look as if they were in pixels; nothing if none do.
+
+    Args:
+        read, in_fractions: see `check_unit`.
+        rows: the rows of boxes that are left out.
+    """
+    rows = rows[np.abs(read.boxes[rows]).max(1, initial=0) > 2] if in_fractions else rows[:0]
+    if not len(rows):
+        return []
+    file, box = _first(read, rows)
+    return [
+        f"boxes that look like pixels or percent instead of fractions, and are left out: {len(rows)} of "
+        f"{len(read.boxes)}, such as {box} in {file}; convert them"
+    ]
+
+
 def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Finds boxes that reach beyond their pictures.
 

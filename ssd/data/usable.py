@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssd.data.annotations import Annotations, Dropped, UnknownClassError
 from ssd.data.picture_sizes import Comparison, compare, stored, turn_upright, upright
-from ssd.data.plausibility import check_unit, describe_beyond, reaching_beyond
+from ssd.data.plausibility import check_unit, describe_beyond, describe_other_unit, reaching_beyond
 from ssd.options import ReadOptions
 from ssd.runtime.faults import Faults
 from ssd.runtime.packed import Packed
@@ -74,7 +74,8 @@ def usable_objects(read: Annotations, classes: Sequence[str], form: type[BoxForm
     edges = np.stack(form._edges(written, height, width))  # (4, R)
     extended, inside = form._sound(written, edges, height, width)
     dropped: list[Dropped] = []
-    for row in np.flatnonzero(~(finite & extended & inside)):
+    unusable = np.flatnonzero(~(finite & extended & inside))
+    for row in unusable:
         box = tuple(read.boxes[row].tolist())
         if not finite[row]:
             reason = "no box" if np.isnan(box).all() else "not finite"
@@ -107,4 +108,8 @@ def usable_objects(read: Annotations, classes: Sequence[str], form: type[BoxForm
     }
     packed = Packed({name: torch.from_numpy(c) for name, c in columns.items()}, torch.from_numpy(read.row_splits))
     objects = packed.where(torch.from_numpy(finite & extended & inside))
-    return Usable(objects, dropped, describe_beyond(read, beyond), sizes)
+    doubts = [
+        *describe_other_unit(read, form.IN_FRACTIONS, unusable[finite[unusable]]),
+        *describe_beyond(read, beyond),
+    ]
+    return Usable(objects, dropped, doubts, sizes)

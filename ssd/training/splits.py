@@ -17,6 +17,7 @@ from ssd.data.folder import SPLIT_WORDS, Folder, Root, kind_of_split
 from ssd.data.loader import Samples
 from ssd.data.members import AnyFile
 from ssd.data.mosaic import Mosaic
+from ssd.runtime.faults import first_of
 from ssd.runtime.packed import Packed
 from ssd.training.settings import Settings, resolved
 
@@ -71,7 +72,7 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
         data: Sequence[Root], split: str | None, classes: Sequence[str] | None, levels: Levels | None
     ) -> BoxDataset:
         dataset = open_dataset(data, split, classes, keep_crowds=True, options=settings.reading, levels=levels)
-        notes.extend((summary(dataset), *dataset.notes, *map(str, dataset.dropped)))
+        notes.extend((summary(dataset), *dataset.notes, *first_of(dataset.dropped)))
         return dataset
 
     whole = opened(folders, split, settings.classes, levels)

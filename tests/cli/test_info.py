@@ -76,6 +76,8 @@ def test_info_of_some_classes(tmp_path, capsys):
     assert main(["info", str(tmp_path), "--only", "cow,dog", "--report", str(report)]) == 0
     printed = capsys.readouterr().out
     assert "2 classes, 4 objects\nobjects: 1 cow, 3 dog\n" in printed
+    assert "split train: 3 pictures, 3 objects; rarest class: 0 cow\n" in printed
+    assert "split test: 1 picture, 1 object; rarest class: 0 dog\n" in printed
     assert "objects of other classes, which are left out: 4\n" in printed
     by_class = {row["name"]: row["splits"] for row in json.loads(report.with_suffix(".json").read_text())["classes"]}
     assert by_class == {"cow": {"train": 0, "test": 1}, "dog": {"train": 3, "test": 0}}

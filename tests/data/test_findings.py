@@ -63,6 +63,27 @@ def test_what_looks_like_a_mistake_is_said(tmp_path):
     assert said[5].endswith("b.xml")
 
 
+def test_a_class_that_may_be_misspelt_is_said(tmp_path):
+    counts = {
+        "Arduino_Nano": 20,
+        "arduino_nanoo": 1,
+        "Ardiuno_Nano": 1,
+        "type_1": 20,
+        "type_2": 1,
+        "cat": 20,
+        "cats": 1,
+    }
+    counts |= {"bottle": 11, "bottel": 2, "bottles": 1, "bowtle": 1, "ottle": 1}
+    add_picture(tmp_path, "a", [(name, 1, 1, 9, 9 + i) for name, n in counts.items() for i in range(n)])
+    said = [line for line in warnings(open_dataset(tmp_path)) if "misspelt" in line]
+    assert said == [
+        "a class that may be misspelt: 'arduino_nanoo' (1 object), one letter away from 'Arduino_Nano' (20)",
+        "a class that may be misspelt: 'bottles' (1 object), one letter away from 'bottle' (11)",
+        "a class that may be misspelt: 'bowtle' (1 object), one letter away from 'bottle' (11)",
+        "a class that may be misspelt: 'ottle' (1 object), one letter away from 'bottle' (11)",
+    ]
+
+
 def test_a_picture_with_two_annotations_is_said(tmp_path):
     draw(tmp_path / "a.jpg")
     for folder in ("annotations", "backup"):

@@ -46,7 +46,11 @@ def test_boxes_in_another_unit_are_refused(tmp_path, format):
     with pytest.raises(ValueError, match=rf"/a\.\w+: the boxes of all annotations look like {message}"):
         open_dataset(tmp_path)
     make(tmp_path, format, [wrong, NUMBERS[format]])  # one of them may be a mistake
-    assert len(open_dataset(tmp_path).truths[0]["boxes"]) <= 2
+    dataset = open_dataset(tmp_path)
+    assert len(dataset.truths[0]["boxes"]) <= 2
+    said = [line for line in warnings(dataset) if "look like pixels or percent" in line]
+    assert len(said) == (format == "yolo")
+    assert all("left out: 1 of 2, such as (" in line for line in said)
 
 
 @pytest.mark.parametrize(
