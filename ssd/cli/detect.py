@@ -252,7 +252,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         if before:
             say_error(f"resuming: {before} of {len(drawings)} pictures already have a result")
         mine = ranks.block(results.left)
-        stopped, cut = False, []
+        stopped, cut, full = False, [], 0
         with tqdm(total=len(mine), unit="picture", disable=not ranks.first or None) as bar, stop_signals() as stopping:
 
             def skip(error: Exception) -> None:
@@ -282,6 +282,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                 else:
                     results.add(found)
                     cut += [found.picture.path] * found.picture.cut
+                    full += detector.tiles is None and len(found) == detector.options.top_k
                     bar.write(printable(f"{found.picture.path}: {found}"))
                     bar.update()
                 # Stops only after whole batches. A resumed run then forms the same batches as a run without a stop,
@@ -301,6 +302,11 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         notes = write_labels(labels, results.lines(), names, detector.classes, on_error=skip_some) if labels else []
     if cut:
         say_error(f"pictures that lack their last bytes, and were used: {len(cut)}, such as {cut[0]}")
+    if full:
+        say_error(
+            f"pictures with as many objects as --top-k allows ({detector.options.top_k}): {full}; with a higher "
+            f"--min-score than {detector.options.min_score:g} there are fewer"
+        )
     print(f"{done} pictures, {objects} objects: {printable(out / JSON_NAME)}")
     for note in notes:
         print(printable(note))

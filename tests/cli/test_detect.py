@@ -42,6 +42,7 @@ def test_detect_draws_writes_coco_and_skips_broken_pictures(shapes, weights, tmp
     assert "text.png" in printed.err
     assert "2 of 5 pictures could not be read" in printed.err
     assert f"lack their last bytes, and were used: 1, such as {folder / 'deeper' / 'a.jpg'}" in printed.err
+    assert "pictures with as many objects as --top-k allows (5): 3; with a higher --min-score than 0.1" in printed.err
 
     coco = json.loads((out / "detections.json").read_text())
     assert [c["name"] for c in coco["categories"]] == ["circle", "square", "triangle"]
