@@ -17,7 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from ssd.cli.arguments import Command
+from ssd.cli.arguments import Command, Parser
 from ssd.cli.convert import add_convert
 from ssd.cli.convert_data import add_convert_data
 from ssd.cli.demo import add_demo
@@ -74,7 +74,7 @@ def _nobody_reads() -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ssd",
         description="Train, evaluate and run SSD object detectors.",
         epilog="Start with `ssd demo`. `ssd train --help` describes how to train on your own pictures.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from ssd.networks import DEFAULT
 from ssd.options import LARGEST_OVERLAP, OVERLAP, ReadOptions
@@ -38,7 +39,18 @@ MERGING = (
 )  # flags that change what a detector does after `Detector.predict`
 
 
-class Command(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that takes only whole names of flags, and whose errors are a line or two, without the usage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what is wrong, and ends the process with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {printable(message)}\nsee {self.prog} --help\n")
+
+
+class Command(Parser):
     """A parser that adds its flags when it is first used.
 
     The defaults of the flags come from modules that are slow to import. So each command imports only its own.
@@ -50,11 +62,28 @@ class Command(argparse.ArgumentParser):
     flags: Callable[[argparse.ArgumentParser], None] | None = None
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Adds the flags, then parses like the base class."""
+        """Adds the flags, then parses like the base class; an unknown argument is an error of this command."""
         if self.flags is not None:
             flags, self.flags = self.flags, None
             flags(self)
-        return super().parse_known_args(args, namespace)
+        args = list(args or ())
+        if "--help" not in args:
+            self._check_names(args)  # before the base class misses the flag that is misspelt
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument: {' '.join(unknown)}")
+        return known, []
+
+    def _check_names(self, args: Sequence[str]) -> None:
+        """Ends with an error if there is no flag of a name, and tells the flags that are like it."""
+        flags = list(self._option_string_actions)
+        for arg in args[: args.index("--")] if "--" in args else args:
+            name = arg.split("=")[0]
+            if name.startswith("--") and " " not in arg and name not in flags:
+                longer = [flag for flag in flags if flag.startswith(name)]
+                like = longer[:3] or get_close_matches(name, flags, n=1, cutoff=0.7)
+                asked = f"; did you mean {' or '.join(like)}?" if like else ""
+                self.error(f"there is no option {name}{asked}")
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Command]"  # quoted: the class is not generic at run time

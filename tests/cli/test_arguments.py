@@ -34,6 +34,43 @@ def test_numbers_out_of_range_are_named(wrong, capsys):
     assert f"argument {wrong[-2]}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("train d --out o --epochss 1", "there is no option --epochss; did you mean --epochs?"),
+        ("train d --out o --epoch 1", "there is no option --epoch; did you mean --epochs?"),
+        ("train d --ouut o", "there is no option --ouut; did you mean --out?"),
+        ("train d --out o --val=x", "there is no option --val; did you mean --val-split or --val-data?"),
+        ("detect d --out o --network x", "there is no option --network"),
+        ("train d --out o --lr 1e-3x", "argument --lr: invalid float value: '1e-3x'"),
+        ("train d", "the following arguments are required: --out"),
+        ("convert a b c", "unknown argument: c"),
+    ],
+)
+def test_a_mistake_is_one_line_of_the_command(arguments, error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    command = arguments.split()[0]
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"ssd {command}: error: {error}\nsee ssd {command} --help\n"
+
+
+def test_a_mistake_in_the_command_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["trian"])
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("ssd: error: argument COMMAND: invalid choice: 'trian'")
+    assert last == "see ssd --help"
+
+
+def test_values_may_look_like_flags(shapes, capsys):
+    """After "--" everything is a value, and so is a text with blanks."""
+    assert main(["info", "--", "--no-such-folder"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["info", str(shapes), "--only", "--a b"]) == 2
+    assert "there is no class '--a b'" in capsys.readouterr().err
+
+
 def test_every_option_is_a_flag(capsys):
     """With its meaning and its default, from the one place where they stand."""
     for command, options in (
