@@ -158,14 +158,22 @@ def _format_of(folder: Folder) -> type[BoxDataset]:
     claims = {format: claim for format in FORMATS if (claim := format.claim(folder))}
     claims = {format: claim for format, claim in claims.items() if format not in TABLES} or claims
     if not claims:
-        layouts = "; ".join(f"{format.FORMAT} ({format.LAYOUT})" for format in FORMATS)
-        raise FileNotFoundError(
-            f"{folder.path}: holds no data set in one of the known layouts; it has {folder.contents()}. "
-            + (describe_foreign(folder) or f"The layouts: {layouts}")
-        )
+        raise FileNotFoundError(_without_annotations(folder))
     if len(claims) > 1:
         raise ValueError(
             f"{folder.root}: holds two data sets, {' and '.join(claims.values())}: name the file or the folder of one, "
             "or move the other away"
         )
     return next(iter(claims))
+
+
+def _without_annotations(folder: Folder) -> str:
+    """Says that no annotations were found in a folder, and what to do."""
+    if folder.pictures:
+        first = f"{len(folder.pictures)} pictures, but no annotations were found ({folder.contents()})."
+        remedy = "Label the objects first (docs/ten_minutes.md), or find objects without training (ssd detect)."
+    else:
+        first, remedy = f"no annotated pictures were found; the folder has {folder.contents()}.", ""
+    layouts = "".join(f"\n  {format.FORMAT}: {format.LAYOUT}" for format in FORMATS)
+    last = describe_foreign(folder) or f"{remedy}\nThe layouts that are read:{layouts}"
+    return f"{folder.path}: {first} {last}"

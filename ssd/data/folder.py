@@ -199,11 +199,12 @@ class Folder:
         return sorted(path for suffix, paths in self._listed[1].items() if suffix.startswith(start) for path in paths)
 
     def contents(self, at_most: int = 8) -> str:
-        """Describes what is there, such as "12 .jpg in images, 12 .txt in labelTxt", for error messages."""
-        counts = Counter(
-            (os.path.dirname(path) or ".", suffix) for suffix, paths in self._listed[1].items() for path in paths
-        )
-        said = [f"{n} {suffix or 'files'} in {place}" for (place, suffix), n in sorted(counts.items())]
+        """Describes what is there, such as "12 .jpg in images, 1 .md at the top", for error messages."""
+        counts = Counter((os.path.dirname(path), suffix) for suffix, paths in self._listed[1].items() for path in paths)
+        said = [
+            f"{n} {suffix or 'files'} {f'in {place}' if place else 'at the top'}"
+            for (place, suffix), n in sorted(counts.items())
+        ]
         more = [f"and {len(said) - at_most} more kinds"] * (len(said) > at_most)
         return ", ".join(said[:at_most] + more) or "nothing"
 

@@ -224,7 +224,7 @@ def test_broken_archives(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train-3\.tar: no such file"):
         open_dataset(tmp_path / "train-{3..5}.tar")
     packed(shards.parent / "unpacked", tmp_path / "pictures.tar", ["a.jpg", "b.jpg"])
-    with pytest.raises(FileNotFoundError, match=r"no data set in one of the known layouts; it has 2 [.]jpg"):
+    with pytest.raises(FileNotFoundError, match=r"2 pictures, but no annotations were found [(]2 [.]jpg at the top[)]"):
         open_dataset(tmp_path / "pictures.tar")
 
 

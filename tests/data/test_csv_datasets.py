@@ -155,7 +155,7 @@ def test_errors(tmp_path, text, message):
     ],
 )
 def test_other_csv_files_are_no_data_set(tmp_path, text):
-    with pytest.raises(FileNotFoundError, match=r"holds no data set in one of the known layouts; it has"):
+    with pytest.raises(FileNotFoundError, match=r" pictures, but no annotations were found [(]"):
         opened(tmp_path, text)
 
 

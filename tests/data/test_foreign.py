@@ -5,7 +5,7 @@ import json
 import pytest
 from annotation_files import draw, write
 
-from ssd.data import open_dataset
+from ssd.data import FORMATS, open_dataset
 
 FILES = {
     "labels/a.txt": {
@@ -45,5 +45,27 @@ def test_other_formats(tmp_path, file, what, content):
     with pytest.raises(FileNotFoundError, match=rf"{file} looks like .*{what}.*which is not read: \w+"):
         open_dataset(tmp_path)
     (tmp_path / file).unlink()
-    with pytest.raises(FileNotFoundError, match=r"The layouts: Pascal VOC"):
+    with pytest.raises(FileNotFoundError, match=r"The layouts that are read:\n  Pascal VOC: "):
+        open_dataset(tmp_path)
+
+
+def test_pictures_alone(tmp_path, monkeypatch):
+    """First what is there and what to do, then the layouts, one in each line."""
+    for name in ("a", "b"):
+        draw(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        open_dataset(".")
+    first, second, *layouts = str(error.value).splitlines()
+    assert first == (
+        ".: 2 pictures, but no annotations were found (2 .png at the top). Label the objects first "
+        "(docs/ten_minutes.md), or find objects without training (ssd detect)."
+    )
+    assert second == "The layouts that are read:"
+    assert [line.split(":")[0].strip() for line in layouts] == [format.FORMAT for format in FORMATS]
+
+
+def test_a_folder_without_pictures(tmp_path):
+    write(tmp_path / "notes.md", "")
+    with pytest.raises(FileNotFoundError, match=r"no annotated pictures were found; the folder has 1 \.md at the top"):
         open_dataset(tmp_path)
