@@ -19,7 +19,7 @@ from ssd.training.choice import Choice, choose_network, open_chosen
 from ssd.training.fingerprint import Fingerprint, difference, fingerprint
 from ssd.training.recipes import epochs_for, lr_for
 from ssd.training.records import CURVE, CURVE_NUMBERS, METRICS
-from ssd.training.resuming import BEST, LAST, absolute_paths, check_same, load_run
+from ssd.training.resuming import BEST, LAST, absolute_paths, check_same, existing_run, load_run
 from ssd.training.sampling import repeats_of
 from ssd.training.settings import Settings, resolved
 from ssd.training.splits import Sets, open_sets
@@ -137,7 +137,7 @@ def _resumed(asked: Settings | None, out: Path, given: Collection[str] | None) -
 def _new(asked: Settings | None, out: Path, device: torch.device) -> tuple[None, Choice, Initial]:
     """The settings of a new run, and the first weights of its network."""
     if (out / LAST).exists():
-        raise ValueError(f"{out} already has a run: resume it, or choose another folder")
+        raise ValueError(existing_run(out))
     for name in FILES:
         if (out / name).exists():
             raise ValueError(f"{out / name} would be replaced, and there is no {LAST} to resume: choose another folder")

@@ -1,5 +1,7 @@
 """Resuming of runs: reads the checkpoint, and compares the settings of the run with those that are given."""
 
+import json
+import shlex
 from collections.abc import Collection
 from dataclasses import fields, replace
 from operator import attrgetter
@@ -8,6 +10,7 @@ from typing import Any
 
 from ssd.options import ReadOptions
 from ssd.runtime.remote import absolute
+from ssd.training.records import METRICS
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint
 from ssd_ext import LossOptions
@@ -15,6 +18,11 @@ from ssd_ext import LossOptions
 LAST = "last.pt"  # the checkpoint from which a run is resumed
 BEST = "best.pt"  # that of the network with the highest mAP on the pictures held out
 TRAINED = "trained"  # its entry with the weights that are trained, if its network has the average of the weights
+
+LONGER = (
+    "To train longer, start a new run: ssd train DATA --out FOLDER --epochs N. The learning rate of a run falls until "
+    "its last epoch, so more epochs cannot be added to it"
+)
 
 
 def load_run(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
@@ -27,6 +35,18 @@ def load_run(path: Path) -> dict[str, Any]:  # see `load_checkpoint`
             f"To start a new run from the weights in this file, use --weights {path}"
         )
     return state
+
+
+def existing_run(out: Path) -> str:
+    """Says that a folder already has a run, and what to do."""
+    try:
+        finished = json.loads((out / METRICS).read_text(encoding="utf-8"))["finished"] is True
+    except (OSError, ValueError, KeyError, TypeError):  # stopped before it was written, or of another program
+        finished = False
+    if finished:
+        return f"{out} already has a run, which is finished; choose another folder. {LONGER}"
+    resume = shlex.join(["ssd", "train", "--out", str(out), "--resume"])
+    return f"{out} already has a run. To continue it: {resume}. For a new run, choose another folder"
 
 
 def check_same(asked: Settings, run: Settings, given: Collection[str] | None, out: Path) -> None:
@@ -42,9 +62,10 @@ def check_same(asked: Settings, run: Settings, given: Collection[str] | None, ou
         if wanted is not None and wanted != has:
             changes.append(f"{name} is {_shown(has)} in the run, but {_shown(wanted)} was given")
     if changes:
+        longer = any(change.startswith("epochs ") for change in changes)
         raise ValueError(
             f"{out} has a run with other settings: {'; '.join(changes)}. To continue it, give the settings of the run, "
-            f"or leave them out; for a new run, choose another folder"
+            f"or leave them out; for a new run, choose another folder" + f". {LONGER}" * longer
         )
 
 

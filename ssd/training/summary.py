@@ -131,7 +131,7 @@ def advice(seen: float, unseen: float, mosaics: bool) -> str:
         varied = "more varied ones" if mosaics else "more varied samples (--mosaic 0.5, if objects are large)"
         return facts + f"more pictures, or {varied}, would help more than more epochs"
     if seen < LEARNT:
-        return facts + "the network has not learnt all training pictures yet; more epochs (--epochs) may help"
+        return facts + "the network has not learnt all training pictures yet; a new run with more --epochs may help"
     return facts + "more epochs would change little"
 
 

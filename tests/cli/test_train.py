@@ -53,6 +53,7 @@ def test_train_mistakes_are_named(shapes, tmp_path, capsys):
 
     assert "name at least one DATA folder" in error()
     assert "leave out DATA, --lr" in error(shapes, "--resume", "--lr", "1")
+    assert "leave out --epochs. To train longer, start a new run: ssd train" in error("--resume", "--epochs", "20")
     assert "no checkpoint to resume" in error("--resume")
     assert "no such folder" in error(tmp_path / "nowhere")
     assert "the classes are ('cow',)" in (message := error(shapes, "--classes", "cow"))

@@ -186,8 +186,14 @@ def test_another_seed_is_another_run(shapes, tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
     run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
-    with pytest.raises(ValueError, match="already has a run"):
+    finished = r"already has a run, which is finished; choose another folder\. To train longer, start a new run: ssd "
+    with pytest.raises(ValueError, match=finished):
         run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.json"
+    for stopped in (metrics.read_text().replace('"finished": true', '"finished": false'), "", "[]"):
+        metrics.write_text(stopped)
+        with pytest.raises(ValueError, match=r"has a run\. To continue it: ssd train --out \S+/run --resume\. For"):
+            run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run")
     (tmp_path / "run" / "last.pt").unlink()
     best = (tmp_path / "run" / "best.pt").read_bytes()
     with pytest.raises(ValueError, match=r"best\.pt would be replaced"):
@@ -218,6 +224,7 @@ def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, caps
     with pytest.raises(ValueError, match=r"run has a run with other settings: seed is 0 in the run, but 7 was") as e:
         run(Settings((shapes,), seed=7, **given), out, resume="auto")
     assert "give the settings of the run, or leave them out; for a new run, choose another folder" in str(e.value)
+    assert "longer" not in str(e.value)
     assert str(e.value).count(" was given") == 1
     with pytest.raises(ValueError, match="resume must be True, False or \"auto\", got 'Auto'"):
         run(settings, out, resume="Auto")
@@ -227,6 +234,8 @@ def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, caps
     for flags, says in (
         ([str(tmp_path)], f"data is {shapes} in the run, but {shapes}, {tmp_path} was given"),
         (["--seed", "0", "--batch-size", "8"], "settings: batch_size is 2 in the run, but 8 was given. To continue"),
+        (["--epochs", "8"], "epochs is 1 in the run, but 8 was given. To continue it, give the settings of the run"),
+        (["--epochs", "8"], "To train longer, start a new run: ssd train DATA --out FOLDER --epochs N"),
         (["--neg-pos-ratio", "1"], "loss.neg_pos_ratio is 2.0 in the run, but 1.0 was given"),
         (["--classes", "a,b"], "classes is circle, square, triangle in the run, but a, b was given"),
     ):

@@ -21,7 +21,7 @@ from ssd.training.summary import advice, report
     [
         (0.99, 0.7, 0.0, "more pictures, or more varied samples (--mosaic 0.5, if objects are large), would help"),
         (0.99, 0.7, 0.5, "more pictures, or more varied ones, would help"),
-        (0.8, 0.75, 0.0, "not learnt all training pictures yet"),
+        (0.8, 0.75, 0.0, "not learnt all training pictures yet; a new run with more --epochs may help"),
         (0.99, 0.95, 0.0, "would change little"),
         (float("nan"), 0.5, 0.0, "no objects were held out"),
     ],
