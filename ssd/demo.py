@@ -16,6 +16,7 @@ from ssd.data.shapes import write_shapes
 from ssd.drawing import draw_detections, save_png, side_by_side
 from ssd.inference.detector import Detector
 from ssd.runtime.device import one_thread, pick_device
+from ssd.runtime.files import check_writable
 from ssd.training.resuming import BEST
 from ssd.training.run import train
 from ssd.training.settings import Settings
@@ -50,6 +51,7 @@ def demo(
     """
     started = time.perf_counter()
     folder = Path(out)
+    check_writable(folder)
     data = folder / "shapes"
     if not data.exists():
         write_shapes(data, N_TRAIN, N_TEST)

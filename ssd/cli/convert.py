@@ -54,11 +54,11 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from ssd import load_weights
+    from ssd.runtime.files import check_new
     from ssd.weights.checkpoint import levels_of, save_checkpoint
     from ssd.weights.loading import open_weights
 
-    if arguments.target.exists():
-        raise FileExistsError(f"{arguments.target}: exists; choose another name")
+    check_new(arguments.target)
     model, classes = load_weights(arguments.source, classes=arguments.classes, bgr=arguments.bgr, device="cpu")
     levels = levels_of(open_weights(arguments.source))
     save_checkpoint(arguments.target, model, classes, levels=levels)

@@ -100,6 +100,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from ssd.evaluation.coco import CocoOptions
     from ssd.evaluation.evaluate import METRICS
     from ssd.evaluation.report import check_report
+    from ssd.runtime.files import check_writable
     from ssd.runtime.processes import UNLIMITED, joined
 
     if arguments.iou is not None and not METRICS[arguments.method].takes_iou:
@@ -108,8 +109,10 @@ def _eval(arguments: argparse.Namespace) -> int:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{flags}: can only be used with --method coco; add it, or leave out {flags}")
     arguments.coco = CocoOptions(**given) if given else None
-    if arguments.curves and not Path(arguments.curves).parent.is_dir():
-        raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
+    if arguments.curves:
+        if not Path(arguments.curves).parent.is_dir():
+            raise FileNotFoundError(f"{Path(arguments.curves).parent}: no such folder, for --curves {arguments.curves}")
+        check_writable(arguments.curves)
     if arguments.report:
         check_report(arguments.report)
     with joined(UNLIMITED) as ranks:  # a slow process is waited for

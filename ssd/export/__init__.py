@@ -21,7 +21,7 @@ from ssd.detection import Padded, unpad
 from ssd.export import onnx, openvino, torch_formats
 from ssd.export.program import DetectionProgram, InputDtype, Metadata, as_input, is_among, missing_rows
 from ssd.runtime.device import pick_device, place
-from ssd.runtime.files import naming
+from ssd.runtime.files import check_writable, naming
 from ssd.weights.checkpoint import build_model, levels_of
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions
@@ -247,6 +247,7 @@ def export(
         raise FileExistsError(f"{path}: exists; choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} would be written there")
+    check_writable(path)
 
     checkpoint = open_weights(source)
     model = place(build_model(checkpoint, source), pick_device(device)).eval()

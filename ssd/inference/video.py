@@ -18,7 +18,7 @@ from ssd.data.video import SUFFIXES, URL, Frame, is_device, load_av
 from ssd.drawing import MARK
 from ssd.inference.detections import Detections
 from ssd.inference.results import Info, Line, append_line, first_line, info_of, rows_of
-from ssd.runtime.files import file_names, locked_file, naming, replacing
+from ssd.runtime.files import check_writable, file_names, locked_file, naming, replacing
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -60,6 +60,7 @@ def plan_outputs(sources: Sequence[str], out: Path, *, draw: bool = True) -> dic
     Raises:
         FileExistsError: a file that `ssd detect` did not write, an input, or anything recorded from a camera or stream
             would be replaced.
+        PermissionError: nothing can be written to the folder.
         ValueError: `out` is one file for several sources, or has the suffix of another format.
     """
     suffix = out.suffix.lower()
@@ -79,6 +80,7 @@ def plan_outputs(sources: Sequence[str], out: Path, *, draw: bool = True) -> dic
         for target in filter(None, outputs):
             if os.path.lexists(target):
                 _check_replaceable(target, source, sources)
+    check_writable(out)
     return plan
 
 

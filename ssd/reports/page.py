@@ -20,7 +20,7 @@ from PIL import Image
 
 import ssd_ext
 from ssd.data.reading import ImageReadError, Picture
-from ssd.runtime.files import replacing
+from ssd.runtime.files import check_writable, replacing
 from ssd.runtime.text import printable
 
 SUFFIXES = (".html", ".htm")
@@ -41,12 +41,14 @@ def check_paths(path: str | PathLike[str], made_by: str) -> None:
         FileNotFoundError: the folder does not exist.
         FileExistsError: there is a JSON file beside the report that this command has not written.
         IsADirectoryError: the path is a folder.
+        PermissionError: nothing can be written to the folder.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: the name of a report must end in .html")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder, for --report {path}")
+    check_writable(path)
     numbers = path.with_suffix(".json")
     for place in (path, numbers):
         if place.is_dir():

@@ -36,7 +36,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} cannot be written there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path):
+        with naming(path, temporary):
             yield temporary
             os.replace(temporary, path)
     finally:
@@ -75,11 +75,29 @@ def check_new(path: Path) -> None:
     Raises:
         FileExistsError: `path` exists.
         FileNotFoundError: the folder that `path` is in does not exist.
+        PermissionError: nothing can be written to this folder.
     """
     if os.path.lexists(path):
         raise FileExistsError(f"{path}: exists; choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} cannot be written there")
+    check_writable(path)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Checks that files can be made in a folder: before long work, whose result would have no place.
+
+    Args:
+        path: the folder; or a file or folder to make, for which the first folder above it that exists is checked.
+
+    Raises:
+        PermissionError: nothing can be written to the folder, because it or its file system is read-only.
+    """
+    path = Path(path)
+    folder = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    if not os.access(folder, os.W_OK):
+        where = "this folder" if folder == path else f"the folder {folder}"
+        raise PermissionError(f"{path}: nothing can be written to {where}; choose another folder")
 
 
 @contextmanager
@@ -99,7 +117,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     check_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path):
+        with naming(path, temporary):
             temporary.mkdir()
             yield temporary
             os.rename(temporary, path)
@@ -108,15 +126,16 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming(path: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[None]:
     """Adds the name of a file to errors of the block that writes it.
 
     Args:
-        path: the file that the block writes.
+        path: the file or folder that the block writes.
+        temporary: the name that it has until it is complete.
 
     Raises:
         OSError: the file could not be written, for example because the disk is full. It names `path`, unless the
-            original error names a file.
+            original error names another file than `temporary`.
     """
     try:
         yield
@@ -126,7 +145,10 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
             raise
         if cause.errno is None:  # for an error without errno, setting `filename` would hide its message in str(cause)
             raise OSError(f"{path}: {cause}") from None
-        cause.filename = cause.filename or str(path)
+        cause.filename = str(cause.filename or path)
+        if temporary and cause.filename.startswith(str(temporary)):
+            asked = cause.filename.replace(str(temporary), str(path), 1)
+            raise OSError(cause.errno, cause.strerror, asked) from None
         raise cause from None
 
 
@@ -154,11 +176,13 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         folder: the folder of a run. On Windows and on file systems without locks, nothing is locked.
 
     Raises:
+        PermissionError: nothing can be written to the folder.
         ValueError: it is a file, or another run has locked the folder.
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder}: is a file; choose a folder")
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file, locked_file(file, folder, "folder"):
         yield

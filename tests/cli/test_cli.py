@@ -1,8 +1,10 @@
 """The command line as a whole."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from own_process import PATHS
@@ -16,6 +18,29 @@ def test_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert "usage: ssd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train d --out OUT",
+        "eval d --weights w.pt --report OUT.html",
+        "eval d --weights w.pt --curves OUT.png",
+        "detect a.mp4 --weights w.pt --out OUT",
+        "export w.pt --out OUT.pt2",
+        "convert w.pt OUT.pt",
+        "info d --report OUT.html",
+        "demo --out OUT",
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(arguments, tmp_path, monkeypatch, capsys):
+    """Before data and weights are opened, which are not there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ssd.runtime.files.os.access", lambda path, _: Path(path) != Path())
+    assert main(arguments.replace("OUT", "results").split()) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"ssd \S+: error: results\S*: nothing can be written to the folder \.; .+\n", said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def run_ssd(*arguments: str, out: int = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 from own_process import PATHS
 
-from ssd.runtime.files import discard_leftovers, file_names, locked, naming, new_folder, replacing
+from ssd.runtime.files import (
+    check_new,
+    check_writable,
+    discard_leftovers,
+    file_names,
+    locked,
+    naming,
+    new_folder,
+    replacing,
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
@@ -90,6 +99,35 @@ def raised(error):
 def test_errors_name_the_file(write, kind, says):
     with pytest.raises(kind, match=f"{re.escape(says)}$"), naming("a.pt"):
         write()
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    """And not the temporary one, also if the error is that of a file in a temporary folder, or of renaming."""
+    says = re.escape(f"Read-only file system: '{tmp_path}/a.pt'")
+    for renamed in (), (None, tmp_path / "a.pt"):
+        with pytest.raises(OSError, match=f"{says}$"), replacing(tmp_path / "a.pt") as temporary:
+            raise OSError(30, "Read-only file system", str(temporary), *renamed)
+    says = re.escape(f"No space left on device: '{tmp_path}/a/b/c.txt'")
+    with pytest.raises(OSError, match=f"{says}$"), new_folder(tmp_path / "a") as temporary:
+        raise OSError(28, "No space left on device", str(temporary / "b" / "c.txt"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_writable("a.pt")
+    monkeypatch.setattr("ssd.runtime.files.os.access", lambda *_: False)
+    for path, where in (
+        ("a.pt", "a.pt: nothing can be written to the folder .;"),
+        (tmp_path / "b" / "c.pt", f"b/c.pt: nothing can be written to the folder {tmp_path};"),
+        (tmp_path, f"{tmp_path}: nothing can be written to this folder; choose another folder"),
+    ):
+        with pytest.raises(PermissionError, match=re.escape(where)):
+            check_writable(path)
+    with pytest.raises(PermissionError, match="nothing can be written"):
+        check_new(tmp_path / "a")
+    with pytest.raises(PermissionError, match="nothing can be written"), locked(tmp_path / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
