@@ -126,11 +126,19 @@ class Meter:
         self.start()
         return rows
 
-    def summary(self) -> str:
-        """Describes the whole run: number of pictures, speed, and share of time in which it waited for pictures."""
+    def summary(self, before: int) -> str:
+        """Describes the whole run: number of pictures, speed, and share of time in which it waited for pictures.
+
+        Args:
+            before: pictures of the steps before the run was resumed.
+        """
+        if not self.pictures:
+            return f"trained on {before} pictures, all before the run was resumed"
         rate, share = self.pictures / max(self.seconds, 1e-9), self.waited / max(self.seconds, 1e-9)
+        since = f" ({self.pictures} since the run was resumed)" if before else ""
         return (
-            f"trained on {self.pictures} pictures, {rate:.1f} per second; waited for pictures {share:.0%} of the time"
+            f"trained on {before + self.pictures} pictures{since}, {rate:.1f} per second; waited for pictures "
+            f"{share:.0%} of the time"
         )
 
 

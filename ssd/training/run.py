@@ -265,13 +265,16 @@ class _Run:
             KeyboardInterrupt: a signal in `stopping`, or another process was stopped; after the run was saved.
         """
         self.say(self.settings.summary())
+        batch = min(self.settings.batch_size, self.per_epoch)
         self.say(
             f"{len(self.train_set)} pictures of {', '.join(self.sets.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
-            f"{self.total or 'an unknown number of'} steps of {self.settings.batch_size} pictures on {self.device}"
+            f"{self.total or 'an unknown number of'} steps of {batch} pictures on {self.device}"
             + f" (other processes: {self.ranks.size - 1})"
             * (self.ranks.size > 1)
         )
+        if batch < self.settings.batch_size:
+            self.say(f"batch size {self.settings.batch_size}: a batch has all {batch} pictures of an epoch")
         if self.device.type == "cpu":
             keep_freed_memory()
         settings, steps = self.settings, range(self.step, self.total or ENDLESS)
@@ -305,7 +308,7 @@ class _Run:
                         )
                     why = stopping[0] if stopping else None  # None: another process was stopped
                     raise why if isinstance(why, Exception) else KeyboardInterrupt
-        self.say(meter.summary())
+        self.say(meter.summary(steps.start * batch))
         used = [whole_of(pictures)[0] for pictures in (self.train_set, self.val_set) if pictures is not None]
         if cut := list(dict.fromkeys(path for dataset in used for path in dataset.cut)):
             self.say(f"pictures that lack their last bytes, and were used: {len(cut)}, such as {cut[0]}")

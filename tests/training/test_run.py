@@ -212,6 +212,23 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_batch_of_all_pictures_and_those_before_the_resume_are_told(shapes, tmp_path, capsys):
+    settings = Settings((shapes,), "train", "test", epochs=3, **{**NARROW, "batch_size": 50})
+
+    def stop(step):
+        if step.step == 2:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        train(settings, tmp_path / "run", device="cpu", workers=0, on_step=stop)
+    said = capsys.readouterr().out
+    assert "3 steps of 7 pictures on cpu" in said
+    assert "batch size 50: a batch has all 7 pictures of an epoch" in said
+    for line in "trained on 21 pictures (7 since the run was resumed), ", "trained on 21 pictures, all before the run":
+        train(None, tmp_path / "run", resume=True, device="cpu", workers=0)
+        assert line in capsys.readouterr().out
+
+
 def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, capsys):
     out, given = tmp_path / "run", {"epochs": 1, **NARROW, "loss": {"neg_pos_ratio": 2.0}}
     with pytest.raises(ValueError, match=r"run/last\.pt does not exist, and a new run needs settings"):
