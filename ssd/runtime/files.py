@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -172,6 +172,9 @@ def discard_leftovers(*paths: str | os.PathLike[str]) -> None:
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Creates a folder if it is missing, and locks it until the block ends or the process dies.
 
+    If the block ends with an error and has written nothing, the folder is removed if it was created here, and so is the
+    file of the lock.
+
     Args:
         folder: the folder of a run. On Windows and on file systems without locks, nothing is locked.
 
@@ -183,9 +186,19 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     if folder.is_file():
         raise ValueError(f"{folder}: is a file; choose a folder")
     check_writable(folder)
+    lock = folder / ".lock"
+    missing, lock_is_new = [place for place in (folder, *folder.parents) if not place.exists()], not lock.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file, locked_file(file, folder, "folder"):
-        yield
+    with open(lock, "a") as file, locked_file(file, folder, "folder"):
+        try:
+            yield
+        except BaseException:
+            if lock_is_new and os.listdir(folder) == [lock.name]:
+                with suppress(OSError):  # Windows removes no open file
+                    lock.unlink()
+                    for place in missing:
+                        place.rmdir()
+            raise
 
 
 @contextmanager

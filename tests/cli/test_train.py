@@ -60,7 +60,9 @@ def test_train_mistakes_are_named(shapes, tmp_path, capsys):
     assert "unknown class" in message
     assert ".xml" in message
     assert "device 'toaster' cannot be used" in error(shapes, "--device", "toaster")
-    assert not (tmp_path / "run" / "last.pt").exists()
+    assert "size: the network ssdlite takes 224 to 640 pixels" in error(shapes, "--network", "ssdlite", "--size", "17")
+    assert not (tmp_path / "run").exists()
+    assert "no checkpoint to resume" in error("--resume")
 
 
 def test_a_zero_is_not_the_default(shapes, tmp_path):

@@ -130,6 +130,20 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_block_that_fails_leaves_no_empty_folder(tmp_path):
+    for folder in (tmp_path / "a" / "b", tmp_path):
+        with pytest.raises(KeyboardInterrupt), locked(folder):
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / ".lock").touch()
+    for name, writes in (("old", []), ("full", ["last.pt"])):
+        with pytest.raises(FileNotFoundError), locked(tmp_path / name):
+            [(tmp_path / name / file).touch() for file in (*writes, "nowhere/a.pt")]
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"old", "old/.lock", "full", "full/.lock", "full/last.pt"}
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     for name in (".a.pt.123.tmp", ".b.pt.9.tmp", ".c.pt.5.tmp", "a.pt.1.tmp", "a.pt"):
         (tmp_path / name).touch()
