@@ -38,7 +38,7 @@ BEHAVIOURS = {
 # Modules without a file of tests that is named after them.
 UNTESTED = {
     "__init__.py": "names of other modules; test_names.py and test_imports.py look at them",
-    "__main__.py": "calls ssd.cli.main; test_several_processes.py runs it",
+    "__main__.py": "calls ssd.cli.main; cli/test_cli.py runs it",
     "cli/demo.py": "flags, and a call of ssd/demo.py; test_demo.py runs the command",
     "data/writers.py": "data/test_conversion.py, which reads back what they write",
     "data/csv_table.py": "data/test_csv_datasets.py, whose data sets it reads",

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        print(f"ssd {arguments.command}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():

@@ -73,6 +73,36 @@ def test_another_broken_pipe_is_an_error(shapes, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "ssd info: error: of a worker\n")
 
 
+INTERRUPTED = """
+import sys
+module, *sys.argv[1:] = sys.argv[1:]
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == module:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+from ssd.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("torch", "info", "ssd: interrupted\n"),
+        ("ssd.export", "export w.pt", "ssd: interrupted\n"),  # for its flags
+        ("ssd.weights", "convert w.pt o.pt", "ssd convert: interrupted\n"),
+    ],
+)
+def test_ctrl_c_during_imports_is_no_traceback(module, arguments, said, tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, module, *arguments.split()]
+    environment = {**os.environ, "PYTHONPATH": PATHS}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, said)
+
+
 @pytest.mark.parametrize(
     ("environment", "count"),
     [({}, 1000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)],
