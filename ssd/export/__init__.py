@@ -175,6 +175,8 @@ def load(path: str | os.PathLike[str]) -> Exported:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"{path}: the file is empty")
     name = next((n for n, format in FORMATS.items() if _suffix(format.suffix) == _suffix(path)), None)
     if name is None:
         raise ValueError(f"{path}: not an exported file: these end in {', '.join(f.suffix for f in FORMATS.values())}")

@@ -33,6 +33,11 @@ def read_thresholds(path: str | PathLike[str]) -> dict[str, float]:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
         if isinstance(content, dict) and content.get("made_by") == REPORT:
             content = {each["name"]: each["min_score"] for each in content["classes"] if each["min_score"] is not None}
+        elif isinstance(content, dict) and (isinstance(content.get("made_by"), str) or "annotations" in content):
+            raise ValueError(
+                "has no thresholds; give the JSON file that ssd eval --report writes, such as run/report.json, or a "
+                'JSON object of classes and scores, such as {"cat": 0.4, "dog": 0.6}'
+            )
         check_thresholds(content)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON ({error})") from None

@@ -19,6 +19,7 @@ from ssd.networks import NETWORKS, Network, build_network
 from ssd.networks.network import unwrapped
 from ssd.networks.ssd300 import SSD300
 from ssd.runtime.files import replacing
+from ssd.weights.hub import BEST
 from ssd.weights.pickles import read_parameters
 
 FORMAT = 3  # version of the file's layout
@@ -204,11 +205,16 @@ def read(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, or was not written by `torch.save`.
+        ValueError: it is a folder or an empty file, or damaged, or was not written by `torch.save`.
         ImportError: the file ends in .safetensors, and the package safetensors is not installed.
     """
+    if Path(path).is_dir():
+        best = next((file for name in BEST if (file := Path(path, name)).is_file()), None)
+        raise ValueError(f"{path}: is a folder; choose {best or 'a file of weights, such as best.pt'}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"{path}: the file is empty")
     package = _safetensors(path) if Path(path).suffix == SAFETENSORS else None
     try:
         if package is not None:

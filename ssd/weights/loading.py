@@ -199,8 +199,8 @@ def _open(source: str | PathLike[str]) -> dict[str, Any]:
 def _as_checkpoint(found: dict[str, Any], source: str | PathLike[str]) -> dict[str, Any]:
     if "format" in found:
         return current(found, source)
-    state = found.get("model")
+    state = next((state for key in ("model", "state_dict") if isinstance(state := found.get(key), dict)), found)
     try:
-        return as_checkpoint(state if isinstance(state, dict) else found)
+        return as_checkpoint(state)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None

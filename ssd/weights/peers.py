@@ -128,6 +128,7 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a name is missing or unknown, or a shape differs.
     """
+    contents = list(map(str, state))
     state = {str(name).removeprefix("module."): v for name, v in state.items() if isinstance(v, Tensor)}
     # The names of torchvision's SSDlite are only made if there is one of them: they need torchvision.
     known = [(peer, peer.all_names()) for peer in PEERS if peer.names or f"{peer.classes[0]}.weight" in state]
@@ -135,7 +136,8 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     missing, unknown = [n for n in names if n not in state], [n for n in state if n not in names]
     if len(missing) == len(names):
         titles = ", ".join(peer.title for peer in PEERS)
-        raise ValueError(f"neither a checkpoint of this package nor weights of {titles}; it contains {_some(unknown)}")
+        there = _some(unknown or contents)
+        raise ValueError(f"neither a checkpoint of this package nor weights of {titles}; it contains {there}")
     if missing or unknown:
         raise ValueError(f"differs from {peer.title}: missing {_some(missing)}; unexpected {_some(unknown)}")
 

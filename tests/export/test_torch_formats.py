@@ -27,6 +27,9 @@ def test_a_file_that_takes_floats(weights, pictures, tmp_path):
 def test_files_that_are_none_are_named(weights, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pt2: no such file"):
         load(tmp_path / "none.pt2")
+    (tmp_path / "empty.pt2").touch()
+    with pytest.raises(ValueError, match=r"empty\.pt2: the file is empty"):
+        load(tmp_path / "empty.pt2")
     with pytest.raises(ValueError, match=r"best\.pt: not an exported file"):
         load(weights)
     (tmp_path / "text.pt2").write_text("text")

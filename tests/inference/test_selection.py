@@ -102,6 +102,8 @@ def test_wrong_choices_are_named(spread, options, says):
         ('{"a": NaN}', "thresholds: the score of 'a' must be a number from 0 to 1, got nan"),
         ('{"a": -0.1}', "thresholds: the score of 'a' must be a number from 0 to 1, got -0.1"),
         ('{"a": 0.5, "b": 1, "a": 0.6}', "'a' has two thresholds"),
+        ('{"made_by": "ssd train", "mAP": 0.5}', "has no thresholds; give the JSON file that ssd eval --report writes"),
+        ('{"info": {}, "annotations": []}', "has no thresholds; give the JSON file that ssd eval --report writes"),
         ('{"a": {"score": 1}}', "thresholds: the score of 'a' must be a number"),
         (b"\xff\xfe\xff", "is not utf-16 text"),
         ('{"made_by": "ssd eval --report"}', "is not a complete report of `ssd eval`"),

@@ -214,7 +214,7 @@ def test_damaged_metadata_is_named(tmp_path, metadata, says):
 def test_damaged_safetensors_are_named(tmp_path):
     save_checkpoint(tmp_path / "a.safetensors", SSD300(3, width=0.01), ["a", "b"])
     data = (tmp_path / "a.safetensors").read_bytes()
-    for content in (data[:-100], data[:1000], b"", b"text"):
+    for content in (data[:-100], data[:1000], b"text"):
         (tmp_path / "a.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.safetensors: cannot be read as a checkpoint: "):
             load_weights(tmp_path / "a.safetensors")

@@ -54,8 +54,22 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"text\.pt: cannot be read as a checkpoint: .*torch\.save did not write it"):
         load_weights(tmp_path / "text.pt")
     (tmp_path / "empty.pt").touch()
-    with pytest.raises(ValueError, match=r"empty\.pt: cannot be read"):
+    with pytest.raises(ValueError, match=r"empty\.pt: the file is empty$"):
         load_weights(tmp_path / "empty.pt")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"run: is a folder; choose a file of weights, such as best\.pt$"):
+        load_weights(tmp_path / "run")
+    (tmp_path / "run" / "best.pt").touch()
+    with pytest.raises(ValueError, match=r"run: is a folder; choose \S+/run/best\.pt$"):
+        load_weights(tmp_path / "run")
+    for contents, said in (
+        ({"state_dict": {"backbone.conv1.weight": torch.zeros(3)}}, "backbone.conv1.weight"),
+        ({"net": {"a": torch.zeros(3)}, "epoch": 3}, "net, epoch"),
+        ({"state_dict": {}}, "nothing"),
+    ):
+        torch.save(contents, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=rf"other\.pth: neither .*; it contains {said}$"):
+            load_weights(tmp_path / "other.pth")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: neither a checkpoint .*torchvision's.*; it contains weights$"):
         load_weights(tmp_path / "other.pt")

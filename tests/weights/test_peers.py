@@ -156,10 +156,10 @@ def test_networks_saved_on_a_gpu(pickled, light, tmp_path, legacy):
     assert torch.equal(model.base.conv6.weight, light["base.conv6.weight"])
 
 
-@pytest.mark.parametrize("form", ["state dict", "model", "DataParallel"])
+@pytest.mark.parametrize("form", ["state dict", "model", "state_dict", "DataParallel"])
 def test_state_dicts(light, tmp_path, form):
     state = {f"module.{name}": value for name, value in light.items()} if form == "DataParallel" else light
-    torch.save({"model": state, "epoch": 3} if form == "model" else state, tmp_path / "state.pth")
+    torch.save({form: state, "epoch": 3} if form in ("model", "state_dict") else state, tmp_path / "state.pth")
     model, _ = load_weights(tmp_path / "state.pth", device="cpu")
     assert torch.equal(model.aux_convs.conv9_2.weight, light["aux_convs.conv9_2.weight"])
 
