@@ -123,7 +123,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write no drawings; without --save the only output is then detections.json",
     )
-    parser.add_argument("--format", choices=FORMATS, help="the format of --save labels")
+    parser.add_argument("--format", choices=FORMATS, help="the format of --save labels, which requires it")
     parser.add_argument(
         "--bits",
         type=checked(int, one_to_32),
@@ -166,8 +166,12 @@ def _saved(arguments: argparse.Namespace) -> tuple[str, ...]:
     saved: tuple[str, ...] = arguments.save or (() if arguments.no_drawings else ("drawings",))
     if arguments.no_drawings and "drawings" in saved:
         raise ValueError("--save drawings and --no-drawings contradict each other; leave out one of them")
-    if ("labels" in saved) != (arguments.format is not None):
-        raise ValueError("--save labels and --format belong together; give both, or none of them")
+    if "labels" in saved and arguments.format is None:
+        from ssd.inference.labels import FORMATS
+
+        raise ValueError(f"--save labels needs --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if arguments.format is not None and "labels" not in saved:
+        raise ValueError("--format is only for --save labels; add that, or leave out --format")
     return saved
 
 

@@ -12,6 +12,7 @@ from deep_pictures import png, tiff
 from detect_command import contents, detect, write_photos, write_untrained
 from PIL import Image
 
+from ssd.cli import main
 from ssd.data.shapes import write_shapes
 from ssd.inference.detections import Detections
 
@@ -85,6 +86,12 @@ def test_detect_mistakes_are_named(shapes, weights, tmp_path, capsys):
     assert "no pictures" in error(tmp_path)
 
 
+def test_the_help_of_format_says_when_it_is_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["detect", "--help"])
+    assert "the format of --save labels, which requires it" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_is_saved_is_chosen_without_contradictions(shapes, weights, tmp_path, capsys):
     picture = sorted((shapes / "JPEGImages").iterdir())[0]
 
@@ -92,8 +99,8 @@ def test_what_is_saved_is_chosen_without_contradictions(shapes, weights, tmp_pat
         return detect(picture, *options, weights=weights, out=tmp_path / "out")
 
     for options, error in (
-        (["--save", "labels"], "--save labels and --format belong together"),
-        (["--format", "voc"], "--save labels and --format belong together"),
+        (["--save", "labels"], "--save labels needs --format yolo, voc or coco"),
+        (["--format", "voc"], "--format is only for --save labels"),
         (["--save", "drawings", "--no-drawings"], "--save drawings and --no-drawings contradict each other"),
     ):
         assert run(*options) == 2
