@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssd.cli.arguments import Commands, class_names, command
+from ssd.cli.arguments import Commands, checked, class_names, command
+from ssd.options import some_classes
 
 
 def add_convert(commands: Commands) -> None:
@@ -43,7 +44,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--classes",
-        type=class_names,
+        type=checked(class_names, some_classes),
         help="names of the classes, separated by commas, or a file with one name per line (default: the names in the "
         "file, or else those of the data that the other project trains on)",
     )

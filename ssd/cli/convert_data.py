@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ssd.cli.arguments import DATA, Commands, add_fields, class_names, command, fields_given
-from ssd.options import ReadOptions
+from ssd.cli.arguments import DATA, Commands, add_fields, checked, class_names, command, fields_given
+from ssd.options import ReadOptions, some_classes
 
 
 def add_convert_data(commands: Commands) -> None:
@@ -47,7 +47,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     help = "a split to write; may be given several times (default: all)"
     parser.add_argument("--split", action="append", default=[], help=help)
     help = "names of the classes, separated by commas, or a file with one name per line (default: those of the data)"
-    parser.add_argument("--classes", type=class_names, help=help)
+    parser.add_argument("--classes", type=checked(class_names, some_classes), help=help)
     parser.add_argument("--link", action="store_true", help="make symbolic links to the pictures")
     add_fields(parser.add_argument_group("reading of the data"), ReadOptions())
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from ssd.networks import DEFAULT, LIGHT, NAMES, network_class
 from ssd.networks.network import OPTIONS
 from ssd.networks.priors import FITTED
-from ssd.options import OVERLAP, ReadOptions, an_overlap, share
+from ssd.options import OVERLAP, ReadOptions, an_overlap, share, some_classes
 from ssd.training.recipes import ADAMW, BY_NETWORK, RECIPES
 from ssd_ext import LossOptions
 from ssd_ext._checks import check_fields, check_value, not_negative
@@ -110,7 +110,9 @@ class Settings:
         Literal["scratch", "finetune", "tutorial"] | None,
         "set of defaults for other settings (default: finetune with --weights, otherwise scratch)",
     ] = None
-    classes: Annotated[tuple[str, ...] | None, "names of the classes (default: those in the data, sorted)"] = None
+    classes: Annotated[
+        tuple[str, ...] | None, "names of the classes (default: those in the data, sorted)", some_classes
+    ] = None
     tiles: Annotated[
         int | None,
         "train on tiles of the pictures, so many pixels wide and high, and on the whole pictures; for small objects in "

@@ -43,6 +43,10 @@ def test_numbers_out_of_range_are_named(wrong, capsys):
         ("train d --out o --val=x", "there is no option --val; did you mean --val-split or --val-data?"),
         ("detect d --out o --network x", "there is no option --network"),
         ("train d --out o --lr 1e-3x", "argument --lr: invalid float value: '1e-3x'"),
+        *(
+            (f"{command} --classes ,", "argument --classes: must be a list of at least one class, got ()")
+            for command in ("train d --out o", "convert a b", "convert-data a b --format yolo")
+        ),
         ("train d", "the following arguments are required: --out"),
         ("convert a b c", "unknown argument: c"),
     ],
