@@ -42,9 +42,10 @@ class Info:
         lines = [f"{name:12} {version}" for name, version in self.versions.items()]
         lines.append(f"{'backend':12} {self.backend} (SSD_EXT_BACKEND)")
         lines.append(f"{'GPUs':12} {', '.join(self.gpus) or 'none visible'}")
+        unused = "" if self.gpus else ", but not used without a GPU"
         for device, reason in self.missing.items():
-            lines.append(f"{device + ' library':12} {reason or 'loaded'}")
-        lines += ["", f"{'op':24} {'cpu':16} {'cuda':16}"]
+            lines.append(f"{device + ' library':12} {reason or 'loaded' + unused * (device == 'cuda')}")
+        lines += ["", f"{'op':24} {'cpu':16} {'cuda' if self.gpus else 'cuda (no GPU here)'}"]
         for name, devices in self.kernels.items():
             row = ("C++" if d == "cpu" else "CUDA" for d in ("cpu", "cuda"))
             cells = (kind if d in devices else "plain PyTorch" for kind, d in zip(row, ("cpu", "cuda"), strict=True))

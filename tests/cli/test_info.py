@@ -7,6 +7,7 @@ import re
 import pytest
 from small_datasets import add_picture, add_split, cut
 
+import ssd_ext._info
 from ssd.cli import main
 from ssd.data import AUGMENTATIONS, speed
 from ssd.data.shapes import SHAPE_CLASSES
@@ -18,6 +19,17 @@ def test_info_lists_every_op(capsys):
     printed = capsys.readouterr().out
     assert "torch " in printed
     assert "postprocess_detections" in printed
+
+
+@pytest.mark.parametrize("gpus", [[], ["NVIDIA H200"]])
+def test_kernels_for_gpus_are_not_used_without_one(gpus):
+    """The table lists them also there, because they are built."""
+    installed = ssd_ext._info.Info({}, "auto", gpus, {"nms": ["cpu", "cuda"]}, {"cpu": None, "cuda": None})
+    _, _, cpu, cuda, _, head, nms = str(installed).splitlines()
+    assert cpu == "cpu library  loaded"
+    assert cuda == "cuda library loaded" + ", but not used without a GPU" * (not gpus)
+    assert head.split(maxsplit=2) == ["op", "cpu", "cuda" if gpus else "cuda (no GPU here)"]
+    assert nms.split() == ["nms", "C++", "CUDA"]
 
 
 def test_info_of_data(shapes, capsys, monkeypatch):
