@@ -29,7 +29,7 @@ def add_train(commands: Commands) -> None:
         _flags,
         "train a detector on folders of pictures",
         """Train a detector on your pictures. Writes last.pt, best.pt, curve.png, curve.csv, metrics.json, worst.png and
-report.html into the folder --out.
+report.html into the folder --out; and scalars for TensorBoard, after pip install 'ssd-ext[tensorboard]'.
 
 DATA is a folder in one of these layouts, as labelling tools export them:
 {layouts}

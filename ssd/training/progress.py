@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,11 +195,10 @@ def _thin(history: History) -> None:
     history["step"][:] = steps[np.append(starts[1:], len(steps)) - 1].tolist()
 
 
-def tensorboard_writer(folder: Path, say: Callable[[str], None]) -> SummaryWriter | None:
-    """Creates a TensorBoard writer to a folder; without TensorBoard it calls `say` and returns None."""
+def tensorboard_writer(folder: Path) -> SummaryWriter | None:
+    """Creates a TensorBoard writer to a folder; without TensorBoard it returns None."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        say("no scalars for TensorBoard are written: tensorboard is not installed")
         return None
     return SummaryWriter(str(folder))

@@ -222,7 +222,7 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(self.per_epoch, settings.batch_size)
         self.schedule: Schedule = resolved(settings.schedule)
         self.warmup = resolved(settings.warmup)
-        self.writer = tensorboard_writer(out, self.say) if ranks.first else None
+        self.writer = tensorboard_writer(out) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
 
     def _too_large(self, pictures: int) -> str:

@@ -146,6 +146,14 @@ def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, mo
     assert {tag for tag, step in written if step == 3} >= {"mAP", "AP/circle", "AP/square", "AP/triangle"}
 
 
+def test_without_tensorboard_nothing_is_said(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where its import fails
+    train(Settings((shapes,), "train", "test", epochs=1, **NARROW), tmp_path / "run", device="cpu", workers=0)
+    said = capsys.readouterr().out.replace(str(tmp_path), "")
+    assert "trained on 6 pictures" in said
+    assert "tensorboard" not in said.lower()
+
+
 def test_a_run_takes_over_priors_and_input_of_a_detector(shapes, tmp_path, monkeypatch):
     config = {"width": 0.01, "batch_norm": True, "priors": "caffe_voc", "input_std": (1, 1, 1)}
     save_checkpoint(tmp_path / "other.pt", SSD300(21, **config), [f"class {i}" for i in range(20)])
