@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
@@ -45,6 +47,30 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
 
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parses like the base class; an unknown argument is an error of this parser, and not of the one above."""
+        args = list(sys.argv[1:] if args is None else args)
+        own = args[: args.index("--")] if "--" in args else args
+        if self._subparsers is not None:  # what follows the command is checked by its own parser
+            own = list(takewhile(lambda arg: arg.startswith("-"), own))
+        if not {"-h", "--help"}.intersection(own):
+            self._check_names(own)  # before the base class misses the flag that is misspelt
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument: {' '.join(unknown)}")
+        return known, []
+
+    def _check_names(self, args: Sequence[str]) -> None:
+        """Ends with an error if there is no flag of a name, and tells the flags that are like it."""
+        flags = list(self._option_string_actions)
+        for arg in args:
+            name = arg.split("=")[0]
+            if name.startswith("--") and name.strip("-") and " " not in arg and name not in flags:
+                longer = [flag for flag in flags if flag.startswith(name)]
+                like = longer[:3] or get_close_matches(name, flags, n=1, cutoff=0.7)
+                asked = f"; did you mean {' or '.join(like)}?" if like else ""
+                self.error(f"there is no option {name}{asked}")
+
     def error(self, message: str) -> NoReturn:
         """Prints what is wrong, and ends the process with exit code 2."""
         self.exit(2, f"{self.prog}: error: {printable(message)}\nsee {self.prog} --help\n")
@@ -62,28 +88,11 @@ class Command(Parser):
     flags: Callable[[argparse.ArgumentParser], None] | None = None
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Adds the flags, then parses like the base class; an unknown argument is an error of this command."""
+        """Adds the flags, then parses like the base class."""
         if self.flags is not None:
             flags, self.flags = self.flags, None
             flags(self)
-        args = list(args or ())
-        if "--help" not in args:
-            self._check_names(args)  # before the base class misses the flag that is misspelt
-        known, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unknown argument: {' '.join(unknown)}")
-        return known, []
-
-    def _check_names(self, args: Sequence[str]) -> None:
-        """Ends with an error if there is no flag of a name, and tells the flags that are like it."""
-        flags = list(self._option_string_actions)
-        for arg in args[: args.index("--")] if "--" in args else args:
-            name = arg.split("=")[0]
-            if name.startswith("--") and " " not in arg and name not in flags:
-                longer = [flag for flag in flags if flag.startswith(name)]
-                like = longer[:3] or get_close_matches(name, flags, n=1, cutoff=0.7)
-                asked = f"; did you mean {' or '.join(like)}?" if like else ""
-                self.error(f"there is no option {name}{asked}")
+        return super().parse_known_args(args, namespace)
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Command]"  # quoted: the class is not generic at run time

@@ -306,7 +306,7 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
         notes = write_labels(labels, results.lines(), names, detector.classes, on_error=skip_some) if labels else []
     if cut:
         say_error(f"pictures that lack their last bytes, and were used: {len(cut)}, such as {cut[0]}")
-    if full:
+    if full and not before and ranks.size == 1:  # those of other sessions and processes were not counted
         say_error(
             f"pictures with as many objects as --top-k allows ({detector.options.top_k}): {full}; with a higher "
             f"--min-score than {detector.options.min_score:g} there are fewer"

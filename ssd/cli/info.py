@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ssd.cli.arguments import DATA, Commands, add_fields, command, fields_given, say
@@ -101,10 +102,10 @@ def _info(arguments: argparse.Namespace) -> int:
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
     for name in pictures:
         counts = splits[name].counts
-        rarest = min(counts, key=counts.__getitem__)
+        rarest = [f"; rarest class: {n} {its}" for its, n in sorted(counts.items(), key=itemgetter(1))[:1]]
         n_pictures = counted(len(splits[name]), "picture", "pictures")
         n_objects = counted(sum(counts.values()), "object", "objects")
-        say(f"split {name}: {n_pictures}, {n_objects}; rarest class: {counts[rarest]} {rarest}")
+        say(f"split {name}: {n_pictures}, {n_objects}{''.join(rarest)}")
     for line in (*choice.notes, *describe_fit(fit, dataset.classes), *dataset.notes, *first_of(dataset.dropped)):
         say(line)
     for warning in (*warnings(dataset), *in_two_splits(pictures)):

@@ -82,7 +82,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from ssd.training.records import CURVE, CURVE_NUMBERS, METRICS
-    from ssd.training.resuming import BEST, LAST, LONGER
+    from ssd.training.resuming import BEST, LAST, LENGTHS, LONGER
     from ssd.training.run import train
 
     loss, reading = fields_given(arguments, LossOptions), fields_given(arguments, ReadOptions)
@@ -91,7 +91,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.data or given or loss or reading:
             names = [f"--{name.replace('_', '-')}" for name in (*given, *loss, *reading)]
             extra = ["DATA"] * bool(arguments.data) + names
-            longer = f". {LONGER}" * ("epochs" in given or "minutes" in given)
+            longer = f". {LONGER}" * (not given.keys().isdisjoint(LENGTHS))
             raise ValueError(f"--resume continues with the settings of the run; leave out {', '.join(extra)}{longer}")
         settings = None
     elif not arguments.data:

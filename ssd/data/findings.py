@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,9 @@ UNUSUAL_FACTOR, UNUSUAL_DEVIATIONS = 3.0, 5.0
 DEVIATION = 1.4826  # standard deviation of a normal distribution, divided by the median of the absolute differences
 FEWEST = 20  # objects of a class; with fewer, its sizes are not compared
 SHOWN = 3  # folders and names that a line shows
-# A class may be misspelt if its name has this number of letters or more, and another class this many times its objects.
-SHORTEST, RARE = 5, 10
+# A class may be misspelt if its name has this number of characters or more, it has few objects, and another class has
+# this many times its objects.
+SHORTEST, FEW, RARE = 5, 3, 20
 KINDS = {  # what looks like a mistake in single annotations, and the rule
     "boxes that are there twice, with the same class": f"An IoU of at least {TWICE:g} with a box before it.",
     "boxes that are there twice, with different classes": f"An IoU of at least {TWICE:g} with a box before it.",
@@ -84,7 +85,7 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
     for rare, common in _misspelt(dataset.counts):
         few = counted(dataset.counts[rare], "object", "objects")
         many = dataset.counts[common]
-        yield f"a class that may be misspelt: {rare!r} ({few}), one letter away from {common!r} ({many})"
+        yield f"a class that may be misspelt: {rare!r} ({few}), nearly the name of {common!r} ({many})"
     if missing := [name for name, count in dataset.counts.items() if not count]:
         yield f"classes without objects: {_listed(missing)}"
     yield from dataset.doubts
@@ -102,20 +103,27 @@ def warnings(dataset: BoxDataset) -> Iterator[str]:
 
 
 def _misspelt(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Pairs of a rare and a common class whose names differ by one letter; digits, as in "type_1", do not count."""
-    for rare, few in counts.items():
-        for common, many in counts.items():
-            if 0 < RARE * few <= many and _one_letter_apart(*sorted((rare.casefold(), common.casefold()), key=len)):
-                yield rare, common
+    """Pairs of a rare and a common class whose names differ by a letter, or by two that are exchanged.
+
+    Digits, and letters that stand alone as in "hand_l", do not count.
+    """
+    alike: dict[str, set[str]] = defaultdict(set)
+    for name in counts:
+        if len(name) >= SHORTEST:
+            for form in (name.casefold(), *_without_a_letter(name.casefold())):
+                alike[form].add(name)
+    for rare, common in sorted({pair for names in alike.values() for pair in permutations(names, 2)}):
+        if 0 < counts[rare] <= FEW and RARE * counts[rare] <= counts[common] and rare.casefold() != common.casefold():
+            yield rare, common
 
 
-def _one_letter_apart(short: str, long: str) -> bool:
-    """Whether one letter more, or another one, makes the long name from the short one."""
-    if len(short) < SHORTEST or len(long) - len(short) > 1:
-        return False
-    same = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
-    letters = long[same : same + 1] + (short[same : same + 1] if len(short) == len(long) else "")
-    return letters.isalpha() and short[same + len(short) + 1 - len(long) :] == long[same + 1 :]
+def _without_a_letter(name: str) -> Iterator[str]:
+    """The name without each of the letters that are part of a word, and with a gap in their place."""
+    padded = f" {name} "
+    for i, letter in enumerate(name):
+        if letter.isalpha() and (padded[i].isalpha() or padded[i + 2].isalpha()):
+            yield name[:i] + name[i + 1 :]
+            yield f"{name[:i]}\0{name[i + 1 :]}"
 
 
 def find_odd(dataset: BoxDataset) -> list[Finding]:

@@ -213,9 +213,9 @@ def _bytes_of(file: io.IOBase) -> bytes:
         content = file.read()
     except Exception as error:  # a file of somebody else's class can fail in any way
         raise ImageReadError(f"cannot read the open file: {error}") from error
-    if not isinstance(content, bytes):
-        raise TypeError('an open file must be binary, such as open(path, "rb")')
-    return content
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise ImageReadError('an open file must be binary, such as open(path, "rb")')
+    return bytes(content)
 
 
 def whole_pixels(low: float, high: float, end: int) -> tuple[int, int]:

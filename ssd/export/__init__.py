@@ -337,7 +337,8 @@ def _compare(program: DetectionProgram, exported: Exported, images: Tensor) -> N
         found = unpad(exported(batch))
         for i, (ours, its, all_of) in enumerate(zip(expected, found, choices, strict=True), first):
             genuine = is_among(its, all_of).any(dim=1)
-            missing = missing_rows(ours, its, options, genuine)
+            ends_right = len(genuine) > 0 and bool(genuine[-1])
+            missing = missing_rows(ours, its, options, genuine, ends_right=ends_right)
             extra = missing_rows(its, ours, options, genuine[:, None])
             if missing or extra or len(ours[1]) != len(its[1]):
                 raise ValueError(

@@ -160,7 +160,12 @@ def _tied(rows: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
 
 
 def missing_rows(
-    expected: Sequence[Tensor], found: Sequence[Tensor], options: DetectionOptions, genuine: Tensor | None = None
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    options: DetectionOptions,
+    genuine: Tensor | None = None,
+    *,
+    ends_right: bool = True,
 ) -> list[int]:
     """Finds the expected detections of a picture that are not among the found ones, see `is_among`.
 
@@ -173,6 +178,7 @@ def missing_rows(
         options: options with which both were detected.
         genuine: bool that broadcasts to (rows of expected, rows of found): whether NMS may have kept the found
             detection instead of the expected one; None: always.
+        ends_right: whether the last found detection is one that the network gives, with this score.
 
     Returns:
         The rows of `expected` that are missing.
@@ -180,8 +186,8 @@ def missing_rows(
     boxes, _, scores = expected
     instead = _tied(expected, found) & (box_iou(boxes, found[0]) > options.max_overlap)
     same = is_among(expected, found) | (instead if genuine is None else instead & genuine)
-    full = [rows[2][-1] for rows in (expected, found) if len(rows[2]) == options.top_k > 0]
-    if len(full) == 2 and (is_among(found, found).sum(dim=1) > 1).any():
-        full.pop()
-    sure = scores > max(full, default=scores.new_tensor(-1)) + 1e-5
+    ends_right = ends_right and not (is_among(found, found).sum(dim=1) > 1).any()
+    lists = [expected, found] if ends_right else [expected]
+    ends = [rows[2][-1] for rows in lists if len(rows[2]) == options.top_k > 0]
+    sure = scores > max(ends, default=scores.new_tensor(-1)) + 1e-5
     return (sure & ~same.any(dim=1)).nonzero().flatten().tolist()

@@ -120,7 +120,8 @@ class Detector:
     ) -> None:
         check_tiles(tiles, overlap)
         check_fields(options)
-        model = unwrapped(model)
+        if isinstance(model, nn.Module):
+            model = unwrapped(model)
         if isinstance(classes, str):
             raise ValueError(f"classes must be a list of names, got the text {classes!r}")
         if isinstance(model, nn.Module) and len(classes) != model.n_classes - 1:

@@ -58,13 +58,7 @@ def predictor(
     """
     if not isinstance(model, nn.Module):
         return model
-    network = unwrapped(model)
-    if not hasattr(network, "priors_cxcy"):
-        raise TypeError(
-            f"model must be a network of ssd or a function that detects, got {type(network).__name__}, which has no "
-            "priors_cxcy; for a model of torchvision see ssd.accelerate"
-        )
-    return partial(predict_padded, network, options=options, bf16=bf16)
+    return partial(predict_padded, unwrapped(model), options=options, bf16=bf16)
 
 
 @torch.inference_mode()
@@ -85,6 +79,7 @@ def predict_padded(
         Boxes (B, K, 4) xyxy in fractions of the image, labels (B, K), scores (B, K) and counts (B,), as from
         `ssd_ext.postprocess_detections`. K is `options.top_k`, or the number of candidates if that is smaller.
     """
+    model = unwrapped(model)
     model.eval()
     priors_cxcy = cast(Tensor, model.priors_cxcy)
     device = priors_cxcy.device

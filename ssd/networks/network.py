@@ -70,10 +70,18 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 def unwrapped(model: Any) -> Any:
     """Takes a network out of DistributedDataParallel, DataParallel or AveragedModel.
 
-    Other objects are returned as they are; so is a network that torch.compile has wrapped, since it has all attributes.
+    One that torch.compile has wrapped is returned as it is, since it has all attributes.
+
+    Raises:
+        TypeError: it is a module of another kind.
     """
     while not hasattr(model, "priors_cxcy") and isinstance(getattr(model, "module", None), nn.Module):
         model = model.module
+    if not hasattr(model, "priors_cxcy"):
+        raise TypeError(
+            f"{type(model).__name__} is no network of ssd: it has no priors_cxcy; for models of torchvision see "
+            "ssd.accelerate"
+        )
     return model
 
 

@@ -145,9 +145,9 @@ def naming(path: str | os.PathLike[str], temporary: Path | None = None) -> Itera
             raise
         if cause.errno is None:  # for an error without errno, setting `filename` would hide its message in str(cause)
             raise OSError(f"{path}: {cause}") from None
-        cause.filename = str(cause.filename or path)
-        if temporary and cause.filename.startswith(str(temporary)):
-            asked = cause.filename.replace(str(temporary), str(path), 1)
+        cause.filename = cause.filename or str(path)
+        if temporary and str(cause.filename).startswith(str(temporary)):
+            asked = str(cause.filename).replace(str(temporary), str(path), 1)
             raise OSError(cause.errno, cause.strerror, asked) from None
         raise cause from None
 
@@ -193,8 +193,8 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if lock_is_new and os.listdir(folder) == [lock.name]:
-                with suppress(OSError):  # Windows removes no open file
+            with suppress(OSError):  # Windows removes no open file
+                if lock_is_new and os.listdir(folder) == [lock.name]:
                     lock.unlink()
                     for place in missing:
                         place.rmdir()

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from ssd.data.findings import counted
 from ssd.data.loader import epoch_length
 from ssd.networks import Network
 from ssd.networks.priors import FITTED
@@ -121,7 +123,11 @@ def open_run(
         settings = replace(settings, lr=rate)
     if settings.sync_batch_norm and ranks.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    _check_share(model, settings.batch_size, per_epoch, settings.accumulate, ranks.size)
+    few = ""
+    if per_epoch < settings.batch_size:
+        few = f"; an epoch has only {counted(per_epoch, 'picture', 'pictures')}: add pictures"
+        few += ", or hold out none (held_out 0)" * isinstance(sets.val, Subset)
+    _check_share(model, min(settings.batch_size, per_epoch), settings.accumulate, ranks.size, few)
     return Opened(settings, sets, fingerprints, repeats, per_epoch, budget, model, state)
 
 
@@ -174,18 +180,16 @@ def _check_settings(settings: Settings, fingerprints: dict[str, Fingerprint], de
         raise ValueError(f"sync_batch_norm: torch supports it only on GPUs, and this run is on {device}")
 
 
-def _check_share(model: nn.Module, batch: int, pictures: int, parts: int, processes: int) -> None:
+def _check_share(model: nn.Module, batch: int, parts: int, processes: int, few: str) -> None:
     """Raises ValueError if a process has too few pictures at once.
 
     Args:
         model: the network.
-        batch: number of pictures of a batch, unless there are fewer.
-        pictures: number of pictures of an epoch.
+        batch: number of pictures of a batch.
         parts: number of parts of a batch, see `Settings.accumulate`.
         processes: number of processes that share a batch.
+        few: what to add to the message.
     """
-    few = f"; only {pictures} are trained on: add pictures, or hold out none (held_out 0)" if pictures < batch else ""
-    batch = min(batch, pictures)
     share = batch // processes // parts
     if not share:
         shared = f"shared by {processes} processes" + f" in {parts} parts each" * (parts > 1)

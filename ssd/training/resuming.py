@@ -19,6 +19,7 @@ LAST = "last.pt"  # the checkpoint from which a run is resumed
 BEST = "best.pt"  # that of the network with the highest mAP on the pictures held out
 TRAINED = "trained"  # its entry with the weights that are trained, if its network has the average of the weights
 
+LENGTHS = ("epochs", "minutes")  # the settings of which LONGER tells why they cannot be changed
 LONGER = (
     "To train longer, start a new run: ssd train DATA --out FOLDER --epochs N. The learning rate of a run falls until "
     "its last epoch, so more epochs cannot be added to it"
@@ -62,7 +63,7 @@ def check_same(asked: Settings, run: Settings, given: Collection[str] | None, ou
         if wanted is not None and wanted != has:
             changes.append(f"{name} is {_shown(has)} in the run, but {_shown(wanted)} was given")
     if changes:
-        longer = any(change.startswith("epochs ") for change in changes)
+        longer = any(change.split()[0] in LENGTHS for change in changes)
         raise ValueError(
             f"{out} has a run with other settings: {'; '.join(changes)}. To continue it, give the settings of the run, "
             f"or leave them out; for a new run, choose another folder" + f". {LONGER}" * longer

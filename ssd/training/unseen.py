@@ -5,32 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch.utils.data import Subset
+
 from ssd.data import BoxDataset
 from ssd.data.archives import folders_of
 from ssd.options import ReadOptions
 from ssd.runtime.remote import absolute
 from ssd.training.fingerprint import fingerprint
 from ssd.training.settings import Settings
-from ssd.training.splits import held_out_pictures
+from ssd.training.splits import Pictures, held_out_pictures, tiles_of
 
 Opener = Callable[[str | None, ReadOptions], BoxDataset]  # from a split or None and options to the pictures
-UNKNOWN = "whether some of them were trained on is not known (--split chooses others)"
+UNKNOWN = "whether some of them were trained on is not known"
 
 
 def _has_its_pictures(checkpoint: Mapping[str, Any], run: Settings, opened: Opener) -> bool:
-    """Whether a data set at another place has the files of the run, by their names: it was moved or converted."""
-    known = checkpoint.get("fingerprints", {}).get("training", {}).get("files")
-    if known is None or run.val_data is not None:
+    """Whether a data set at another place is that of the run, which was moved or converted.
+
+    It is known by the names of the pictures that were trained on, and by the number of their objects.
+    """
+    known = checkpoint.get("fingerprints", {}).get("training", {})
+    if run.val_data is not None:
         return False
     try:
         whole = opened(run.split, run.reading)
     except (FileNotFoundError, ValueError):  # no such split
         return False
-    parts = [whole]
+    parts: list[Pictures] = [whole]
     if run.held_out and len(whole) > 1:
         held_out = held_out_pictures(len(whole), run.held_out, run.seed)
-        parts.append(whole.part(sorted(set(range(len(whole))).difference(held_out))))
-    return any(fingerprint(part)["files"] == known for part in parts)
+        parts.append(Subset(whole, sorted(set(range(len(whole))).difference(held_out))))
+    prints = [fingerprint(tiles_of(part, run)) for part in parts]
+    return any(all(its[key] == known.get(key) for key in ("files", "objects")) for its in prints)
 
 
 def _places(data: Sequence[str]) -> set[str]:
@@ -64,16 +70,16 @@ def open_unseen(
         return opened(split, ReadOptions()), ""
     run = Settings.from_dict(checkpoint["settings"])
     if set(map(absolute, data)) != set(run.data) and (asked := _places(data)) != (trained := _places(run.data)):
-        shared = bool(asked & trained)
-        if split is None and not shared and _has_its_pictures(checkpoint, run, opened):
-            return _not_trained_on(checkpoint, run, opened)
-        of_run = asked <= trained | _places(run.val_data or ())
-        pictures = opened(split, run.reading if of_run else ReadOptions())
-        if split is not None:
-            return pictures, ""
-        if shared:
-            return pictures, "some of these pictures may have been trained on: the data of the run overlaps with these"
-        return pictures, f"measured on all {len(pictures)} pictures; {UNKNOWN}"
+        validation = _places(run.val_data or ())
+        if asked & trained or asked & validation or not _has_its_pictures(checkpoint, run, opened):
+            pictures = opened(split, run.reading if asked <= trained | validation else ReadOptions())
+            if asked & trained:
+                line = "some of these pictures may have been trained on: the data of the run overlaps with these"
+            elif asked <= validation:
+                line = "measured on the validation data of the run, which was not trained on"
+            else:
+                line = f"measured on all {len(pictures)} pictures; {UNKNOWN}"
+            return pictures, line if split is None else ""
     if split is not None:
         return opened(split, run.reading), ""
     return _not_trained_on(checkpoint, run, opened)

@@ -49,6 +49,8 @@ def test_the_last_of_top_k_may_be_another_one_if_ties_before_it_differ():
     assert missing_rows(middle, both, four) == missing_rows(both, middle, four) == []
     assert missing_rows(middle, thrice, four) == [2]  # a program that finds an object again and again loses others
     assert missing_rows(middle, rows(1, 3), four) == [2]  # not a full list, so nothing was cut off
+    ones = boxes[:4] + 10, torch.ones(4), torch.ones(4)  # a program whose scores are wrong
+    assert missing_rows(middle, ones, four, ends_right=False) == [0, 1, 2]
 
 
 def test_ties_may_come_in_any_order():

@@ -30,6 +30,7 @@ from ssd.inference.detector import SHOWN, Detector
 from ssd.inference.prediction import predictor
 from ssd.inference.results import JSON_NAME, as_line, coco_results
 from ssd.inference.tiles import in_view, merge
+from ssd.weights.checkpoint import save_checkpoint
 from ssd_ext import DetectionOptions
 
 CLASSES = ("circle", "square", "triangle")
@@ -102,8 +103,13 @@ def test_a_wrapped_network_is_the_same(detector, files, wrap):
 
 
 def test_a_model_of_another_project_is_named(detector):
-    with pytest.raises(TypeError, match=r"got Linear, which has no priors_cxcy.*ssd\.accelerate"):
-        predictor(torch.nn.Linear(1, 1))
+    for takes in (
+        predictor,
+        lambda model: ssd.Detector(model, CLASSES),
+        lambda model: save_checkpoint("a.pt", model, []),
+    ):
+        with pytest.raises(TypeError, match=r"Linear is no network of ssd: it has no priors_cxcy.*ssd\.accelerate"):
+            takes(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -255,7 +261,7 @@ def test_to_coco_gives_the_rows_of_the_file(detector, files, tmp_path):
     [
         (5, TypeError, "got int"),
         (b"photo.jpg", ImageReadError, r"a picture in memory: cannot read the picture \(cannot identify image file"),
-        pytest.param(io.StringIO("photo.jpg"), TypeError, "an open file must be binary", id="a file of text"),
+        pytest.param(io.StringIO("photo.jpg"), ImageReadError, "an open file must be binary", id="a file of text"),
         ("https://a.b/photo.jpg", ValueError, "https://a.b/photo.jpg: pictures are not downloaded"),
         ({"image": "photo.jpg"}, TypeError, "got dict"),
         ([None], TypeError, "got NoneType"),

@@ -249,7 +249,7 @@ def test_batch_normalisation_of_one_picture_is_named(shapes, tmp_path, capsys, m
 def test_too_few_pictures_are_named(shapes, tmp_path, capsys):
     write_shapes(tmp_path / "two", 2, 0)
     line = error_of(capsys, "train", tmp_path / "two", "--out", tmp_path / "run", "--network", "ssdlite320")
-    assert "only 1 are trained on: add pictures, or hold out none (held_out 0)" in line
+    assert "an epoch has only 1 picture: add pictures, or hold out none (held_out 0)" in line
 
 
 def test_best_is_the_last_network_where_no_map_can_be_measured(settings, shapes, tmp_path, capsys):

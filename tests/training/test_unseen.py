@@ -66,8 +66,16 @@ def test_data_that_was_moved_or_converted(data, tmp_path):
     assert len(held_out[0]) == 2
     checkpoint = load_checkpoint(tmp_path / "held_out" / "best.pt")
     assert chosen_by(checkpoint, moved.rename(tmp_path / "again")) == held_out
-    other = write_shapes(tmp_path / "other", 4, 1, seed=1)
-    assert chosen_by(checkpoint, other)[1] == f"measured on all 5 pictures; {UNKNOWN}"
+    other = write_shapes(tmp_path / "other", 10, 3, seed=1)  # with the same names
+    (other / "ImageSets" / "Main" / "test.txt").unlink()
+    assert chosen_by(checkpoint, other)[1] == f"measured on all 10 pictures; {UNKNOWN}"
+
+
+def test_the_validation_data_of_a_run(data, tmp_path):
+    other = write_shapes(tmp_path / "other", 4, 0, seed=1)
+    unseen(data, tmp_path / "run", val_data=(str(other),))
+    names, line = chosen_by(load_checkpoint(tmp_path / "run" / "best.pt"), other)
+    assert (len(names), line) == (4, "measured on the validation data of the run, which was not trained on")
 
 
 def test_the_test_split_else_that_of_validation_else_what_was_held_out(data, tmp_path):
