@@ -68,7 +68,7 @@ def test_data_that_was_moved_or_converted(data, tmp_path):
     assert chosen_by(checkpoint, moved.rename(tmp_path / "again")) == held_out
     other = write_shapes(tmp_path / "other", 10, 3, seed=1)  # with the same names
     (other / "ImageSets" / "Main" / "test.txt").unlink()
-    assert chosen_by(checkpoint, other)[1] == f"measured on all 10 pictures; {UNKNOWN}"
+    assert chosen_by(checkpoint, other)[1] == f"measured on all 13 pictures; {UNKNOWN}"
 
 
 def test_the_validation_data_of_a_run(data, tmp_path):
