@@ -53,7 +53,8 @@ class Info:
         return "\n".join(lines)
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of a package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -79,9 +80,9 @@ def info() -> Info:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return Info(
         versions={
-            "ssd-ext": _version("ssd-ext"),
+            "ssd-ext": version_of("ssd-ext"),
             "torch": torch.__version__ + (f" (CUDA {torch.version.cuda})" if torch.version.cuda else ""),
-            "torchvision": _version("torchvision"),
+            "torchvision": version_of("torchvision"),
             "python": platform.python_version(),
         },
         backend=_load.backend(),

@@ -27,6 +27,7 @@ from ssd.cli.export import add_export
 from ssd.cli.info import add_info
 from ssd.cli.train import add_train
 from ssd.runtime.text import printable
+from ssd_ext._info import version_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, evaluate and run SSD object detectors.",
         epilog="Start with `ssd demo`. `ssd train --help` describes how to train on your own pictures.",
     )
+    parser.add_argument("--version", action="version", version=f"ssd-ext {version_of('ssd-ext')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     add_train(commands)
     add_eval(commands)

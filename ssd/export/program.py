@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
@@ -15,17 +14,10 @@ from ssd.data.depth import Levels
 from ssd.detection import Padded, bounded
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, Network
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
+from ssd_ext._info import version_of
 
 InputDtype = Literal["uint8", "float32"]
 Precision = Literal["float32", "int8"]
-
-
-def our_version() -> str:
-    """Returns the version of this package, or "unknown" if it is not installed."""
-    try:
-        return version("ssd-ext")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class Metadata:
     input_dtype: InputDtype = "uint8"
     device: str = "cpu"
     precision: Precision = "float32"
-    version: str = our_version()
+    version: str = version_of("ssd-ext")
     levels: Levels | None = None
 
     def to_json(self) -> str:

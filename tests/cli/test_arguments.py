@@ -67,6 +67,28 @@ def test_a_mistake_in_the_command_is_one_line(capsys):
     assert last == "see ssd --help"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--versio"], "ssd: error: there is no option --versio; did you mean --version?"),
+        (["--foo", "info"], "ssd: error: there is no option --foo"),
+        (["info", "a", "--=3"], "ssd info: error: unknown argument: --=3"),
+    ],
+)
+def test_flags_before_and_behind_the_command(arguments, error, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.splitlines()[0] == error
+
+
+def test_help_and_version_are_shown_in_any_place(capsys):
+    for arguments, shown in ((["--version"], "ssd-ext "), (["info", "--speeed", "-h"], "usage: ssd info")):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.startswith(shown)
+
+
 def test_values_may_look_like_flags(shapes, capsys):
     """After "--" everything is a value, and so is a text with blanks."""
     assert main(["info", "--", "--no-such-folder"]) == 2
