@@ -171,9 +171,9 @@ def _without_annotations(folder: Folder) -> str:
     """Says that no annotations were found in a folder, and what to do."""
     if folder.pictures:
         first = f"{len(folder.pictures)} pictures, but no annotations were found ({folder.contents()})."
-        remedy = "Label the objects first (docs/ten_minutes.md), or find objects without training (ssd detect)."
+        remedy = "Label the objects first (docs/ten_minutes.md), or find objects without training (ssd detect). "
     else:
         first, remedy = f"no annotated pictures were found; the folder has {folder.contents()}.", ""
     layouts = "".join(f"\n  {format.FORMAT}: {format.LAYOUT}" for format in FORMATS)
-    last = describe_foreign(folder) or f"{remedy}\nThe layouts that are read:{layouts}"
+    last = describe_foreign(folder) or f"{remedy}The layouts that are read:{layouts}"
     return f"{folder.path}: {first} {last}"

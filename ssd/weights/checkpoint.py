@@ -214,7 +214,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if not Path(path).stat().st_size:
-        raise ValueError(f"{path}: the file is empty")
+        raise ValueError(f"{path}: cannot be read as a checkpoint: the file is empty")
     package = _safetensors(path) if Path(path).suffix == SAFETENSORS else None
     try:
         if package is not None:

@@ -110,9 +110,12 @@ def test_only_some_classes_are_trained_and_measured(shapes: Path, tmp_path: Path
     assert int(rows["circle"][1]) > 0
     assert main([*evaluate, "--split", "test"]) == 0
     assert rows_of(capsys.readouterr().out) == rows
-    copy = str(shutil.copytree(shapes, tmp_path / "copy"))
-    assert main(["eval", copy, *evaluate[2:]]) == 2
+    other = str(write_shapes(tmp_path / "other", 2, 1, seed=1))
+    assert main(["eval", other, *evaluate[2:]]) == 2
     assert "unknown class 'triangle'; the classes are ('circle', 'square') (--only leaves" in capsys.readouterr().err
+    copy = str(shutil.copytree(shapes, tmp_path / "copy"))  # known by the names of its pictures
+    assert main(["eval", copy, *evaluate[2:]]) == 0
+    assert rows_of(capsys.readouterr().out) == rows
     assert main(["eval", copy, *evaluate[2:], "--split", "test", "--only", "circle,square"]) == 0
     assert rows_of(capsys.readouterr().out) == rows
     assert main([*evaluate, "--split", "test", "--only", "square"]) == 0

@@ -68,6 +68,9 @@ def test_unusable_boxes_are_dropped(voc, tmp_path):
 
 
 def test_what_is_no_data_set(tmp_path):
-    for path, message in ((tmp_path, "holds no data set"), (tmp_path / "gone", "gone: no such folder")):
+    for path, message in (
+        (tmp_path, "no annotated pictures were found; the folder has nothing"),
+        (tmp_path / "gone", "gone: no such folder"),
+    ):
         with pytest.raises(FileNotFoundError, match=message):
             open_dataset(path)

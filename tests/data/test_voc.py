@@ -128,7 +128,7 @@ BROKEN = [
             emptied,
             {},
             FileNotFoundError,
-            r"no data set in one of the .* it has nothing\. The layouts: Pascal VOC \(\*",
+            r"no annotated pictures were found; the folder has nothing\. The layouts that are read:\s+Pascal VOC: \*",
         ),
         (None, {"split": "val"}, FileNotFoundError, "no such split 'val'; there are: test, train"),
         (

@@ -54,7 +54,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"text\.pt: cannot be read as a checkpoint: .*torch\.save did not write it"):
         load_weights(tmp_path / "text.pt")
     (tmp_path / "empty.pt").touch()
-    with pytest.raises(ValueError, match=r"empty\.pt: the file is empty$"):
+    with pytest.raises(ValueError, match=r"empty\.pt: cannot be read as a checkpoint: the file is empty$"):
         load_weights(tmp_path / "empty.pt")
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match=r"run: is a folder; choose a file of weights, such as best\.pt$"):
