@@ -42,13 +42,8 @@ def describe_other_unit(read: Annotations, in_fractions: bool, rows: np.ndarray)
         rows: the rows of boxes that are left out.
     """
     rows = rows[np.abs(read.boxes[rows]).max(1, initial=0) > 2] if in_fractions else rows[:0]
-    if not len(rows):
-        return []
-    file, box = _first(read, rows)
-    return [
-        f"boxes that look like pixels or percent instead of fractions, and are left out: {len(rows)} of "
-        f"{len(read.boxes)}, such as {box} in {file}; convert them"
-    ]
+    what = "boxes that look like pixels or percent instead of fractions, and are left out"
+    return _describe(read, rows, what, "convert them")
 
 
 def reaching_beyond(read: Annotations, edges: np.ndarray, height: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -78,13 +73,16 @@ def describe_beyond(read: Annotations, rows: np.ndarray) -> list[str]:
         read: the annotations.
         rows: the result of `reaching_beyond`.
     """
+    advice = "if they are many, check what the four numbers mean"
+    return _describe(read, rows, "boxes that reach beyond their picture, and are cut", advice)
+
+
+def _describe(read: Annotations, rows: np.ndarray, what: str, advice: str) -> list[str]:
+    """Says how many of the boxes these are, and which is the first; nothing if there are none."""
     if not len(rows):
         return []
     file, box = _first(read, rows)
-    return [
-        f"boxes that reach beyond their picture, and are cut: {len(rows)} of {len(read.boxes)}, such as {box} in "
-        f"{file}; if they are many, check what the four numbers mean"
-    ]
+    return [f"{what}: {len(rows)} of {len(read.boxes)}, such as {box} in {file}; {advice}"]
 
 
 def _first(read: Annotations, rows: np.ndarray) -> tuple[str, tuple[float, ...]]:
