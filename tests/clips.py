@@ -100,7 +100,8 @@ def streaming(*answers):
 
     Args:
         answers: for each connection the bytes to send, and what follows them: "end"; "break", the connection is closed
-            without an end; or "stall", it stays open without data. Later connections are closed at once.
+            without an end; "close", the connection is closed, which is the end; or "stall", it stays open without data.
+            Later connections are closed at once.
     """
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -116,8 +117,11 @@ def streaming(*answers):
                 connection.recv(1 << 16)
                 if left:
                     content, then = left.pop(0)
-                    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-                    connection.sendall(head + b"%x\r\n%s\r\n" % (len(content), content))
+                    if then == "close":
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + content)
+                    else:
+                        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                        connection.sendall(head + b"%x\r\n%s\r\n" % (len(content), content))
                     if then == "end":
                         connection.sendall(b"0\r\n\r\n")
                     if then == "stall":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -78,6 +79,14 @@ def load_av() -> ModuleType:
         raise ImportError(f"videos and cameras need PyAV ({error}): pip install 'ssd-ext[video]'") from None
     module: ModuleType = av
     return module
+
+
+def open_container(place: str | PathLike[str], **options: Any) -> Any:  # a container; its streams have many types
+    """Opens a file or a URL with PyAV, with the options of `av.open`; metadata that is not UTF-8 is no error."""
+    av = load_av()
+    if int(av.__version__.split(".")[0]) < 19:  # since then, it always replaces what is not UTF-8
+        options["metadata_errors"] = "replace"
+    return av.open(place, **options)
 
 
 def is_video(source: str | PathLike[str]) -> bool:
@@ -220,17 +229,19 @@ class Video:
         while True:
             broken = ""
             try:
+                unit = _fraction(self._stream.time_base)
                 for frame in self._decoded():
                     if self._closed.is_set():
                         return
                     if frame is None or frame.is_corrupt:
                         damaged += 1
-                    if frame is not None and (time := times.of(frame, self._stream.time_base)) is not None:
+                    if frame is not None and (time := times.of(frame, unit)) is not None:
                         self._attempts = 0
-                        yield Frame(frame, number, time, self._stream.sample_aspect_ratio)
+                        yield Frame(frame, number, time, _fraction(self._stream.sample_aspect_ratio))
                         number += 1
             except self._av.FFmpegError as error:
-                broken = self._reason(error, "breaks off")
+                if not self._may_be_the_end(error):
+                    broken = self._reason(error, "breaks off")
             finally:
                 self._container.close()
             if not broken and self._sure and self._length and times.end + TOLERANCE < self._length:
@@ -279,7 +290,7 @@ class Video:
             options["rtsp_flags"] = "prefer_tcp"  # without it, lost packets of UDP damage frames
         # Only reading from a network can be ended by a timeout.
         timeout = self._timeout if URL.match(place) else None
-        container = self._av.open(place, format=kind, options=options, timeout=timeout, metadata_errors="replace")
+        container = open_container(place, format=kind, options=options, timeout=timeout)
         stream = container.streams.best("video")
         if stream is None:
             kinds = ", ".join(each.type for each in container.streams)
@@ -307,6 +318,15 @@ class Video:
         with suppress(self._av.FFmpegError):
             yield from self._stream.decode(None)  # frames that the decoder still holds
         raise broken
+
+    def _may_be_the_end(self, error: Any) -> bool:  # an FFmpegError of a package that may be missing
+        """Whether FFmpeg reports this also at the end of the source.
+
+        It does for HTTP streams without a size: FFmpeg 8 if the server ends them by closing the connection, FFmpeg 9
+        if it ends them by their last chunk.
+        """
+        http, size = self._source.lower().startswith("http"), self._container.size
+        return error.errno == errno.EIO and http and (size is None or size < 0)
 
     def _reason(self, error: Any, what: str) -> str:  # an FFmpegError of a package that may be missing
         if isinstance(error, self._av.error.ExitError):
@@ -364,6 +384,11 @@ class _Times:
         self._last = time
         self.end = time + (float(frame.duration * unit) if frame.duration else self._interval)
         return time
+
+
+def _fraction(value: Any) -> Fraction | None:  # a Fraction, or from PyAV 19 on an AVRational
+    """A number of PyAV as a Fraction; None if it is unknown."""
+    return Fraction(value.numerator, value.denominator) if value else None
 
 
 def _length(container: InputContainer, stream: VideoStream) -> tuple[float | None, bool]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL.Image import Image
 
-from ssd.data.video import SUFFIXES, URL, Frame, is_device, load_av
+from ssd.data.video import SUFFIXES, URL, Frame, is_device, load_av, open_container
 from ssd.drawing import MARK
 from ssd.inference.detections import Detections
 from ssd.inference.results import Info, Line, append_line, first_line, info_of, rows_of
@@ -108,7 +108,7 @@ def is_drawn_video(path: Path) -> bool:
     """Tells from the header of a file whether `drawing_video` wrote it; False if it is no video."""
     av = load_av()
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with open_container(path) as container:
             return container.metadata.get("comment") == MARK
     except (av.FFmpegError, OSError):
         return False

@@ -220,8 +220,9 @@ def test_times_of_a_live_source_go_on_with_the_clock(monkeypatch):
     assert times.end == pytest.approx(5.86)
 
 
-def test_a_live_stream_ends_without_retries(stream):
-    with streaming((stream, "end")) as url:
+@pytest.mark.parametrize("end", ["end", "close"])
+def test_a_live_stream_ends_without_retries(stream, end):
+    with streaming((stream, end)) as url:
         assert len(list(Video(url))) == 40
 
 
