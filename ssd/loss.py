@@ -1,7 +1,7 @@
 """The SSD training loss as a module: a drop-in replacement for the tutorial's class of the same name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class MultiBoxLoss(nn.Module):
     """
 
     priors_cxcy: Tensor
+    _values: Tensor | None = None  # of priors_cxcy, while the module is on the meta device
 
     def __init__(
         self,
@@ -108,8 +109,9 @@ class MultiBoxLoss(nn.Module):
             with `min_negatives` the negatives count even then.
 
         Raises:
-            ValueError: shapes, dtypes or devices do not fit; a label is outside 1..C-1; or boxes are in pixels, unlike
-                the priors (values are checked on CPU tensors, and on others with `check`).
+            ValueError: shapes, dtypes or devices do not fit; a label is outside 1..C-1; boxes are in pixels, unlike the
+                priors; or a box has x1 < x0 or y1 < y0 or a NaN, as boxes in another format than xyxy do (values are
+                checked on CPU tensors, and on others with `check`).
         """
         if row_splits is None:
             n_images = len(boxes)
@@ -118,8 +120,10 @@ class MultiBoxLoss(nn.Module):
                 raise ValueError(f"predicted_scores has {len(predicted_scores)} images, boxes has {n_images}")
         if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor)):
             raise ValueError("with row_splits, boxes and labels must be packed tensors")
+        _check_format("boxes", boxes)
         if len(boxes) and values_can_be_read(boxes, self.check):
             check_in_fractions(boxes, self.priors_cxcy)
+            _check_corners(boxes)
         options = LossOptions(self.threshold, self.neg_pos_ratio, **self.options)
         targets = boxes, labels, row_splits
         conf_loss, loc_loss, n_pos = multibox_loss(
@@ -132,23 +136,40 @@ class MultiBoxLoss(nn.Module):
             conf_loss, loc_loss = conf_loss * scale, loc_loss * scale
         return (conf_loss, loc_loss) if self.parts else conf_loss.add(loc_loss, alpha=self.alpha)
 
-    def divisor(self, boxes: Tensor, row_splits: Tensor) -> Tensor:
+    def divisor(self, boxes: Sequence[Tensor] | Tensor, row_splits: Tensor | None = None) -> Tensor:
         """Returns the number that `forward` divides by: the positive priors of a batch, at least 1.
 
         With normalize "global" it is the positives of all processes, at least 1, divided by the number of processes;
         then every process must call this method.
 
         Args:
-            boxes: (G, 4) xyxy in fractions of the image, packed.
-            row_splits: (B + 1,) int32, the rows of each image.
+            boxes, row_splits: see `forward`.
 
         Returns:
             0-d; int64, or float32 with "global" in several processes.
         """
+        if row_splits is None:
+            labels = [torch.ones(len(each), dtype=torch.int64, device=each.device) for each in boxes]
+            boxes, _, row_splits = pack_targets(boxes, labels, self.priors_cxcy.device)
+        assert isinstance(boxes, Tensor)
         priors = cxcywh_to_xyxy(self.priors_cxcy)
         mode = self.options.get("matching", DEFAULTS.matching)
         n_pos = (match_priors(boxes, row_splits, priors, self.threshold, mode) >= 0).sum()
         return _mean_over_processes(n_pos) if self._joined() else n_pos.clamp(min=1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MultiBoxLoss":
+        before = self.priors_cxcy
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types
+        after = self.priors_cxcy
+        if after.is_meta:
+            self._values = self._values if before.is_meta else before
+        elif before.is_meta:  # to_empty() leaves buffers without values, and the state dict has none for this one
+            if self._values is None:
+                raise RuntimeError("the priors of MultiBoxLoss have no values: make it from a network that has them")
+            self.priors_cxcy, self._values = self._values.to(after.device), None
+        elif after.dtype.itemsize < 4:  # half() would shift priors by up to half a pixel
+            self.priors_cxcy = before.to(after.device)
+        return self
 
     def _joined(self) -> bool:
         return self.normalize == "global" and dist.is_available() and dist.is_initialized()
@@ -180,6 +201,7 @@ def pack_targets(
             )
         if n.dtype != torch.int64:
             raise ValueError(f"labels[{i}] must be int64, got {describe(n)}")
+        _check_format(f"boxes[{i}]", b)
     ends = accumulate(map(len, boxes), initial=0)
     row_splits = torch.tensor(list(ends), dtype=torch.int32).to(device, non_blocking=True)
     if not len(boxes):
@@ -194,6 +216,27 @@ def check_in_fractions(boxes: Tensor, priors_cxcy: Tensor | None = None) -> None
         raise ValueError(
             f"boxes must be in fractions of the image, as the priors are, got {largest:g}: divide x by its width and y "
             "by its height"
+        )
+
+
+def _check_format(name: str, boxes: Tensor) -> None:
+    """Raises ValueError if these are `BoundingBoxes` of torchvision in another format than xyxy."""
+    if type(boxes) is not Tensor and str(kind := getattr(getattr(boxes, "format", None), "value", "XYXY")) != "XYXY":
+        raise ValueError(
+            f"{name} must be xyxy, got the format {kind}: convert with convert_bounding_box_format of "
+            "torchvision.transforms.v2.functional"
+        )
+
+
+def _check_corners(boxes: Tensor) -> None:
+    """Raises ValueError if a box, of at least one, is inverted or NaN."""
+    right = boxes[:, 2:] >= boxes[:, :2]
+    if not right.all():
+        wrong = int((~right.all(1)).nonzero()[0, 0])
+        box = ", ".join(f"{value:g}" for value in boxes[wrong].tolist())
+        raise ValueError(
+            f"boxes must be xyxy with x0 <= x1 and y0 <= y1, got [{box}] for object {wrong} of the batch, counted from "
+            "0: convert boxes in another format, such as xywh"
         )
 
 

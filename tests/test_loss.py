@@ -1,11 +1,15 @@
 """What MultiBoxLoss adds to ssd_ext.multibox_loss: lists, packed batches, errors, options, several processes."""
 
+import copy
+import math
 import socket
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from loss_example import C, P, example, one_process
+from torch import nn
+from torchvision import tv_tensors
 
 from ssd.loss import MultiBoxLoss, pack_targets
 
@@ -37,6 +41,7 @@ def test_losses_of_parts_add_up_to_that_of_the_batch(options):
     priors, locs, scores, boxes, labels = example(4)
     criterion = MultiBoxLoss(priors, **options)
     divisor = criterion.divisor(*pack_targets(boxes, labels, locs.device)[::2])
+    assert torch.equal(divisor, criterion.divisor(boxes))
     parts = [slice(0, 1), slice(1, 4)]  # the first has no object
     loss = sum(criterion(locs[i], scores[i], boxes[i], labels[i], divisor=divisor) for i in parts)
     gradients = torch.autograd.grad(loss, (locs, scores))
@@ -85,6 +90,46 @@ def test_boxes_in_pixels_are_refused_unless_the_priors_are_in_pixels_too():
     assert torch.equal(in_pixels, MultiBoxLoss(priors)(locs, scores, boxes, labels))
     odd = [torch.full_like(each, torch.inf) for each in boxes]  # such an object matches nothing
     assert MultiBoxLoss(priors)(locs, scores, odd, labels) == 0
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.5, 0.3, 0.6), (0.5, 0.5, 0.6, 0.3), (0.1, math.nan, 0.5, 0.5)])
+def test_inverted_boxes_and_nan_are_named(box):
+    """As boxes in another format than xyxy often are."""
+    priors, locs, scores, boxes, labels = example()
+    criterion = MultiBoxLoss(priors)
+    boxes[1] = torch.tensor([box, *boxes[1][1:].tolist()])
+    row = len(boxes[0])
+    with pytest.raises(ValueError, match=rf"boxes must be xyxy .*, got \[.*\] for object {row} of the batch"):
+        criterion(locs, scores, boxes, labels)
+    boxes[1][0] = torch.tensor([0.5, 0.5, 0.5, 0.6])  # no area, as objects at the edge of a crop may have
+    assert criterion(locs, scores, boxes, labels).isfinite()
+
+
+def test_bounding_boxes_of_torchvision_must_be_xyxy():
+    priors, locs, scores, boxes, labels = example()
+    criterion = MultiBoxLoss(priors)
+    expected = criterion(locs, scores, boxes, labels)
+    made = [tv_tensors.BoundingBoxes(b, format="XYXY", canvas_size=(1, 1)) for b in boxes]
+    assert torch.equal(criterion(locs, scores, made, labels), expected)
+    made[1] = tv_tensors.BoundingBoxes(boxes[1], format="CXCYWH", canvas_size=(1, 1))
+    with pytest.raises(ValueError, match=r"boxes\[1\] must be xyxy, got the format CXCYWH: convert with convert_bound"):
+        criterion(locs, scores, made, labels)
+
+
+def test_the_priors_keep_their_values():
+    """They are a buffer that is not in the state dict. half() would shift them by up to half a pixel."""
+    priors, locs, scores, boxes, labels = example()
+    criterion = MultiBoxLoss(priors)
+    expected = criterion(locs, scores, boxes, labels)
+    for narrow in (torch.float16, torch.bfloat16):
+        assert torch.equal(nn.Sequential(copy.deepcopy(criterion)).to(narrow)[0].priors_cxcy, priors)
+    assert copy.deepcopy(criterion).double().priors_cxcy.dtype == torch.float64
+    again = copy.deepcopy(criterion).to("meta").to_empty(device="cpu")
+    assert torch.equal(again.priors_cxcy, priors)
+    assert torch.equal(again(locs, scores, boxes, labels), expected)
+    bare = MultiBoxLoss(priors.to("meta"))
+    with pytest.raises(RuntimeError, match="the priors of MultiBoxLoss have no values"):
+        bare.to_empty(device="cpu")
 
 
 def test_global_normalisation_over_two_processes(tmp_path):

@@ -26,6 +26,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The arguments of networks that are also settings of a run. Each network takes some of them.
 OPTIONS = ("size", "width", "batch_norm", "head_batch_norm", "priors")
+# Key of the metadata of a state dict, where torch keeps the version of each module, that has the name and the config.
+DESCRIPTION = "ssd"
 
 
 def map_sizes(features: nn.Module, size: int) -> tuple[int, ...]:
@@ -166,7 +168,9 @@ class Network(nn.Module):
         self.n_classes = n_classes
         for name in ("priors_cxcy", "input_scale", "input_shift"):
             self.register_buffer(name, None, persistent=False)
-        self.register_load_state_dict_post_hook(_fill_constants)  # type: ignore[no-untyped-call]  # torch has no types
+        self.register_state_dict_post_hook(_add_description)  # type: ignore[no-untyped-call]  # torch has no types
+        self.register_load_state_dict_pre_hook(_check_description)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_fill_constants)  # type: ignore[no-untyped-call]
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -368,6 +372,33 @@ def _check_images(images: Tensor, size: int) -> None:
             f"images must be floating-point, got {images.dtype}: divide pixels by 255, subtract the mean "
             f"{IMAGENET_MEAN}, and divide by the standard deviation {IMAGENET_STD}; Detector does this itself"
         )
+
+
+def _add_description(network: Network, _: object, __: str, metadata: dict[str, Any]) -> None:
+    """Adds to the metadata of a state dict what it lacks: the priors and the input normalisation follow from these."""
+    metadata[DESCRIPTION] = {"network": network.name, "config": dict(network.config)}
+
+
+def _check_description(network: Network, _: object, __: str, metadata: Mapping[str, Any], *others: Any) -> None:
+    """Refuses the state dict of a network that differs in what it lacks: it would fit, but give wrong outputs."""
+    described = metadata.get(DESCRIPTION, {"network": None})
+    if described["network"] != network.name:
+        return
+    its, ours = (_constants(network, each) for each in (described["config"], network.config))
+    if differ := [name for name in its if its[name] != ours[name]]:
+        errors: list[str] = others[-1]  # to which torch appends parameters of another shape
+        errors.append(
+            f"the state dict is of a network with other {' and '.join(differ)}: build the network with the same "
+            "arguments, or load the file with ssd.load_weights"
+        )
+
+
+def _constants(network: Network, config: Mapping[str, Any]) -> dict[str, object]:
+    """What follows from a config and is not in the state dict, for the feature maps of this network."""
+    priors = config["priors"]
+    spec = network.layout(priors, network.prior_spec.maps) if isinstance(priors, str) else spec_of(priors)
+    means = {name: tuple(config[name]) for name in ("input_mean", "input_std")}
+    return {"size": config.get("size"), "priors": spec, **means}
 
 
 def _fill_constants(network: Network, _: object) -> None:

@@ -12,10 +12,12 @@ from ssd.networks import DEFAULT, LIGHT, NETWORKS, Network, build_network, netwo
 from ssd.networks.timm import Timm
 from ssd.runtime.device import pick_device, place
 from ssd.weights.backbone import fill_backbone, load_backbone
-from ssd.weights.checkpoint import build_model, current, read
+from ssd.weights.checkpoint import FORMAT, build_model, current, read
 from ssd.weights.downloads import download
 from ssd.weights.hub import local_file
-from ssd.weights.peers import as_checkpoint
+from ssd.weights.peers import as_checkpoint, of_network
+
+IN = ("model", "state_dict", "model_state_dict")  # keys under which programs save a state dict
 
 
 def load_weights(
@@ -166,8 +168,7 @@ def open_initial(source: str | None = None, network: str | None = None) -> Initi
     found = _open(source)
     if "format" not in found:
         known = [name for name in NETWORKS if name != Timm.name]
-        # Some programs save the state dict inside of a dict.
-        for state in (found, found.get("model"), found.get("state_dict")):
+        for state in (found, *map(found.get, IN)):
             for name in (network,) if network else (DEFAULT, LIGHT, *known):
                 if isinstance(state, dict) and network_class(name).is_backbone(state):
                     return Initial(name, source, backbone=state)
@@ -199,8 +200,9 @@ def _open(source: str | PathLike[str]) -> dict[str, Any]:
 def _as_checkpoint(found: dict[str, Any], source: str | PathLike[str]) -> dict[str, Any]:
     if "format" in found:
         return current(found, source)
-    state = next((state for key in ("model", "state_dict") if isinstance(state := found.get(key), dict)), found)
+    state = next((state for key in IN if isinstance(state := found.get(key), dict)), found)
     try:
-        return as_checkpoint(state)
+        own = of_network(state)
+        return as_checkpoint(state) if own is None else current({"format": FORMAT} | own, source)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None

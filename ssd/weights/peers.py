@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssd.networks import build_network, network_class
+from ssd.networks.network import DESCRIPTION
 from ssd.networks.ssd300 import SSD300
 from ssd.networks.ssd512 import SSD512
 from ssd.networks.ssdlite import SSDLite320
@@ -21,6 +23,7 @@ VOC_CLASSES = (
 COCO_CLASSES = 80
 BYTE = (1 / 255,) * 3  # standard deviation for networks whose input is 0..255
 CAFFE = {"input_mean": (123 / 255, 117 / 255, 104 / 255), "input_std": BYTE}  # of Caffe's VGG16, for RGB
+WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")  # at the start of names, of modules that contain a network
 VGG_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)  # numbers of the convolutions in ssd.pytorch
 
 
@@ -119,7 +122,8 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the state dict of one of `PEERS` to a checkpoint, see `ssd.weights.checkpoint.load_checkpoint`.
 
     Args:
-        state: tensors by the names that the project gives them; a prefix "module." of `DataParallel` is removed.
+        state: tensors by the names that the project gives them. What `DataParallel`, `AveragedModel` and
+            `torch.compile` add to the names is removed.
 
     Returns:
         Dict with "network", "config", "model" and "classes". The names are those of the classes that the project trains
@@ -129,7 +133,8 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a name is missing or unknown, or a shape differs.
     """
     contents = list(map(str, state))
-    state = {str(name).removeprefix("module."): v for name, v in state.items() if isinstance(v, Tensor)}
+    state = {WRAPPED.sub("", str(name)): v for name, v in state.items() if isinstance(v, Tensor)}
+    state.pop("n_averaged", None)  # of AveragedModel
     # The names of torchvision's SSDlite are only made if there is one of them: they need torchvision.
     known = [(peer, peer.all_names()) for peer in PEERS if peer.names or f"{peer.classes[0]}.weight" in state]
     peer, names = max(known, key=lambda pair: len(state.keys() & set(pair[1])))
@@ -155,13 +160,43 @@ def as_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
         if value.shape != like.shape:
             raise ValueError(f"{theirs} of {peer.title} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
         model[ours] = value
-    classes = _class_names(peer, n_classes - 1)
+    classes = _class_names(n_classes - 1, peer)
     return {"network": peer.network, "config": expected.config, "model": model, "classes": classes}
 
 
-def _class_names(peer: Peer, n: int) -> Sequence[str]:
+def of_network(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Converts the state dict of a `Network` of this project, or of a module that contains one, to a checkpoint.
+
+    Args:
+        state: a state dict with torch's metadata, to which a `Network` adds its name and its config.
+
+    Returns:
+        See `as_checkpoint`; None if the metadata names no network.
+
+    Raises:
+        ValueError: there are several networks.
+    """
+    metadata = getattr(state, "_metadata", {})
+    found = {
+        place: each[DESCRIPTION] for place, each in metadata.items() if isinstance(each, dict) and DESCRIPTION in each
+    }
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ValueError(f"contains {len(found)} networks, {_some(list(found))}: save one of them with save_checkpoint")
+    ((place, described),) = found.items()
+    prefix = f"{place}." if place else ""
+    model = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    try:
+        network, config, n_classes = described["network"], described["config"], described["config"]["n_classes"]
+        return {"network": network, "config": config, "model": model, "classes": list(_class_names(n_classes - 1))}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its metadata does not describe a network ({error!r})") from None
+
+
+def _class_names(n: int, peer: Peer | None = None) -> Sequence[str]:
     known: Sequence[str] = VOC_CLASSES
-    if "torchvision" in peer.title or (peer.coco and n == COCO_CLASSES):
+    if peer and ("torchvision" in peer.title or (peer.coco and n == COCO_CLASSES)):
         from torchvision.models.detection import SSD300_VGG16_Weights
 
         _, *ids = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # without background

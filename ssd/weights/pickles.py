@@ -19,6 +19,7 @@ import os
 import pickle
 import pickletools
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, BinaryIO, NamedTuple
@@ -26,12 +27,18 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from ssd.networks import NETWORKS
+from ssd.networks.network import DESCRIPTION
+
 LEGACY_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch's magic number, in files from before torch 1.6
 DTYPES = {
     **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
     **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
     **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
 }
+
+
+KINDS = {f"{kind.__module__} {kind.__qualname__}": name for name, kind in NETWORKS.items()}  # as a Record names them
 
 
 class Record:
@@ -88,7 +95,7 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         path: a file of `torch.save`, saved on any device.
 
     Returns:
-        The state dict, on the CPU.
+        The state dict, on the CPU; with the metadata that a `Network` adds to it, if it is one of `NETWORKS`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -216,6 +223,8 @@ def _reduce(function: str, arguments: tuple[Any, ...]) -> Any:
             return arguments[0]
         case "collections OrderedDict":
             return dict(*arguments)
+        case "__builtin__ set":  # builtins.set in protocol 2
+            return set(*arguments)
         case _:
             return Record(function)
 
@@ -223,8 +232,10 @@ def _reduce(function: str, arguments: tuple[Any, ...]) -> Any:
 def _load(tree: Any, read: Callable[[Storage], bytes]) -> dict[str, Tensor]:
     """Reads the tensors of a network, each storage once."""
     values: dict[Storage, Tensor] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, view in _walk(tree["model"] if isinstance(tree, dict) and "model" in tree else tree, "", set()):
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    metadata: dict[str, dict[str, Any]] = {}
+    network = tree["model"] if isinstance(tree, dict) and "model" in tree else tree
+    for name, view in _walk(network, "", set(), metadata):
         storage, offset, size, stride = view
         numbers = (storage.numel, offset, *size, *stride)
         if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
@@ -240,21 +251,26 @@ def _load(tree: Any, read: Callable[[Storage], bytes]) -> dict[str, Tensor]:
         tensors[name] = values[storage].as_strided(size, stride, offset)
     if not tensors:
         raise ValueError("the file contains no network")
+    tensors._metadata = metadata  # type: ignore[attr-defined]  # as torch adds it to a state dict
     return tensors
 
 
-def _walk(module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, View]]:
-    """Yields the tensors of a module or of a state dict, with their names in the state dict."""
+def _walk(module: Any, prefix: str, seen: set[int], metadata: dict[str, dict[str, Any]]) -> Iterator[tuple[str, View]]:
+    """Yields the tensors of a module or of a state dict, with their names in the state dict; adds to its metadata."""
     if id(module) in seen:  # a module that contains itself would be walked forever
         return
     seen.add(id(module))
     state = module.state if isinstance(module, Record) else {"_parameters": module}
     if not isinstance(state, dict):
         return
+    if isinstance(module, Record) and module.name in KINDS:
+        described = {"network": state.get("name", KINDS[module.name]), "config": state.get("config")}
+        metadata[prefix.removesuffix(".")] = {DESCRIPTION: described}
     for group in ("_parameters", "_buffers", "_modules"):
         members = state.get(group)
         for name, value in members.items() if isinstance(members, dict) else ():
             if isinstance(value, View):
-                yield f"{prefix}{name}", value
+                if name not in state.get("_non_persistent_buffers_set", ()):
+                    yield f"{prefix}{name}", value
             elif group == "_modules":
-                yield from _walk(value, f"{prefix}{name}.", seen)
+                yield from _walk(value, f"{prefix}{name}.", seen, metadata)

@@ -163,7 +163,7 @@ def test_the_input_is_converted_to_that_of_the_weights(case):
     pixels = images * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     mean, std = (torch.tensor(model.config[key]).view(3, 1, 1) for key in ("input_mean", "input_std"))
     bytewise = build_network(name, **model.config | {"input_mean": (0, 0, 0), "input_std": (1, 1, 1)}).eval()
-    bytewise.load_state_dict(model.state_dict())
+    bytewise.load_state_dict(dict(model.state_dict()))  # without its metadata, which names the normalisation
     with torch.no_grad():
         ours = (pixels - mean) / std  # what the network gets now, as an image of the other one
         ours = (ours - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
@@ -229,3 +229,24 @@ def test_a_name_that_no_network_has():
     for name in ("yolo", "timm", "timm:", "ssd300:small", ""):
         with pytest.raises(ValueError, match=rf"network must be one of ssd300, .*, timm:NAME, got '{name}'"):
             build_network(name, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
+        ({"priors": "caffe_voc"}, {}, "priors"),
+        ({"input_std": (1, 1, 1)}, {"input_mean": (0, 0, 0)}, "input_mean and input_std"),
+    ],
+)
+def test_a_state_dict_of_another_layout_or_normalisation_is_refused(one, other, what):
+    """It would fit, because these are not in it."""
+    one, other = (build_network("ssd300", 3, width=0.01, **config) for config in (one, other))
+    with pytest.raises(RuntimeError, match=f"the state dict is of a network with other {what}: build the network with"):
+        other.load_state_dict(one.state_dict())
+    other.load_state_dict(dict(one.state_dict()))  # whose metadata is gone
+
+
+def test_a_state_dict_of_another_size_is_refused():
+    one, other = (build_network("ssdlite", 3, size=size, width=0.1) for size in (224, 256))
+    with pytest.raises(RuntimeError, match="the state dict is of a network with other size: build"):
+        other.load_state_dict(one.state_dict())

@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 import torch
 from initial_weights import initial_model
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from ssd import load_weights
+from ssd import build_network, load_weights
 from ssd.networks.ssd300 import SSD300
 from ssd.weights.checkpoint import save_checkpoint
 
@@ -102,3 +104,52 @@ def test_parts_that_are_not_of_one_network_are_named(tmp_path, change, message):
     for load in (partial(load_weights, device="cpu"), partial(initial_model, 3)):
         with pytest.raises(ValueError, match=rf"^\S*w\.pt: {message}"):
             load(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda network: network,
+        nn.DataParallel,
+        lambda network: {"epoch": 3, "model": network},
+        lambda network: network.state_dict(),
+        lambda network: {"model": network.state_dict()},
+        lambda network: {"model_state_dict": nn.DataParallel(network).state_dict()},
+        lambda network: AveragedModel(network).state_dict(),
+        lambda network: torch.compile(network).state_dict(),
+        lambda network: {"state_dict": nn.ModuleDict({"net": network, "loss": nn.Linear(1, 1)}).state_dict()},
+    ],
+    ids=["pickled", "pickled-parallel", "pickled-in-a-dict", "state", "in-a-dict", "parallel", "average", "compiled",
+         "part-of-a-module"],
+)  # fmt: skip
+def test_files_of_torch_save_keep_the_priors_the_size_and_the_normalisation(tmp_path, saved):
+    torch.manual_seed(0)
+    network = build_network("ssdlite", 3, size=256, width=0.1, input_mean=(0.4, 0.4, 0.4)).eval()
+    torch.save(saved(network), tmp_path / "a.pt")
+    loaded, classes = load_weights(tmp_path / "a.pt", device="cpu")
+    assert (loaded.name, loaded.config, classes) == (network.name, network.config, ("class 1", "class 2"))
+    images = torch.randn(1, 3, 256, 256)
+    assert all(map(torch.equal, loaded(images), network(images)))
+
+
+def test_a_pickled_network_of_the_tutorial_loop(tmp_path):
+    """The tutorial's train.py saves the model itself."""
+    model = SSD300(n_classes=21, width=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    torch.save({"epoch": 0, "model": model, "optimizer": optimizer}, tmp_path / "checkpoint_ssd300.pth.tar")
+    loaded, classes = load_weights(tmp_path / "checkpoint_ssd300.pth.tar", device="cpu")
+    assert loaded.config == model.config
+    assert classes[:2] == ("aeroplane", "bicycle")
+
+
+def test_state_dicts_that_do_not_tell_one_network(tmp_path):
+    network = build_network("ssdlite", 3, size=224, width=0.1)
+    torch.save(nn.ModuleDict({"net": network, "ema": AveragedModel(network)}).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: contains 2 networks, net, ema\.module: save one of them with save_"):
+        load_weights(tmp_path / "a.pt")
+    for damaged in ({}, {"network": "ssdlite", "config": []}, {"network": "ssdlite", "config": {"n_classes": "3"}}, 3):
+        state = network.state_dict()
+        state._metadata[""]["ssd"] = damaged
+        torch.save(state, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=r"a\.pt: its metadata does not describe a network"):
+            load_weights(tmp_path / "a.pt")
