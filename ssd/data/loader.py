@@ -294,8 +294,9 @@ def _context() -> str | None:
     Each validation starts new workers. A forked one has the modules and the dataset at once. The default from Python
     3.14 on, a server of forks, takes seconds for both, and each worker gets a copy of the dataset.
     """
+    default, *_ = torch.multiprocessing.get_all_start_methods()
     chosen = torch.multiprocessing.get_start_method(allow_none=True)
-    return "fork" if sys.platform == "linux" and chosen is None else None
+    return "fork" if sys.platform == "linux" and chosen in (None, default) else None
 
 
 class _Batches(Dataset[Batch]):

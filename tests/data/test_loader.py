@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import time
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_the_number_of_workers(monkeypatch, cores, gpu, processes, workers):
     assert worker_count(None) == workers
     assert worker_count(None, torch.device("cpu")) <= 4
     assert worker_count(7) == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, Python's default is kept")
+@pytest.mark.parametrize(("chosen", "used"), [(None, "fork"), ("forkserver", "fork"), ("spawn", None)])
+def test_workers_are_forked_unless_the_program_has_chosen_another_way(monkeypatch, pair, chosen, used):
+    """From Python 3.14 on, the default is not fork."""
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda allow_none: chosen)
+    monkeypatch.setattr(torch.multiprocessing, "get_all_start_methods", lambda: ["forkserver", "spawn", "fork"])
+    context = eval_loader(pair, 1, workers=1).multiprocessing_context
+    assert (context and context.get_start_method()) == used
+    assert eval_loader(pair, 1, workers=0).multiprocessing_context is None
 
 
 def test_collate(pair):
