@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ssd.boxes import read_boxes, read_column
+from ssd.fonts import font_file
 from ssd.runtime.files import replacing
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def draw_detections(
     ranks = np.zeros(len(boxes)) if scores is None else read_column(scores, "scores", len(boxes)).double().numpy()
     size = _size(picture)
     width = width or max(2, round(size / 150))
-    font = _font(max(11, round(size / 28)))
+    font = _font(max(11, round(size / 28)), classes)
 
     shown = []  # best first
     for i in np.argsort(-ranks, kind="stable"):
@@ -139,7 +140,7 @@ def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str
         for p in (left, right)
     ]
     size = min(map(_size, pictures))
-    font = _font(max(12, round(size / 22)))
+    font = _font(max(12, round(size / 22)), captions)
     margin = max(4, round(size / 40))
     ascent, descent = font.getmetrics()
     top = 2 * margin + ascent + descent
@@ -266,8 +267,9 @@ def _to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())  # (H,W,3)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=size)
+def _font(size: int, texts: Sequence[str]) -> ImageFont.FreeTypeFont:
+    path = font_file(texts)
+    font = ImageFont.truetype(path, size) if path else ImageFont.load_default(size=size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow without FreeType has only a bitmap font of one size
     return font
 

@@ -7,6 +7,7 @@ import os
 
 from ssd.drawing import class_color, save_figure
 from ssd.evaluation.voc import EvalResult
+from ssd.fonts import font_file
 
 LEGEND_ROWS = 25  # number of lines that fit beside the curves
 
@@ -23,6 +24,7 @@ def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: the folder does not exist.
     """
     from matplotlib.figure import Figure  # slow to import
+    from matplotlib.font_manager import FontProperties
 
     columns = math.ceil(len(result.ap) / LEGEND_ROWS)
     figure = Figure(figsize=(6 + 2 * columns, 6), dpi=120, layout="constrained")
@@ -34,5 +36,6 @@ def plot_precision(result: EvalResult, path: str | os.PathLike[str]) -> None:
             axes.plot(*result.curves[name], color=color, linewidth=1.5, label=f"{ap:.3f} {text}")
     axes.set(xlabel="recall", ylabel=f"precision at IoU {result.iou_threshold:g}", xlim=(0, 1.02), ylim=(0, 1.02))
     title = f"{result.title} {result.mAP:.3f}"
-    figure.legend(handles=axes.get_lines(), loc="outside right upper", ncols=columns, title=title, fontsize=9)
+    font = FontProperties(fname=font_file(result.ap), size=9)
+    figure.legend(handles=axes.get_lines(), loc="outside right upper", ncols=columns, title=title, prop=font)
     save_figure(figure, path)
