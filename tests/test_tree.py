@@ -28,6 +28,7 @@ BEHAVIOURS = {
     "test_imports.py": "what an import loads, and that every script can be imported",
     "test_makefile.py": "the Makefile",
     "test_names.py": "public names",
+    "test_own_loop.py": "docs/own_loop.md",
     "test_several_processes.py": "training, evaluation and detection under torchrun",
     "test_site.py": "the site that Sphinx makes of docs/",
     "test_switching.py": "docs/switching.md",
