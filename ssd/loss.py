@@ -29,7 +29,10 @@ class MultiBoxLoss(nn.Module):
             gradients of one process with the whole batch.
         parts: return the pair (conf_loss, loc_loss), unweighted, instead of the sum.
         check: check the values of labels on CUDA too; this copies data to the host.
-        options: other fields of `ssd_ext.LossOptions`, such as loc_loss, matching and min_negatives.
+        options: other fields of `ssd_ext.LossOptions`, such as loc_loss, matching and min_negatives. If center_variance
+            or size_variance is not the default, give it to `ssd.detect` too, and as a field of
+            `ssd_ext.DetectionOptions` to `ssd.Detector` and `ssd.evaluation.evaluate.evaluate`. Checkpoints do not
+            have it.
 
     Raises:
         TypeError: an option is unknown.

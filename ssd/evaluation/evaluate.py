@@ -86,11 +86,18 @@ def evaluate(
     """Runs a network on a data set and measures its average precision. The defaults are those of sgrvinod's tutorial.
 
     Args:
-        model: the network, which runs on the device of its parameters and is put into evaluation mode; or a function
-            that detects, see `ssd.inference.prediction.predictor`.
-        dataset: samples (image, target), as from `ssd.data.open_dataset` with `EvalTransform`.
-        classes: the C-1 class names without background.
-        options: see `ssd_ext.DetectionOptions`.
+        model: the network, which runs on the device of its parameters and is put into evaluation mode. It may be any
+            module with its priors as `priors_cxcy` that returns offsets (B, P, 4) and class logits (B, P, C). It gets
+            normalised floating-point images (B, 3, S, S). Or a function that detects, such as the result of
+            `ssd.export.load`. It gets the images of the data set as they are, on the CPU, so uint8 from
+            `EvalTransform`. It returns boxes (B, K, 4) xyxy in fractions of the picture, labels (B, K), scores (B, K)
+            and counts (B,), as `ssd_ext.postprocess_detections` does; `options` and `bf16` have no effect on it.
+        dataset: samples (image, target) by index, as from `ssd.data.open_dataset` with `EvalTransform`. An image is
+            (3, S, S) RGB, where S is the side of the network's input: uint8, or floating-point and normalised with
+            the mean and standard deviation of ImageNet. A target is a dict with "boxes" (n, 4) float xyxy in fractions
+            of the picture and "labels" (n,) int64 in 1..C-1, n >= 0; and optionally "difficult" (n,) bool.
+        classes: the C-1 class names without background; label i is `classes[i - 1]`.
+        options: see `ssd_ext.DetectionOptions`. The variances must be those of the loss.
         iou_threshold: see `score`.
         method: see `score`. "coco" cuts detections at the picture's edges, as `ssd detect` does, and needs a
             `BoxDataset`, which knows the sizes of its pictures in pixels.
