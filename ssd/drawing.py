@@ -86,6 +86,14 @@ def draw_detections(
 
     Raises:
         ValueError: a shape, dtype, label or width is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.drawing import draw_detections
+        >>> image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+        >>> boxes, labels = torch.tensor([[10, 20, 50, 50]]), torch.tensor([1])
+        >>> draw_detections(image, boxes, labels, torch.tensor([0.9]), classes=["cat"]).size
+        (80, 60)
     """
     picture = _to_pil(image)
     if width is not None and width < 1:

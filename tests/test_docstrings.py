@@ -18,19 +18,25 @@ ROOT = Path(ssd.__file__).parents[1]
 PACKAGES = ("ssd", "ssd_ext", "ssd.data", "ssd.export", "ssd.boxes")
 # What the documents tell users to call, and what users get from the functions of the packages.
 OTHERS = {
+    "ssd.data.augmentation": ("EvalTransform", "TrainTransform"),
+    "ssd.data.colour": ("to_input",),
     "ssd.data.reading": ("Picture",),
     "ssd.data.shapes": ("write_shapes",),
     "ssd.detection": ("Found",),
+    "ssd.drawing": ("draw_detections",),
     "ssd.evaluation.coco": ("CocoOptions", "CocoResult", "coco_average_precision"),
     "ssd.evaluation.evaluate": ("evaluate", "score"),
     "ssd.evaluation.matching": ("Matches", "match"),
     "ssd.evaluation.voc": ("EvalResult", "average_precision"),
     "ssd.inference.detections": ("Detection", "Detections"),
+    "ssd.inference.prediction": ("predictor",),
     "ssd.networks": ("Network",),
+    "ssd.networks.priors": ("linear_layout", "make_priors"),
     "ssd.training.records": ("Step", "Validation"),
     "ssd.training.run": ("train",),
     "ssd.training.settings": ("Settings",),
-    "ssd.weights.checkpoint": ("save_checkpoint",),
+    "ssd.weights.backbone": ("load_backbone",),
+    "ssd.weights.checkpoint": ("load_checkpoint", "save_checkpoint"),
 }
 WITH_METHODS = ("ssd.Detector", "ssd.inference.detections.Detections")
 NEEDED = {  # packages that may be missing, by the name of the example

@@ -1,5 +1,6 @@
 """The site that Sphinx makes of docs/, built once without its notebooks: a warning fails the build."""
 
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -20,6 +22,8 @@ from ssd.cli import _parser
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")]
+OF_OTHERS = {"ssd.py", "ssd.pytorch", "ssd.structures.container.Container"}  # names of other projects on our pages
+INTERNAL = ("ssd.runtime", "ssd.__main__")  # what a page may name without a place in the reference
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("sphinx", "furo", "myst_nb"))), reason="needs pip install 'ssd-ext[docs]'"
 )
@@ -92,10 +96,30 @@ def test_internal_links_and_anchors_lead_somewhere(site, pages):
                 assert unquote(parts.fragment) in pages[target.relative_to(site)].ids, (path, link)
 
 
+@pytest.fixture(scope="module")
+def described(pages):
+    """The names in the reference."""
+    return {anchor for path, page in pages.items() if path.parts[0] == "reference" for anchor in page.ids}
+
+
 @pytest.mark.parametrize("package", ["ssd", "ssd_ext", "ssd.data", "ssd.export", "ssd.boxes"])
-def test_every_public_name_is_in_the_reference(pages, package):
-    described = {anchor for path, page in pages.items() if path.parts[0] == "reference" for anchor in page.ids}
+def test_every_public_name_is_in_the_reference(described, package):
     assert {f"{package}.{name}" for name in import_module(package).__all__} <= described
+
+
+@pytest.mark.parametrize("page", [*SOURCES, Path("../README")], ids=str)
+def test_every_name_that_a_page_uses_is_in_the_reference(described, page):
+    """Functions and classes that a page imports or names, under this name or that of their module."""
+    text = (ROOT / "docs" / page).with_suffix(".md").read_text()
+    used = set(
+        re.findall(r"`((?:ssd|ssd_ext)(?:\.[A-Za-z_]\w*)+)\(?[^`\n]*`", re.sub(r"```.*?```", "", text, flags=re.S))
+    )
+    for module, names in re.findall(r"^ *from ((?:ssd|ssd_ext)\b[\w.]*) import ([\w, ]+)", text, re.M):
+        used |= {f"{module}.{name.split()[0]}" for name in names.split(",")}
+    for name in used - OF_OTHERS:
+        found = resolve_name(name)
+        if (isinstance(found, type) or inspect.isfunction(found)) and not found.__module__.startswith(INTERNAL):
+            assert {name, f"{found.__module__}.{found.__qualname__}"} & described, name
 
 
 def test_every_flag_is_in_the_reference(pages):

@@ -57,6 +57,7 @@ __all__ = [
     "list_splits",
     "open_dataset",
     "read_image",
+    "v2_transform",
 ]
 
 #: The choices of `ssd train --augment` by name: functions of the size of the network's input in pixels, and of `flips`,

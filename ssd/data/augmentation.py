@@ -45,7 +45,19 @@ class PictureTransform:
 
 
 class EvalTransform(PictureTransform):
-    """Resizes the whole picture to the network's size, without augmentation."""
+    """Resizes the whole picture to the network's size, without augmentation.
+
+    Args:
+        size: side of the square result in pixels: the `input_size` of the network.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.data.augmentation import EvalTransform
+        >>> picture = torch.zeros(3, 100, 200, dtype=torch.uint8)
+        >>> image, target = EvalTransform(224)(picture, {"boxes": torch.tensor([[50, 25, 100, 75]])})
+        >>> image.shape, target["boxes"].tolist()
+        (torch.Size([3, 224, 224]), [[0.25, 0.25, 0.5, 0.75]])
+    """
 
     @overload
     def __call__(self, picture: Picture | Tensor, target: None = None) -> Tensor: ...
@@ -83,6 +95,14 @@ class TrainTransform(PictureTransform):
 
     Source: sections 2.2, "Data augmentation", and 3.6 (zoom out) of the SSD paper, arXiv 1512.02325. Details that the
     paper leaves open follow its authors' code, see docs/input.md.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.data.augmentation import TrainTransform
+        >>> objects = {"boxes": torch.tensor([[50.0, 25.0, 100.0, 75.0]]), "labels": torch.tensor([1])}
+        >>> image, target = TrainTransform(224)(torch.zeros(3, 100, 200, dtype=torch.uint8), objects)
+        >>> image.shape, target["colour"].shape, sorted(target)
+        (torch.Size([3, 224, 224]), torch.Size([3, 4]), ['boxes', 'colour', 'labels'])
     """
 
     def __init__(

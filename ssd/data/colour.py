@@ -50,6 +50,12 @@ def to_input(images: Tensor, colours: Tensor | None = None) -> Tensor:
 
     Returns:
         (B, 3, H, W) float32, on the device of the images.
+
+    Examples:
+        >>> import torch
+        >>> from ssd.data.colour import to_input
+        >>> to_input(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()  # white
+        tensor([2.2489, 2.4286, 2.6400])
     """
     if images.is_floating_point():
         return images

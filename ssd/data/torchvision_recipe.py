@@ -49,6 +49,14 @@ def v2_transform(size: int, flips: bool = False) -> v2.Compose:
         A callable that maps an image (3, H, W) uint8 and its target ("boxes" tv_tensors.BoundingBoxes (n, 4) xyxy in
         pixels, "labels" (n,), "difficult" (n,)) to the normalised image (3, size, size) float32 and the target with the
         m <= n remaining objects, whose boxes (m, 4) float32 are fractions in 0..1 with x0 < x1 and y0 < y1.
+
+    Examples:
+        >>> from ssd.data import open_dataset, v2_transform
+        >>> from ssd.data.shapes import write_shapes
+        >>> folder = write_shapes("shapes", n_train=2, n_test=1, size=(96, 64))
+        >>> image, target = open_dataset(folder, "train", transform=v2_transform(224))[0]
+        >>> image.shape, image.dtype, sorted(target)[:2]
+        (torch.Size([3, 224, 224]), torch.float32, ['boxes', 'difficult'])
     """
     border = [round(255 * mean) for mean in IMAGENET_MEAN]  # is 0 in the network's input
     return v2.Compose(

@@ -55,6 +55,17 @@ def predictor(
 
     Raises:
         TypeError: the model is another module.
+
+    Examples:
+        >>> import torch
+        >>> from ssd import build_network
+        >>> from ssd.inference.prediction import predictor
+        >>> from ssd_ext import DetectionOptions
+        >>> network = build_network("ssdlite", n_classes=2, size=224, width=0.1)  # with random weights
+        >>> detect = predictor(network, DetectionOptions(min_score=0.0, top_k=3))
+        >>> boxes, labels, scores, counts = detect(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+        >>> boxes.shape, counts.tolist()
+        (torch.Size([1, 3, 4]), [3])
     """
     if not isinstance(model, nn.Module):
         return model

@@ -13,7 +13,7 @@ from ssd.networks.timm import Timm
 
 __all__ = ["DEFAULT", "LIGHT", "LIGHT_COCO", "NAMES", "NETWORKS", "Network", "build_network", "network_class"]
 
-# A new network needs one file and one entry here.
+#: The classes of all networks by name. A new network needs one file and one entry here.
 NETWORKS: dict[str, type[Network]] = {
     network.name: network for network in (SSD300, SSD512, SSDLite320, SSDLite, ResNet34, ResNet50, Timm)
 }

@@ -86,6 +86,7 @@ def _caffe(scales: tuple[float, ...], clamp: Clamp = "cxcywh") -> PriorSpec:
     )
 
 
+#: The layouts of `SSD300` by name, with which checkpoints of other projects were trained.
 PRESETS: dict[str, PriorSpec] = {
     # sgrvinod/a-PyTorch-Tutorial-to-Object-Detection, model.py
     "tutorial": _tutorial(),
@@ -118,6 +119,12 @@ def linear_layout(
         first: side of the first square of the first map; the others then grow from `smallest` on the second map.
 
     Source: Liu et al., SSD: Single Shot MultiBox Detector, section 2.2, equation 4.
+
+    Examples:
+        >>> from ssd.networks.priors import linear_layout
+        >>> spec = linear_layout((8, 4, 2), smallest=0.25, largest=0.75, ratios=(2.0, 0.5))
+        >>> spec.scales, spec.boxes_per_cell
+        ((0.25, 0.5, 0.75), (4, 4, 4))
     """
     n = len(maps) - (first is not None)
     scales = [smallest + (largest - smallest) * k / (n - 1) for k in range(n)]
@@ -202,6 +209,13 @@ def make_priors(spec: str | PriorSpec | Mapping[str, Any] = "tutorial") -> Tenso
 
     Raises:
         ValueError: no preset has this name.
+
+    Examples:
+        >>> from ssd.networks.priors import linear_layout, make_priors
+        >>> make_priors(linear_layout((2, 1), smallest=0.25, largest=0.5, ratios=()))[0].tolist()  # of the first map
+        [0.25, 0.25, 0.25, 0.25]
+        >>> make_priors("tutorial").shape
+        torch.Size([8732, 4])
     """
     spec = find_spec(spec)
     boxes = []

@@ -25,6 +25,16 @@ def load_backbone(model: Network, weights: str | PathLike[str] | None = None) ->
             network needs.
         FileNotFoundError: no such file.
         OSError: the download failed.
+
+    Examples:
+        >>> import torch
+        >>> from torchvision.models import mobilenet_v3_large
+        >>> from ssd.networks import build_network, network_class
+        >>> from ssd.weights.backbone import load_backbone
+        >>> torch.save(mobilenet_v3_large().state_dict(), "classifier.pth")
+        >>> options = network_class("ssdlite320").backbone_options(None)  # arguments that fit these weights
+        >>> network = build_network("ssdlite320", n_classes=3, **options)
+        >>> load_backbone(network, "classifier.pth")
     """
     if weights is not None:
         fill_backbone(model, read(weights), weights)

@@ -100,6 +100,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint that `save_checkpoint` of this or an older version wrote. Runs no code from the file.
 
+    Args:
+        path: the file.
+
     Returns:
         Dict with "format", "network" (its name), "config" (its arguments), "model" (its state dict, on the CPU),
         "classes" (C-1 names) and the extra entries.
@@ -107,6 +110,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is not a checkpoint of this package.
+
+    Examples:
+        >>> from ssd import build_network
+        >>> from ssd.weights.checkpoint import load_checkpoint, save_checkpoint
+        >>> save_checkpoint("small.pt", build_network("ssdlite", 2, size=224, width=0.1), ["cat"])
+        >>> checkpoint = load_checkpoint("small.pt")
+        >>> network = build_network(checkpoint["network"], **checkpoint["config"])
+        >>> network.load_state_dict(checkpoint["model"])
+        <All keys matched successfully>
     """
     return current(read(path), path)
 
