@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from pathlib import Path
+
+NUMBERS = "0123456789. "  # of scores, which stand beside names
+LAST_RESORT = "lastresort"  # in the name of fonts that have a box for every letter of Unicode; macOS has one
+STYLED = re.compile("bold|black|heavy|light|thin|italic|oblique|serif|mono", re.IGNORECASE)  # in names of files
 
 
 def font_file(texts: Iterable[str]) -> str | None:
     """The file of a font that has all letters of the texts, or most of them if no font has all.
 
-    Fonts that belong to matplotlib come first, then those of the system: regular ones before bold and slanted ones.
+    DejaVu Sans, which is a part of matplotlib, comes first; then the fonts of the system, regular ones before others.
 
     Returns:
         The path; None if all letters are in ASCII, which every font has.
@@ -18,8 +24,8 @@ def font_file(texts: Iterable[str]) -> str | None:
     Warns:
         UserWarning: a letter is in no font, and will be drawn as an empty box.
     """
-    letters = frozenset(letter for text in texts for letter in text if not letter.isascii())
-    return _file_with(letters) if letters else None
+    letters = frozenset().union(NUMBERS, *texts)
+    return None if all(map(str.isascii, letters)) else _file_with(letters)
 
 
 @lru_cache(maxsize=256)
@@ -40,17 +46,15 @@ def _file_with(letters: frozenset[str]) -> str:
     return best
 
 
-@lru_cache(maxsize=1)
+@cache
 def _files() -> tuple[str, ...]:
-    """The fonts of this machine, the most suitable ones first."""
+    """The font files of this machine, the most suitable ones first."""
     from matplotlib import font_manager  # slow to import
 
-    own = font_manager.findfont("DejaVu Sans")
-    fonts = sorted(
-        font_manager.fontManager.ttflist,
-        key=lambda font: (font.fname != own, font.style != "normal", font.weight not in (400, "normal"), font.name),
-    )
-    return tuple(dict.fromkeys(font.fname for font in fonts))
+    # Not matplotlib's list of fonts: it is a cache, which lacks fonts that were installed later.
+    others = [path for path in font_manager.findSystemFonts() if LAST_RESORT not in Path(path).stem.lower()]
+    by_style = sorted(others, key=lambda path: (bool(STYLED.search(Path(path).stem)), path))
+    return (font_manager.findfont("DejaVu Sans"), *by_style)
 
 
 @cache

@@ -1,9 +1,11 @@
 """Letters that are not in ASCII, in drawings."""
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import font_manager
 
 from ssd import fonts
 from ssd.drawing import draw_detections
@@ -23,8 +25,17 @@ def test_letters_of_other_scripts_are_drawn():
     assert fonts.font_file(["a", "b 1"]) is None
 
 
+def test_regular_fonts_come_first_and_fonts_of_boxes_are_left_out(monkeypatch):
+    there = ["/f/LastResort.otf", "/f/A-Bold.ttf", "/f/B.ttc", "/f/ASerif.ttf", "/f/A.ttf"]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: there)
+    own, *others = fonts._files.__wrapped__()
+    assert Path(own).name == "DejaVuSans.ttf"
+    assert others == ["/f/A.ttf", "/f/B.ttc", "/f/A-Bold.ttf", "/f/ASerif.ttf"]
+
+
 def test_the_font_with_the_most_letters_is_chosen(monkeypatch):
     has = {"latin": "éü", "hangul": "고양이", "both": "고양이éü"}
+    has = {path: letters + fonts.NUMBERS for path, letters in has.items()} | {"no numbers": "é"}
     monkeypatch.setattr(fonts, "_files", lambda: tuple(has))
     monkeypatch.setattr(fonts, "_letters", lambda path: frozenset(has[path]))
     fonts._file_with.cache_clear()
