@@ -41,6 +41,7 @@ def random_images(seed: int, n_images: int = 8):
         corner = rng.uniform(0, 0.7, (rng.integers(0, 7), 2))
         boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.3, corner.shape)], 1)
         boxes = np.concatenate([boxes, boxes[::2] + rng.normal(0, 0.04, boxes[::2].shape)])  # close neighbours
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])
         labels = rng.integers(1, 4, len(boxes))
         difficult = torch.from_numpy(rng.random(len(boxes)) < 0.2)
         truths, kinds = torch.from_numpy(boxes).float(), torch.from_numpy(labels)

@@ -150,7 +150,7 @@ def coco_average_precision(
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: the numbers of images or rows differ; a label, a name or an option is not allowed.
+        ValueError: the numbers of images or rows differ; an object, a label, a name or an option is not allowed.
 
     Ties: detections with equal scores are ordered by "image_id", or by the position of the image if there is none, then
     by row; NaN scores come last. A box that is not finite matches nothing.

@@ -17,6 +17,7 @@ from ssd.data.loader import Sample, Samples, eval_loader
 from ssd.detection import Found, Padded, unpad
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation import voc as voc_metrics
+from ssd.evaluation.checks import check_units
 from ssd.evaluation.coco import CocoOptions
 from ssd.evaluation.voc import EvalResult
 from ssd.inference.detector import Detector
@@ -278,11 +279,13 @@ def score_found(
     Returns:
         See `score`.
     """
-    if METRICS[method].in_pixels and isinstance(dataset, BoxDataset) and isinstance(detections, Packed):
+    metric, chosen = _checked(method, classes, iou_threshold, coco)
+    if metric.in_pixels and isinstance(dataset, BoxDataset) and isinstance(detections, Packed):
         width, height = dataset.sizes.repeat_interleave(detections.counts, 0).T
-        found = Packed(detections.columns.in_pixels(width, height), detections.row_splits)
-        return score(found, dataset.truths, classes, iou_threshold, method, coco)
-    return score(detections, targets, classes, iou_threshold, method, coco)
+        detections = Packed(detections.columns.in_pixels(width, height), detections.row_splits)
+        targets = dataset.truths
+    # The units are known, and a network that has learnt nothing may find boxes far beyond the picture.
+    return metric.measure(detections, targets, classes, **chosen)
 
 
 def score(
@@ -307,7 +310,9 @@ def score(
         An `EvalResult`; with "coco" a `CocoResult`.
 
     Raises:
-        ValueError: the method is unknown; the IoU or an option is not allowed; see also the function of the method.
+        ValueError: the method is unknown; the IoU or an option is not allowed; detections and targets are in different
+            units, or for "coco" not in pixels; see also the function of the method.
+        TypeError: a detection is no triple, or a target is no mapping.
         ImportError: "coco" needs faster-coco-eval, which is not installed.
 
     Examples:
@@ -320,6 +325,7 @@ def score(
         'mAP@0.5 0.5000 (cat 0.5000)'
     """
     metric, chosen = _checked(method, classes, iou_threshold, coco)
+    check_units(detections, targets, len(classes) + 1, in_pixels=metric.in_pixels)
     return metric.measure(detections, targets, classes, **chosen)
 
 

@@ -109,7 +109,7 @@ def match(
         The `Matches`.
 
     Raises:
-        ValueError: the numbers of images or rows differ, or a label is not allowed.
+        ValueError: the numbers of images or rows differ, or an object or a label is not allowed.
 
     Ties: as in `average_precision`.
 

@@ -116,7 +116,7 @@ def average_precision(
         mean. A class with ground truth and no detection has the AP 0. If no class has ground truth, mAP is NaN.
 
     Raises:
-        ValueError: the numbers of images or rows differ; a label, threshold, method or name is not allowed.
+        ValueError: the numbers of images or rows differ; an object, a label, threshold, method or name is not allowed.
 
     Ties: equal scores are ordered by image, then by row; NaN scores come last. Of equal IoUs the first object counts.
     Boxes are continuous: the width is xmax - xmin, without the +1 of the development kit's whole pixels.

@@ -14,11 +14,12 @@ from torch.utils.data import Subset
 from ssd.data.augmentation import EvalTransform
 from ssd.detection import Found
 from ssd.drawing import contact_sheet, draw_detections, save_png, side_by_side
-from ssd.evaluation.evaluate import EvalResult, detect_all, score
+from ssd.evaluation.evaluate import EvalResult, detect_all
 from ssd.evaluation.matching import match
 from ssd.evaluation.mistakes import count_by_picture
 from ssd.evaluation.report import Origin, write_report
 from ssd.evaluation.uncertainty import describe, interval
+from ssd.evaluation.voc import average_precision
 from ssd.inference.detector import SHOWN
 from ssd.networks import Network
 from ssd.runtime.processes import ALONE, Ranks
@@ -85,7 +86,7 @@ def _describe(
     found: Mapping[str, Detected], sets: Sets, settings: Settings, weights: Path, history: History | None
 ) -> Closing:
     """The report, from the detections in each set, "held out", "test" and "seen"."""
-    results = {name: score(*pair, sets.classes) for name, pair in found.items()}
+    results = {name: average_precision(*pair, sets.classes) for name, pair in found.items()}
     lines: list[str] = []
     out = weights.parent
     mAP_interval = None

@@ -32,7 +32,7 @@ from ssd.data import BoxDataset, open_dataset
 from ssd.data.shapes import write_shapes
 from ssd.evaluation import mistakes
 from ssd.evaluation import report as report_module
-from ssd.evaluation.evaluate import score
+from ssd.evaluation.evaluate import score, score_found
 from ssd.evaluation.matching import KINDS, match
 from ssd.evaluation.report import SHOWN_PICTURES, Origin, check_report, write_report
 from ssd.evaluation.uncertainty import interval
@@ -50,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> BoxDataset:
 def report(path: Path, dataset: BoxDataset, method: str = "area", seed: int = 0) -> tuple[Page, dict]:
     """Writes a report on random detections, and reads both of its files."""
     detections, targets = random_images(seed)
-    result = score(detections, targets, NAMES, method=method)
+    result = score_found(detections, targets, dataset, NAMES, method=method)
     write_report(path, result, detections, targets, dataset, NAMES, ORIGIN)
     return Page(path.read_text("utf-8")), json.loads(path.with_suffix(".json").read_text("utf-8"))
 
@@ -288,7 +288,7 @@ def test_metric_of_coco(dataset: BoxDataset, tmp_path: Path) -> None:
     page, numbers = report(tmp_path / "out.html", dataset, "coco")
     assert page.all("polyline") == report(tmp_path / "voc.html", dataset)[0].all("polyline")
     voc = score(*random_images(0), NAMES)
-    coco = score(*random_images(0), NAMES, method="coco")
+    coco = score_found(*random_images(0), dataset, NAMES, method="coco")
     assert (numbers["mAP"], numbers["metric"]) == (coco.mAP, "mAP@0.5:0.95")
     assert numbers["coco"]["AP50"] == coco.figures["AP50"]
     assert numbers["iou"] == 0.5
