@@ -49,7 +49,9 @@ def read_images(
         wrong = ~(gt_boxes[:, 2:] >= gt_boxes[:, :2]).all(1)  # NaN is wrong too
         if wrong.any():
             box = ", ".join(f"{side:g}" for side in gt_boxes[wrong][0].tolist())
-            raise ValueError(f"targets[{i}]: a box must be x0, y0, x1, y1 with x1 >= x0 and y1 >= y0, got {box} (xywh?)")
+            raise ValueError(
+                f"targets[{i}]: a box must be x0, y0, x1, y1 with x1 >= x0 and y1 >= y0, got {box} (xywh?)"
+            )
         difficult = target.get("difficult", torch.zeros(len(gt_labels)))
         gt_difficult = read_column(difficult, f"targets[{i}]: difficult", len(gt_labels)).bool().numpy()
         yield (boxes, labels, scores), (gt_boxes, gt_labels, gt_difficult)

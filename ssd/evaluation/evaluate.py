@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
@@ -87,9 +87,9 @@ def evaluate(
     """Runs a network on a data set and measures its average precision. The defaults are those of sgrvinod's tutorial.
 
     Args:
-        model: the network, which runs on the device of its parameters and is put into evaluation mode. It may be any
-            module with its priors as `priors_cxcy` that returns offsets (B, P, 4) and class logits (B, P, C). It gets
-            normalised floating-point images (B, 3, S, S). Or a function that detects, such as the result of
+        model: the network, which runs on the device of its parameters, in evaluation mode; its modules get their
+            modes back. It may be any module with its priors as `priors_cxcy` that returns offsets (B, P, 4) and class
+            logits (B, P, C). It gets normalised floating-point images (B, 3, S, S). Or a function that detects, such as the result of
             `ssd.export.load`. It gets the images of the data set as they are, on the CPU, so uint8 from
             `EvalTransform`. It returns boxes (B, K, 4) xyxy in fractions of the picture, labels (B, K), scores (B, K)
             and counts (B,), as `ssd_ext.postprocess_detections` does; `options` and `bf16` have no effect on it.
@@ -189,7 +189,7 @@ def detect_all(
         waiting.clear()
 
     silent = True if quiet or not ranks.first else None
-    with closing(iter(loader)) as batches:
+    with _same_modes(model), closing(iter(loader)) as batches:
         for batch in tqdm(batches, total=len(loader), unit="batch", disable=silent):
             if len(batch.boxes):
                 check_in_fractions(batch.boxes)
@@ -200,6 +200,17 @@ def detect_all(
     read()
     own = (Packed.join(detections), Packed.join(targets)) if targets else None
     return _gathered(own, len(dataset), ranks) or ((), ())
+
+
+@contextmanager
+def _same_modes(model: Network | Predict) -> Iterator[None]:
+    """Restores afterwards which modules of a network are in training mode."""
+    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def detect_pictures(

@@ -76,7 +76,11 @@ def test_coco_needs_pixels() -> None:
 @pytest.mark.parametrize(
     ("detection", "target", "message"),
     [
-        (dict(zip(("boxes", "labels", "scores"), GOOD, strict=True)), GOOD_TARGET, r'detections\[0\] .* got dict; .*d\["b'),
+        (
+            dict(zip(("boxes", "labels", "scores"), GOOD, strict=True)),
+            GOOD_TARGET,
+            r'detections\[0\] .* got dict; .*d\["b',
+        ),
         (GOOD, tuple(GOOD_TARGET.values()), r'targets\[0\] must be a dict with "boxes" and "labels", got tuple'),
     ],
 )

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_evaluate_of_a_network_that_knows_the_truth(device: torch.device) -> Non
     assert result.ap == {"cat": 1, "dog": 1}
     assert result.n_truths == {"cat": 3, "dog": 3}
     assert model.batch_sizes == [2, 2, 1]
-    assert not model.training
+    assert model.training  # as before
 
     # With the truths of other pictures nothing is right.
     samples = [(picture(i), target) for i, target in enumerate(targets[1:] + targets[:1])]
@@ -121,6 +122,18 @@ def test_evaluate_hands_the_metric_on() -> None:
     assert result.ap["cat"] == pytest.approx(7 / 11)
     with pytest.raises(ValueError, match="got 'voc'"):
         evaluate(*three_boxes(), CLASSES, method="voc", quiet=True)
+
+
+def test_modes_are_restored() -> None:
+    """Also after an error, and also where only a part is in training mode, as with frozen stages."""
+    model, samples = three_boxes()
+    model.part = torch.nn.Identity()
+    for wrong in ([], [None]):
+        model.train().part.eval()
+        with pytest.raises(TypeError) if wrong else nullcontext():
+            evaluate(model, samples + wrong, CLASSES, batch_size=1, workers=0, quiet=True)
+        assert model.training
+        assert not model.part.training
 
 
 def test_truths_in_pixels_are_named() -> None:
