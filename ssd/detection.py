@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssd.runtime.packed import Packed, splits_of
 from ssd_ext import DetectionOptions, postprocess_detections
+from ssd_ext._checks import check_fields, check_names
 
 DEFAULTS = DetectionOptions()
 Padded = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes, labels, scores, counts, see `ssd_ext.postprocess_detections`
@@ -93,7 +94,7 @@ def detect(
         float32, by descending score. An image without detections has one box, [0, 0, 1, 1], with label 0 and score 0.
 
     Raises:
-        ValueError: a shape, dtype, device or number is not allowed.
+        ValueError: a shape, dtype, device or option is not allowed.
         TypeError: an option is unknown.
 
     Examples:
@@ -105,7 +106,10 @@ def detect(
         >>> boxes[0].tolist(), labels[0].tolist(), round(scores[0].item(), 2)
         ([[0.25, 0.25, 0.75, 0.75]], [1], 0.95)
     """
-    chosen = bounded(DetectionOptions(min_score, max_overlap, top_k, **options), *predicted_scores.shape[-2:])
+    check_names(options, DetectionOptions._fields)
+    chosen = DetectionOptions(min_score, max_overlap, top_k, **options)
+    check_fields(chosen)
+    chosen = bounded(chosen, *predicted_scores.shape[-2:])
     boxes, labels, scores, counts = postprocess_detections(predicted_locs, predicted_scores, priors_cxcy, chosen)
     nothing = (boxes.new_tensor([[0, 0, 1, 1]]), labels.new_zeros(1), scores.new_zeros(1))
     images = [

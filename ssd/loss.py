@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ssd_ext import LossOptions, match_priors, multibox_loss
 from ssd_ext._boxes import cxcywh_to_xyxy
-from ssd_ext._checks import check_fields, describe, values_can_be_read
+from ssd_ext._checks import check_fields, check_names, check_value, describe, not_negative, values_can_be_read
 
 DEFAULTS = LossOptions()
 FRACTIONS = 2.0  # no coordinate in fractions of the image is as large as this, even of boxes that reach beyond it
@@ -36,7 +37,7 @@ class MultiBoxLoss(nn.Module):
 
     Raises:
         TypeError: an option is unknown.
-        ValueError: priors_cxcy is not (P, 4), normalize is unknown, or an option is out of range.
+        ValueError: priors_cxcy is not (P, 4), normalize is unknown, or alpha or an option is out of range.
 
     Source:
         Liu et al., SSD (2016), section 2.2, equations 1 to 3.
@@ -74,7 +75,9 @@ class MultiBoxLoss(nn.Module):
             raise ValueError(f"priors_cxcy must be (P, 4), got {tuple(priors_cxcy.shape)}")
         if normalize not in ("batch", "global"):
             raise ValueError(f"normalize must be 'batch' or 'global', got {normalize!r}")
+        check_names(options, self._defaults())
         check_fields(LossOptions(threshold, neg_pos_ratio, **options))  # before the first step
+        check_value("alpha", alpha, not_negative)
         # A buffer moves to a device with its module. It is not persistent, so the state dict stays empty.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
         self.threshold = threshold
@@ -84,6 +87,18 @@ class MultiBoxLoss(nn.Module):
         self.normalize = normalize
         self.parts = parts
         self.check = check
+
+    def extra_repr(self) -> str:
+        chosen = vars(self) | self.options
+        changed = [
+            f"{name}={chosen[name]!r}" for name, usual in self._defaults().items() if chosen.get(name, usual) != usual
+        ]
+        return ", ".join([f"{len(self.priors_cxcy)} priors", *changed])
+
+    @staticmethod
+    def _defaults() -> dict[str, Any]:
+        own = {name: each.default for name, each in signature(MultiBoxLoss).parameters.items()}
+        return DEFAULTS._asdict() | {name: value for name, value in own.items() if value is not Parameter.empty}
 
     def forward(
         self,

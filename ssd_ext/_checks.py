@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from types import NoneType
 from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import torch
@@ -140,17 +142,37 @@ def choices_of(options: type[NamedTuple]) -> dict[str, tuple[str, ...]]:
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
+def check_names(options: Iterable[str], known: Collection[str]) -> None:
+    """Raises TypeError if a name is not one of the known options, which the message lists."""
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(f"no option {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+@cache  # reading annotations takes longer than detection in one image
+def _rules(options: type[NamedTuple]) -> list[tuple[str, bool, tuple[str, ...], list[Callable[[Any], object]]]]:
+    """For every field: name, whether None is allowed, choices if it has them, and the checks in its annotation."""
+    choices = choices_of(options)
+    rules = []
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        kind, *notes = get_args(hint)
+        rules.append((name, NoneType in get_args(kind), choices.get(name, ()), list(filter(callable, notes))))
+    return rules
+
+
 def check_fields(options: NamedTuple) -> None:
-    """Checks what users set: the choices, and each field by the functions in its annotation; None passes them.
+    """Checks what users set: the choices, and each field by the functions in its annotation.
 
     The ops only check what they cannot compute with, see `check_options`.
     """
-    for name, allowed in choices_of(type(options)).items():
-        check_choice(name, getattr(options, name), allowed)
-    for name, hint in get_type_hints(type(options), include_extras=True).items():
+    for name, optional, choices, checks in _rules(type(options)):
         value = getattr(options, name)
-        if value is not None:
-            check_value(name, value, *filter(callable, get_args(hint)[1:]))
+        if value is None:
+            if not optional:
+                raise ValueError(f"{name} must not be None")
+            continue
+        if choices:
+            check_choice(name, value, choices)
+        check_value(name, value, *checks)
 
 
 def check_options(options: Options, choices: dict[str, tuple[str, ...]], *not_negative: str) -> None:

@@ -25,8 +25,19 @@ def test_an_image_without_detections_has_one_row_of_background():
     assert (boxes[0].tolist(), labels[0].tolist(), scores[0].tolist()) == ([[0, 0, 1, 1]], [0], [0])
     assert labels[1].tolist() == [2]
     torch.testing.assert_close(boxes[1], torch.tensor([[0.3, 0.3, 0.7, 0.7]]))
-    with pytest.raises(TypeError, match="no_option"):
-        detect(torch.zeros(2, 3, 4), logits, priors, no_option=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"nms_thresh": 0.5}, TypeError, "no option nms_thresh; there are min_score, .*max_log_scale"),
+        ({"min_score": 50}, ValueError, "min_score must be from 0 to 1, got 50"),
+        ({"top_k": None}, ValueError, "top_k must not be None"),
+    ],
+)
+def test_wrong_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        detect(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.full((3, 4), 0.5), pre_nms_top_k=None, **options)
 
 
 def test_padding_and_boxes_that_are_nan_are_left_out():

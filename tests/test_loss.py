@@ -73,13 +73,23 @@ def test_wrong_input_is_named():
         criterion(locs, scores, boxes, [labels[0], labels[1].float(), labels[2]])
     with pytest.raises(ValueError, match="pred_logits is on meta, pred_offsets is on cpu"):
         criterion(locs, scores.to("meta"), torch.cat(boxes), torch.cat(labels), torch.zeros(4, dtype=torch.int32))
-    with pytest.raises(TypeError, match=r"LossOptions.* unexpected keyword argument 'los_loss'"):
-        MultiBoxLoss(priors, los_loss="l1")
-    for wrong in ({"loc_loss": "l2"}, {"threshold": 7}, {"neg_pos_ratio": float("nan")}, {"min_negatives": -1}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
+    with pytest.raises(TypeError, match=r"no option los_loss, n; there are threshold, .*loc_loss, .*alpha"):
+        MultiBoxLoss(priors, los_loss="l1", n=4)
+    nan = float("nan")
+    options = ({"loc_loss": "l2"}, {"threshold": 7}, {"neg_pos_ratio": nan}, {"min_negatives": -1})
+    for wrong in (*options, {"alpha": -1}, {"alpha": nan}, {"min_negatives": None}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must .*{next(iter(wrong.values()))}"):
             MultiBoxLoss(priors, **wrong)
     with pytest.raises(ValueError, match="normalize must be 'batch' or 'global', got 'all'"):
         MultiBoxLoss(priors, normalize="all")
+
+
+def test_what_is_printed():
+    priors, *_ = example()
+    assert repr(MultiBoxLoss(priors)) == f"MultiBoxLoss({len(priors)} priors)"
+    chosen = MultiBoxLoss(priors, 0.4, alpha=2, loc_loss="smooth_l1", matching="per_prior", parts=True)
+    expected = f"{len(priors)} priors, threshold=0.4, loc_loss='smooth_l1', alpha=2, parts=True"
+    assert repr(chosen) == f"MultiBoxLoss({expected})"
 
 
 def test_boxes_in_pixels_are_refused_unless_the_priors_are_in_pixels_too():

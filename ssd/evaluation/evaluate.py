@@ -89,8 +89,8 @@ def evaluate(
     Args:
         model: the network, which runs on the device of its parameters, in evaluation mode; its modules get their
             modes back. It may be any module with its priors as `priors_cxcy` that returns offsets (B, P, 4) and class
-            logits (B, P, C). It gets normalised floating-point images (B, 3, S, S). Or a function that detects, such as the result of
-            `ssd.export.load`. It gets the images of the data set as they are, on the CPU, so uint8 from
+            logits (B, P, C). It gets normalised floating-point images (B, 3, S, S). Or a function that detects, such as
+            the result of `ssd.export.load`. It gets the images of the data set as they are, on the CPU, so uint8 from
             `EvalTransform`. It returns boxes (B, K, 4) xyxy in fractions of the picture, labels (B, K), scores (B, K)
             and counts (B,), as `ssd_ext.postprocess_detections` does; `options` and `bf16` have no effect on it.
         dataset: samples (image, target) by index, as from `ssd.data.open_dataset` with `EvalTransform`. An image is

@@ -33,7 +33,7 @@ from ssd.weights.checkpoint import levels_of
 from ssd.weights.hub import local_file
 from ssd.weights.loading import open_weights
 from ssd_ext import DetectionOptions, nms
-from ssd_ext._checks import check_fields
+from ssd_ext._checks import check_fields, check_names
 
 SHOWN = DetectionOptions(min_score=0.2)  # for detections that people look at; measurements need lower scores too
 
@@ -204,8 +204,7 @@ class Detector:
         """
         from ssd.export import is_exported, load  # imported late: it imports much that weights do not need
 
-        if unknown := options.keys() - set(DetectionOptions._fields):
-            raise TypeError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(DetectionOptions._fields)}")
+        check_names(options, DetectionOptions._fields)
         chosen: dict[str, Any] = {"only": only, "thresholds": thresholds, "tiles": tiles, "overlap": overlap}
         chosen |= {"flip": flip, "class_agnostic": class_agnostic}
         path = local_file(path)
