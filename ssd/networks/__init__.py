@@ -32,9 +32,10 @@ def network_class(name: str) -> type[Network]:
     Raises:
         ValueError: there is no such network.
     """
-    kind, _, backbone = name.partition(":")
+    kind, _, backbone = str(name).partition(":")
     if kind not in NETWORKS or (kind == Timm.name) != bool(backbone):
-        raise ValueError(f"network must be one of {', '.join(NAMES)}, got {name!r}")
+        own = "; give the name of the class, after NETWORKS[name] = class" if isinstance(name, type) else ""
+        raise ValueError(f"network must be one of {', '.join(NAMES)}, got {name!r}{own}")
     return NETWORKS[kind]
 
 
@@ -51,7 +52,7 @@ def build_network(name: str, n_classes: int, **config: Any) -> Network:  # plain
 
     Raises:
         ValueError: there is no such network, or an argument is out of range.
-        TypeError: the network does not take an argument.
+        TypeError: the network does not take an argument, or n_classes is no whole number.
         ImportError: a package that the network needs is not installed.
 
     Examples:
@@ -62,5 +63,6 @@ def build_network(name: str, n_classes: int, **config: Any) -> Network:  # plain
         >>> offsets.shape, logits.shape, network.priors_cxcy.shape
         (torch.Size([1, 1602, 4]), torch.Size([1, 1602, 3]), torch.Size([1602, 4]))
     """
+    network = network_class(name)
     _, _, backbone = name.partition(":")
-    return network_class(name)(n_classes, **config | ({"backbone": backbone} if backbone else {}))
+    return network(n_classes, **config | ({"backbone": backbone} if backbone else {}))

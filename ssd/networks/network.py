@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,8 @@ def unwrapped(model: Any) -> Any:
         model = model.module
     if not hasattr(model, "priors_cxcy"):
         raise TypeError(
-            f"{type(model).__name__} is no network of ssd: it has no priors_cxcy; for models of torchvision see "
-            "ssd.accelerate"
+            f"{type(model).__name__} is no network of ssd: it has no priors_cxcy; for an SSD of torchvision write "
+            "torch.save(model.state_dict(), path), and load this file with ssd.load_weights or ssd.Detector.load"
         )
     return model
 
@@ -91,8 +91,9 @@ class Network(nn.Module):
     """A detector of the SSD family: from images to offsets and class logits of all priors.
 
     A subclass is one network. Its constructor calls the constructor of this class, builds its layers, and calls
-    `set_priors` with the sides of its feature maps. A subclass also defines the attributes of the class and those
-    methods that raise `NotImplementedError` here.
+    `set_priors` with the sides of its feature maps. A subclass also defines the attributes of the class and the methods
+    that raise `NotImplementedError` here. One whose backbone has weights of a classifier also defines `stages`,
+    `is_backbone`, `imagenet` and `load_backbone`.
 
     Args:
         n_classes: number of classes, background 0 included, at least 2.
@@ -115,6 +116,7 @@ class Network(nn.Module):
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: n_classes is no whole number.
 
     Examples:
         >>> from ssd import build_network
@@ -146,6 +148,8 @@ class Network(nn.Module):
         **options: Any,  # plain values of several types
     ) -> None:
         super().__init__()
+        if not isinstance(n_classes, SupportsIndex):
+            raise TypeError(f"n_classes must be a whole number, that of the classes + 1, got {n_classes!r}")
         if n_classes < 2:
             raise ValueError(f"n_classes includes the background and must be at least 2, got {n_classes}")
         width = options.get("width", 1.0)
@@ -188,7 +192,7 @@ class Network(nn.Module):
     @classmethod
     def layout(cls, name: str, maps: Sequence[int]) -> PriorSpec:
         """Returns one of `layouts` for feature maps with these numbers of cells per side."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} must define layout, which returns the layout of priors {name!r}")
 
     def all_layouts(self) -> dict[str, PriorSpec]:
         """Returns all `layouts` for the feature maps of this network, by name."""
@@ -241,9 +245,13 @@ class Network(nn.Module):
             the dtype in which the convolutions ran.
 
         Raises:
-            ValueError: the images have another shape, or are not floating-point.
+            ValueError: the images have another shape, are not floating-point, or are float64, unlike the parameters.
+            TypeError: the images are no tensor.
+            RuntimeError: the constructor of a subclass has not called `set_priors`.
         """
-        _check_images(images, self.input_size)
+        if not hasattr(self, "prior_spec"):
+            raise RuntimeError(f"{type(self).__name__} has no priors: its constructor must call set_priors")
+        _check_images(images, self.input_size, next(self.parameters(), images).dtype)
         # Scale and shift cannot be merged into the first convolution, because it pads with zeros after the
         # normalisation.
         if self.input_scale is not None and self.input_shift is not None:
@@ -252,7 +260,11 @@ class Network(nn.Module):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts offsets (B, P, 4) and class logits (B, P, C) from images with the normalisation of the weights."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define predict, which returns offsets and class logits")
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuses `torch.jit.script`, which calls this and would fail somewhere in a layer."""
+        raise TypeError("torch.jit.script does not take networks of ssd: use torch.jit.trace or torch.export")
 
     def detect_objects(
         self,
@@ -298,9 +310,9 @@ class Network(nn.Module):
         Returns:
             For each stage, in the order in which images pass through them, its parameters. Together they are all
             parameters of the backbone: those for which weights of a classifier exist. A new stage starts where the
-            side of the maps is halved, unless the network says otherwise.
+            side of the maps is halved, unless the network says otherwise. Empty if there are no such weights.
         """
-        raise NotImplementedError
+        return []
 
     @classmethod
     def coco(cls) -> WeightsEnum | None:
@@ -315,7 +327,7 @@ class Network(nn.Module):
     @classmethod
     def is_backbone(cls, state: Mapping[str, Any]) -> bool:
         """Whether these are the names of the classifier's state dict that `load_backbone` takes."""
-        raise NotImplementedError
+        return False
 
     @classmethod
     def backbone_options(cls, state: Mapping[str, Tensor] | None) -> dict[str, Any]:
@@ -336,7 +348,7 @@ class Network(nn.Module):
             ValueError: there are none, for example because of the network's width.
             OSError: the download failed.
         """
-        raise NotImplementedError
+        raise ValueError(f"there are no ImageNet weights for the network {self.name}")
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Fills the backbone with the weights of a classifier, in place.
@@ -347,7 +359,7 @@ class Network(nn.Module):
         Raises:
             ValueError: the state dict does not fit the backbone.
         """
-        raise NotImplementedError
+        raise ValueError(f"the network {self.name} takes no weights of a classifier")
 
     def _apply(self: Same, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Same:
         was_meta = self.priors_cxcy.is_meta
@@ -363,7 +375,12 @@ class Network(nn.Module):
 
 
 @torch.fx.wrap  # type: ignore[untyped-decorator]  # torch has no types
-def _check_images(images: Tensor, size: int) -> None:
+def _check_images(images: Tensor, size: int, dtype: torch.dtype) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images must be a tensor (B, 3, {size}, {size}), got {type(images).__name__}: join prepared pictures with "
+            "torch.stack; ssd.Detector takes lists of pictures of any size"
+        )
     if images.ndim != 4 or images.shape[1:] != (3, size, size):
         expected = f"(B, 3, {size}, {size}), for which the priors are laid out"
         raise ValueError(f"images must be {expected}, got {tuple(images.shape)}")
@@ -372,6 +389,8 @@ def _check_images(images: Tensor, size: int) -> None:
             f"images must be floating-point, got {images.dtype}: divide pixels by 255, subtract the mean "
             f"{IMAGENET_MEAN}, and divide by the standard deviation {IMAGENET_STD}; Detector does this itself"
         )
+    if images.dtype == torch.float64 != dtype:  # autocast converts other dtypes
+        raise ValueError(f"images must be {dtype}, as the network's parameters, got {images.dtype}: convert them")
 
 
 def _add_description(network: Network, _: object, __: str, metadata: dict[str, Any]) -> None:

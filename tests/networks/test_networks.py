@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from ssd.networks import NETWORKS, build_network, network_class
+from ssd.networks import NETWORKS, Network, build_network, network_class
 from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
-from ssd.networks.priors import make_priors
+from ssd.networks.priors import PriorSpec, make_priors
+from ssd.weights.backbone import load_backbone
 from ssd_ext import DetectionOptions, postprocess_detections
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -250,3 +251,50 @@ def test_a_state_dict_of_another_size_is_refused():
     one, other = (build_network("ssdlite", 3, size=size, width=0.1) for size in (224, 256))
     with pytest.raises(RuntimeError, match="the state dict is of a network with other size: build"):
         other.load_state_dict(one.state_dict())
+
+
+def test_what_is_no_batch_of_images_is_named(case):
+    _, model, images, _ = case
+    with pytest.raises(TypeError, match=r"a tensor \(B, 3, \d+, \d+\), got list: .*torch\.stack; ssd\.Detector"):
+        model(list(images))
+    with pytest.raises(ValueError, match=r"images must be torch\.float32, as the .*, got torch\.float64"):
+        model(images.double())
+    offsets, _ = copy.deepcopy(model).double()(images.double())
+    assert offsets.dtype == torch.float64
+    torch.compile(model, backend="eager", fullgraph=True)(images)
+
+
+@pytest.mark.parametrize("n_classes", [["cat", "dog"], 3.0, "3"])
+def test_number_of_classes_is_whole(n_classes):
+    with pytest.raises(TypeError, match=r"n_classes must be a whole number, that of the classes \+ 1, got "):
+        build_network("ssdlite", n_classes)
+
+
+def test_a_network_of_ones_own_says_what_it_lacks():
+    class Bare(Network):
+        name, input_size, layouts = "bare", 64, ("square",)
+
+        def __init__(self, with_priors):
+            super().__init__(2)
+            if with_priors:
+                self.set_priors(PriorSpec((0.5,), (0.6,), ((2.0,),), (1.0,), (1,)), (1,))
+
+    images = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(RuntimeError, match="Bare has no priors: its constructor must call set_priors"):
+        Bare(False)(images)
+    with pytest.raises(NotImplementedError, match=r"Bare must define layout, which returns .* priors 'square'"):
+        Bare(True).all_layouts()
+    with pytest.raises(NotImplementedError, match="Bare must define predict, which returns offsets and class logits"):
+        Bare(True)(images)
+    assert Bare(True).stages() == []
+    with pytest.raises(ValueError, match="there are no ImageNet weights for the network bare"):
+        load_backbone(Bare(True))
+    with pytest.raises(ValueError, match=r"network must be one of .*, got <class .*Bare'>; give the name of the class"):
+        build_network(Bare, 2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_torch_jit_script_is_refused():
+    model = torch.nn.Sequential(build_network("ssdlite", 3, size=224, width=0.1))
+    with pytest.raises(TypeError, match=r"torch\.jit\.script does not take networks of ssd: use torch\.jit\.trace"):
+        torch.jit.script(model)
