@@ -36,7 +36,7 @@ class MultiBoxLoss(nn.Module):
             have it.
 
     Raises:
-        TypeError: an option is unknown.
+        TypeError: priors_cxcy is no tensor, or an option is unknown.
         ValueError: priors_cxcy is not (P, 4), normalize is unknown, or alpha or an option is out of range.
 
     Source:
@@ -71,6 +71,8 @@ class MultiBoxLoss(nn.Module):
         **options: Any,  # each value has the type of its field in LossOptions
     ) -> None:
         super().__init__()
+        if not isinstance(priors_cxcy, Tensor):
+            raise TypeError(f"priors_cxcy must be a tensor (P, 4), got {type(priors_cxcy).__name__}")
         if priors_cxcy.dim() != 2 or priors_cxcy.shape[1] != 4:
             raise ValueError(f"priors_cxcy must be (P, 4), got {tuple(priors_cxcy.shape)}")
         if normalize not in ("batch", "global"):
@@ -94,6 +96,10 @@ class MultiBoxLoss(nn.Module):
             f"{name}={chosen[name]!r}" for name, usual in self._defaults().items() if chosen.get(name, usual) != usual
         ]
         return ", ".join([f"{len(self.priors_cxcy)} priors", *changed])
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuses `torch.jit.script`, which calls this and would fail somewhere in `forward`."""
+        raise TypeError("torch.jit.script does not take MultiBoxLoss: use torch.compile")
 
     @staticmethod
     def _defaults() -> dict[str, Any]:
@@ -130,6 +136,7 @@ class MultiBoxLoss(nn.Module):
             ValueError: shapes, dtypes or devices do not fit; a label is outside 1..C-1; boxes are in pixels, unlike the
                 priors; or a box has x1 < x0 or y1 < y0 or a NaN, as boxes in another format than xyxy do (values are
                 checked on CPU tensors, and on others with `check`).
+            TypeError: the boxes or labels of an image are no tensor.
         """
         if row_splits is None:
             n_images = len(boxes)
@@ -209,10 +216,14 @@ def pack_targets(
     Raises:
         ValueError: an image has different numbers of boxes and labels, labels are not int64, or the lists have
             different lengths.
+        TypeError: the boxes or labels of an image are no tensor.
     """
     if len(boxes) != len(labels):
         raise ValueError(f"boxes has {len(boxes)} images, labels has {len(labels)}")
     for i, (b, n) in enumerate(zip(boxes, labels, strict=True)):
+        if not (isinstance(b, Tensor) and isinstance(n, Tensor)):
+            kinds = f"{type(b).__name__} and {type(n).__name__}"
+            raise TypeError(f"boxes[{i}] must be a tensor (n, 4) and labels[{i}] a tensor (n,), got {kinds}")
         if b.dim() != 2 or b.shape[1] != 4 or n.shape != b.shape[:1]:
             raise ValueError(
                 f"boxes[{i}] must be (n, 4) and labels[{i}] (n,), got {tuple(b.shape)} and {tuple(n.shape)}"

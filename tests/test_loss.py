@@ -84,6 +84,23 @@ def test_wrong_input_is_named():
         MultiBoxLoss(priors, normalize="all")
 
 
+def test_what_is_no_tensor_is_named():
+    priors, locs, scores, boxes, labels = example()
+    with pytest.raises(TypeError, match=r"priors_cxcy must be a tensor \(P, 4\), got list"):
+        MultiBoxLoss(priors.tolist())
+    criterion = MultiBoxLoss(priors)
+    with pytest.raises(TypeError, match=r"boxes\[0\] must be a tensor \(n, 4\) and .*, got ndarray and Tensor"):
+        criterion(locs, scores, [each.numpy() for each in boxes], labels)
+    with pytest.raises(TypeError, match=r"and labels\[1\] a tensor \(n,\), got Tensor and list"):
+        criterion(locs, scores, boxes, [labels[0], labels[1].tolist(), labels[2]])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_torch_jit_script_is_refused():
+    with pytest.raises(TypeError, match=r"torch\.jit\.script does not take MultiBoxLoss: use torch\.compile"):
+        torch.jit.script(MultiBoxLoss(example()[0]))
+
+
 def test_what_is_printed():
     priors, *_ = example()
     assert repr(MultiBoxLoss(priors)) == f"MultiBoxLoss({len(priors)} priors)"

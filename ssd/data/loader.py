@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -80,7 +80,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
         samples: at least one (image, target). All images are (3, S, S) of one size and dtype. A target has "boxes"
             (n, 4) float xyxy in fractions of the image and "labels" (n,) int64, and may have "difficult" (n,) bool and
             "colour" (3, 4).
+
+    Raises:
+        ValueError: a sample has another form.
     """
+    for sample in samples:
+        parts = sample if isinstance(sample, (tuple, list)) else ()
+        if len(parts) != 2 or not isinstance(parts[1], Mapping):
+            got = f"a {type(sample).__name__}" + f" of {', '.join(type(part).__name__ for part in parts)}" * bool(parts)
+            raise ValueError(
+                f'a sample must be (image, target), the target a dict with "boxes" and "labels"; got {got}'
+            )
     images, targets = zip(*samples, strict=True)
     boxes_of = [t["boxes"].reshape(-1, 4) for t in targets]  # an empty list has the shape (0,)
     boxes, labels, row_splits = pack_targets(boxes_of, [t["labels"] for t in targets], images[0].device)

@@ -223,6 +223,7 @@ def export(
         FileExistsError: the file exists.
         OSError: the file cannot be written, or the weights cannot be downloaded.
         ValueError: the format, the suffix or the weights are not allowed, or the detections differ.
+        TypeError: the source is no path.
         ImportError: a package that the format needs is not installed.
 
     Examples:
@@ -234,6 +235,11 @@ def export(
         >>> metadata.format, metadata.input_size, metadata.classes
         ('pt2', 300, ('cat', 'dog'))
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"source must be the path of a checkpoint, got {type(source).__name__}: write a network to a file with "
+            "ssd.weights.checkpoint.save_checkpoint"
+        )
     path = Path(path)
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")

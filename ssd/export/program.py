@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssd.data.depth import Levels
 from ssd.detection import Padded, bounded
-from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from ssd.networks.network import IMAGENET_MEAN, IMAGENET_STD, Network, unwrapped
 from ssd_ext import DetectionOptions, box_iou, postprocess_detections
 from ssd_ext._info import version_of
 
@@ -83,6 +83,9 @@ class DetectionProgram(nn.Module):
         model: the network; it is put into evaluation mode.
         options: see `ssd_ext.DetectionOptions`.
 
+    Raises:
+        TypeError: the model is another module.
+
     Examples:
         >>> import torch
         >>> from ssd import build_network
@@ -100,6 +103,7 @@ class DetectionProgram(nn.Module):
 
     def __init__(self, model: Network, options: DetectionOptions = DetectionOptions()) -> None:
         super().__init__()
+        model = unwrapped(model)
         self.model = model
         self.options = bounded(options, len(model.priors_cxcy), model.n_classes)
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):

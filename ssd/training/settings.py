@@ -36,7 +36,10 @@ def less_than_1(value: float) -> None:
 
 def a_network(name: str) -> None:
     """Raises ValueError unless a network has this name."""
-    network_class(name)
+    try:
+        network_class(name)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("network ")) from None  # the name of the setting is put before it
 
 
 def resolved(value: Value | None) -> Value:

@@ -23,6 +23,7 @@ def load_backbone(model: Network, weights: str | PathLike[str] | None = None) ->
     Raises:
         ValueError: there are no ImageNet weights for this network, or the file does not hold the classifier that the
             network needs.
+        TypeError: weights is no path.
         FileNotFoundError: no such file.
         OSError: the download failed.
 
@@ -37,6 +38,11 @@ def load_backbone(model: Network, weights: str | PathLike[str] | None = None) ->
         >>> load_backbone(network, "classifier.pth")
     """
     if weights is not None:
+        if not isinstance(weights, (str, PathLike)):
+            raise TypeError(
+                f"weights must be the path of a file, got {type(weights).__name__}: a state dict is loaded by "
+                "model.load_backbone(state)"
+            )
         fill_backbone(model, read(weights), weights)
         return
     found = model.imagenet()

@@ -112,6 +112,15 @@ def test_collate_of_training_samples(pair):
         assert batch.to(torch.device("cpu"))[2:] == batch[2:]
 
 
+def test_a_sample_of_another_form_is_named():
+    image, target = torch.zeros(3, 4, 4), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    whole = r"a sample must be \(image, target\), the target a dict with .*; got "
+    with pytest.raises(ValueError, match=whole + "a tuple of Tensor, Tensor, Tensor"):
+        collate([(image, target), (image, *target.values())])
+    with pytest.raises(ValueError, match=whole + "a Tensor"):
+        collate([image])
+
+
 class Noise(Dataset):
     """What a sample with random transforms draws."""
 

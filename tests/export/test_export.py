@@ -16,7 +16,7 @@ from deep_pictures import png
 
 import ssd.export as exporting
 import ssd_ext
-from ssd import load_weights
+from ssd import build_network, load_weights
 from ssd.data.augmentation import EvalTransform
 from ssd.data.reading import PictureFile
 from ssd.export import FORMATS, Metadata, export, load
@@ -145,6 +145,11 @@ def test_what_is_compared(weights, shapes, tmp_path):
 
 
 WHOLE = [name for name, format in FORMATS.items() if name != "aoti" and all(map(find_spec, format.modules))]
+
+
+def test_a_network_in_place_of_its_file_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"must be the path of a checkpoint, got SSDLite: .*save_checkpoint"):
+        export(build_network("ssdlite", 3, size=224, width=0.1), tmp_path / "x.pt2")
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -24,6 +24,11 @@ def test_the_program_has_the_bits_of_the_detector(weights, pictures):
                 assert torch.equal(ours, its)
 
 
+def test_a_module_that_is_no_network_is_named():
+    with pytest.raises(TypeError, match="Linear is no network of ssd: it has no priors_cxcy"):
+        DetectionProgram(torch.nn.Linear(1, 1))
+
+
 def test_metadata_survives_json():
     metadata = Metadata("pt2", ("a", "b"), DetectionOptions(top_k=7, score="sigmoid"), 512, "float32")
     for levels in (None, (16, 4095.5)):

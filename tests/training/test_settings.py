@@ -1,6 +1,7 @@
 """Settings of a run: those of older checkpoints, and what does not fit."""
 
 import math
+import re
 from typing import get_args, get_type_hints
 
 import pytest
@@ -67,6 +68,12 @@ def test_one_of_bf16_and_fp16():
 def test_bad_settings_name_themselves(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*{next(iter(wrong.values()))}"):
         Settings(("x",), **wrong)
+
+
+@pytest.mark.parametrize("network", ["ssd301", torch.nn.Linear])
+def test_a_network_that_there_is_not_is_named(network):
+    with pytest.raises(ValueError, match=rf"^network must be one of ssd300, .*, got {re.escape(repr(network))}"):
+        Settings(("x",), network=network)
 
 
 @pytest.mark.parametrize("wrong", [{"loc_loss": "l2"}, {"threshold": 7}])

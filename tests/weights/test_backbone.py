@@ -28,6 +28,8 @@ def test_load_from_a_file(tmp_path, batch_norm):
         load_backbone(model, str(tmp_path / "other.pth"))
     with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
         load_backbone(SSD300(2, width=0.01), tmp_path / "missing.pth")
+    with pytest.raises(TypeError, match=r"path of a file, got dict: a state dict .* model\.load_backbone\(state"):
+        load_backbone(model, constant_state(VGG16[batch_norm]))
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
