@@ -130,7 +130,7 @@ def test_modes_are_restored() -> None:
     model.part = torch.nn.Identity()
     for wrong in ([], [None]):
         model.train().part.eval()
-        with pytest.raises(TypeError) if wrong else nullcontext():
+        with pytest.raises(ValueError, match="a sample must be") if wrong else nullcontext():
             evaluate(model, samples + wrong, CLASSES, batch_size=1, workers=0, quiet=True)
         assert model.training
         assert not model.part.training
