@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -58,10 +58,32 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
+def walk(
+    root: str | os.PathLike[str], on_error: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walks through a folder as `os.walk` does, and through the folders that links in it lead to.
+
+    Hidden files and folders, and those that macOS adds to archives, are left out.
+
+    Args:
+        root: the folder.
+        on_error: called with the error of a folder that cannot be searched, which is left out.
+    """
+    visited: set[str] = set()
+    for place, folders, files in os.walk(root, onerror=on_error, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield place, folders, [name for name in files if not is_hidden(name)]
+
+
 class Folder:
     """All files below a folder, which are listed when they are first needed.
 
-    Hidden files, and those that macOS adds to archives, are left out.
+    Those that `walk` leaves out are not among them.
 
     Args:
         root: the folder, or a file in it, to which the annotations are then limited.
@@ -92,20 +114,12 @@ class Folder:
         """The paths of all folders, and those of all files by their suffix."""
         every: list[Path] = []
         by_suffix: dict[str, list[str]] = defaultdict(list)
-        visited: set[str] = set()
-        for place, folders, files in os.walk(self.root, followlinks=True):
-            real = os.path.realpath(place)
-            if real in visited:  # a link to a folder above
-                folders.clear()
-                continue
-            visited.add(real)
-            folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for place, _, files in walk(self.root):
             every.append(Path(place))
             inside = Path(place).relative_to(self.root).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             for name in files:
-                if not is_hidden(name):
-                    by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
+                by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
         return every, by_suffix
 
     def as_stored(self, paths: Iterable[str]) -> list[str]:

@@ -40,10 +40,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def is_picture(path: str | PathLike[str]) -> bool:
-    """Tells by its name whether a file is a picture that can be read here.
-
-    Files that macOS adds beside others ("._a.jpg") are no pictures.
-    """
+    """Tells by its name whether a file is a picture that can be read here."""
     return _suffix(path) in SUFFIXES
 
 
@@ -83,5 +80,4 @@ def open_picture(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
 
 
 def _suffix(path: str | PathLike[str]) -> str:
-    name = os.path.basename(path)
-    return "" if name.startswith("._") else os.path.splitext(name)[1].lower()
+    return os.path.splitext(path)[1].lower()

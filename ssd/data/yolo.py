@@ -17,7 +17,6 @@ from ssd.data.annotations import Entry, Object
 from ssd.data.archives import ArchiveFolder
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, is_split, split_of
-from ssd.data.picture_formats import is_picture
 from ssd.runtime.faults import Faults
 from ssd.runtime.text import read_lines, read_text
 
@@ -77,7 +76,7 @@ class _Described(NamedTuple):
         faults = Faults()
         for path in self.places(key):
             if path.is_dir():
-                found += sorted(filter(is_picture, path.rglob("*")))
+                found += [path / name for name in Folder(path).pictures]
             else:
                 for line in read_lines(path):
                     with faults.caught():

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ssd.data.augmentation import EvalTransform
-from ssd.data.picture_formats import SUFFIXES, describe_unreadable, is_picture, is_unreadable
+from ssd.data.folder import Folder
+from ssd.data.picture_formats import SUFFIXES, describe_unreadable
 from ssd.data.reading import PictureFile
 from ssd.data.shapes import write_shapes
 from ssd.detection import Padded, unpad
@@ -323,9 +324,10 @@ def _read(paths: Sequence[Path], metadata: Metadata) -> Tensor:
 def _few(path: Path, n: int = N_CHECKED) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(filter(is_picture, path.rglob("*")))
+    folder = Folder(path)
+    found = [path / name for name in folder.pictures]
     if not found:
-        others = describe_unreadable(filter(is_unreadable, path.rglob("*")))
+        others = describe_unreadable(path / name for name in folder.unreadable)
         raise ValueError("; ".join([f"no pictures ({', '.join(SUFFIXES)}) in {path}", *others]))
     return found[:: -(-len(found) // n)]
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ssd.data.folder import walk
 from ssd.data.picture_formats import SUFFIXES, describe_unreadable, is_picture, is_unreadable
 from ssd.data.reading import ImageReadError
 from ssd.drawing import is_drawing
@@ -92,16 +93,16 @@ def plan_drawings(
 def _search(folder: Path, fail: Callable[[OSError], None]) -> list[str]:
     """Finds the pictures in a folder and its subfolders, without drawings: their paths inside the folder, sorted.
 
-    Pictures that cannot be read here are among them. Folders of labels of `ssd detect` have copies of pictures, and are
-    left out, unless `folder` is one.
+    Pictures that cannot be read here are among them, and those that `walk` leaves out are not. Folders of labels of
+    `ssd detect` have copies of pictures, and are left out, unless `folder` is one.
 
     The paths are str, since creating a hundred thousand `Path`s takes seconds.
     """
 
     found = []
-    for parent, below, names in os.walk(folder, onerror=fail):
+    for parent, below, names in walk(folder, fail):
         inside = os.path.relpath(parent, folder)
-        if inside != "." and LABELS_MARK in names:
+        if inside != "." and os.path.lexists(os.path.join(parent, LABELS_MARK)):
             below.clear()
             continue
         for name in names:

@@ -151,3 +151,12 @@ def test_an_empty_line_among_the_class_names_is_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\n\ncat\n")
     with pytest.raises(ValueError, match=r"classes\.txt: line 2 is empty; each line must be the name of a class"):
         open_dataset(tmp_path)
+
+
+def test_hidden_copies_are_no_pictures_without_objects(tmp_path):
+    """As notebooks and archives of macOS leave them, in folders that a YAML file names."""
+    opened(tmp_path, [f"0 {BOX}"])
+    for name in (".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", "._a.png", "b.png"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (80, 40)).save(tmp_path / "images" / name)
+    assert [path.name for path in open_dataset(tmp_path, "train").pictures] == ["a.png", "b.png"]

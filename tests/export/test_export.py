@@ -122,8 +122,8 @@ def test_a_file_that_differs_is_not_left(weights, tmp_path, monkeypatch, change)
 
 
 def test_few_pictures_are_from_all_over_a_folder(tmp_path):
-    for i in range(10):
-        (tmp_path / f"{i}.jpg").touch()
+    for name in (*range(10), ".0"):
+        (tmp_path / f"{name}.jpg").touch()
     assert [path.stem for path in exporting._few(tmp_path, 4)] == ["0", "3", "6", "9"]
     assert len(exporting._few(tmp_path, 10)) == 10
 

@@ -7,6 +7,7 @@ import pytest
 from detect_command import contents, detect
 
 from ssd.data import ImageReadError
+from ssd.data.folder import Folder
 from ssd.inference.drawings import plan_drawings
 
 
@@ -126,3 +127,15 @@ def test_pictures_that_cannot_be_read_here_are_counted_and_the_others_read(photo
         plan_drawings([tmp_path / "only"], tmp_path / "out")
     assert detect(tmp_path / "only", weights=weights, out=tmp_path / "out") == 2
     assert "only/z.dng" in capsys.readouterr().err
+
+
+def test_the_pictures_of_a_folder_are_those_that_training_would_read(photos, tmp_path):
+    for name in (".ipynb_checkpoints/a.png", "__MACOSX/a.png", "._a.png", ".a.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes((photos / "a.png").read_bytes())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.png").write_bytes((photos / "a.png").read_bytes())
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "loop").symlink_to(photos)
+    found = [path.relative_to(photos).as_posix() for path in plan_drawings([photos], tmp_path / "out")]
+    assert found == ["a.png", "b.jpg", "deeper/c.PNG", "linked/d.png"] == sorted(Folder(photos).pictures)
