@@ -262,7 +262,7 @@ class ArchiveFolder(Folder):
     def _listed(self) -> tuple[list[Path], dict[str, list[str]]]:
         by_suffix: dict[str, list[str]] = defaultdict(list)
         for path in self._paths:
-            by_suffix[path[path.rfind(".") :].lower() if "." in path else ""].append(path)
+            by_suffix[os.path.splitext(path)[1].lower()].append(path)
         return [Path(self.given)] if Path(self.given).is_dir() else [], by_suffix
 
     def as_stored(self, paths: Iterable[str]) -> list[str]:

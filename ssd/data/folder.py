@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -80,6 +81,38 @@ def walk(
         yield place, folders, [name for name in files if not is_hidden(name)]
 
 
+class PathEnds:
+    """Finds those of many paths that have the most last parts of another one, without comparing it with all.
+
+    Args:
+        paths: the paths, with "/".
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        pairs = sorted((_backwards(path), place) for place, path in enumerate(paths))
+        self._paths, self._places = [path for path, _ in pairs], [place for _, place in pairs]
+
+    def find(self, path: str) -> list[int]:
+        """The places of the paths with the most last parts of this one; empty if none has even its last part."""
+        return self._places[_sharing(self._paths, _backwards(path))]
+
+
+def _backwards(path: str) -> str:
+    """The parts of a path in reverse order, each with "/" behind it."""
+    return "/".join(path.split("/")[::-1]) + "/"
+
+
+def _sharing(paths: Sequence[str], wanted: str) -> slice:
+    """The place of those of sorted paths that have the most first parts of a path, which ends with "/"."""
+    while wanted:
+        begin = bisect_left(paths, wanted)
+        end = bisect_left(paths, f"{wanted[:-1]}0", begin)  # "0" is the character behind "/"
+        if begin < end:
+            return slice(begin, end)
+        wanted = wanted[: wanted[:-1].rfind("/") + 1]
+    return slice(0, 0)
+
+
 class Folder:
     """All files below a folder, which are listed when they are first needed.
 
@@ -119,7 +152,7 @@ class Folder:
             inside = Path(place).relative_to(self.root).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             for name in files:
-                by_suffix[name[name.rfind(".") :].lower()].append(prefix + name)
+                by_suffix[os.path.splitext(name)[1].lower()].append(prefix + name)
         return every, by_suffix
 
     def as_stored(self, paths: Iterable[str]) -> list[str]:
@@ -185,9 +218,18 @@ class Folder:
     def _by_stem(self) -> dict[str, list[str]]:
         """Paths of the pictures by their names in small letters without suffix."""
         found: dict[str, list[str]] = defaultdict(list)
-        for name, paths in self._by_name.items():
-            found[name[: name.rfind(".")]] += paths
+        for path in self.pictures:
+            found[_stem(path)].append(path)
         return found
+
+    @cached_property
+    def _ends(self) -> PathEnds:
+        return PathEnds(self.pictures)
+
+    @cached_property
+    def _unreadable_by_stem(self) -> dict[str, str]:
+        """For the names in small letters without suffix of `unreadable`, the path of the first one."""
+        return {_stem(path): path for path in reversed(self.unreadable)}
 
     @classmethod
     def of(cls, root: str | os.PathLike[str] | Folder) -> Folder:
@@ -259,32 +301,36 @@ class Folder:
         for name in (*wanted, *(unquote(name) for name in wanted if "%" in name)):
             if found := self.named(name):
                 return found[0] if len(found) == 1 else self._nearest(found, name, beside, hint)
-        stems = {os.path.splitext(os.path.basename(name))[0].lower() for name in wanted}
-        others = [path for path in self.unreadable if os.path.splitext(os.path.basename(path))[0].lower() in stems]
+        others = [path for name in wanted if (path := self._unreadable_by_stem.get(_stem(name)))]
         reasons = "".join(f" ({line})" for line in describe_unreadable(others[:1]))
         raise FileNotFoundError(
             f"{self.root / beside}: no picture {wanted[0] if wanted else ''!r} in {self.root}{reasons}"
         )
 
     def _nearest(self, found: list[str], name: str, beside: str, hint: str) -> str:
-        parts, home = PurePosixPath(name).parts[::-1], PurePosixPath(beside).parts[:-1]
+        """The one of several pictures that a name means, see `find`. Each step leaves fewer for the next one."""
+        agreeing = self._ends.find(str(PurePosixPath(name)))
+        if 0 < len(agreeing) < len(found):
+            found = [self.pictures[place] for place in sorted(agreeing)]
+        if hint:
+            found = [picture for picture in found if hint in picture.split("/")[:-1]] or found
+        found = found[_sharing(found, beside[: beside.rfind("/") + 1])] or found
 
-        def closeness(picture: str) -> tuple[int, ...]:
-            its = PurePosixPath(picture).parts
-            usual = any(part.lower() in PICTURE_FOLDERS for part in its[:-1])
-            return _common(its[::-1], parts), hint in its[:-1], _common(its[:-1], home), usual, -len(its)
+        def rank(picture: str) -> tuple[bool, int]:
+            folders = picture.lower().split("/")[:-1]
+            return PICTURE_FOLDERS.isdisjoint(folders), len(folders)
 
-        closest = max(map(closeness, found))
-        first, *others = [picture for picture in found if closeness(picture) == closest]
+        best = min(map(rank, found))
+        first, *others = (picture for picture in found if rank(picture) == best)
         if others:
             places = f"{self.root / first} and {self.root / others[0]}"
             raise FileNotFoundError(f"{self.root / beside}: two pictures fit the name {name!r}: {places}")
         return first
 
 
-def _common(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """How many parts are equal from the beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _stem(path: str) -> str:
+    """The name of a file in small letters without suffix."""
+    return os.path.splitext(os.path.basename(path))[0].lower()
 
 
 Root = str | os.PathLike[str] | Folder  # where a data set is

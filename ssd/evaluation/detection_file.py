@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 from os import PathLike
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ import torch
 from ssd.data.annotations import ImageId
 from ssd.data.coco import COCODataset, CocoFile, Id
 from ssd.data.dataset import BoxDataset
+from ssd.data.folder import PathEnds
 from ssd.data.members import AnyFile
 from ssd.detection import Found
 from ssd.runtime.packed import Packed, splits_of
@@ -96,16 +96,12 @@ class DetectionFile:
 
     def _by_name(self, images: Iterable[tuple[Id, str]], pictures: Sequence[AnyFile]) -> dict[ImageId, int]:
         """Returns the position of each picture in the data set by its id in the file."""
-        named: dict[str, list[int]] = {}
-        for place, picture in enumerate(pictures):
-            named.setdefault(picture.name, []).append(place)
+        ends = PathEnds(picture.as_posix() for picture in pictures)
         places: dict[ImageId, int] = {}
         taken: dict[int, int] = {}  # number of the image that a position belongs to
         for index, (image_id, file_name) in enumerate(images):
             where = f"{self.path}: images[{index}]['file_name'] is {file_name!r}"
-            path = PurePosixPath(file_name.replace("\\", "/"))
-            alike = {place: _shared_end(path, PurePath(str(pictures[place]))) for place in named.get(path.name, ())}
-            best = [place for place, n in alike.items() if n == max(alike.values())]
+            best = ends.find(str(PurePosixPath(file_name.replace("\\", "/"))))
             if not best:
                 raise ValueError(f"{where}, and the data has no such picture")
             if len(best) > 1:
@@ -118,9 +114,3 @@ class DetectionFile:
             names = f"{pictures[min(missing)]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
             raise ValueError(f"{self.path}: does not have {names} of the data; use a split whose pictures it has")
         return places
-
-
-def _shared_end(a: PurePath, b: PurePath) -> int:
-    """Counts the parts that two paths have in common, from the last one."""
-    pairs = zip(reversed(a.parts), reversed(b.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

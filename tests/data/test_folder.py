@@ -1,6 +1,8 @@
 """The files of a folder."""
 
 import os
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,52 @@ def test_the_text_of_a_file_is_that_of_its_path(root):
 )
 def test_a_picture_is_found_by_its_name(folder, names, hint, found):
     assert Folder(folder).find(names, "train/c.xml", hint) == found
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Makes a folder with these pictures of each of 2000 sequences."""
+
+    def made(*patterns):
+        files = defaultdict(list)
+        for pattern in patterns:
+            for path in map(pattern.format, range(2000)):
+                files[os.path.splitext(path)[1]].append(path)
+        monkeypatch.setattr(Folder, "_listed", ([], files))
+        return Folder(Path("/data"))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "beside"),
+    [
+        ("images/seq{}/1.jpg", "seq{}/1.jpg", "boxes.json"),
+        ("seq{}/images/1.jpg", "/other/seq{}/images/1.jpg", "boxes.json"),
+        ("seq{}/1.jpg", "1.jpg", "seq{}/1.xml"),
+        ("seq{}/images/1.jpg", "1.tif", "seq{}/labels/1.xml"),
+    ],
+)
+def test_the_time_to_find_a_picture_does_not_grow_with_the_pictures_of_its_name(many, pattern, name, beside):
+    folder, began = many(pattern), time.process_time()
+    for i in range(2000):
+        assert folder.find([name.format(i)], beside.format(i)) == pattern.format(i)
+    assert time.process_time() - began < 4  # it took minutes
+
+
+def test_the_time_to_miss_a_picture_does_not_grow_with_those_that_cannot_be_read(many):
+    folder, began = many("{}.dng"), time.process_time()
+    for i in range(2000):
+        with pytest.raises(FileNotFoundError, match=rf"no picture '{i}\.jpg' in /data \({i}\.dng: .*convert it"):
+            folder.find([f"{i}.jpg"], "boxes.json")
+    assert time.process_time() - began < 4
+
+
+def test_what_is_there_is_counted_by_suffix(tmp_path):
+    for name in ("README", "LICENSE", "a.md", "v1.0/notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert Folder(tmp_path).contents() == "2 files at the top, 1 .md at the top, 1 files in v1.0"
 
 
 def test_names_of_splits():
