@@ -21,7 +21,7 @@ from ssd.data.members import AnyFile, file_of, text_of
 from ssd.data.reading import Header, ImageReadError, PictureFile, read_header
 from ssd.runtime.faults import Faults, first_of
 from ssd.runtime.packed import Texts
-from ssd.runtime.text import printable
+from ssd.runtime.text import composed, printable
 from ssd.runtime.threads import in_threads, in_threads_if_slow
 
 ImageId = int | str | None  # id of a picture in its annotation file; None if the format has no ids
@@ -115,7 +115,7 @@ class Annotations(NamedTuple):
     unreadable: Sequence[Sequence[str]]  # path and error of each picture that was left out, see `read_annotations`
     remarks: Mapping[str, Sequence[Any]]  # for each `Entry.remark` the number of annotations and the first file
     row_splits: np.ndarray  # (N + 1,) int64, rows of the objects of each picture
-    names: tuple[str, ...]  # of the classes, in the order of first appearance
+    names: tuple[str, ...]  # of the classes, composed, in the order of first appearance
     # The R objects, see `Object`:
     indices: np.ndarray  # (R,) int64
     labels: np.ndarray  # (R,) int32, indices into `names`
@@ -270,7 +270,7 @@ class _Columns:
             self.remarks.setdefault(remark, [0, str(annotation)])[0] += 1
         for index, name, box, is_difficult, is_crowd, area in objects:
             self.indices.append(index)
-            self.labels.append(self.names.setdefault(name, len(self.names)))
+            self.labels.append(self.names.setdefault(composed(name), len(self.names)))
             self.boxes.extend(box)
             self.difficult.append(is_difficult)
             self.crowd.append(is_crowd)

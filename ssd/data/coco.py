@@ -19,6 +19,7 @@ from ssd.data.folder import Folder, is_split
 from ssd.data.json_kinds import COCO, kinds
 from ssd.data.json_rows import START, json_rows
 from ssd.runtime.faults import Faults
+from ssd.runtime.text import composed
 
 PREFIXES = ("instances_", "_annotations.coco")  # instances_val2017.json; Roboflow's val/_annotations.coco.json
 Id = int | str  # of a picture or a category
@@ -206,7 +207,7 @@ def _add_name(row: Any, key: str, known: dict[Id, str]) -> None:
         raise ValueError(f"['id'] is {row['id']!r}, a duplicate")
     if key == "file_name" and not isinstance(row[key], str):
         raise ValueError(f"[{key!r}] must be a string, got {row[key]!r}")
-    known[row["id"]] = str(row[key])
+    known[row["id"]] = composed(str(row[key]))
 
 
 def _other_type(value: Any) -> Id | None:
@@ -363,7 +364,7 @@ class COCODataset(BoxDataset):
         return names
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        return list(dict.fromkeys(name for categories in self._declared.values() for _, name in categories))
+        return [name for categories in self._declared.values() for _, name in categories]
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -119,7 +119,7 @@ class CVATDataset(ListingDataset):
         return [name for label in with_box if (name := label.findtext("name", "").strip())]
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        return list(dict.fromkeys((*self._declared, *sorted(found))))
+        return [*self._declared, *sorted(found)]
 
 
 def _files(folder: Folder) -> list[str]:

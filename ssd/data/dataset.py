@@ -36,18 +36,19 @@ from ssd.data.usable import usable_objects
 from ssd.options import OVERLAP, ReadOptions, check_known
 from ssd.runtime.packed import Packed
 from ssd.runtime.remote import read_ahead
+from ssd.runtime.text import composed
 from ssd_ext._checks import check_fields
 
 
 def _unlabelled(folders: Sequence[Folder], split: str | None, used: Set[str]) -> list[AnyFile]:
     """Finds the pictures without annotation: in the folders of pictures that have one, and in the split."""
-    places = set(map(os.path.dirname, used))
+    places, known = set(map(os.path.dirname, used)), set(map(composed, used))
     return [
         folder.root / path
         for folder in folders
         for path in folder.pictures
         if (split is None or split_of(path) == split)
-        and (whole := folder.text(path)) not in used
+        and composed(whole := folder.text(path)) not in known
         and os.path.dirname(whole) in places
     ]
 
@@ -147,14 +148,17 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
                 + f" in split {split!r}" * (split is not None)
                 + f"; there are {there}"
             )
-        self.classes = tuple(self._names(read.names) if classes is None else classes)
+        self.classes = tuple(map(composed, self._names(read.names) if classes is None else classes))
+        if classes is None:
+            self.classes = tuple(dict.fromkeys(self.classes))
         wanted = read
         if options.only is not None:
             of_split = f" in the split {split}" * (split is not None)
-            check_known(f"{names}{of_split}: only", options.only, self.classes)
+            only = list(map(composed, options.only))
+            check_known(f"{names}{of_split}: only", only, self.classes)
             if classes is None:
-                self.classes = tuple(name for name in self.classes if name in options.only)
-            wanted = read.of_classes(options.only)
+                self.classes = tuple(name for name in self.classes if name in only)
+            wanted = read.of_classes(only)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         for name in self.classes:
@@ -365,7 +369,7 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         return (x1 > x0) & (y1 > y0), (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        """The class names if none are given: those in the annotations, sorted."""
+        """The class names if none are given: those in the annotations, sorted. Some may be there more than once."""
         return sorted(found)
 
     @property

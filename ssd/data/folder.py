@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from ssd.data.picture_formats import SUFFIXES, UNREADABLE, describe_unreadable
+from ssd.runtime.text import composed
 
 SPLIT_WORDS = {  # kind of a split by the first word of its name; earlier words are preferred
     "trainval": "trainval",
@@ -89,12 +90,12 @@ class PathEnds:
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        pairs = sorted((_backwards(path), place) for place, path in enumerate(paths))
+        pairs = sorted((_backwards(composed(path)), place) for place, path in enumerate(paths))
         self._paths, self._places = [path for path, _ in pairs], [place for _, place in pairs]
 
     def find(self, path: str) -> list[int]:
         """The places of the paths with the most last parts of this one; empty if none has even its last part."""
-        return self._places[_sharing(self._paths, _backwards(path))]
+        return self._places[_sharing(self._paths, _backwards(composed(path)))]
 
 
 def _backwards(path: str) -> str:
@@ -208,15 +209,15 @@ class Folder:
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        """Paths of the pictures by their names in small letters."""
+        """Paths of the pictures by their names, see `_plain`."""
         found: dict[str, list[str]] = defaultdict(list)
         for path in self.pictures:
-            found[path[path.rfind("/") + 1 :].lower()].append(path)
+            found[_plain(path)].append(path)
         return found
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        """Paths of the pictures by their names in small letters without suffix."""
+        """Paths of the pictures by their names without suffix."""
         found: dict[str, list[str]] = defaultdict(list)
         for path in self.pictures:
             found[_stem(path)].append(path)
@@ -228,7 +229,7 @@ class Folder:
 
     @cached_property
     def _unreadable_by_stem(self) -> dict[str, str]:
-        """For the names in small letters without suffix of `unreadable`, the path of the first one."""
+        """For each name without suffix of `unreadable`, the path of the first one."""
         return {_stem(path): path for path in reversed(self.unreadable)}
 
     @classmethod
@@ -275,7 +276,7 @@ class Folder:
 
     def named(self, name: str) -> list[str]:
         """The pictures that a name may mean, see `find`, by its last part alone; with "/" as the separator."""
-        last = name[name.rfind("/") + 1 :].lower()
+        last = _plain(name)
         found = self._by_name.get(last) or self._by_stem.get(last) or self._by_stem.get(os.path.splitext(last)[0])
         return found or []
 
@@ -283,8 +284,9 @@ class Folder:
         """Finds the picture that an annotation describes.
 
         A name may have folders of another machine, backslashes, quoted characters, another case, another suffix or
-        none. Of several pictures with the name, the one that agrees in most folders is taken; then one whose folders
-        have the `hint`; then the one nearest to the annotation; then one in a folder such as "images".
+        none, or accents in other characters (`ssd.runtime.text.composed`). Of several pictures with the name, the one
+        that agrees in most folders is taken; then one whose folders have the `hint`; then the one nearest to the
+        annotation; then one in a folder such as "images".
 
         Args:
             names: names for the picture; the first one that any picture has decides.
@@ -328,9 +330,14 @@ class Folder:
         return first
 
 
+def _plain(path: str) -> str:
+    """The name of a file as it is compared with others: in small letters, and composed."""
+    return composed(path[path.rfind("/") + 1 :]).lower()
+
+
 def _stem(path: str) -> str:
-    """The name of a file in small letters without suffix."""
-    return os.path.splitext(os.path.basename(path))[0].lower()
+    """The name of a file as it is compared, without suffix."""
+    return os.path.splitext(_plain(path))[0]
 
 
 Root = str | os.PathLike[str] | Folder  # where a data set is

@@ -102,7 +102,7 @@ class ListingDataset(BoxDataset):
         return Entry(folder.root / file, picture, listed.objects(), size=listed.size(), remark=listed.remark)
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        return list(dict.fromkeys(self._declared)) or sorted(found)
+        return self._declared or sorted(found)
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:

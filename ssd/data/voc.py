@@ -7,6 +7,7 @@ does, boxes extend one pixel further to the left and to the top than drawn.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
 from ssd.data.picture_formats import SUFFIXES
 from ssd.runtime.faults import Faults
-from ssd.runtime.text import read_lines, read_xml
+from ssd.runtime.text import composed, read_lines, read_xml
 
 FIRST_ELEMENT = re.compile(rb"<([A-Za-z]\w*)")
 ENDINGS = (".xml", *SUFFIXES)
@@ -76,18 +77,23 @@ def _listed(folder: Folder, path: str, annotations: Sequence[str]) -> Iterator[s
     """The annotations of a list. A line is a name, which may have folders and a suffix; or a name and 1, 0 or -1."""
     by_name: dict[str, str] = {}
     for file in annotations:
-        if (other := by_name.setdefault(PurePosixPath(file).stem, file)) != file:
+        if (other := by_name.setdefault(composed(PurePosixPath(file).stem), file)) != file:
             raise ValueError(f"{folder.root / path}: two XML files have one of its names, {other} and {file}")
     faults = Faults()
     for line in read_lines(folder.root / path):
-        last = line.replace("\\", "/").rpartition("/")[2]
-        names = [name.removesuffix(ending) for name in (last, last.split()[0]) for ending in ("", *ENDINGS)]
+        last = composed(line.replace("\\", "/").rpartition("/")[2])
+        names = [name for word in (last, last.split()[0]) for name in (word, _without_ending(word))]
         found = next((by_name[name] for name in names if name in by_name), None)
         if found is None:
             faults.add(FileNotFoundError(f"{folder.root / path}: lists {line!r}, but no XML file has this name"))
         else:
             yield found
     faults.check()
+
+
+def _without_ending(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in ENDINGS else name
 
 
 class VOCDataset(BoxDataset):

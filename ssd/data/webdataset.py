@@ -14,6 +14,7 @@ from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
 from ssd.data.json_kinds import WEBDATASET, field, is_json, kinds, numbers_of, read_json, size_in
 from ssd.runtime.faults import Faults
+from ssd.runtime.text import composed
 
 # Keys of the class of an object; the first one that is there counts.
 NAMES = ("category", "category_name", "label", "class", "class_name", "name", "category_id")
@@ -86,7 +87,7 @@ class WebDataset(BoxDataset):
             raise ValueError(
                 f"{where}: the class must be a name or a number in one of {', '.join(NAMES)}, got {given or list(row)}"
             )
-        name = str(name)
+        name = composed(str(name))
         if type(number) is int:
             self._declared[name] = min(number, self._declared.get(name, number))
         if "bbox" not in row:

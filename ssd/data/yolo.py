@@ -18,7 +18,7 @@ from ssd.data.archives import ArchiveFolder
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, is_split, split_of
 from ssd.runtime.faults import Faults
-from ssd.runtime.text import read_lines, read_text
+from ssd.runtime.text import composed, read_lines, read_text, spellings
 
 NAMES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")  # files with the class names, a line each
 KEYS_OF_DARKNET = ("train", "valid", "test")
@@ -104,15 +104,17 @@ class _Described(NamedTuple):
         given = str(self.content.get("path") or ".")
         inner = re.sub(r"^(\.\./)+", "", place)
         bases = (here / given, here / ".." / given, here, here / "..")
-        tried = [Path(os.path.normpath(base / name)) for base in bases for name in (place, inner)]
+        names = [name for path in (place, inner) for name in spellings(path)]
+        tried = [Path(os.path.normpath(base / name)) for base in bases for name in names]
         for path in tried:
             if path.exists():
                 return path
-        parts = PurePosixPath(given, inner).parts
-        for i in range(1, len(parts)):
-            path = here.joinpath(*parts[i:])
-            if (is_picture or len(parts) - i > 1 or is_split(parts[i])) and ".." not in parts[i:] and path.exists():
-                return path
+        for name in spellings(str(PurePosixPath(given, inner))):
+            parts = PurePosixPath(name).parts
+            for i in range(1, len(parts)):
+                path = here.joinpath(*parts[i:])
+                if (is_picture or len(parts) - i > 1 or is_split(parts[i])) and ".." not in parts[i:] and path.exists():
+                    return path
         raise FileNotFoundError(f"{self.path}: {what!r} names {place}, which is not there; looked for {tried[0]}")
 
 
@@ -171,13 +173,15 @@ def _lists(folder: Folder) -> dict[str, str]:
 
 def _label_files(picture: AnyPath) -> list[AnyPath]:
     """Where the label file of a picture may be: images/a.jpg -> labels/a.txt in the innermost folder, or beside it."""
-    parts, beside = picture.parts, picture.with_suffix(".txt")
+    parts = picture.parts
+    places = [(parts[:-1], parts[-1])]
     for i in range(len(parts) - 2, -1, -1):
         label = LABELS.get(parts[i].lower())
         if label is not None:
             label = label.capitalize() if parts[i][0].isupper() else label
-            return [type(picture)(*parts[:i], label, *parts[i + 1 :]).with_suffix(".txt"), beside]
-    return [beside]
+            places.insert(0, ((*parts[:i], label), "/".join(parts[i + 1 :])))
+            break
+    return [type(picture)(*above, name).with_suffix(".txt") for above, inside in places for name in spellings(inside)]
 
 
 def _label_file(picture: Path) -> Path:
@@ -193,11 +197,11 @@ def _parts(folder: Folder) -> dict[str, list[Path]]:
         parts = {key: described.pictures(key) for key in described.splits}
     for name, path in folder.once(_lists).items():
         parts.setdefault(name, [folder.root / folder.find([line], path) for line in read_lines(folder.root / path)])
-    known = {os.path.abspath(picture) for pictures in parts.values() for picture in pictures}
+    known = {composed(os.path.abspath(picture)) for pictures in parts.values() for picture in pictures}
     listed = bool(parts)
     for path in folder.pictures:
         split, picture = split_of(path), folder.root / path
-        if (split or not listed) and os.path.abspath(picture) not in known and _is_labelled(folder, path):
+        if (split or not listed) and composed(os.path.abspath(picture)) not in known and _is_labelled(folder, path):
             parts.setdefault(split, []).append(picture)
     return parts
 
@@ -383,7 +387,7 @@ class YOLODataset(BoxDataset):
         yield from (folder.root / path for path in (*folder.once(_lists).values(), *folder.files(".data")))
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
-        return list(dict.fromkeys(self._declared))
+        return self._declared
 
     @staticmethod
     def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -61,6 +63,19 @@ def read_xml(path: Path) -> ElementTree.Element:
         if "}" in node.tag:
             node.tag = node.tag.rpartition("}")[2]
     return root
+
+
+def composed(text: str) -> str:
+    """A text with its accents and syllables in single characters (Unicode's NFC), as most programs write them.
+
+    macOS writes names of files in several characters instead (NFD), which look the same and are not equal.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def spellings(path: str) -> Iterable[str]:
+    """A path as it is, and as it may be called on the disk: composed, and as macOS writes it, see `composed`."""
+    return (path,) if path.isascii() else dict.fromkeys((path, composed(path), unicodedata.normalize("NFD", path)))
 
 
 def printable(text: object) -> str:

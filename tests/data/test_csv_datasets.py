@@ -1,5 +1,7 @@
 """Data sets of CSV files, in the dialects of several tools."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from annotation_files import BOX, DEEP_FOREST, KERAS, OPEN_IMAGES, XML_TO_CSV, draw, table, write
@@ -190,3 +192,14 @@ def test_many_rows(tmp_path):
     dataset = opened(tmp_path, "\n".join(rows))
     for i, truth in enumerate(dataset.truths):
         assert np.array_equal(truth["boxes"].numpy(), numbers[i::3])
+
+
+def test_one_class_and_one_picture_in_two_spellings(tmp_path):
+    forms = [unicodedata.normalize(form, "강아지") for form in ("NFC", "NFD")]
+    draw(tmp_path / f"{forms[1]}.jpg")
+    rows = [f"{forms[0]}.jpg,{form},1,2,30,40" for form in forms]
+    write(tmp_path / "labels.csv", "\n".join(["filename,class,xmin,ymin,xmax,ymax", *rows]))
+    write(tmp_path / "classes.csv", "\n".join(f"{form},{i}" for i, form in enumerate(forms)))
+    dataset = open_dataset(tmp_path)
+    assert dataset.counts == {forms[0]: 2}
+    assert [path.stem for path in dataset.pictures] == [forms[1]]

@@ -2,6 +2,7 @@
 
 import os
 import time
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -47,6 +48,22 @@ def test_the_text_of_a_file_is_that_of_its_path(root):
 )
 def test_a_picture_is_found_by_its_name(folder, names, hint, found):
     assert Folder(folder).find(names, "train/c.xml", hint) == found
+
+
+@pytest.mark.parametrize(("disk", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_and_syllables_are_found_in_single_characters_and_in_several(tmp_path, disk, written):
+    """macOS writes several characters for one."""
+    for path in ("강아지/사진.jpg", "고양이/사진.jpg", "école.jpg", "Ärger.dng"):
+        path = tmp_path / unicodedata.normalize(disk, path)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    folder = Folder(tmp_path)
+    for name in ("강아지/사진.jpg", "고양이\\사진.jpg", "ÉCOLE.jpg", "école", "%C3%A9cole"):
+        found = folder.find([unicodedata.normalize(written, name)], "boxes.csv")
+        assert found in folder.pictures
+        assert unicodedata.normalize("NFC", found)[0] == (name[0] if name[0] in "강고" else "é")
+    with pytest.raises(FileNotFoundError, match="convert it to JPEG"):
+        folder.find([unicodedata.normalize(written, "Ärger.jpg")], "boxes.csv")
 
 
 @pytest.fixture

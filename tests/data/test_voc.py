@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from small_datasets import add_picture, add_split
 from torchvision import tv_tensors
 
-from ssd.data import ImageReadError, VOCDataset, list_splits, open_dataset
+from ssd.data import ImageReadError, ReadOptions, VOCDataset, list_splits, open_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,6 +52,27 @@ def test_splits_and_several_folders(pair, tmp_path_factory):
     assert list_splits(pair) == ["test", "train"]
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         list_splits(pair / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".Jpeg", ".XML"])
+def test_a_split_may_have_suffixes_in_any_case(pair, suffix):
+    add_split(pair, "train", f"a{suffix}", f"JPEGImages/b{suffix} 1")
+    assert [path.name for path in VOCDataset(pair, "train").pictures] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(("disk", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_and_classes_may_have_accents_in_single_characters_or_in_several(tmp_path, disk, written):
+    names = [unicodedata.normalize(form, "é") for form in (disk, written)]
+    for name in "ab":
+        add_picture(tmp_path, name, [(form, 1, 1, 20, 20) for form in names], filename=f"{names[1]}{name}.jpg")
+        for file in (tmp_path / "Annotations" / f"{name}.xml", tmp_path / "JPEGImages" / f"{name}.jpg"):
+            file.rename(file.with_stem(f"{names[0]}{name}"))
+    add_split(tmp_path, "train", f"{names[1]}a", f"{names[1]}b.jpg")
+    dataset = open_dataset(tmp_path, "train")
+    assert [path.stem for path in dataset.pictures] == [f"{names[0]}a", f"{names[0]}b"]
+    assert dataset.counts == {"é": 4}
+    assert open_dataset(tmp_path, classes=["x", names[1]]).counts == {"x": 0, "é": 4}
+    assert open_dataset(tmp_path, options=ReadOptions(only=(names[1],))).counts == {"é": 4}
 
 
 def test_a_split_may_have_a_byte_order_mark_and_more_columns(pair):

@@ -1,5 +1,7 @@
 """Data sets in YOLO layout."""
 
+import unicodedata
+
 import pytest
 from PIL import Image
 from small_datasets import as_yolo
@@ -160,3 +162,22 @@ def test_hidden_copies_are_no_pictures_without_objects(tmp_path):
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (80, 40)).save(tmp_path / "images" / name)
     assert [path.name for path in open_dataset(tmp_path, "train").pictures] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("disk", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_labels_and_lists_whose_names_macos_did_not_change(tmp_path, disk, written, listed):
+    opened(tmp_path, [f"0 {BOX}"])
+    picture = tmp_path / "images" / unicodedata.normalize(disk, "사진/é.png")
+    picture.parent.mkdir()
+    (tmp_path / "images" / "a.png").rename(picture)
+    label = tmp_path / "labels" / unicodedata.normalize(written, "사진/é.txt")
+    label.parent.mkdir()
+    (tmp_path / "labels" / "a.txt").rename(label)
+    if listed:
+        (tmp_path / "train.txt").write_text(unicodedata.normalize(written, "images/사진/é.png"))
+        (tmp_path / "data.yaml").write_text("train: train.txt\nnames: [x, y]")
+    dataset = open_dataset(tmp_path)
+    assert list(dataset.pictures) == [picture]
+    assert list(dataset.files) == [label]
+    assert dataset.counts == {"x": 1, "y": 0}
