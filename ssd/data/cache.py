@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssd.data.picture_formats import SUFFIXES
 from ssd.runtime.files import replacing
 from ssd.runtime.packed import Texts
 from ssd.runtime.remote import PartError, stamp
@@ -37,11 +38,14 @@ def cached(key: Iterable[object], read: Callable[[], Arrays], sources: Callable[
     """Returns cached arrays if they are still valid. Otherwise reads them, and caches them if that took long.
 
     Args:
-        key: values that decide the result besides the files; their `repr` names the entry.
+        key: values that decide the result besides the files, and the formats of pictures that are read here; their
+            `repr` names the entry.
         read: reads the arrays.
         sources: lists the files and folders that the arrays were read from.
     """
-    name = hashlib.blake2b(repr((VERSION, *key)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    name = hashlib.blake2b(
+        repr((VERSION, SUFFIXES, *key)).encode("utf-8", "surrogateescape"), digest_size=16
+    ).hexdigest()
     path = cache_folder() / f"{name}.npz"
     if (found := _load(path)) is not None:
         return found

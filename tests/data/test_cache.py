@@ -68,6 +68,16 @@ def test_nothing_is_read_twice(kept, data, reads):
     assert len(reads) == 3
 
 
+def test_pictures_that_can_be_read_by_now_are_seen(kept, data, monkeypatch):
+    Image.new("RGB", (8, 8)).save(data / "JPEGImages" / "c.heic", "JPEG")
+    options = ReadOptions(unlabelled="background")
+    for suffixes, names in (((".jpg",), "ab"), ((".jpg", ".heic"), "abc")):
+        age(data)
+        for module in ("cache", "folder"):
+            monkeypatch.setattr(f"ssd.data.{module}.SUFFIXES", suffixes)
+        assert [path.stem for path in open_dataset(data, options=options).pictures] == list(names)
+
+
 def rewrite(path, old, new):
     path.write_text(path.read_text().replace(old, new))
 
