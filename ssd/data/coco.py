@@ -117,16 +117,17 @@ class CocoRows:
         Raises:
             ValueError: ids are not in `known`, and `unknown` is None.
         """
-        faults, number_of = Faults(), []
-        ids, numbers = (self._image_ids, self._images) if key == "image_id" else (self._category_ids, self._categories)
-        for value, number in ids.items():
-            index = known.get(value, known.get(_other_type(value), unknown))
-            if index is None:
-                row = numbers.index(number)
-                faults.add(ValueError(f"{where}[{row}][{key!r}] is {value!r}, which does not exist"))
-            number_of.append(index or 0)
-        faults.check()
-        return np.array(number_of, np.int64)[np.array(numbers, np.int64)]
+        ids, column = (self._image_ids, self._images) if key == "image_id" else (self._category_ids, self._categories)
+        numbers = np.array(column, np.int64)
+        number_of = [known.get(value, known.get(_other_type(value), unknown)) for value in ids]
+        if None in number_of:
+            faults = Faults()
+            rows = np.unique(numbers, return_index=True)[1].tolist()  # the first one of each id
+            for value, row, index in zip(ids, rows, number_of, strict=True):
+                if index is None:
+                    faults.add(ValueError(f"{where}[{row}][{key!r}] is {value!r}, which does not exist"))
+            faults.check()
+        return np.array(number_of, np.int64)[numbers]
 
     @property
     def boxes(self) -> np.ndarray:

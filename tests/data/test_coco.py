@@ -1,12 +1,14 @@
 """Data sets in COCO layout."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from small_datasets import HEIGHT, WIDTH, as_coco
 
 from ssd.data import ReadOptions, list_splits, open_dataset
+from ssd.data.coco import CocoRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,3 +154,14 @@ def test_the_size_in_the_file(voc, tmp_path):
     truth = open_dataset(tmp_path, "val").truths[0]
     assert truth["boxes"].tolist() == expected
     assert truth["areas"].tolist() == [40]
+
+
+def test_the_time_to_name_unknown_ids_does_not_grow_with_their_square():
+    rows, began = CocoRows(), time.process_time()
+    for i in range(20_000):
+        rows.add({"image_id": i // 2, "category_id": 1})
+    with pytest.raises(
+        ValueError, match=r"10000 errors:\n +a\.json\[0\]\['image_id'\] is 0, .*\n +a\.json\[2\].* is 1,"
+    ):
+        rows.numbers("image_id", {}, "a.json")
+    assert time.process_time() - began < 2  # it took 10 s
