@@ -210,7 +210,7 @@ def read_annotations(
                 return entry, header
             except ImageReadError as error:
                 if not skip_unreadable:
-                    raise
+                    faults.add(error)
                 return entry, error
         except (ValueError, OSError) as error:  # `Faults.caught` takes a microsecond, even if there is no error
             faults.add(error)

@@ -141,6 +141,16 @@ def test_all_errors_are_reported_at_once(tmp_path):
         VOCDataset(tmp_path, classes=("b", "c"))
 
 
+def test_a_picture_that_cannot_be_read_is_reported_once(tmp_path):
+    """And not a second time as a picture without annotation."""
+    for name in "ab":
+        add_picture(tmp_path, name, [("x", 1, 1, 9, 9)])
+        (tmp_path / "JPEGImages" / f"{name}.jpg").write_bytes(b"not a picture")
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    with pytest.raises(ImageReadError, match=r"^2 errors:"):
+        VOCDataset(tmp_path, options=ReadOptions(unlabelled="background"))
+
+
 def test_objects_of_other_classes_are_left_out(tmp_path):
     add_picture(tmp_path, "a", [("x", 1, 1, 9, 9), ("z", 3, 3, 9, 9), ("y", 5, 1, 9, 9), ("z", 5, 5, 5, 9)])
     add_picture(tmp_path, "b", [("x", 2, 1, 9, 9)])
