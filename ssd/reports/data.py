@@ -108,6 +108,7 @@ def write_data_report(
             "not_shown": [dataset.classes[label - 1] for label in hidden],
         }
     )
+    objects = dataset.objects
     html = page.render(
         "reports/data.html.jinja",
         **numbers,
@@ -119,7 +120,7 @@ def write_data_report(
         plots=_plots(fit, dataset.classes, origin.layout),
         dropped=list(map(str, dataset.dropped[:LISTED])),
         listed=LISTED,
-        gallery=[_picture(i, dataset, odd) for i in chosen],
+        gallery=[_picture(i, dataset, objects[i], odd) for i in chosen],
         odd=[_pictures_of(finding, dataset) for finding in odd],
         groups=[_group(group, dataset, places) for group in duplicates[:SHOWN_GROUPS]],
     )
@@ -238,21 +239,20 @@ def _choose(dataset: BoxDataset, odd: Sequence[Finding], looks: Looks) -> tuple[
 
 def _drawing(index: int, dataset: BoxDataset, side: int, boxes: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """A picture with boxes, for the template. Each box is in fractions of the picture."""
-    width, height = dataset.sizes[index].tolist()
+    picture, file = dataset.picture(index), dataset.pictures[index]
+    width, height = picture.width, picture.height
     size = page.within((width, height), side)
-    file = dataset.pictures[index]
     return {
         "file": page.short(file),
         "size": size,
         "pixels": (width, height),
-        "image": page.thumbnail(dataset.picture(index), size),
+        "image": page.thumbnail(picture, size),
         "boxes": [{**box, "box": page.drawn(box["box"], size)} for box in boxes],
     }
 
 
-def _picture(index: int, dataset: BoxDataset, odd: Sequence[Finding]) -> dict[str, Any]:
+def _picture(index: int, dataset: BoxDataset, objects: Mapping[str, Any], odd: Sequence[Finding]) -> dict[str, Any]:
     """A picture of the gallery, with all its boxes and the kinds of what looks odd about it."""
-    objects = dataset.objects[index]
     columns = zip(objects["labels"].tolist(), objects["boxes"].double().numpy(), strict=True)
     boxes = [{"label": label, "box": box} for label, box in columns][:SHOWN_BOXES]
     drawing = _drawing(index, dataset, SIDE, boxes)

@@ -22,7 +22,7 @@ from report_pages import (
 from small_datasets import add_picture, add_split
 
 from ssd.cli import main
-from ssd.data import open_dataset
+from ssd.data import BoxDataset, open_dataset
 from ssd.data.findings import KINDS
 from ssd.data.prior_fit import measure_fit
 from ssd.networks.ssd300 import SSD300
@@ -127,6 +127,13 @@ def test_findings_name_the_file_and_the_box(written, odd_data):
     headings = [text for _, text in page.all("h3")]
     assert [kind.capitalize() + ": 1" for kind in findings] == [text for text in headings if text.endswith(": 1")][:4]
     assert set(findings) <= set(KINDS)
+
+
+def test_the_boxes_of_all_pictures_are_divided_a_few_times_and_not_for_each_picture(odd_data, tmp_path, monkeypatch):
+    divided, objects = [], BoxDataset.objects.fget
+    monkeypatch.setattr(BoxDataset, "objects", property(lambda dataset: divided.append(1) or objects(dataset)))
+    report(tmp_path / "out.html", open_dataset(odd_data))
+    assert len(divided) < 8  # of 11 pictures
 
 
 def test_copies_in_two_splits_come_first(written, odd_data):
