@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -55,24 +55,31 @@ class Copies(NamedTuple):
     equal: bool  # whether their files have equal bytes; otherwise they look the same
 
 
-def equal_files(pictures: Sequence[AnyFile]) -> list[list[int]]:
+def equal_files(pictures: Sequence[AnyFile], splits: Sequence[str] | None = None) -> list[list[int]]:
     """Groups files with equal bytes. A file is read only if another one has its size, and in full only if needed.
 
     Args:
         pictures: the files; one that is named twice is equal to itself.
+        splits: the split of each. None: files of one split are compared too.
 
     Returns:
-        The sorted indices of each group with at least two files, in the order of the first ones.
+        The sorted indices of each group with at least two files, in the order of the first ones; with `splits`, of each
+        group with files of two splits.
     """
+
+    def matters(group: Iterable[int]) -> bool:
+        indices = [i for index in group for i in places[text_of(pictures[index])]]
+        return len(indices if splits is None else {splits[i] for i in indices}) > 1
+
     places: dict[str, list[int]] = defaultdict(list)
     for index, picture in enumerate(pictures):
         places[text_of(picture)].append(index)
     groups = [[indices[0] for indices in places.values()]]
     keys: tuple[Callable[[AnyFile], Hashable], ...] = (identity, _hash_of_head, _hash_of_all)
     for key in keys:
-        groups = [part for group in groups for part in _split(group, pictures, key)]
+        groups = [part for group in groups for part in _split(group, pictures, key) if matters(part)]
     grouped = {index for group in groups for index in group}
-    groups += [[index] for index, *more in places.values() if more and index not in grouped]
+    groups += [[index] for index, *_ in places.values() if index not in grouped and matters([index])]
     return sorted(sorted(i for index in group for i in places[text_of(pictures[index])]) for group in groups)
 
 

@@ -225,7 +225,7 @@ def in_two_splits(splits: Mapping[str, Iterable[AnyFile]]) -> Iterator[str]:
     if len(splits) < 2:
         return
     places = [(name, picture) for name, pictures in splits.items() for picture in pictures]
-    groups = equal_files([picture for _, picture in places])
+    groups = equal_files([picture for _, picture in places], [name for name, _ in places])
     for a, b in combinations(splits, 2):
         same = []
         for group in groups:

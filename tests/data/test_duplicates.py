@@ -28,6 +28,20 @@ def test_equal_files_are_found_by_their_bytes(tmp_path):
     assert equal_files([]) == equal_files(files[:1]) == []
 
 
+def test_files_of_one_split_are_not_read_if_only_copies_in_two_matter(tmp_path, monkeypatch):
+    read, head = [], duplicates._hash_of_head
+    monkeypatch.setattr(duplicates, "_hash_of_head", lambda picture: read.append(picture.name) or head(picture))
+    contents = [b"aa", b"aa", b"ab", b"b", b"b", b"c", b"ddd"]  # "c" has the size of "b"
+    for i, content in enumerate(contents):
+        (tmp_path / str(i)).write_bytes(content)
+    files = [tmp_path / str(i) for i in range(len(contents))]
+    assert equal_files([*files, files[0], files[6]], [*"tttvtvtvv"]) == [[0, 1, 7], [3, 4], [6, 8]]
+    assert sorted(read) == ["0", "1", "2", "3", "4", "5"]
+    read.clear()
+    assert equal_files(files, [*"tttvvvv"]) == []
+    assert read == []
+
+
 def test_copies_in_another_size_quality_or_brightness_are_found(tmp_path):
     for i in range(40):
         scene(i).save(tmp_path / f"{i}.png")
