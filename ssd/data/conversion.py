@@ -5,6 +5,7 @@ The pictures are neither decoded nor changed. Sizes and boxes are those of the u
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -12,10 +13,10 @@ from pathlib import Path
 from ssd.data import BoxDataset, open_dataset
 from ssd.data.archives import folders_of
 from ssd.data.folder import Folder, Root
-from ssd.data.writers import WRITERS, Annotated, Writer, Written, check_name, unique_name
+from ssd.data.writers import WRITERS, Annotated, Writer, Written, check_name
 from ssd.options import ReadOptions
 from ssd.runtime.faults import first_of
-from ssd.runtime.files import check_new, new_folder
+from ssd.runtime.files import Names, check_new, new_folder
 
 
 def convert_dataset(
@@ -111,14 +112,14 @@ def _written(
     dataset: BoxDataset, chosen: Sequence[int], parts: dict[str, set[str]], writer: Writer
 ) -> Iterator[Written]:
     """What a writer has to write of the chosen pictures of a data set."""
-    taken: dict[str, set[str]] = {}
+    taken: dict[str, Names] = defaultdict(Names)
     sizes = dataset.sizes.tolist()
     for index in chosen:
         path = dataset.pictures[index]
         splits = [split for split, pictures in parts.items() if str(path) in pictures]
         home = splits[0] if splits and writer.IN_PARTS else ""
         check_name(path)
-        name = unique_name(path, taken.setdefault(home, set()), writer.stem)
+        name = writer.name(path, taken[home])
         columns = dataset.annotated[index]
         rows = zip(*(columns[key].numpy() for key in ("labels", "boxes", "difficult", "crowd", "areas")), strict=True)
         objects = [

@@ -20,6 +20,7 @@ import yaml
 from ssd.data.folder import kind_of_split
 from ssd.data.members import AnyFile, Member
 from ssd.data.yolo import KEYS
+from ssd.runtime.files import Names
 
 
 class Annotated(NamedTuple):
@@ -70,24 +71,6 @@ def check_name(path: AnyFile) -> None:
         raise ValueError(f"{path}: the name of the picture has characters that cannot be written; rename it")
 
 
-def unique_name(path: AnyFile, taken: set[str], stem_of: Callable[[str], str] = str) -> str:
-    """A name for a picture in its new folder: its own, or with a number if another one has it, also with other suffix.
-
-    Args:
-        path: the picture.
-        taken: the names of the other pictures in this folder, in lower case and without suffix; the name is added.
-        stem_of: see `Writer.stem`.
-    """
-    stem, suffix = os.path.splitext(path.name)
-    stem = stem_of(stem)
-    number, name = 1, stem
-    while name.lower() in taken:
-        number += 1
-        name = f"{stem}_{number}"
-    taken.add(name.lower())
-    return name + suffix
-
-
 class Writer(ABC):
     """Writes annotations into an empty folder.
 
@@ -113,6 +96,17 @@ class Writer(ABC):
     def stem(cls, name: str) -> str:
         """The name of a picture without suffix, as the format can hold it."""
         return name
+
+    @classmethod
+    def name(cls, path: AnyFile, taken: Names) -> str:
+        """A name for a picture in its new folder: its own, or with a number if another one has it or its stem.
+
+        Args:
+            path: the picture.
+            taken: the names of the other pictures in this folder, without suffix; that of this one is added.
+        """
+        stem, suffix = os.path.splitext(path.name)
+        return taken.add(cls.stem(stem)) + suffix
 
     def place(self, picture: Written, source: AnyFile, link: bool) -> None:
         """Puts a picture at its place. See `ssd.data.conversion.convert_dataset` for `link`."""

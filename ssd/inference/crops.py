@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from ssd.data.writers import unique_name
 from ssd.drawing import is_drawing, save_png
+from ssd.runtime.files import Names
 
 FOLDER = "crops"  # in the folder of the results
 # A crop, or what a killed process left of one; the first group that matches is the name of the picture.
@@ -34,8 +34,8 @@ def plan_crops(pictures: Iterable[Path], out: Path, *, resume: bool) -> dict[Pat
         raise FileExistsError(
             f"{folder}: exists; continue its run with --resume, move it away, or choose another --out"
         )
-    taken: set[str] = set()
-    return {picture: os.path.splitext(unique_name(picture, taken))[0] for picture in pictures}
+    taken = Names()
+    return {picture: taken.add(os.path.splitext(picture.name)[0]) for picture in pictures}
 
 
 def save_crops(crops: Sequence[Image], labels: Sequence[int], out: Path, name: str, folders: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from ssd.data.reading import ImageReadError
 from ssd.drawing import is_drawing
 from ssd.inference.labels import LABELS_MARK
 from ssd.inference.results import JSON_NAME, info_of, parts_of
+from ssd.runtime.files import Names
 
 
 def plan_drawings(
@@ -74,18 +75,11 @@ def plan_drawings(
     if not names:
         raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, inputs))}")
     drawings: dict[Path, Path] = {}
-    # Two folders may have pictures of the same name, and a folder may have the name of a drawing. Some file systems
-    # ignore case.
+    # Two folders may have pictures of the same name, and a folder may have the name of a drawing.
     folders = set(map(Path, set(map(os.path.dirname, names.values()))))
-    taken = {str(above).lower() for folder in folders for above in (folder, *folder.parents)}
+    taken = Names(str(above) for folder in folders for above in (folder, *folder.parents))
     for picture, name in names.items():
-        stem, n = os.path.splitext(name)[0], 1
-        target = f"{stem}.png"
-        while target.lower() in taken:
-            n += 1
-            target = f"{stem}_{n}.png"
-        taken.add(target.lower())
-        drawings[Path(picture)] = out / target
+        drawings[Path(picture)] = out / taken.add(os.path.splitext(name)[0], ".png")
     _check_replaceable([out / JSON_NAME, *parts_of(out), *(drawings.values() if draw else ())], drawings)
     return drawings
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ssd.data.writers import WRITERS, Written, annotated, check_name, unique_name
+from ssd.data.writers import WRITERS, Written, annotated, check_name
 from ssd.inference.results import Line
-from ssd.runtime.files import new_folder
+from ssd.runtime.files import Names, new_folder
 
 FORMATS = ("yolo", "voc", "coco")  # each is also the name of the folder of its data set
 LABELS_MARK = ".ssd_detect"  # an empty file in each folder of labels: searches for pictures leave out this folder
@@ -33,11 +33,10 @@ def plan_labels(pictures: Iterable[Path], folder: Path) -> dict[Path, str]:
             f"{folder}: exists and is not replaced, because its labels may have been corrected; move it away, or "
             "choose another --out"
         )
-    taken: set[str] = set()
-    names = {}
+    taken, names = Names(), {}
     for picture in pictures:
         check_name(picture)
-        names[picture] = unique_name(picture, taken, WRITERS[folder.name].stem)
+        names[picture] = WRITERS[folder.name].name(picture, taken)
     return names
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from ssd.runtime.text import composed
 
 try:
     import fcntl
@@ -43,6 +45,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class Names:
+    """Names of files in one folder that differ, also where a file system ignores case or has accents as macOS has them.
+
+    Args:
+        taken: names that others have.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._last = dict.fromkeys(map(_alike, taken), 1)  # for each name that is taken, the last number behind it
+
+    def add(self, stem: str, suffix: str = "") -> str:
+        """Takes a name, with a number behind its stem if the name is taken."""
+        wanted = name = stem + suffix
+        number = self._last.get(_alike(wanted), 0)
+        while _alike(name) in self._last:
+            number += 1
+            name = f"{stem}_{number}{suffix}"
+        self._last[_alike(name)] = 1
+        self._last[_alike(wanted)] = max(number, 1)
+        return name
+
+
+def _alike(name: str) -> str:
+    return composed(name).lower()
+
+
 def file_names(texts: Sequence[str]) -> list[str]:
     """Makes names of files or folders from texts: names that Linux, macOS and Windows allow, and that differ.
 
@@ -50,22 +78,16 @@ def file_names(texts: Sequence[str]) -> list[str]:
         texts: any texts. Characters that a system forbids become "_". Texts are cut after 60 characters.
 
     Returns:
-        A name for each text. It has a number if an earlier text has the same name, also with other upper and lower
-        case, which some file systems ignore.
+        A name for each text, see `Names`.
     """
-    names, taken = [], set()
+    names, unique = [], Names()
     for text in texts:
         stem = (
             "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in text)[:60].lstrip(" ").rstrip(". ")
         )
         if not stem or stem.startswith(".") or RESERVED.fullmatch(stem):
             stem = f"_{stem}"
-        number, name = 1, stem
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name.lower())
-        names.append(name)
+        names.append(unique.add(stem))
     return names
 
 

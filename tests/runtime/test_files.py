@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from own_process import PATHS
 
 from ssd.runtime.files import (
+    Names,
     check_new,
     check_writable,
     discard_leftovers,
@@ -175,6 +177,15 @@ def test_names_of_files_are_allowed_on_all_systems_and_differ():
     assert names[:6] == ["dog", "Dog_2", "a_b", "a_b_2", "_", "_.hidden"]
     assert names[6:12] == ["__2", "x", "_con", "_COM1.txt", "tab_", "\u5f69 2"]
     assert names[12:] == ["y" * 60, "__3"]
+
+
+def test_the_time_for_a_name_does_not_grow_with_those_like_it():
+    names, began = Names(["A_3.PNG"]), time.process_time()
+    found = [names.add("a", ".png") for _ in range(20_000)]
+    assert found[:4] == ["a.png", "a_2.png", "a_4.png", "a_5.png"]
+    assert [names.add("a_2", ".png"), names.add("a", ".png"), found[-1]] == ["a_2_2.png", "a_20002.png", "a_20001.png"]
+    assert [names.add(name) for name in ("e\u0301", "\u00c9")] == ["e\u0301", "\u00c9_2"]  # one place on macOS
+    assert time.process_time() - began < 2  # it took a minute
 
 
 def test_one_at_a_time_in_a_folder(tmp_path):
