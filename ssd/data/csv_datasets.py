@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ssd.data.annotations import ONLY, Object
 from ssd.data.csv_table import EDGES, Layout, Row, edges_of, is_set, layouts, number, pairs, rows_of_pictures
 from ssd.data.folder import Folder
@@ -183,11 +181,6 @@ class OpenImagesDataset(_Table):
     @classmethod
     def _renamed(cls, folder: Folder) -> dict[str, str]:
         return {code: name for rows in folder.once(_pairs).values() for code, name in rows if code.startswith("/")}
-
-    @staticmethod
-    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        x0, y0, x1, y1 = written
-        return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 def _pairs(folder: Folder) -> dict[str, list[tuple[str, str]]]:

@@ -339,10 +339,11 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         """Files other than annotations and pictures that affect the result, for the cache to check."""
         return ()
 
-    @staticmethod
-    @abstractmethod
-    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
+    @classmethod
+    def _edges(cls, written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
         """Converts the four numbers of each box in the file to its left, top, right and bottom edge in pixels.
+
+        Here these are the numbers themselves, or with `IN_FRACTIONS` their fractions of the picture.
 
         Args:
             written: (4, R) float64, the numbers in the file.
@@ -351,6 +352,8 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         Returns:
             Four arrays (R,), not clipped to the picture.
         """
+        x0, y0, x1, y1 = written
+        return (x0 * width, y0 * height, x1 * width, y1 * height) if cls.IN_FRACTIONS else (x0, y0, x1, y1)
 
     @staticmethod
     def _sound(

@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-
 from ssd.data.annotations import NO_BOX, Object
 from ssd.data.folder import Folder
 from ssd.data.json_kinds import LABEL_STUDIO, field, numbers_in, of_kind, points_in, read_json, size_in
@@ -208,11 +206,6 @@ class LabelStudioDataset(ListingDataset):
             if not own:
                 raise
             return pictures.find(own, beside, split)
-
-    @staticmethod
-    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        x0, y0, x1, y1 = written
-        return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 def _as_stored(folder: Folder) -> dict[str, str]:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
@@ -101,7 +99,3 @@ class LabelMeDataset(BoxDataset):
     def _readers(self, folder: Folder, split: str | None) -> Iterator[Callable[[], Entry]]:
         files = (path for path in folder.once(_files) if split in (None, split_of(path)))
         return (partial(_entry, folder, path) for path in files)
-
-    @staticmethod
-    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(written)

@@ -8,8 +8,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ssd.data.annotations import Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_named, split_of
@@ -103,7 +101,3 @@ class ListingDataset(BoxDataset):
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
         return self._declared or sorted(found)
-
-    @staticmethod
-    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(written)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ssd.data.annotations import NO_BOX, Entry, Object
 from ssd.data.dataset import BoxDataset
 from ssd.data.folder import Folder, split_of
@@ -100,10 +98,6 @@ class WebDataset(BoxDataset):
 
     def _names(self, found: Sequence[str]) -> Sequence[str]:
         return sorted(found, key=lambda name: (self._declared.get(name, float("inf")), name))
-
-    @staticmethod
-    def _edges(written: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(written)
 
 
 def _files(folder: Folder) -> dict[str, str]:
