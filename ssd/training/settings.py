@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -73,7 +74,7 @@ class Settings:
     chooses it (`ssd.training.choice`). `loss` may be a dict with the options that differ from those of the recipe.
 
     Raises:
-        ValueError: a value is out of range or not one of the choices.
+        ValueError: a value is out of range, not one of the choices, or of another type.
 
     Examples:
         >>> from ssd.training.settings import Settings
@@ -259,14 +260,20 @@ class Settings:
             self._set("recipe", "finetune" if self.weights else "scratch")
         for name, hint in get_type_hints(Settings, include_extras=True).items():
             kind, _, *checks = get_args(hint)
-            value, kinds = getattr(self, name), get_args(kind)
-            choices = [kind for kind in (kind, *kinds) if get_origin(kind) is Literal]
+            value, kinds = getattr(self, name), {kind, *get_args(kind)}
+            choices = [kind for kind in kinds if get_origin(kind) is Literal]
             if value is None and NoneType in kinds:
                 continue
             if choices and value not in get_args(choices[0]):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices[0]))}, got {value!r}")
-            if int in (kind, *kinds) and value != int(value):
-                raise ValueError(f"{name} must be a whole number, got {value}")
+            if bool in kinds and not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+            if kinds & {int, float} and not isinstance(value, Real):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+            if int in kinds:
+                if value % 1 != 0:  # infinity and NaN too
+                    raise ValueError(f"{name} must be a whole number, got {value}")
+                self._set(name, int(value))
             check_value(name, value, *checks)
         if self.tiles is None and self.overlap != OVERLAP:
             raise ValueError(f"overlap {self.overlap} is the overlap of tiles; give tiles too, or leave it out")

@@ -4,6 +4,7 @@ import math
 import re
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,24 @@ def test_bad_settings_name_themselves(wrong):
 def test_a_network_that_there_is_not_is_named(network):
     with pytest.raises(ValueError, match=rf"^network must be one of ssd300, .*, got {re.escape(repr(network))}"):
         Settings(("x",), network=network)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"flips": "no"}, {"deterministic": "false"}, {"bf16": 1}, {"epochs": "20"}, {"lr": "0.1"}),
+        *({"seed": math.inf}, {"batch_size": math.nan}),
+    ],
+)
+def test_settings_of_another_type_name_themselves(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be .*, got {next(iter(wrong.values()))!r}"):
+        Settings(("x",), **wrong)
+
+
+def test_a_whole_number_is_stored_as_one():
+    settings = Settings(("x",), epochs=20.0, batch_size=np.int64(4), accumulate=np.float32(2))
+    assert [settings.epochs, settings.batch_size, settings.accumulate] == [20, 4, 2]
+    assert {type(number) for number in (settings.epochs, settings.batch_size, settings.accumulate)} == {int}
 
 
 @pytest.mark.parametrize("wrong", [{"loc_loss": "l2"}, {"threshold": 7}])
