@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ except ImportError:  # Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]  # mypy has no type for a missing module
 
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
+LONGEST_STEM = 120  # bytes of a temporary name: file systems allow 255, and 143 in encrypted folders of eCryptfs
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; {path.name} cannot be written there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with naming(path, temporary):
             yield temporary
@@ -69,6 +71,17 @@ class Names:
 
 def _alike(name: str) -> str:
     return composed(name).lower()
+
+
+def _temporary(path: Path) -> Path:
+    """The file or folder that this process writes before it becomes `path`; see `discard_leftovers`."""
+    return path.with_name(f".{_stem(path.name)}.{os.getpid()}.tmp")
+
+
+def _stem(name: str) -> str:
+    """A name that has room for more: the name itself, or a digest of one that is long."""
+    data = os.fsencode(name)
+    return name if len(data) <= LONGEST_STEM else hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
@@ -137,7 +150,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     check_new(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with naming(path, temporary):
             temporary.mkdir()
@@ -180,10 +193,10 @@ def discard_leftovers(*paths: str | os.PathLike[str]) -> None:
     Args:
         paths: the files and folders that were being written. No other process may be writing one of them now.
     """
-    wanted = {os.fspath(path) for path in paths}
-    for folder in set(map(os.path.dirname, wanted)):
+    wanted = {(folder, _stem(name)) for folder, name in map(os.path.split, paths)}
+    for folder in {folder for folder, _ in wanted}:
         for temporary in Path(folder).glob(".*.tmp"):
-            if os.path.join(folder, temporary.name[1:].rsplit(".", 2)[0]) in wanted:
+            if (folder, temporary.name[1:].rsplit(".", 2)[0]) in wanted:
                 if temporary.is_dir():
                     shutil.rmtree(temporary)
                 else:

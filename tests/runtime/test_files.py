@@ -156,6 +156,24 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == left
 
 
+@pytest.mark.parametrize("name", ["\ud55c" * 81 + ".png", "a" * 255], ids=["bytes", "characters"])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
+    with replacing(tmp_path / name) as temporary:
+        temporary.touch()
+        other = tmp_path / f"b{name[1:]}"
+        with replacing(other) as second:
+            assert temporary != second  # names that only begin or end alike
+            second.touch()
+    with new_folder(tmp_path / f"c{name[1:]}") as folder:
+        folder.joinpath("a").touch()
+    assert sorted(path.name[:1] for path in tmp_path.iterdir()) == sorted([name[0], "b", "c"])
+    temporary.touch()  # as if the process had been killed
+    discard_leftovers(other)
+    assert temporary.exists()
+    discard_leftovers(tmp_path / name)
+    assert not temporary.exists()
+
+
 def test_names_of_files_are_allowed_on_all_systems_and_differ():
     texts = [
         "dog",
