@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -24,12 +24,9 @@ def stop_signals() -> Iterator[list[int | Exception]]:
         received.append(signum)
 
     previous = {}
-    try:
+    with suppress(ValueError):  # Python allows handlers in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, handler)
-    except ValueError:  # Python allows handlers in the main thread only
-        yield received
-        return
     try:
         yield received
     finally:

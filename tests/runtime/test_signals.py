@@ -35,8 +35,13 @@ def test_another_thread_has_no_handlers():
     def work():
         with stop_signals() as received:
             seen.append((list(received), signal.getsignal(signal.SIGINT)))
+        try:
+            with stop_signals():
+                raise OSError("a.jpg")
+        except OSError as error:
+            seen.append(error.__context__)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [([], before)]
+    assert seen == [([], before), None]  # an error of the block has no other one before it
