@@ -11,7 +11,7 @@ SHOWN = 20  # errors whose messages are shown
 def first_of(things: Sequence[object]) -> list[str]:
     """The first `SHOWN` of some things as texts; if there are more, the last line has the number of the others."""
     more = len(things) - SHOWN
-    return [*map(str, things[:SHOWN]), *[f"and {more} more"] * (more > 0)]
+    return [*map(str, things[:SHOWN]), *([f"and {more} more"] if more > 0 else [])]
 
 
 class Faults:
@@ -39,8 +39,8 @@ class Faults:
         """Raises what was collected, if anything.
 
         A single error is raised unchanged. Several become one error with an `errors` attribute, whose message has a
-        line for each of the first `SHOWN`, and the number of the others. Its type is that of all of them, or else
-        ValueError.
+        line for each of the first `SHOWN`, and the number of the others. Its type is that of all of them if such an
+        error can be made from a text, and otherwise ValueError.
         """
         if not self._errors:
             return
@@ -48,6 +48,10 @@ class Faults:
             raise self._errors[0]
         kinds = set(map(type, self._errors))
         kind = kinds.pop() if len(kinds) == 1 else ValueError
-        raised = kind("\n  ".join([f"{len(self._errors)} errors:", *first_of(self._errors)]))
+        message = "\n  ".join([f"{len(self._errors)} errors:", *first_of(self._errors)])
+        try:
+            raised = kind(message)
+        except TypeError:  # such as UnicodeDecodeError, which takes more
+            raised = ValueError(message)
         raised.errors = self._errors
         raise raised

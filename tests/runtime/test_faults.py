@@ -31,6 +31,13 @@ def test_several_errors_have_a_line_each():
     assert type(raised(FileNotFoundError("a"), ValueError("b"))) is ValueError
 
 
+def test_errors_that_are_not_made_from_one_text_become_value_errors():
+    undecodable = [UnicodeDecodeError("utf-8", b"\xff", 0, 1, reason) for reason in ("bad a", "bad b")]
+    error = raised(*undecodable)
+    assert type(error) is ValueError
+    assert [line[-5:] for line in str(error).split("\n")[1:]] == ["bad a", "bad b"]
+
+
 def test_of_many_errors_the_first_are_shown_and_the_others_counted():
     lines = str(raised(*(ValueError(str(i)) for i in range(SHOWN + 7)))).split("\n")
     assert lines[0] == f"{SHOWN + 7} errors:"
