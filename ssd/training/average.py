@@ -3,7 +3,7 @@
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssd.networks import Network
 
@@ -16,7 +16,7 @@ class Average:
     validation, and its result would depend on the order of the pictures. timm's ModelEma does the same.
 
     Args:
-        model: the network with the first weights, on its device; it is copied.
+        model: the network that is trained, with its first weights, on its device; it is copied.
         decay: weight of the earlier average in each step, in 0..1. In the first steps it is less, see `update`.
 
     Attributes:
@@ -28,26 +28,28 @@ class Average:
 
     def __init__(self, model: Network, decay: float) -> None:
         self.model, self.decay = deepcopy(model).eval().requires_grad_(False), decay
+        # Collected once: this takes longer than the arithmetic of a step. keep_vars: the parameters themselves, since
+        # views of their memory would be left behind if the network was moved.
+        states = [network.state_dict(keep_vars=True).values() for network in (self.model, model)]
+        self._averages: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._counts: list[tuple[Tensor, Tensor]] = []  # the numbers of batches that batch norm has seen
+        for average, value in zip(*states, strict=True):
+            if average.is_floating_point():
+                self._averages.append(average)
+                self._values.append(value)
+            else:
+                self._counts.append((average, value))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Adds the weights after a step to the average; does not wait for the device.
 
         Args:
-            model: the trained network.
             step: number of steps of the run so far, at least 1. The decay is (1 + step) / (10 + step) while this is
                 less than `decay`, so that a short run forgets its first weights.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, values = [], []
-        for average, value in zip(_state(self.model), _state(model), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:  # the number of batches that batch norm has seen
-                average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
-
-
-def _state(model: nn.Module) -> list[Tensor]:
-    return list(model.state_dict().values())
+        torch._foreach_lerp_(self._averages, self._values, 1 - decay)
+        for average, value in self._counts:
+            average.copy_(value)

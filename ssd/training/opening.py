@@ -85,7 +85,9 @@ def open_run(
     """
     if asked is not None and asked.epochs and asked.minutes:
         raise ValueError(f"give epochs {asked.epochs} or minutes {asked.minutes:g}, but not both")
-    state, choice, initial = _resumed(asked, out, given) if resume else _new(asked, out, device)
+    # Only the first process needs to see the folder.
+    opened = ranks.from_first(lambda: _resumed(asked, out, given)) if resume else _new(asked, out, device)
+    state, choice, initial = opened
     minutes = None if choice.settings.epochs else choice.settings.minutes
     budget = Budget(minutes) if minutes else None
     sets, fingerprints, choice = ranks.from_first(lambda: _open_pictures(choice, state))

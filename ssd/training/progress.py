@@ -195,10 +195,16 @@ def _thin(history: History) -> None:
     history["step"][:] = steps[np.append(starts[1:], len(steps)) - 1].tolist()
 
 
-def tensorboard_writer(folder: Path) -> SummaryWriter | None:
-    """Creates a TensorBoard writer to a folder; without TensorBoard it returns None."""
+def tensorboard_writer(folder: Path, step: int) -> SummaryWriter | None:
+    """Creates a TensorBoard writer to a folder; without TensorBoard it returns None.
+
+    Args:
+        folder: folder of the run.
+        step: number of steps of the run so far. What the folder has of later steps is hidden: a run that was killed
+            takes them again when it is resumed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=step + 1)

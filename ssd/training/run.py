@@ -30,6 +30,7 @@ from ssd.runtime.files import discard_leftovers, locked
 from ssd.runtime.memory import keep_freed_memory
 from ssd.runtime.processes import Ranks, joined
 from ssd.runtime.signals import stop_signals
+from ssd.runtime.text import printable
 from ssd.training.average import Average
 from ssd.training.budget import Budget, Work
 from ssd.training.freezing import freeze, training_mode
@@ -144,18 +145,20 @@ def train(
         ([1, 2], 2)
     """
     on = pick_device(device)
+    if on.type == "mps":
+        raise ValueError(
+            "device 'mps' cannot be used to train: the loss sums in float64, which it lacks; use the device cpu"
+        )
     n_workers = worker_count(workers, on)
     if resume not in (True, False, "auto"):
         raise ValueError(f'resume must be True, False or "auto", got {resume!r}')
     check_value("save_every", save_every, not_negative)
     last = Path(out) / LAST
-    if resume is True and not last.exists():
-        raise FileNotFoundError(f"{last}: no checkpoint to resume from")
     with joined() as ranks, locked(out) if ranks.first else nullcontext():
         for name in (LAST, *FILES) if ranks.first else ():
             discard_leftovers(Path(out) / name)
         ranks.from_first(lambda: check_report(Path(out) / REPORT))
-        # Only the first process is sure to see the file.
+        # Only the first process needs to see the folder.
         resumes = ranks.from_first(last.exists) if resume == "auto" else bool(resume)
         quiet = quiet or not ranks.first
         say = partial(_say, quiet)
@@ -169,9 +172,9 @@ def train(
 
 
 def _say(quiet: bool, text: object) -> None:
-    """Prints a text above the progress bar, unless the run is quiet."""
+    """Prints a text, which may have names from files, above the progress bar, unless the run is quiet."""
     if not quiet:
-        tqdm.write(str(text))
+        tqdm.write("\n".join(map(printable, str(text).split("\n"))))
 
 
 class _Run:
@@ -222,7 +225,7 @@ class _Run:
         self.steps_per_epoch = steps_per_epoch(self.per_epoch, settings.batch_size)
         self.schedule: Schedule = resolved(settings.schedule)
         self.warmup = resolved(settings.warmup)
-        self.writer = tensorboard_writer(out) if ranks.first else None
+        self.writer = tensorboard_writer(out, self.step) if ranks.first else None
         self.save_every, self.saved = 60 * save_every, time.monotonic()  # in seconds
 
     def _too_large(self, pictures: int) -> str:
@@ -270,8 +273,7 @@ class _Run:
             f"{len(self.train_set)} pictures of {', '.join(self.sets.classes)}; "
             f"{len(self.val_set) if self.val_set else 'none'} held out; "
             f"{self.total or 'an unknown number of'} steps of {batch} pictures on {self.device}"
-            + f" (other processes: {self.ranks.size - 1})"
-            * (self.ranks.size > 1)
+            + (f" (other processes: {self.ranks.size - 1})" if self.ranks.size > 1 else "")
         )
         if batch < self.settings.batch_size:
             self.say(f"batch size {self.settings.batch_size}: a batch has all {batch} pictures of an epoch")
@@ -306,8 +308,7 @@ class _Run:
                             f"stopped at step {self.step} of {self.total or 'an unknown number'}; saved {self.last}. "
                             f"To continue: {shlex.join(['ssd', 'train', '--out', str(self.out), '--resume'])}"
                         )
-                    why = stopping[0] if stopping else None  # None: another process was stopped
-                    raise why if isinstance(why, Exception) else KeyboardInterrupt
+                    raise next((error for error in stopping if isinstance(error, Exception)), KeyboardInterrupt)
         self.say(meter.summary(steps.start * batch))
         used = [whole_of(pictures)[0] for pictures in (self.train_set, self.val_set) if pictures is not None]
         if cut := list(dict.fromkeys(path for dataset in used for path in dataset.cut)):
@@ -347,7 +348,7 @@ class _Run:
                 raise MemoryError(self._too_large(len(batch.images))) from error
             self.step += 1
             if self.average:
-                self.average.update(self.model, self.step)
+                self.average.update(self.step)
             meter.add(self.step, losses, resolved(self.settings.lr) * factor, len(batch.images))
             if self.step % LOG_EVERY == 0:
                 self.flush(meter, stopping)
@@ -481,7 +482,7 @@ class _Run:
 
     def close(self) -> None:
         """Measures the network in best.pt, and prints the report."""
-        best = self.ranks.from_first(lambda: load_checkpoint(self.best))  # only the first is sure to see the file
+        best = self.ranks.from_first(lambda: load_checkpoint(self.best))
         model = fused_network(best, self.best, self.device)  # so the command of the report gives the same numbers
         closing = report(
             model, self.sets, self.settings, self.best, workers=self.workers, ranks=self.ranks, history=self.history

@@ -54,7 +54,7 @@ def test_train_mistakes_are_named(shapes, tmp_path, capsys):
     assert "name at least one DATA folder" in error()
     assert "leave out DATA, --lr" in error(shapes, "--resume", "--lr", "1")
     assert "leave out --epochs. To train longer, start a new run: ssd train" in error("--resume", "--epochs", "20")
-    assert "no checkpoint to resume" in error("--resume")
+    assert "run/last.pt: no such checkpoint" in error("--resume")
     assert "no such folder" in error(tmp_path / "nowhere")
     assert "the classes are ('cow',)" in (message := error(shapes, "--classes", "cow"))
     assert "unknown class" in message
@@ -62,7 +62,7 @@ def test_train_mistakes_are_named(shapes, tmp_path, capsys):
     assert "device 'toaster' cannot be used" in error(shapes, "--device", "toaster")
     assert "size: the network ssdlite takes 224 to 640 pixels" in error(shapes, "--network", "ssdlite", "--size", "17")
     assert not (tmp_path / "run").exists()
-    assert "no checkpoint to resume" in error("--resume")
+    assert "run/last.pt: no such checkpoint" in error("--resume")
 
 
 def test_a_zero_is_not_the_default(shapes, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from short_training import NARROW, run, states_equal
 import ssd.training.run as training
 from ssd import load_weights
 from ssd.networks.ssd300 import SSD300
+from ssd.runtime.device import place
 from ssd.training.average import Average
 from ssd.training.settings import Settings
 from ssd.weights.checkpoint import load_checkpoint
@@ -21,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_average_is_exponential_and_warms_up():
     model = SSD300(2, width=0.01, batch_norm=True)
     average = Average(model, 0.5)
+    model.load_state_dict(deepcopy(model.state_dict()))  # as a resumed run does, and
+    place(model, torch.device("cpu"))  # which keeps the parameters
     weight, mean = model.base.conv1_1.weight, model.base.bn1_1.running_mean
     expected = [weight.detach().clone(), mean.clone()]
     for step in range(1, 13):
@@ -28,7 +32,7 @@ def test_the_average_is_exponential_and_warms_up():
             weight += step
             mean += step * step
             model.base.bn1_1.num_batches_tracked += 1
-        average.update(model, step)
+        average.update(step)
         decay = min(0.5, (1 + step) / (10 + step))  # 2 / 11, 3 / 12 ... 9 / 18, and then 0.5
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, (weight, mean), strict=True)]
     torch.testing.assert_close(average.model.base.conv1_1.weight, expected[0])

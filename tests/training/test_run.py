@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from ssd.loss import MultiBoxLoss
 from ssd.networks import build_network
 from ssd.networks.priors import PRESETS, make_priors
 from ssd.networks.ssd300 import SSD300
+from ssd.runtime.processes import Ranks
+from ssd.training.opening import open_run
 from ssd.training.progress import MIN_SCALE
 from ssd.training.run import train
 from ssd.training.settings import Settings
@@ -121,12 +124,38 @@ def test_resume_after_a_signal_is_exact(shapes, tmp_path, monkeypatch, number, s
     assert signal.getsignal(number) is before
 
 
+def test_an_error_after_a_signal_is_raised(shapes, tmp_path):
+    def fail(step):
+        signal.raise_signal(signal.SIGTERM)
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "run", on_step=fail)
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(shapes, tmp_path, capsys):
+    settings = Settings((shapes,), "train", "test", epochs=1, **NARROW)
+    train(settings, tmp_path / "a\x1b[2Jb", device="cpu", workers=0)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert r"a\x1b[2Jb" in said
+    assert r"\n" not in said
+
+
+def test_a_device_without_float64_is_refused(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "pick_device", lambda name: torch.device(name))
+    with pytest.raises(ValueError, match=r"^device 'mps' cannot be used to train: .* float64.*; use the device cpu$"):
+        train(Settings((shapes,)), tmp_path / "run", device="mps")
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, monkeypatch):
-    written = []
+    written, purged = [], []
 
     class SummaryWriter:
-        def __init__(self, folder):
+        def __init__(self, folder, purge_step):
             assert folder == str(tmp_path / "run")
+            purged.append(purge_step)
 
         def __enter__(self):
             return self
@@ -144,6 +173,8 @@ def test_tensorboard_gets_the_scalars_where_it_is_installed(shapes, tmp_path, mo
     assert [step for tag, step in written if tag == "loss"] == [1, 2, 3]
     assert written[-1] == ("closed", 0)
     assert {tag for tag, step in written if step == 3} >= {"mAP", "AP/circle", "AP/square", "AP/triangle"}
+    run(None, tmp_path / "run", resume=True)
+    assert purged == [1, 4]  # otherwise, steps of a killed run after its last checkpoint would be shown twice
 
 
 def test_without_tensorboard_nothing_is_said(shapes, tmp_path, monkeypatch, capsys):
@@ -214,7 +245,7 @@ def test_a_folder_with_a_run_is_not_overwritten(shapes, tmp_path):
         run(Settings((shapes,), epochs=1, **NARROW), tmp_path / "notes" / "metrics.json")
     assert (tmp_path / "notes" / "metrics.json").read_text() == "mine"
     for folder in ("run", "elsewhere"):
-        with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
+        with pytest.raises(FileNotFoundError, match=r"last\.pt: no such checkpoint"):
             run(None, tmp_path / folder, resume=True)
     assert (tmp_path / "run" / "best.pt").read_bytes() == best
     assert not (tmp_path / "elsewhere").exists()
@@ -235,6 +266,27 @@ def test_a_batch_of_all_pictures_and_those_before_the_resume_are_told(shapes, tm
     for line in "trained on 21 pictures (7 since the run was resumed), ", "trained on 21 pictures, all before the run":
         train(None, tmp_path / "run", resume=True, device="cpu", workers=0)
         assert line in capsys.readouterr().out
+
+
+def test_only_the_first_process_needs_the_folder_to_resume(shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings((shapes,), "train", "test", epochs=1, **NARROW)
+    run(settings, "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    class Second(Ranks):
+        def from_first(self, function):
+            with monkeypatch.context() as there:
+                there.chdir(tmp_path)
+                return function()
+
+    how = {"resume": True, "given": None, "device": torch.device("cpu"), "say": list}
+    opened = open_run(None, Path("run"), ranks=Second(1), **how)
+    assert opened.state["step"] == 3
+    assert states_equal(dict(opened.model.state_dict()), opened.state["model"])
+    with pytest.raises(FileNotFoundError, match=r"none/last\.pt: no such checkpoint"):
+        open_run(None, Path("none"), ranks=Second(1), **how)
 
 
 def test_resume_auto_starts_a_run_or_goes_on(shapes, tmp_path, monkeypatch, capsys):
