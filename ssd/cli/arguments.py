@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from types import NoneType
@@ -208,8 +209,7 @@ def _default_text(default: Any, name: str) -> str:
     """A default as the help states it, with the value of each recipe if recipes differ; empty if there is none."""
     recipes: dict[Any, list[str]] = {}
     for recipe in RECIPES:
-        chosen: dict[str, Any] = {"recipe": recipe, "network": DEFAULT}  # which has every option
-        settings = Settings(("",), **chosen)
+        settings = _settings_of(recipe)
         value = getattr(settings.loss if name in LossOptions._fields else settings, name, default)
         recipes.setdefault(value, []).append(recipe)
     if name != "recipe" and len(recipes) > 1:
@@ -221,6 +221,13 @@ def _default_text(default: Any, name: str) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return "" if default is None or default is False else str(default)
+
+
+@cache
+def _settings_of(recipe: str) -> Settings:
+    """The settings of a recipe, for the network that has every option."""
+    chosen: dict[str, Any] = {"recipe": recipe, "network": DEFAULT}
+    return Settings(("",), **chosen)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

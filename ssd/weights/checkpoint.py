@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -86,15 +87,20 @@ def save_checkpoint(path: str | os.PathLike[str], model: Network, classes: Seque
         copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
         metadata = {"format": "pt", METADATA: json.dumps(entries)}  # programs of Hugging Face read "format"
         data = _safetensors(path).torch.save(copies, metadata)
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+        with _written(path) as file:
+            file.write(data)
         return
-    checkpoint = entries | {"model": state}
-    with (
-        replacing(path) as temporary,
-        open(temporary, "wb") as file,
-    ):  # given a path, torch raises no OSError for a full disk
-        torch.save(checkpoint, file)
+    with _written(path) as file:  # given a path, torch raises no OSError for a full disk
+        torch.save(entries | {"model": state}, file)
+
+
+@contextmanager
+def _written(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Opens a file that replaces `path` once it is on the disk, so that a power cut leaves the old one or the new."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

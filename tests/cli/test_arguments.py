@@ -1,13 +1,15 @@
 """Options of the commands: each stands in one place, and a value out of range is named."""
 
+import argparse
 import re
 from typing import get_args, get_type_hints
 
 import pytest
 
 from ssd.cli import main
-from ssd.cli.arguments import class_names
+from ssd.cli.arguments import add_fields, class_names
 from ssd.options import ReadOptions
+from ssd.training.recipes import RECIPES
 from ssd.training.settings import VARIANCES, Settings
 from ssd_ext import DetectionOptions, LossOptions
 
@@ -116,3 +118,10 @@ def test_every_option_is_a_flag(capsys):
             else "(default: 0.03 with the recipe scratch; 0.001 with the recipe tutorial)"
         )
         assert told in shown
+
+
+def test_the_defaults_of_all_flags_are_found_with_the_settings_of_each_recipe(monkeypatch):
+    made, check = [], Settings.__post_init__
+    monkeypatch.setattr(Settings, "__post_init__", lambda self: made.append(self.recipe) or check(self))
+    add_fields(argparse.ArgumentParser(), Settings)
+    assert len(made) <= len(RECIPES)  # not once for each flag, which took most of the start of `ssd train`

@@ -1,6 +1,7 @@
 """Checkpoints: what they keep, older ones, and damage."""
 
 import copy
+import os
 import random
 import re
 import sys
@@ -41,6 +42,17 @@ NOT_LOADABLE = {
     "format": (["a", "b"], False, {"format": 1}, "these names belong to the checkpoint itself: format"),
     "own": (["a", "b"], False, {"network": "x", "config": {}}, "these names belong to the checkpoint itself: config, "),
 }
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_is_on_the_disk_before_it_replaces_another(tmp_path, monkeypatch, suffix):
+    """Otherwise a machine that loses power could be left with an empty file."""
+    done, replace_file = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.fstat(number).st_size))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("replaced") or replace_file(*paths))
+    path = tmp_path / f"a{suffix}"
+    save_checkpoint(path, SSD300(3, width=0.01), ["a", "b"])
+    assert done == [path.stat().st_size, "replaced"]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
