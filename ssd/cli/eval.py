@@ -155,6 +155,8 @@ def _measure(arguments: argparse.Namespace, detected: _Detected) -> None:
 
 
 def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
+    import torch
+
     from ssd.evaluation.evaluate import check, detect_all, detect_pictures
     from ssd.export import is_exported
     from ssd.training.unseen import UNKNOWN, open_unseen
@@ -189,7 +191,8 @@ def _of_weights(arguments: argparse.Namespace, ranks: Ranks) -> _Detected:
     if in_pixels := len(merging_given(arguments)) > 0:
         detections, targets = detect_pictures(detector, dataset, **machine), dataset.truths
     else:
-        detections, targets = detect_all(detector.predict, dataset, **machine)
+        device = torch.device(arguments.device) if arguments.device else None
+        detections, targets = detect_all(detector.predict, dataset, **machine, device=device)
     part = line or _part(arguments)
     return _Detected(dataset, detector.classes, detections, targets, in_pixels, part, detector.options)
 

@@ -192,9 +192,15 @@ def worker_count(workers: int | None, device: torch.device | None = None) -> int
     if workers is not None:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
-    most = MOST_WORKERS_GPU if on_gpu else MOST_WORKERS
+    most = MOST_WORKERS if _kind(device) == "cpu" else MOST_WORKERS_GPU
     return max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _kind(device: torch.device | None) -> str:
+    """The type of the device that the network runs on; None: a GPU if there is one."""
+    if device is not None:
+        return device.type
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _ignore_interrupt(worker: int) -> None:
@@ -240,6 +246,7 @@ def train_loader(
     workers: int = 0,
     ranks: Ranks = ALONE,
     repeats: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> _Loader:
     """Makes a loader for the steps of a run, or for the rest of a run; a given step always has the same batch.
 
@@ -254,6 +261,7 @@ def train_loader(
         workers: number of processes that read pictures; 0: this process reads them. Does not change the batches.
         ranks: the processes that share each batch.
         repeats: see `epoch_batches`.
+        device: see `worker_count`. For a GPU of CUDA, the memory of the batches is pinned.
 
     Returns:
         A loader that yields one `Batch` for each step. It raises OSError or ValueError for a sample that cannot be
@@ -267,33 +275,37 @@ def train_loader(
     return _loader(
         SeededDataset(dataset, seed),
         workers,
+        device,
         batch_sampler=_Steps(len(dataset), batch_size, seed, steps, ranks, repeats),
         generator=torch.Generator(),  # a loader would otherwise advance the global one
     )
 
 
-def eval_loader(dataset: Samples[int], batch_size: int, workers: int | None = None) -> _Loader:
+def eval_loader(
+    dataset: Samples[int], batch_size: int, workers: int | None = None, device: torch.device | None = None
+) -> _Loader:
     """Makes a loader for a whole dataset in order.
 
     Args:
         dataset: its samples are (image, target) with images of one size.
         batch_size: samples per batch; the last batch may have fewer.
         workers: see `worker_count`.
+        device: see `train_loader`.
 
     Returns:
         A loader that yields `Batch`es; errors as in `train_loader`.
     """
-    return _loader(dataset, worker_count(workers), batch_size=batch_size)
+    return _loader(dataset, worker_count(workers, device), device, batch_size=batch_size)
 
 
-def _loader(dataset: Samples[Any], workers: int, **options: Any) -> _Loader:
+def _loader(dataset: Samples[Any], workers: int, device: torch.device | None, **options: Any) -> _Loader:
     return _Loader(
         _Batches(dataset),
         num_workers=workers,
         multiprocessing_context=_context() if workers else None,
         worker_init_fn=_ignore_interrupt,
         collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=_kind(device) == "cuda",  # torch takes it from a GPU that the process uses; every GPU can read it
         **options,
     )
 

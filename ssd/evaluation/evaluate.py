@@ -165,11 +165,13 @@ def detect_all(
     workers: int | None = None,
     quiet: bool = False,
     ranks: Ranks = ALONE,
+    device: torch.device | None = None,
 ) -> tuple[Packed[Found] | tuple[()], Packed[dict[str, Tensor]] | tuple[()]]:
     """Runs a network on a data set.
 
     Args:
         model, dataset, options, batch_size, bf16, workers, quiet, ranks: see `evaluate`.
+        device: where a function runs, see `ssd.data.loader.worker_count`; a network has its own.
 
     Returns:
         The detections and the targets of every picture, in fractions of the picture, as `score` takes them. With
@@ -179,7 +181,9 @@ def detect_all(
     indices = ranks.every(range(len(dataset)))
     # Subset works with any object that has __getitem__, although torch declares only Dataset.
     mine: Subset[Sample] = Subset(dataset, indices)  # type: ignore[arg-type]
-    loader = eval_loader(mine, batch_size, workers)
+    if isinstance(model, nn.Module):
+        device = next(model.buffers()).device  # its priors are among them
+    loader = eval_loader(mine, batch_size, workers, device)
     waiting: list[Padded] = []
     detections: list[Packed[Found]] = []
     targets: list[Packed[dict[str, Tensor]]] = []

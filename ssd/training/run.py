@@ -288,6 +288,7 @@ class _Run:
             self.workers,
             self.ranks,
             self.repeats,
+            self.device,
         )
         progress = tqdm(total=self.total, initial=self.step, disable=self.quiet, unit="step", smoothing=0.05)
         with closing(iter(loader)) as batches, progress as bar:  # closing ends the workers, which may have read ahead

@@ -73,6 +73,16 @@ def test_workers_are_forked_unless_the_program_has_chosen_another_way(monkeypatc
     assert eval_loader(pair, 1, workers=0).multiprocessing_context is None
 
 
+def test_memory_is_pinned_for_a_gpu_only(monkeypatch):
+    """To pin it takes memory of a GPU, which may be another program's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, pinned in ((None, True), ("cuda:1", True), ("cpu", False)):
+        on = device and torch.device(device)
+        assert train_loader(Noise(4), 2, 0, range(1), device=on).pin_memory == pinned
+        loader = eval_loader(Noise(4), 2, device=on)
+        assert (loader.pin_memory, loader.num_workers) == (pinned, worker_count(None, on))
+
+
 def test_collate(pair):
     samples = [VOCDataset(pair, transform=EvalTransform(300))[index] for index in (0, 1, 0)]
     batch = collate(samples)

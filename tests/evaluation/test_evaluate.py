@@ -26,7 +26,7 @@ from ssd.data.augmentation import EvalTransform
 from ssd.data.shapes import write_shapes
 from ssd.evaluation import coco as coco_metrics
 from ssd.evaluation.coco import CocoResult
-from ssd.evaluation.evaluate import EvalResult, evaluate
+from ssd.evaluation.evaluate import EvalResult, detect_all, evaluate
 from ssd.inference.prediction import Predict
 from ssd.networks.priors import make_priors
 from ssd.runtime.processes import Ranks
@@ -272,3 +272,18 @@ def test_a_network_of_nan_finds_nothing(shapes: Path, method: str) -> None:
     result = evaluate(model, dataset, dataset.classes, method=method, workers=0, quiet=True)
     assert result.mAP == 0
     assert sum(result.n_detections.values()) == 0
+
+
+def test_pictures_are_read_for_the_device_of_the_network(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, devices = open_dataset(shapes, transform=EvalTransform(300)), []
+
+    def loader(dataset: object, batch_size: int, workers: int, device: torch.device | None) -> list[object]:
+        devices.append(device)
+        return []
+
+    monkeypatch.setattr("ssd.evaluation.evaluate.eval_loader", loader)
+    monkeypatch.setattr("ssd.evaluation.evaluate.closing", nullcontext)
+    on = torch.device("cpu")
+    detect_all(SSD300(4, width=0.01), dataset, workers=0, quiet=True)
+    detect_all(SSD300(4, width=0.01).forward, dataset, workers=0, quiet=True, device=on)
+    assert devices == [on, on]
