@@ -158,7 +158,7 @@ def _located(url: str) -> tuple[Any, str]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """Options of the file system: a server of HTTP that does not answer is not waited for longer than that."""
+    """Options of the file system: for HTTP, how long to wait for the server."""
     if not url.startswith(("http://", "https://")):
         return {}
     import aiohttp

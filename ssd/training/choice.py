@@ -191,7 +191,7 @@ def open_chosen(choice: Choice) -> tuple[Sets, Choice]:
         choice: what was chosen so far.
 
     Raises:
-        FileNotFoundError, ValueError: see there.
+        FileNotFoundError, ValueError: see `ssd.training.splits.open_sets`.
     """
     sets = open_sets(choice.settings)
     if not choice.waits:

@@ -74,7 +74,10 @@ def local_file(source: str | PathLike[str]) -> str | PathLike[str]:
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """Makes the errors of huggingface_hub in a block name the source and say what to do; not that a file is missing."""
+    """Rewrites errors of huggingface_hub so that they name the source and say what to do.
+
+    RemoteEntryNotFoundError passes unchanged.
+    """
     from huggingface_hub import errors
 
     try:
