@@ -91,12 +91,12 @@ def _info(arguments: argparse.Namespace) -> int:
     options = ReadOptions(**fields_given(arguments, ReadOptions))
     dataset = _open(arguments, options)
     asked = Settings(tuple(arguments.data), **given, reading=dataset.options)
-    choice = _choice(asked, dataset)
+    names, splits, why_none = _splits(asked, dataset.classes)
+    choice = _choice(asked, dataset, names, splits)
     settings = choice.settings
     with torch.device("meta"):
         network = build_network(str(settings.network), 2, **settings.network_options())
     fit = measure_fit(dataset, network)
-    splits, why_none = _splits(asked, dataset.classes)
     pictures = {name: part.pictures for name, part in splits.items()} if len(splits) > 1 else {}
     say(summary(dataset))
     say("objects: " + ", ".join(f"{n} {name}" for name, n in dataset.counts.items()))
@@ -130,16 +130,31 @@ def _open(arguments: argparse.Namespace, options: ReadOptions) -> BoxDataset:
         return open_dataset(arguments.data, options=options._replace(skip_unreadable=1.0))
 
 
-def _choice(settings: Settings, dataset: BoxDataset) -> Choice:
-    """What training would choose on this machine."""
+def _choice(
+    settings: Settings, dataset: BoxDataset, names: dict[str, str | None], splits: dict[str, BoxDataset]
+) -> Choice:
+    """What training would choose on this machine.
+
+    Args:
+        settings: the settings of the run.
+        dataset: all pictures.
+        names, splits: see `_splits`. Without names, or objects to learn from, training ends with an error; then all
+            pictures decide.
+    """
     from ssd.runtime.device import pick_device
-    from ssd.training.choice import choose_network, fit_to_data, open_chosen
+    from ssd.training.choice import choose_network, fit_to_data
+    from ssd.training.splits import divided, objects_of
 
     choice, _ = choose_network(settings, pick_device())
-    try:
-        return open_chosen(choice)[1] if choice.waits else choice
-    except ValueError:  # training asks which split is meant, or has nothing to learn from
-        return fit_to_data(choice, dataset.objects, dataset.classes)
+    if not choice.waits:
+        return choice
+    whole = splits.get(names.get("split") or "", dataset)
+    if names and sum(whole.counts.values()):
+        used = set().union(*(part.used_classes for part in (whole, *splits.values())))
+        whole = whole.with_classes([name for name in whole.classes if name in used])
+        train = whole if names["val_split"] else divided(whole, settings)[0]
+        return fit_to_data(choice, objects_of(train), whole.classes)
+    return fit_to_data(choice, dataset.objects, dataset.classes)
 
 
 def _check_pixels(pictures: Sequence[AnyFile]) -> int:
@@ -154,17 +169,22 @@ def _check_pixels(pictures: Sequence[AnyFile]) -> int:
     return int(len(unreadable) > 0)
 
 
-def _splits(settings: Settings, classes: Sequence[str]) -> tuple[dict[str, BoxDataset], str]:
-    """The splits for training, validation and test, as far as the data has them, and why there are none."""
+def _splits(settings: Settings, classes: Sequence[str]) -> tuple[dict[str, str | None], dict[str, BoxDataset], str]:
+    """Opens the splits for training, validation and test, as far as the data has them.
+
+    Returns:
+        The result of `choose_splits`, the splits, and why both are empty if training would ask for a split.
+    """
     from ssd.data import open_dataset
     from ssd.training.splits import choose_splits
 
     try:
         names = choose_splits(Settings(settings.data))
-    except ValueError as error:  # there are several splits of a kind; training asks for one
-        return {}, str(error)
+    except ValueError as error:  # there are several splits of a kind
+        return {}, {}, str(error)
     chosen = dict.fromkeys(filter(None, names.values()))
-    return {name: open_dataset(settings.data, name, classes, options=settings.reading) for name in chosen}, ""
+    splits = {name: open_dataset(settings.data, name, classes, options=settings.reading) for name in chosen}
+    return names, splits, ""
 
 
 def _write_report(

@@ -104,10 +104,9 @@ def open_sets(settings: Settings, levels: Levels | None = None) -> Sets:
             notes.append(f"classes left out, since they have no objects: {', '.join(unused)}")
     whole, val = whole.with_classes(classes), val and val.with_classes(classes)
     sets = Sets(whole, val, test and test.with_classes(classes), names, classes, notes)
-    if val is None and settings.held_out and len(whole) > 1:
-        held_out = held_out_pictures(len(whole), settings.held_out, settings.seed)
-        trained = sorted(set(range(len(whole))).difference(held_out))
-        sets = sets._replace(train=Subset(whole, trained), val=Subset(whole, held_out))
+    if val is None:
+        train, held_out = divided(whole, settings)
+        sets = sets._replace(train=train, val=held_out)
     return prepared(_tiled(sets, settings) if settings.tiles else sets, settings)
 
 
@@ -155,6 +154,15 @@ def _view(pictures: Pictures, transform: Callable[..., Any], keep_crowds: bool) 
     if isinstance(pictures, Subset):
         return Subset(whole_of(pictures)[0].view(transform, keep_crowds), pictures.indices)
     return pictures.view(transform, keep_crowds)
+
+
+def divided(whole: BoxDataset, settings: Settings) -> tuple[Pictures, Pictures | None]:
+    """Divides the pictures of a run without a validation split: those for training, and those that are held out."""
+    if not settings.held_out or len(whole) < 2:
+        return whole, None
+    held_out = held_out_pictures(len(whole), settings.held_out, settings.seed)
+    trained = sorted(set(range(len(whole))).difference(held_out))
+    return Subset(whole, trained), Subset(whole, held_out)
 
 
 def held_out_pictures(n: int, share: float, seed: int) -> list[int]:

@@ -3,15 +3,21 @@
 import json
 import math
 import re
+from collections import Counter
 
 import pytest
+import torch
 from small_datasets import add_picture, add_split, cut
 
 import ssd_ext._info
 from ssd.cli import main
-from ssd.data import AUGMENTATIONS, speed
+from ssd.data import AUGMENTATIONS, annotations, findings, speed
+from ssd.data.duplicates import equal_files
+from ssd.data.reading import read_header
 from ssd.data.shapes import SHAPE_CLASSES
 from ssd.networks.priors import PRESETS
+from ssd.training.choice import choose_network, open_chosen
+from ssd.training.settings import Settings
 
 
 def test_info_lists_every_op(capsys):
@@ -41,6 +47,26 @@ def test_info_of_data(shapes, capsys, monkeypatch):
     text = "".join(file.read_text() for file in (shapes / "Annotations").iterdir())
     assert {name: int(counts[name]) for name in SHAPE_CLASSES} == {n: text.count(f"<name>{n}<") for n in SHAPE_CLASSES}
     assert all(f"  {name}: " in printed for name in (*SHAPE_CLASSES, *PRESETS))
+
+
+@pytest.mark.parametrize("splits", [{}, {"train": "012345678", "test": "9"}, {"train": "012345678", "val": "9"}])
+def test_info_opens_each_split_once_and_chooses_what_training_chooses(tmp_path, capsys, monkeypatch, splits):
+    """Of the pictures that are not held out, and of the classes that have objects: here the last picture is odd."""
+    for number in range(10):
+        side = 4 if number == 9 else 20 + number
+        add_picture(tmp_path, str(number), [("dot", 1, 1, 1 + side, 1 + side)])
+    for name, numbers in splits.items():
+        add_split(tmp_path, name, *numbers)
+    choice, _ = choose_network(Settings((str(tmp_path),)), torch.device("cpu"))
+    _, choice = open_chosen(choice)
+    read, compared = [], []
+    monkeypatch.setattr(annotations, "read_header", lambda path: read.append(str(path)) or read_header(path))
+    monkeypatch.setattr(findings, "equal_files", lambda pictures: compared.extend(pictures) or equal_files(pictures))
+    monkeypatch.setattr("ssd.runtime.device.pick_device", lambda: torch.device("cpu"))
+    assert main(["info", str(tmp_path)]) == 0
+    assert "\n".join(choice.notes) in capsys.readouterr().out
+    assert set(Counter(read).values()) == {2 if splits else 1}
+    assert len(compared) == sum(map(len, splits.values()))
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
