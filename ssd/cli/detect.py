@@ -285,7 +285,8 @@ def _detect_share(arguments: argparse.Namespace, ranks: Ranks) -> int:
                     skip(found)
                 else:
                     results.add(found)
-                    cut += [found.picture.path] * found.picture.cut
+                    if found.picture.cut:
+                        cut.append(found.picture.path)
                     full += detector.tiles is None and len(found) == detector.options.top_k
                     bar.write(printable(f"{found.picture.path}: {found}"))
                     bar.update()

@@ -201,7 +201,7 @@ def _write_report(
 
     settings = choice.settings
     layout = settings.priors or network_class(str(settings.network)).layouts[0]
-    notes = [*choice.notes, *[f"no splits are compared: {why_none}"] * bool(why_none)]
+    notes = [*choice.notes, *([f"no splits are compared: {why_none}"] if why_none else [])]
     origin = DataOrigin(arguments.command_line, arguments.data, str(settings.network), layout, notes)
     write_data_report(arguments.report, dataset, splits, fit, origin)
     say(f"{arguments.report}: the report, for a browser")

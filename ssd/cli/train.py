@@ -90,8 +90,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume is True:
         if arguments.data or given or loss or reading:
             names = [f"--{name.replace('_', '-')}" for name in (*given, *loss, *reading)]
-            extra = ["DATA"] * bool(arguments.data) + names
-            longer = f". {LONGER}" * (not given.keys().isdisjoint(LENGTHS))
+            extra = ["DATA", *names] if arguments.data else names
+            longer = "" if given.keys().isdisjoint(LENGTHS) else f". {LONGER}"
             raise ValueError(f"--resume continues with the settings of the run; leave out {', '.join(extra)}{longer}")
         settings = None
     elif not arguments.data:

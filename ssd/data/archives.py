@@ -333,7 +333,7 @@ def _opened(root: str) -> Folder | list[str]:
     if len(names) > 1 or _is_archive(root):
         for name in names:
             if not os.path.isfile(name):
-                hint = ' (patterns with "*" work without quotes)' * ("*" in name)
+                hint = ' (patterns with "*" work without quotes)' if "*" in name else ""
                 raise FileNotFoundError(f"{name}: no such file{hint}")
         return names
     if os.path.isdir(root):

@@ -133,7 +133,7 @@ def _with_header(names: list[str], delimiter: str) -> Layout | None:
         remarks.append(f"left, top, width and height in the column {names[columns['box']]!r}, as COCO has them")
     if "class" not in columns:
         others = [name for name in names if _plain(name) not in ROLES]
-        unused = f" (not used: {', '.join(others)})" * bool(others)
+        unused = f" (not used: {', '.join(others)})" if others else ""
         remarks.append(f"no column for the class{unused}, so all objects are of the class {ONLY!r}")
     return layout._replace(problem=problem, remark=printable("; ".join(remarks)))
 

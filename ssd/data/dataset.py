@@ -143,17 +143,14 @@ class BoxDataset(ABC, Dataset[tuple[Any, dict[str, Tensor]]]):
         read = self._read(folders, split)
         if not len(read.pictures):
             there = "; ".join(folder.contents() for folder in folders)
-            raise ValueError(
-                f"{names}: no annotated pictures"
-                + f" in split {split!r}" * (split is not None)
-                + f"; there are {there}"
-            )
+            of_split = "" if split is None else f" in split {split!r}"
+            raise ValueError(f"{names}: no annotated pictures{of_split}; there are {there}")
         self.classes = tuple(map(composed, self._names(read.names) if classes is None else classes))
         if classes is None:
             self.classes = tuple(dict.fromkeys(self.classes))
         wanted = read
         if options.only is not None:
-            of_split = f" in the split {split}" * (split is not None)
+            of_split = "" if split is None else f" in the split {split}"
             only = list(map(composed, options.only))
             check_known(f"{names}{of_split}: only", only, self.classes)
             if classes is None:

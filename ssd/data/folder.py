@@ -262,8 +262,9 @@ class Folder:
             f"{n} {suffix or 'files'} {f'in {place}' if place else 'at the top'}"
             for (place, suffix), n in sorted(counts.items())
         ]
-        more = [f"and {len(said) - at_most} more kinds"] * (len(said) > at_most)
-        return ", ".join(said[:at_most] + more) or "nothing"
+        if len(said) > at_most:
+            said[at_most:] = [f"and {len(said) - at_most} more kinds"]
+        return ", ".join(said) or "nothing"
 
     def lists(self) -> dict[str, str]:
         """Finds text files at the top that are named like splits, such as train.txt, by their names without suffix."""

@@ -81,7 +81,9 @@ def usable_objects(read: Annotations, classes: Sequence[str], form: type[BoxForm
             reason = "no box" if np.isnan(box).all() else "not finite"
         elif not extended[row]:
             x0, y0, x1, y1 = edges[:, row]
-            reason = "no width or height" + ", because its corners are swapped" * bool(x1 < x0 or y1 < y0)
+            reason = "no width or height"
+            if x1 < x0 or y1 < y0:
+                reason += ", because its corners are swapped"
         else:
             reason = f"outside the picture of {width[row]:.0f} x {height[row]:.0f}"
         file, name = read.files[picture_of[row]], read.names[read.labels[row]]

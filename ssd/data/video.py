@@ -294,8 +294,9 @@ class Video:
         stream = container.streams.best("video")
         if stream is None:
             kinds = ", ".join(each.type for each in container.streams)
+            only = f", only {kinds}" if kinds else ""
             container.close()
-            raise VideoReadError(f"{self.name}: has no video{', only ' * bool(kinds)}{kinds}")
+            raise VideoReadError(f"{self.name}: has no video{only}")
         if not is_device(self._source):
             stream.thread_type = "AUTO"  # decodes several frames at once, which would delay those of a live source
         return container, stream

@@ -244,7 +244,7 @@ def _box(numbers: list[float], key_points: tuple[int, int] | None) -> tuple[tupl
     if key_points is None and n >= 7 and (n - 4) % 3 == 0 and (n % 2 or set(flags) <= {0.0, 1.0, 2.0}):
         return tuple(numbers[:4]), KEY_POINTS
     if n < 6 or n % 2:
-        scored = " (a fifth number is perhaps the score of a detection)" * (n == 5)
+        scored = " (a fifth number is perhaps the score of a detection)" if n == 5 else ""
         raise ValueError(f"must have 4 numbers, or the x and y of at least 3 corners{scored}")
     if key_points is None and _like_key_points(numbers):
         raise ValueError(

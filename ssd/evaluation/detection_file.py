@@ -111,6 +111,8 @@ class DetectionFile:
             places[image_id] = best[0]
             taken[best[0]] = index
         if missing := set(range(len(pictures))).difference(taken):
-            names = f"{pictures[min(missing)]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+            names = str(pictures[min(missing)])
+            if len(missing) > 1:
+                names += f" and {len(missing) - 1} more"
             raise ValueError(f"{self.path}: does not have {names} of the data; use a split whose pictures it has")
         return places

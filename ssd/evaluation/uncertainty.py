@@ -122,5 +122,5 @@ def describe(result: EvalResult, bounds: tuple[float, float] | None) -> str | No
     if (total := sum(counts.values())) < FEW:
         few.append(f"{total} in all")
     if few:
-        line += "; " * bool(line) + f"few objects ({', '.join(few)}), so small differences are chance"
+        line += f"{'; ' if line else ''}few objects ({', '.join(few)}), so small differences are chance"
     return line or None

@@ -339,9 +339,11 @@ class Detector:
         failed = False  # whether a part of the current picture could not be read
         for part, pixels in samples:
             failed = failed and part is not None and not part.first
+            if failed:
+                continue
             if part is not None and isinstance(pixels, Tensor):
-                batch += [(part, pixels)] * (not failed)
-            elif isinstance(pixels, Exception) and not failed:
+                batch.append((part, pixels))
+            elif isinstance(pixels, Exception):
                 failed = True
                 if on_error is None:
                     raise pixels

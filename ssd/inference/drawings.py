@@ -68,7 +68,7 @@ def plan_drawings(
         elif path.exists():
             raise ValueError(f"{path}: neither a file nor a folder")
         else:
-            hint = "; URLs are not read here" * bool(re.match(r"\w{2,}:/", str(path)))
+            hint = "; URLs are not read here" if re.match(r"\w{2,}:/", str(path)) else ""
             raise FileNotFoundError(f"{path}: no such file or folder{hint}")
     for line in describe_unreadable(unreadable):
         fail(ImageReadError(line))

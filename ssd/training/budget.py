@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from ssd.data.findings import counted
 from ssd.training.recipes import eval_every_for
 
 SKIPPED = 10  # first steps of a process, which are slower, or faster because the workers have read ahead
@@ -88,10 +89,8 @@ class Budget:
         least = math.ceil(step / work.steps)
         most = least + int(max(0.0, left) / max(work.steps * self.step_seconds, 1e-9))
         epochs = next((n for n in range(most, least, -1) if needed(n) <= left), least)
-        fits = needed(epochs) <= left
+        longer = "" if needed(epochs) <= left else ", although this takes longer"
         return epochs, (
-            f"minutes {self.minutes:g}: {epochs} epoch{'s' * (epochs > 1)}"
-            + ("" if fits else ", although this takes longer")
-            + f"; a step takes {self.step_seconds:.3g} s, and the whole run about "
-            f"{(passed + needed(epochs)) / 60:.3g} minutes"
+            f"minutes {self.minutes:g}: {counted(epochs, 'epoch', 'epochs')}{longer}; a step takes "
+            f"{self.step_seconds:.3g} s, and the whole run about {(passed + needed(epochs)) / 60:.3g} minutes"
         )

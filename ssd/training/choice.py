@@ -50,7 +50,8 @@ class Choice(NamedTuple):
         lines = []
         if reasons := [reason for reason in (self.why, self.fit) if reason]:
             name, size = str(self.settings.network), self.settings.input_size
-            flags = " or ".join(["--network"] * bool(self.why) + ["--size"] * bool(network_class(name).sizes))
+            by_flag = {"--network": self.why, "--size": network_class(name).sizes}
+            flags = " or ".join(flag for flag, has in by_flag.items() if has)
             lines.append(f"network {name} at {size} pixels: {'; '.join(reasons)} ({flags} overrides this)")
         if self.halves:
             lines.append(f"mosaic {self.settings.mosaic:g}: {self.halves} (--mosaic overrides this)")

@@ -128,7 +128,8 @@ def open_run(
     few = ""
     if per_epoch < settings.batch_size:
         few = f"; an epoch has only {counted(per_epoch, 'picture', 'pictures')}: add pictures"
-        few += ", or hold out none (held_out 0)" * isinstance(sets.val, Subset)
+        if isinstance(sets.val, Subset):
+            few += ", or hold out none (held_out 0)"
     _check_share(model, min(settings.batch_size, per_epoch), settings.accumulate, ranks.size, few)
     return Opened(settings, sets, fingerprints, repeats, per_epoch, budget, model, state)
 
@@ -194,8 +195,8 @@ def _check_share(model: nn.Module, batch: int, parts: int, processes: int, few: 
     """
     share = batch // processes // parts
     if not share:
-        shared = f"shared by {processes} processes" + f" in {parts} parts each" * (parts > 1)
-        raise ValueError(f"a batch of {batch} pictures cannot be {shared}{few}")
+        each = f" in {parts} parts each" if parts > 1 else ""
+        raise ValueError(f"a batch of {batch} pictures cannot be shared by {processes} processes{each}{few}")
     if share == 1 and any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise ValueError(
             f"batch normalisation needs at least 2 pictures at once, but a batch of {batch} pictures leaves 1 "

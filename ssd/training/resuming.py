@@ -63,10 +63,10 @@ def check_same(asked: Settings, run: Settings, given: Collection[str] | None, ou
         if wanted is not None and wanted != has:
             changes.append(f"{name} is {_shown(has)} in the run, but {_shown(wanted)} was given")
     if changes:
-        longer = any(change.split()[0] in LENGTHS for change in changes)
+        longer = f". {LONGER}" if any(change.split()[0] in LENGTHS for change in changes) else ""
         raise ValueError(
             f"{out} has a run with other settings: {'; '.join(changes)}. To continue it, give the settings of the run, "
-            f"or leave them out; for a new run, choose another folder" + f". {LONGER}" * longer
+            f"or leave them out; for a new run, choose another folder{longer}"
         )
 
 

@@ -232,7 +232,10 @@ class _Run:
         """Says that a step with so many pictures in this process needs too much memory, and what helps."""
         size, parts = self.model.input_size, 2 * self.settings.accumulate
         helps = [f"--accumulate {parts}, which runs the batch in smaller parts"] if pictures // parts > 1 else []
-        helps += ["a smaller --batch-size", *["a smaller --size"] * (self.model.sizes is not None), "another --network"]
+        helps.append("a smaller --batch-size")
+        if self.model.sizes is not None:
+            helps.append("a smaller --size")
+        helps.append("another --network")
         return (
             f"{self.device} has too little free memory for a step with {pictures} pictures of {size} x {size} pixels; "
             f"use {', or '.join(helps)}"

@@ -208,4 +208,4 @@ def _class_names(n: int, peer: Peer | None = None) -> Sequence[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) or "nothing"
+    return ", ".join([*names[:3], "..."] if len(names) > 3 else names) or "nothing"
