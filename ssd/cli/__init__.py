@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ssd {arguments.command}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError, ImportError, MemoryError) as error:
+        if os.environ.get("SSD_TRACEBACK"):
+            raise
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             if arguments.command != "info":
                 print(f"ssd {arguments.command}: stopped, because nobody reads its output any more", file=sys.stderr)

@@ -181,8 +181,8 @@ class Video:
     Raises:
         ImportError: PyAV is not installed.
         FileNotFoundError: there is no such file.
-        VideoReadError: the source cannot be opened, or has no video. Iterating raises it if the source breaks, or if it
-            has no frames.
+        VideoReadError: the source cannot be opened, or has no video. Iterating raises it if the source breaks, if it
+            has no frames, or if they were read already.
 
     Examples:
         >>> from PIL import Image
@@ -212,6 +212,7 @@ class Video:
         if not is_device(self._source) and not os.path.isfile(self._source):
             raise FileNotFoundError(f"{self.name}: no such file")
         self._closed = threading.Event()  # also ends a pause between two attempts
+        self._begun = False  # whether an iteration has begun, which closes the container
         self._attempts = 0
         self.faults: list[str] = []
         self._container, self._stream = self._connect()
@@ -223,8 +224,15 @@ class Video:
     def close(self) -> None:
         """Ends the frames, also if another thread reads them: after the next one, or after `timeout`."""
         self._closed.set()
+        if not self._begun:
+            self._container.close()
 
     def __iter__(self) -> Iterator[Frame]:
+        if self._begun:
+            raise VideoReadError(f"{self.name}: its frames were read already: open it again")
+        self._begun = True
+        if self._closed.is_set():
+            return
         number, damaged, times = 0, 0, _Times(self.live, 1 / self.rate)
         while True:
             broken = ""

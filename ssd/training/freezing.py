@@ -1,7 +1,6 @@
 """Freezing of the first stages of a backbone, whose weights are good already."""
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssd.networks import Network
 
@@ -31,5 +30,6 @@ def training_mode(model: nn.Module) -> None:
     """Puts a network into training mode, but batch norm of frozen stages into evaluation mode."""
     model.train()
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+        norm = isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        if norm and module.weight is not None and not module.weight.requires_grad:
             module.eval()

@@ -43,6 +43,12 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_shows_where_it_comes_from_if_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError, match="no such"):
+        main(["info", str(tmp_path / "none")])
+
+
 def run_ssd(*arguments: str, out: int = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ssd", *arguments]
     variables = {n: v for n, v in os.environ.items() if n not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | environment

@@ -256,6 +256,18 @@ def test_closing_ends_a_pause(stream, monkeypatch):
         assert not thread.is_alive()
 
 
+def test_a_closed_video_gives_no_frames_and_a_second_reading_is_an_error(tmp_path):
+    clip = Video(write_clip(tmp_path / "a.mp4", 2))
+    clip.close()
+    with pytest.raises(AssertionError, match="not open"):  # of PyAV: the file is not open any more
+        next(clip._container.demux())
+    assert list(clip) == []
+    clip = Video(tmp_path / "a.mp4")
+    assert len(list(clip)) == 2
+    with pytest.raises(VideoReadError, match=r"a\.mp4: its frames were read already: open it again"):
+        list(clip)
+
+
 def test_a_frame_of_pyav_is_a_picture(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 1)
     set_matrix(path, 0, 1, -1, 0)
