@@ -61,7 +61,7 @@ def test_info_opens_each_split_once_and_chooses_what_training_chooses(tmp_path, 
     _, choice = open_chosen(choice)
     read, compared = [], []
     monkeypatch.setattr(annotations, "read_header", lambda path: read.append(str(path)) or read_header(path))
-    monkeypatch.setattr(findings, "equal_files", lambda pictures: compared.extend(pictures) or equal_files(pictures))
+    monkeypatch.setattr(findings, "equal_files", lambda files, of: compared.extend(files) or equal_files(files, of))
     monkeypatch.setattr("ssd.runtime.device.pick_device", lambda: torch.device("cpu"))
     assert main(["info", str(tmp_path)]) == 0
     assert "\n".join(choice.notes) in capsys.readouterr().out
