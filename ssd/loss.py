@@ -259,14 +259,13 @@ def _check_format(name: str, boxes: Tensor) -> None:
 
 def _check_corners(boxes: Tensor) -> None:
     """Raises ValueError if a box, of at least one, is inverted or NaN."""
-    right = boxes[:, 2:] >= boxes[:, :2]
-    if not right.all():
-        wrong = int((~right.all(1)).nonzero()[0, 0])
-        box = ", ".join(f"{value:g}" for value in boxes[wrong].tolist())
-        raise ValueError(
-            f"boxes must be xyxy with x0 <= x1 and y0 <= y1, got [{box}] for object {wrong} of the batch, counted from "
-            "0: convert boxes in another format, such as xywh"
-        )
+    for number, box in enumerate(boxes.tolist()):  # for the few boxes of a batch, faster than operations on tensors
+        x0, y0, x1, y1 = box
+        if not (x0 <= x1 and y0 <= y1):
+            raise ValueError(
+                f"boxes must be xyxy with x0 <= x1 and y0 <= y1, got [{', '.join(f'{side:g}' for side in box)}] for "
+                f"object {number} of the batch, counted from 0: convert boxes in another format, such as xywh"
+            )
 
 
 def _mean_over_processes(n_pos: Tensor) -> Tensor:
