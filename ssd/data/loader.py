@@ -87,9 +87,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for sample in samples:
         parts = sample if isinstance(sample, (tuple, list)) else ()
         if len(parts) != 2 or not isinstance(parts[1], Mapping):
-            got = f"a {type(sample).__name__}" + f" of {', '.join(type(part).__name__ for part in parts)}" * bool(parts)
+            of_what = f" of {', '.join(type(part).__name__ for part in parts)}" if parts else ""
             raise ValueError(
-                f'a sample must be (image, target), the target a dict with "boxes" and "labels"; got {got}'
+                'a sample must be (image, target), the target a dict with "boxes" and "labels"; got a '
+                f"{type(sample).__name__}{of_what}"
             )
     images, targets = zip(*samples, strict=True)
     boxes_of = [t["boxes"].reshape(-1, 4) for t in targets]  # an empty list has the shape (0,)

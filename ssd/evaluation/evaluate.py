@@ -24,6 +24,7 @@ from ssd.inference.detector import Detector
 from ssd.inference.prediction import Predict, predictor
 from ssd.loss import check_in_fractions
 from ssd.networks import Network
+from ssd.networks.network import unwrapped
 from ssd.runtime.packed import Packed, splits_of
 from ssd.runtime.processes import ALONE, Ranks
 from ssd_ext import DetectionOptions
@@ -182,7 +183,7 @@ def detect_all(
     # Subset works with any object that has __getitem__, although torch declares only Dataset.
     mine: Subset[Sample] = Subset(dataset, indices)  # type: ignore[arg-type]
     if isinstance(model, nn.Module):
-        device = next(model.buffers()).device  # its priors are among them
+        device = unwrapped(model).priors_cxcy.device
     loader = eval_loader(mine, batch_size, workers, device)
     waiting: list[Padded] = []
     detections: list[Packed[Found]] = []

@@ -124,6 +124,19 @@ def test_evaluate_hands_the_metric_on() -> None:
         evaluate(*three_boxes(), CLASSES, method="voc", quiet=True)
 
 
+def test_a_module_without_buffers_is_measured() -> None:
+    """Its priors are a plain attribute."""
+
+    class Plain(torch.nn.Module):
+        priors_cxcy = torch.tensor([[0.5, 0.5, 0.4, 0.4]])
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(len(images), 1, 4), torch.tensor([0.0, 9.0]).expand(len(images), 1, 2)
+
+    sample = torch.zeros(3, 8, 8), {"boxes": torch.tensor([[0.3, 0.3, 0.7, 0.7]]), "labels": torch.tensor([1])}
+    assert evaluate(Plain(), [sample] * 2, ["a"], workers=0, quiet=True).mAP == 1
+
+
 def test_modes_are_restored() -> None:
     """Also after an error, and also where only a part is in training mode, as with frozen stages."""
     model, samples = three_boxes()
